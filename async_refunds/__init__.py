@@ -1,0 +1,1 @@
+"""Cancel Stripe refunds from asyncio, and know what happened."""

@@ -1,0 +1,60 @@
+"""Real sockets on fake time: what every test of this suite stands on."""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import pytest
+
+# Long enough for the kernel to carry a packet over the loopback to a socket of the
+# same process, short enough that a suite full of time-outs stays quick.
+GRACE = 0.002
+
+
+class JumpingSelector(selectors.DefaultSelector):
+    """Wait for no clock: when no socket is ready, time jumps to the next timer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.jumped = 0.0
+
+    def select(
+        self, timeout: float | None = None
+    ) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is None or timeout <= 0:
+            return super().select(timeout)
+        ready = super().select(min(timeout, GRACE))
+        if not ready:
+            self.jumped += timeout
+        return ready
+
+
+class JumpingEventLoop(asyncio.SelectorEventLoop):
+    """An event loop on real sockets whose clock runs ahead whenever it would wait.
+
+    Work in another thread or process is invisible to it: a test that waits for such
+    work asks for the plain loop (``@pytest.mark.asyncio(loop_factories=["real"])``).
+    """
+
+    def __init__(self) -> None:
+        self._jumping = JumpingSelector()
+        super().__init__(self._jumping)
+
+    def time(self) -> float:
+        return super().time() + self._jumping.jumped
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Give a test the jumping loop unless it asks for the real one."""
+    del config
+    marker = item.get_closest_marker("asyncio")
+    if marker is not None and "loop_factories" in marker.kwargs:
+        return {"fake": JumpingEventLoop, "real": asyncio.SelectorEventLoop}
+    return {"fake": JumpingEventLoop}
