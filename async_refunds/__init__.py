@@ -1,1 +1,79 @@
-"""Cancel Stripe refunds from asyncio, and know what happened."""
+"""Cancel Stripe refunds from asyncio, and know what happened.
+
+async with RefundsClient(api_key) as refunds:
+    refund = await refunds.cancel("re_1Nispe2eZvKYlo2Cd31jOCgZ")
+"""
+
+from .client import STRIPE_VERSION, RefundsClient
+from .errors import (
+    APIConnectionError,
+    APIError,
+    APIStatusError,
+    APITimeoutError,
+    AuthenticationError,
+    IdempotencyError,
+    InvalidRequestError,
+    OutcomeUnknownError,
+    PermissionDeniedError,
+    RateLimitError,
+    RefundNotCancelableError,
+    RefundNotFoundError,
+    RefundsError,
+)
+from .models import (
+    Attempt,
+    BankDestination,
+    CardDestination,
+    CryptoDestination,
+    DestinationDetails,
+    DisplayDetails,
+    EmailSent,
+    LastResponse,
+    NetworkDestination,
+    NextAction,
+    PaypalDestination,
+    PlainDestination,
+    PresentmentDetails,
+    Refund,
+    id_of,
+)
+from .protocol import CreatedRange
+from .retry import RetryBudget, RetryPolicy
+from .version import __version__
+
+__all__ = [
+    "STRIPE_VERSION",
+    "APIConnectionError",
+    "APIError",
+    "APIStatusError",
+    "APITimeoutError",
+    "Attempt",
+    "AuthenticationError",
+    "BankDestination",
+    "CardDestination",
+    "CreatedRange",
+    "CryptoDestination",
+    "DestinationDetails",
+    "DisplayDetails",
+    "EmailSent",
+    "IdempotencyError",
+    "InvalidRequestError",
+    "LastResponse",
+    "NetworkDestination",
+    "NextAction",
+    "OutcomeUnknownError",
+    "PaypalDestination",
+    "PermissionDeniedError",
+    "PlainDestination",
+    "PresentmentDetails",
+    "RateLimitError",
+    "Refund",
+    "RefundNotCancelableError",
+    "RefundNotFoundError",
+    "RefundsClient",
+    "RefundsError",
+    "RetryBudget",
+    "RetryPolicy",
+    "__version__",
+    "id_of",
+]

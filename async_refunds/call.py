@@ -1,0 +1,214 @@
+"""One call: its deadline, its attempts, and what they leave possible.
+
+A cancel may take several requests under one key, and a read that settles them. The
+call remembers across all of them what a single answer cannot know: that an earlier
+attempt may have landed.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import msgspec
+
+from . import refusal
+from .models import Attempt, LastResponse, Refund, attach
+from .protocol import (
+    Advice,
+    Cause,
+    Failure,
+    Outcome,
+    Reply,
+    Response,
+    advise,
+    is_replay,
+    is_success,
+    request_id,
+)
+from .retry import retried
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from .protocol import Request
+    from .retry import RetryBudget, RetryPolicy
+    from .session import Session
+
+logger = logging.getLogger("async_refunds")
+
+T = TypeVar("T")
+
+# What the log says of an answer with a good status and a body of no use.
+UNREADABLE = "unreadable"
+
+# A quarter of the call, and never more than ten seconds, is kept for the read that
+# settles an unknown outcome: Stripe answers a read in well under one.
+_SETTLING_SHARE, _SETTLING_LIMIT = 0.25, 10.0
+# No retry starts with less than this left. One that is sent and cut off by the deadline
+# proves nothing, and takes from what the attempts before it had proved.
+_ROOM_SHARE, _ROOM_LIMIT = 0.1, 1.0
+
+
+class Attempted(msgspec.Struct, Generic[T], frozen=True):
+    """An attempt that ended: what came back, and what to make of it."""
+
+    reply: Reply
+    advice: Advice[T]
+
+    @property
+    def retry(self) -> bool:
+        """Whether the same request may go out again."""
+        return self.advice.retry
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether it failed for want of time."""
+        return isinstance(self.reply, Failure) and self.reply.cause in (
+            Cause.TIMEOUT,
+            Cause.CONNECT_TIMEOUT,
+        )
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """What the calls of one client share."""
+
+    session: Session
+    policy: RetryPolicy
+    budget: RetryBudget
+    attempt_timeout: float
+    on_attempt: Callable[[Attempt], object] | None
+    clock: Callable[[], float]
+    sleep: Callable[[float], Awaitable[None]]
+    random: Callable[[], float]
+
+
+class Call:
+    """One awaited method of the client.
+
+    Args:
+        caller: What it shares with the other calls.
+        timeout: Seconds for everything: each attempt, each sleep, the settling read.
+    """
+
+    __slots__ = ("_caller", "_timeout", "ambiguous", "attempts", "deadline")
+
+    def __init__(self, caller: Caller, timeout: float) -> None:
+        self._caller = caller
+        self._timeout = timeout
+        self.deadline = caller.clock() + timeout
+        self.attempts: tuple[Attempt, ...] = ()
+        """Every request so far, oldest first."""
+        self.ambiguous = False
+        """Whether a cancel of this call may have landed without a word of it."""
+
+    async def cancel(self, request: Request[T]) -> Attempted[T]:
+        """Exchange a cancel, and leave time to settle what it may leave open."""
+        reserve = min(self._timeout * _SETTLING_SHARE, _SETTLING_LIMIT)
+        return await self._exchange(request, self.deadline - reserve)
+
+    async def read(self, request: Request[T]) -> Attempted[T]:
+        """Exchange a read within what is left of the call."""
+        return await self._exchange(request, self.deadline)
+
+    async def _exchange(self, request: Request[T], until: float) -> Attempted[T]:
+        first = await self._attempt(request, until, slept=0.0)
+        if not first.advice.retry:
+            return first
+        caller = self._caller
+
+        async def again(slept: float) -> Attempted[T]:
+            return await self._attempt(request, until, slept=slept)
+
+        def note(failed: Attempted[T], pause: float) -> None:
+            logger.info(
+                "%s %s: attempt %d failed (%s), next in %.2f s [key %s]",
+                request.method,
+                request.path,
+                len(self.attempts),
+                refusal.what_failed(failed.reply),
+                pause,
+                request.idempotency_key,
+            )
+
+        return await retried(
+            first,
+            again,
+            policy=caller.policy,
+            budget=caller.budget,
+            until=until,
+            room=min(self._timeout * _ROOM_SHARE, _ROOM_LIMIT),
+            clock=caller.clock,
+            sleep=caller.sleep,
+            random=caller.random,
+            before_sleep=note,
+        )
+
+    async def _attempt(
+        self, request: Request[T], until: float, *, slept: float
+    ) -> Attempted[T]:
+        caller = self._caller
+        began = caller.clock()
+        seconds = min(caller.attempt_timeout, until - began)
+        reply: Reply
+        if seconds > 0:
+            reply = await caller.session.send(request, seconds)
+        else:
+            reply = Failure(Cause.CONNECT_TIMEOUT, "no time left")
+        advice = advise(request, reply)
+        if advice.outcome is Outcome.DONE:
+            caller.budget.succeeded()
+        elif advice.outcome is Outcome.AMBIGUOUS and request.method == "POST":
+            self.ambiguous = True
+        attempted = Attempted(reply, advice)
+        self._note(request, attempted, caller.clock() - began, slept)
+        return attempted
+
+    def _note(
+        self,
+        request: Request[Any],
+        attempted: Attempted[Any],
+        seconds: float,
+        slept: float,
+    ) -> None:
+        reply = attempted.reply
+        status = failure = name = None
+        if isinstance(reply, Response):
+            status, name = reply.status, request_id(reply)
+            if is_success(reply) and attempted.advice.outcome is not Outcome.DONE:
+                failure = UNREADABLE
+        else:
+            failure = reply.cause.value
+        attempt = Attempt(
+            number=len(self.attempts) + 1,
+            method=request.method,
+            path=request.path,
+            status=status,
+            failure=failure,
+            request_id=name,
+            seconds=seconds,
+            slept=slept,
+        )
+        self.attempts += (attempt,)
+        if self._caller.on_attempt is None:
+            return
+        try:
+            self._caller.on_attempt(attempt)
+        except Exception:
+            # The caller's own hook must not change what the caller is told of money.
+            logger.exception("on_attempt raised; the call goes on")
+
+    def remember(self, refund: Refund, reply: Reply, key: str | None) -> None:
+        """Attach to a refund the answer that it was read from, and the way there."""
+        assert isinstance(reply, Response)  # noqa: S101 - a refund came from one
+        attach(
+            refund,
+            LastResponse(
+                status_code=reply.status,
+                request_id=request_id(reply),
+                idempotency_key=key,
+                idempotent_replayed=is_replay(reply),
+                attempts=self.attempts,
+                body=reply.body,
+            ),
+        )

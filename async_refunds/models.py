@@ -1,0 +1,286 @@
+"""Stripe's refund object, and the record of the exchange that brought it.
+
+Field for field https://docs.stripe.com/api/refunds/object, as the schema in
+https://github.com/stripe/openapi has it. Fields this version does not know are
+ignored, and every status or reason is kept as the ``str`` that Stripe sent, since
+both lists are open. A field that Stripe left out is ``None``.
+
+The customer's e-mail address is data of the caller: it can be read from the fields,
+and it is in no ``repr``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self, TypeAlias
+
+import msgspec
+
+Expandable: TypeAlias = str | dict[str, Any] | None
+"""The id of another object, or that object when ``expand`` asked for it."""
+
+
+def id_of(value: Expandable) -> str | None:
+    """Return the id in an expandable field, expanded or not.
+
+    >>> id_of("ch_1"), id_of({"id": "ch_1", "object": "charge"}), id_of(None)
+    ('ch_1', 'ch_1', None)
+    """
+    if isinstance(value, dict):
+        found = value.get("id")
+        return found if isinstance(found, str) else None
+    return value
+
+
+class EmailSent(msgspec.Struct, frozen=True):
+    """When and to whom Stripe wrote for the customer's bank details."""
+
+    email_sent_at: int
+    """Unix time in seconds."""
+    email_sent_to: str
+
+    def __repr__(self) -> str:
+        return f"EmailSent(email_sent_at={self.email_sent_at})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("email_sent_at", self.email_sent_at)]
+
+
+class DisplayDetails(msgspec.Struct, frozen=True):
+    """What the customer was asked for, and until when the refund waits for it."""
+
+    email_sent: EmailSent
+    expires_at: int
+    """Unix time in seconds; the refund turns ``failed`` then."""
+
+
+class NextAction(msgspec.Struct, frozen=True):
+    """What has to happen before a refund in ``requires_action`` can go on."""
+
+    type: str
+    display_details: DisplayDetails | None = None
+
+
+class PresentmentDetails(msgspec.Struct, frozen=True):
+    """The amount in the currency that the customer saw."""
+
+    presentment_amount: int
+    """In the smallest unit of ``presentment_currency``."""
+    presentment_currency: str
+
+
+class CardDestination(msgspec.Struct, frozen=True):
+    """A refund to a card."""
+
+    type: str
+    """``pending``, ``refund``, ``reversal``, or a later word of Stripe's."""
+    reference: str | None = None
+    reference_status: str | None = None
+    reference_type: str | None = None
+
+
+class BankDestination(msgspec.Struct, frozen=True):
+    """A refund to a bank account; ``reference`` traces it there."""
+
+    reference: str | None = None
+    reference_status: str | None = None
+
+
+class NetworkDestination(msgspec.Struct, frozen=True):
+    """A refund through a payment network that may decline it."""
+
+    network_decline_code: str | None = None
+    reference: str | None = None
+    reference_status: str | None = None
+
+
+class CryptoDestination(msgspec.Struct, frozen=True):
+    """A refund to a wallet; ``reference`` is the transaction."""
+
+    reference: str | None = None
+
+
+class PaypalDestination(msgspec.Struct, frozen=True):
+    """A refund to a PayPal account."""
+
+    network_decline_code: str | None = None
+
+
+class PlainDestination(msgspec.Struct, frozen=True):
+    """A refund by a method of which Stripe says no more than its name."""
+
+
+class DestinationDetails(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where the money went: ``type`` names the field that tells more."""
+
+    type: str
+    affirm: PlainDestination | None = None
+    afterpay_clearpay: PlainDestination | None = None
+    alipay: PlainDestination | None = None
+    alma: PlainDestination | None = None
+    amazon_pay: PlainDestination | None = None
+    au_bank_transfer: PlainDestination | None = None
+    blik: NetworkDestination | None = None
+    br_bank_transfer: BankDestination | None = None
+    card: CardDestination | None = None
+    cashapp: PlainDestination | None = None
+    crypto: CryptoDestination | None = None
+    customer_cash_balance: PlainDestination | None = None
+    eps: PlainDestination | None = None
+    eu_bank_transfer: BankDestination | None = None
+    gb_bank_transfer: BankDestination | None = None
+    giropay: PlainDestination | None = None
+    grabpay: PlainDestination | None = None
+    jp_bank_transfer: BankDestination | None = None
+    klarna: PlainDestination | None = None
+    mb_way: BankDestination | None = None
+    multibanco: BankDestination | None = None
+    mx_bank_transfer: BankDestination | None = None
+    nz_bank_transfer: PlainDestination | None = None
+    p24: BankDestination | None = None
+    paynow: PlainDestination | None = None
+    paypal: PaypalDestination | None = None
+    pix: PlainDestination | None = None
+    revolut: PlainDestination | None = None
+    scalapay: PlainDestination | None = None
+    sofort: PlainDestination | None = None
+    swish: NetworkDestination | None = None
+    th_bank_transfer: BankDestination | None = None
+    twint: PlainDestination | None = None
+    us_bank_transfer: BankDestination | None = None
+    wechat_pay: PlainDestination | None = None
+    zip: PlainDestination | None = None
+
+
+class Attempt(msgspec.Struct, frozen=True, gc=False):
+    """One request on the wire, or one that never got there."""
+
+    number: int
+    """1 for the first request of the call; a settling read counts on."""
+    method: Literal["GET", "POST"]
+    path: str
+    status: int | None
+    """The HTTP status; ``None`` if no answer came."""
+    failure: str | None
+    """What went wrong below HTTP (``"refused"``, ``"reset"``, ``"timeout"``, ...)."""
+    request_id: str | None
+    """``req_...``: what Stripe's support and its dashboard ask for."""
+    seconds: float
+    """From asking for a connection to the last byte of the body."""
+    slept: float
+    """Seconds of backoff before this attempt."""
+
+
+class LastResponse(msgspec.Struct, frozen=True):
+    """The answer that a refund was read from, and the way there."""
+
+    status_code: int
+    request_id: str | None
+    idempotency_key: str | None
+    """The key of the cancel; ``None`` for a read."""
+    idempotent_replayed: bool
+    """True if Stripe answered from what it had saved under the key."""
+    attempts: tuple[Attempt, ...]
+    """Every request of the call, oldest first, settling reads among them."""
+    body: bytes
+    """As sent. Empty on an error's refund: it may hold the customer's address."""
+
+    def __repr__(self) -> str:
+        return (
+            f"LastResponse(status_code={self.status_code}, "
+            f"request_id={self.request_id!r}, "
+            f"idempotency_key={self.idempotency_key!r}, "
+            f"attempts={len(self.attempts)}, body=<{len(self.body)} bytes>)"
+        )
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [
+            ("status_code", self.status_code),
+            ("request_id", self.request_id),
+            ("idempotency_key", self.idempotency_key),
+            ("attempts", len(self.attempts)),
+        ]
+
+
+class Refund(msgspec.Struct, frozen=True, dict=True, omit_defaults=True):
+    """A refund as Stripe reported it.
+
+    Amounts are in the smallest unit of ``currency`` (100 for one dollar, 100 for one
+    hundred yen), times are Unix times in seconds. ``msgspec.json.encode`` gives the
+    object back without the fields that have no value.
+    """
+
+    id: str
+    object: str
+    amount: int
+    currency: str
+    """Three letters, lower case: ``"jpy"``."""
+    created: int
+    status: str | None = None
+    """``pending``, ``requires_action``, ``succeeded``, ``failed``, ``canceled``."""
+    balance_transaction: Expandable = None
+    charge: Expandable = None
+    customer: Expandable = None
+    customer_account: str | None = None
+    description: str | None = None
+    destination_details: DestinationDetails | None = None
+    failure_balance_transaction: Expandable = None
+    failure_reason: str | None = None
+    """``merchant_request`` once a refund is canceled."""
+    instructions_email: str | None = None
+    metadata: dict[str, str] | None = None
+    next_action: NextAction | None = None
+    payment_intent: Expandable = None
+    payment_method: Expandable = None
+    pending_reason: str | None = None
+    presentment_details: PresentmentDetails | None = None
+    reason: str | None = None
+    receipt_number: str | None = None
+    source_transfer_reversal: Expandable = None
+    transfer_reversal: Expandable = None
+
+    @property
+    def last_response(self) -> LastResponse:
+        """The answer this refund was read from.
+
+        No part of the JSON, of equality or of the repr; kept by pickle and copy.
+
+        Raises:
+            AttributeError: This refund came from elsewhere than a client's call.
+        """
+        try:
+            found: LastResponse = vars(self)["last_response"]
+        except KeyError:
+            raise AttributeError(
+                "last_response: this refund was not returned by a client"
+            ) from None
+        return found
+
+    def __repr__(self) -> str:
+        return (
+            f"Refund(id={self.id!r}, status={self.status!r}, "
+            f"amount={self.amount!r}, currency={self.currency!r})"
+        )
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        shown = ("id", "status", "amount", "currency")
+        return [(name, getattr(self, name)) for name in shown]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        fields = tuple(getattr(self, name) for name in self.__struct_fields__)
+        return type(self), fields, dict(vars(self))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+    def __copy__(self) -> Self:
+        fields = (getattr(self, name) for name in self.__struct_fields__)
+        copied = type(self)(*fields)
+        vars(copied).update(vars(self))
+        return copied
+
+
+def attach(refund: Refund, last_response: LastResponse) -> None:
+    """Remember on a refund just decoded which answer it was read from."""
+    # Beside the fields, since a frozen struct has them closed, and since there
+    # msgspec's encoder, equality and repr pass over it.
+    vars(refund)["last_response"] = last_response

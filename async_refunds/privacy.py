@@ -1,0 +1,60 @@
+"""Keep the API key and the customer's e-mail address out of what gets printed.
+
+Logs, tracebacks and pickles travel further than anybody planned. So the key lives in
+a string that will not show itself, and what Stripe wrote is scrubbed before it becomes
+part of an error.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TypeAlias
+
+import msgspec
+
+from .models import Refund, attach
+
+JSON: TypeAlias = "dict[str, JSON] | list[JSON] | str | float | bool | None"
+
+# Stripe's keys: secret, restricted, publishable. Case is kept loose because a proxy's
+# error page may have folded it.
+_KEY = re.compile(r"((?:sk|rk|pk)_(?:test_|live_)?)[a-z0-9_*]+", re.IGNORECASE)
+# A word with an @ is taken for an address whole: `\S*@\S*` would go over a long word
+# without one again from each of its letters, and a body may hold a megabyte of them.
+_WORD = re.compile(r"\S+")
+
+
+class Hidden(str):
+    """A string that works as one and shows itself in no ``repr``.
+
+    aiohttp keeps the request's headers in local variables and in `RequestInfo`, whose
+    reprs go into tracebacks with locals; ``str()`` and the wire get the real value.
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+
+def scrub(text: str) -> str:
+    """Return the text with every API key masked and every e-mail address cut out."""
+    text = _KEY.sub(r"\1***", text)
+    return _WORD.sub(lambda word: "[e-mail]" if "@" in word[0] else word[0], text)
+
+
+def without_email(refund: Refund) -> Refund:
+    """Return the refund fit for an error: no address in any field, and no body."""
+    clean = msgspec.convert(_scrubbed(msgspec.to_builtins(refund)), Refund)
+    attach(clean, msgspec.structs.replace(refund.last_response, body=b""))
+    return clean
+
+
+def _scrubbed(value: JSON) -> JSON:
+    if isinstance(value, str):
+        return scrub(value)
+    if isinstance(value, dict):
+        return {scrub(key): _scrubbed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_scrubbed(item) for item in value]
+    return value

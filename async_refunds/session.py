@@ -1,0 +1,225 @@
+"""The one place that speaks aiohttp: a request goes in, a reply comes out.
+
+`Session.send` returns what happened and raises nothing but a cancellation, so that no
+error of aiohttp, and no traceback through its frames with the request in them, gets
+any further than this module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import aiohttp
+from yarl import URL
+
+from .privacy import Hidden, scrub
+from .protocol import Cause, Failure, Response
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from .protocol import Reply, Request
+
+BODY_LIMIT = 1024 * 1024
+"""Bytes. A page of 100 refunds with three expansions each stays below it."""
+
+# aiohttp rounds time-outs over five seconds up to a whole second, to wake up less
+# often; with a deadline for the whole call they have to be exact.
+_NO_CEILING = float("inf")
+
+# Characters of a foreign error's text: a line or two.
+_DETAIL_LIMIT = 200
+
+# The first line that fits names the failure. The first three are raised before aiohttp
+# has a connection to write to: `ClientConnectorError` covers refusal, DNS and TLS, and
+# a proxy that refuses CONNECT passed nothing on.
+_TABLE: tuple[tuple[tuple[type[Exception], ...], Cause, str], ...] = (
+    (
+        (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch),
+        Cause.CERTIFICATE,
+        "the server's certificate is not trusted",
+    ),
+    (
+        (
+            aiohttp.ClientConnectorError,
+            aiohttp.ClientHttpProxyError,
+            aiohttp.InvalidURL,
+            aiohttp.NonHttpUrlClientError,
+        ),
+        Cause.REFUSED,
+        "no connection ({})",
+    ),
+    ((aiohttp.ConnectionTimeoutError,), Cause.CONNECT_TIMEOUT, "no connection in time"),
+    ((TimeoutError,), Cause.TIMEOUT, "no answer in time"),
+    (
+        (aiohttp.ClientPayloadError,),
+        Cause.CUT_BODY,
+        "the answer broke off or does not decompress",
+    ),
+    (
+        (aiohttp.ClientConnectionError, OSError),
+        Cause.RESET,
+        "the connection broke ({})",
+    ),
+    ((aiohttp.ClientResponseError,), Cause.MALFORMED, "the answer is not HTTP"),
+)
+
+
+class Body(list[bytes]):
+    """The chunks of a body, which may hold a customer's address: shown as a count."""
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} chunks>"
+
+
+class Session:
+    """An aiohttp session with Stripe's headers, lazily made or borrowed.
+
+    It belongs to the event loop it is first used in. A session of its own has no
+    cookies; a borrowed one keeps its connector, proxy, CA, tracing and owner.
+
+    Args:
+        origin: ``scheme://host[:port]``, as `validate.base_url` returns it.
+        headers: Sent with every request, the credentials among them.
+        attempt_timeout: Seconds for one attempt, the wait for a connection included.
+        borrowed: The caller's session, or ``None`` to make one.
+    """
+
+    def __init__(
+        self,
+        *,
+        origin: str,
+        headers: Mapping[str, str],
+        attempt_timeout: float,
+        borrowed: aiohttp.ClientSession | None,
+    ) -> None:
+        self._origin = origin
+        self._headers = headers
+        self._session = borrowed
+        self._owned = borrowed is None
+        # An own session carries the headers itself, which is cheaper than to merge
+        # them into each request.
+        self._each: Mapping[str, str] = {} if borrowed is None else headers
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+        # aiohttp's own total is off: the deadline around the whole attempt is ours.
+        # Half of it may go into the wait for a connection, so that what does go out
+        # has as long for its answer; and since the wait ends first, a time-out in it
+        # proves that nothing was sent.
+        self._timeout = _connect_within(attempt_timeout / 2)
+        self._attempt_timeout = attempt_timeout
+
+    def open(self) -> None:
+        """Make sure that a call may begin, here and now.
+
+        Raises:
+            RuntimeError: Closed, or used in a second event loop; nothing was sent.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop is loop and not self._closed:
+            return
+        if self._closed:
+            raise RuntimeError("this RefundsClient is closed")
+        if self._loop is not None:
+            raise RuntimeError(
+                "this RefundsClient belongs to another event loop: make one client "
+                "per event loop, inside it"
+            )
+        self._loop = loop
+        if self._owned:
+            self._session = aiohttp.ClientSession(
+                cookie_jar=aiohttp.DummyCookieJar(), headers=self._headers
+            )
+
+    async def send(self, request: Request[Any], seconds: float) -> Reply:
+        """Send once and return what came back, within so many seconds."""
+        session = self._session
+        if session is None or session.closed:
+            # Not an error of its own: an attempt before this one may have landed.
+            return Failure(Cause.CLOSED, "the session is closed")
+        timeout = self._timeout
+        if seconds < self._attempt_timeout:
+            timeout = _connect_within(seconds / 2)
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._exchange(session, request, timeout)
+        except Exception as error:  # noqa: BLE001 - the table maps every one
+            return _failure(error)
+
+    async def _exchange(
+        self,
+        session: aiohttp.ClientSession,
+        request: Request[Any],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own argument
+    ) -> Reply:
+        target = request.path + "?" + request.query if request.query else request.path
+        async with session.request(
+            request.method,
+            URL(self._origin + target, encoded=True),
+            data=request.form,
+            headers=self._headers_of(request),
+            allow_redirects=False,
+            raise_for_status=False,
+            auto_decompress=True,
+            timeout=timeout,
+        ) as response:
+            content, body = response.content, Body()
+            size = 0
+            # `read()` has no cap; by the chunk, a body without end is met by ours.
+            while True:
+                body.append(await content.readany())
+                size += len(body[-1])
+                if size > BODY_LIMIT:
+                    response.close()
+                    return Failure(
+                        Cause.TOO_LARGE, f"the answer is over {BODY_LIMIT} bytes"
+                    )
+                if content.at_eof():
+                    break
+            return Response(response.status, response.headers, b"".join(body))
+
+    def _headers_of(self, request: Request[Any]) -> dict[str, str]:
+        headers = {**self._each}
+        if request.idempotency_key is not None:
+            headers["Idempotency-Key"] = request.idempotency_key
+            # Also without a form: the official clients always say so.
+            headers["Content-Type"] = "application/x-www-form-urlencoded"
+        if request.stripe_account is not None:
+            headers["Stripe-Account"] = request.stripe_account
+        return headers
+
+    async def close(self) -> None:
+        """Close the session if it is our own; whatever is under way fails."""
+        self._closed = True
+        if self._owned and self._session is not None:
+            await self._session.close()
+
+
+def authorization(api_key: str) -> Hidden:
+    """Return the value of the header that carries the key, and hides it."""
+    return Hidden(f"Bearer {api_key}")
+
+
+def _connect_within(seconds: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(connect=seconds, ceil_threshold=_NO_CEILING)
+
+
+def _failure(error: Exception) -> Failure:
+    """Name what went wrong; where in doubt, as something that was sent."""
+    for kinds, cause, words in _TABLE:
+        if isinstance(error, kinds):
+            return Failure(cause, words.format(_reason(error)))
+    return Failure(
+        Cause.UNEXPECTED,
+        f"an unforeseen {type(error).__name__}: {scrub(str(error))[:_DETAIL_LIMIT]}",
+    )
+
+
+def _reason(error: Exception) -> str:
+    # The name and the system's own words; the full text of aiohttp's errors may quote
+    # what was received.
+    words = getattr(error, "strerror", None)
+    name = type(error).__name__
+    return f"{name}: {words}" if isinstance(words, str) else name
