@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 from yarl import URL
 
+from .deadline import Deadlines
 from .privacy import Hidden, scrub
 from .protocol import Cause, Failure, Response
 
@@ -95,7 +96,7 @@ class Session:
         attempt_timeout: float,
         borrowed: aiohttp.ClientSession | None,
     ) -> None:
-        self._origin = origin
+        self._origin = URL(origin)
         self._headers = headers
         self._session = borrowed
         self._owned = borrowed is None
@@ -103,6 +104,7 @@ class Session:
         # them into each request.
         self._each: Mapping[str, str] = {} if borrowed is None else headers
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._deadlines: Deadlines | None = None
         self._closed = False
         # aiohttp's own total is off: the deadline around the whole attempt is ours.
         # Half of it may go into the wait for a connection, so that what does go out
@@ -128,6 +130,7 @@ class Session:
                 "per event loop, inside it"
             )
         self._loop = loop
+        self._deadlines = Deadlines(loop, self._attempt_timeout)
         if self._owned:
             self._session = aiohttp.ClientSession(
                 cookie_jar=aiohttp.DummyCookieJar(), headers=self._headers
@@ -136,15 +139,17 @@ class Session:
     async def send(self, request: Request[Any], seconds: float) -> Reply:
         """Send once and return what came back, within so many seconds."""
         session = self._session
-        if session is None or session.closed:
+        if session is None or session.closed or self._deadlines is None:
             # Not an error of its own: an attempt before this one may have landed.
             return Failure(Cause.CLOSED, "the session is closed")
-        timeout = self._timeout
-        if seconds < self._attempt_timeout:
-            timeout = _connect_within(seconds / 2)
         try:
+            if seconds >= self._attempt_timeout:
+                with self._deadlines.start():
+                    return await self._exchange(session, request, self._timeout)
             async with asyncio.timeout(seconds):
-                return await self._exchange(session, request, timeout)
+                return await self._exchange(
+                    session, request, _connect_within(seconds / 2)
+                )
         except Exception as error:  # noqa: BLE001 - the table maps every one
             return _failure(error)
 
@@ -154,31 +159,27 @@ class Session:
         request: Request[Any],
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own argument
     ) -> Reply:
-        target = request.path + "?" + request.query if request.query else request.path
-        async with session.request(
+        url = self._origin.with_path(request.path, encoded=True)
+        if request.query:
+            url = URL(f"{url}?{request.query}", encoded=True)
+        response = await session.request(
             request.method,
-            URL(self._origin + target, encoded=True),
+            url,
             data=request.form,
             headers=self._headers_of(request),
             allow_redirects=False,
             raise_for_status=False,
             auto_decompress=True,
             timeout=timeout,
-        ) as response:
-            content, body = response.content, Body()
-            size = 0
-            # `read()` has no cap; by the chunk, a body without end is met by ours.
-            while True:
-                body.append(await content.readany())
-                size += len(body[-1])
-                if size > BODY_LIMIT:
-                    response.close()
-                    return Failure(
-                        Cause.TOO_LARGE, f"the answer is over {BODY_LIMIT} bytes"
-                    )
-                if content.at_eof():
-                    break
-            return Response(response.status, response.headers, b"".join(body))
+        )
+        try:
+            body = await _read(response.content)
+        finally:
+            # Back to the pool if the body was read to its end, closed otherwise.
+            response.release()
+        if body is None:
+            return Failure(Cause.TOO_LARGE, f"the answer is over {BODY_LIMIT} bytes")
+        return Response(response.status, response.headers, body)
 
     def _headers_of(self, request: Request[Any]) -> dict[str, str]:
         headers = {**self._each}
@@ -193,6 +194,8 @@ class Session:
     async def close(self) -> None:
         """Close the session if it is our own; whatever is under way fails."""
         self._closed = True
+        if self._deadlines is not None:
+            self._deadlines.close()
         if self._owned and self._session is not None:
             await self._session.close()
 
@@ -200,6 +203,18 @@ class Session:
 def authorization(api_key: str) -> Hidden:
     """Return the value of the header that carries the key, and hides it."""
     return Hidden(f"Bearer {api_key}")
+
+
+async def _read(content: aiohttp.StreamReader) -> bytes | None:
+    # `read()` has no cap; by the chunk, a body without end is met by ours.
+    body = Body([await content.readany()])
+    size = len(body[0])
+    while not content.at_eof():
+        if size > BODY_LIMIT:
+            return None
+        body.append(await content.readany())
+        size += len(body[-1])
+    return b"".join(body) if size <= BODY_LIMIT else None
 
 
 def _connect_within(seconds: float) -> aiohttp.ClientTimeout:
