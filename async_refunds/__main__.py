@@ -1,0 +1,25 @@
+"""The command's way in, which can still speak where the ``cli`` extra is missing."""
+
+from __future__ import annotations
+
+import sys
+
+NO_EXTRA = (
+    "async-refunds: the command line needs its extra: pip install 'async-refunds[cli]'"
+)
+
+
+def main() -> None:
+    """Run the command line, or say how to install it (exit code 2)."""
+    try:
+        from .cli.app import app  # noqa: PLC0415 - lazy: the extra may be missing
+    except ModuleNotFoundError as error:
+        if error.name not in ("typer", "rich"):
+            raise
+        sys.stderr.write(f"{NO_EXTRA}\n")
+        sys.exit(2)
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The command line: ``async-refunds``, behind the extra ``cli``."""

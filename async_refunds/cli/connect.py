@@ -1,0 +1,46 @@
+"""From the environment and the options to a client, or to a clear refusal."""
+
+from __future__ import annotations
+
+import os
+from typing import NoReturn
+
+import typer
+
+from async_refunds import validate
+from async_refunds.client import RefundsClient
+
+USAGE = 2
+"""Exit code of a call that cannot be right; nothing was sent."""
+
+BASE_URL = "https://api.stripe.com"
+
+
+def refuse(text: str) -> NoReturn:
+    """End with a sentence and the exit code of a wrong call."""
+    typer.echo(f"async-refunds: {text}", err=True)
+    raise typer.Exit(USAGE)
+
+
+def client(*, live: bool, base_url: str, account: str | None) -> RefundsClient:
+    """Make a client with the key of ``STRIPE_API_KEY``.
+
+    The key comes from nowhere else: an option would show it in every process list and
+    shell history. A live key asks for ``--live``, as the Stripe CLI has it.
+    """
+    key = os.environ.get("STRIPE_API_KEY")
+    if key is None:
+        refuse(
+            "STRIPE_API_KEY is not set: put your secret key (sk_test_...) there, or "
+            "try `async-refunds demo`, which needs none"
+        )
+    try:
+        made = RefundsClient(
+            key, base_url=base_url, stripe_account=account, app_info="cli"
+        )
+        live_key = validate.is_live(key)
+    except ValueError as error:
+        refuse(str(error).replace("api_key", "STRIPE_API_KEY"))
+    if live_key and not live:
+        refuse("STRIPE_API_KEY is a live key: add --live to act on real money")
+    return made
