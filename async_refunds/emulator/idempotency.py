@@ -1,0 +1,96 @@
+"""The answers kept under idempotency keys.
+
+https://docs.stripe.com/api/idempotent_requests
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+# Stripe removes a key once it is at least 24 hours old.
+KEPT_SECONDS = 24 * 3600
+
+# The longest key Stripe takes.
+LONGEST_KEY = 255
+
+# The path and the parameters: what must be the same for the key to be the same.
+Fingerprint: TypeAlias = tuple[str, tuple[tuple[str, str], ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """The first answer given under a key."""
+
+    status: int
+    body: bytes
+    request_id: str
+
+
+class Standing(enum.Enum):
+    """How a key stands that has no answer to give again."""
+
+    FRESH = enum.auto()
+    IN_FLIGHT = enum.auto()
+    OTHER_PATH = enum.auto()
+    OTHER_PARAMETERS = enum.auto()
+
+
+@dataclass(slots=True)
+class _Entry:
+    fingerprint: Fingerprint
+    begun: float
+    saved: Saved | None = None
+
+
+class IdempotencyKeys:
+    """What is known of each key of each account and mode."""
+
+    def __init__(self) -> None:
+        self._entries: dict[tuple[Hashable, str], _Entry] = {}
+
+    def begin(
+        self, scope: Hashable, key: str, fingerprint: Fingerprint, *, now: float
+    ) -> Saved | Standing:
+        """Take the key for a request that starts now.
+
+        Returns:
+            The saved answer of the same request; or ``FRESH``, and the key is in
+            flight until `save` or `release`; or what is wrong with the key.
+        """
+        self._forget(now)
+        entry = self._entries.get((scope, key))
+        if entry is None:
+            self._entries[scope, key] = _Entry(fingerprint, now)
+            return Standing.FRESH
+        if entry.fingerprint[0] != fingerprint[0]:
+            return Standing.OTHER_PATH
+        if entry.fingerprint != fingerprint:
+            return Standing.OTHER_PARAMETERS
+        return entry.saved or Standing.IN_FLIGHT
+
+    def first_path(self, scope: Hashable, key: str) -> str:
+        """Return the path a known key was first used for."""
+        return self._entries[scope, key].fingerprint[0]
+
+    def save(self, scope: Hashable, key: str, saved: Saved) -> None:
+        """Keep the answer of the request that holds the key."""
+        self._entries[scope, key].saved = saved
+
+    def release(self, scope: Hashable, key: str) -> None:
+        """Forget a key whose request did not begin to execute."""
+        del self._entries[scope, key]
+
+    def _forget(self, now: float) -> None:
+        # Entries stand in the order they began, so the expired ones come first; one
+        # still in flight holds back those behind it until it ends.
+        while self._entries:
+            oldest = next(iter(self._entries))
+            entry = self._entries[oldest]
+            if entry.saved is None or now - entry.begun < KEPT_SECONDS:
+                return
+            del self._entries[oldest]

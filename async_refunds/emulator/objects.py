@@ -1,0 +1,186 @@
+"""The JSON of a refund and of what can be expanded in it.
+
+Which fields there are, and which are left out while they have no value:
+https://docs.stripe.com/api/refunds/object
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+from .markets import MARKETS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from .refunds import Refund
+
+Json: TypeAlias = dict[str, object]
+
+# What to expand, as a tree: {"charge": {"balance_transaction": {}}}.
+Expansion: TypeAlias = dict[str, "Expansion"]
+
+# Which fields of which object can be expanded, and what they hold.
+# https://docs.stripe.com/api/expanding_objects
+EXPANDABLE: Mapping[str, Mapping[str, str]] = {
+    "refund": {
+        "balance_transaction": "balance_transaction",
+        "charge": "charge",
+        "customer": "customer",
+        "failure_balance_transaction": "balance_transaction",
+        "payment_intent": "payment_intent",
+        "payment_method": "payment_method",
+        "source_transfer_reversal": "transfer_reversal",
+        "transfer_reversal": "transfer_reversal",
+    },
+    "charge": {
+        "balance_transaction": "balance_transaction",
+        "payment_intent": "payment_intent",
+    },
+    "payment_intent": {"latest_charge": "charge"},
+    "balance_transaction": {"source": "refund"},
+}
+
+# What a refund that came to nothing gives as the reason, by its status.
+# https://docs.stripe.com/refunds#failed-refunds
+FAILURE_REASONS: Mapping[str, str] = {
+    "canceled": "merchant_request",
+    "failed": "unknown",
+}
+
+
+def refund_object(refund: Refund, expand: Expansion | None = None) -> Json:
+    """Return the refund as Stripe shows it, as a JSON object."""
+    status = refund.status
+    item: Json = {
+        "id": refund.id,
+        "object": "refund",
+        "amount": refund.amount,
+        "balance_transaction": f"txn_{refund.suffix}",
+        "charge": refund.charge_id,
+        "created": refund.created,
+        "currency": refund.currency,
+        "customer": None,
+        "customer_account": None,
+        "metadata": refund.metadata or {},
+        "payment_intent": refund.payment_intent_id,
+        "payment_method": None,
+        "reason": None,
+        "receipt_number": None,
+        "source_transfer_reversal": None,
+        "status": status,
+        "transfer_reversal": None,
+    }
+    market = MARKETS.get(refund.currency)
+    if market is not None:
+        item["destination_details"] = {
+            market.destination: {"reference": None, "reference_status": None},
+            "type": market.destination,
+        }
+    if refund.instructions_email is not None:
+        item["instructions_email"] = refund.instructions_email
+    if status == "requires_action":
+        item["next_action"] = _next_action(refund)
+    elif status == "pending":
+        item["pending_reason"] = "processing"
+    elif status in FAILURE_REASONS:
+        item["failure_reason"] = FAILURE_REASONS[status]
+        item["failure_balance_transaction"] = refund.failure_transaction
+    return _expanded(item, refund, expand) if expand else item
+
+
+def _next_action(refund: Refund) -> Json:
+    return {
+        "type": "display_details",
+        "display_details": {
+            "email_sent": {
+                "email_sent_at": refund.created,
+                "email_sent_to": refund.instructions_email,
+            },
+            "expires_at": refund.expires_at,
+        },
+    }
+
+
+def _charge(refund: Refund, expand: Expansion) -> Json:
+    item: Json = {
+        "id": refund.charge_id,
+        "object": "charge",
+        "amount": refund.amount,
+        "amount_captured": refund.amount,
+        "amount_refunded": 0 if refund.status in FAILURE_REASONS else refund.amount,
+        "balance_transaction": f"txn_{refund.suffix}Charge",
+        "captured": True,
+        "created": refund.created,
+        "currency": refund.currency,
+        "livemode": refund.shelf.livemode,
+        "metadata": {},
+        "paid": True,
+        "payment_intent": refund.payment_intent_id,
+        "refunded": refund.status not in FAILURE_REASONS,
+        "status": "succeeded",
+    }
+    return _expanded(item, refund, expand)
+
+
+def _payment_intent(refund: Refund, expand: Expansion) -> Json:
+    item: Json = {
+        "id": refund.payment_intent_id,
+        "object": "payment_intent",
+        "amount": refund.amount,
+        "amount_received": refund.amount,
+        "created": refund.created,
+        "currency": refund.currency,
+        "latest_charge": refund.charge_id,
+        "livemode": refund.shelf.livemode,
+        "metadata": {},
+        "status": "succeeded",
+    }
+    return _expanded(item, refund, expand)
+
+
+def _transaction(refund: Refund, name: str, expand: Expansion) -> Json:
+    # The money leaves with the refund and returns when it came to nothing.
+    charged = name == f"txn_{refund.suffix}Charge"
+    back = name == refund.failure_transaction
+    kind = "charge" if charged else "refund_failure" if back else "refund"
+    amount = refund.amount if charged or back else -refund.amount
+    item: Json = {
+        "id": name,
+        "object": "balance_transaction",
+        "amount": amount,
+        "created": refund.created,
+        "currency": refund.currency,
+        "fee": 0,
+        "net": amount,
+        "source": refund.charge_id if charged else refund.id,
+        "status": "available",
+        "type": kind,
+    }
+    if not charged:
+        return _expanded(item, refund, expand)
+    if "source" in expand:
+        item["source"] = _charge(refund, {})
+    return item
+
+
+_MAKERS: Mapping[str, Callable[[Refund, Expansion], Json]] = {
+    "charge": _charge,
+    "payment_intent": _payment_intent,
+    "refund": refund_object,
+}
+
+
+def _expanded(item: Json, refund: Refund, expand: Expansion) -> Json:
+    """Put objects in the place of ids; a field with no value stays as it is."""
+    fields = EXPANDABLE[str(item["object"])]
+    for name, below in expand.items():
+        held = item.get(name)
+        if isinstance(held, str):
+            kind = fields[name]
+            item[name] = (
+                _transaction(refund, held, below)
+                if kind == "balance_transaction"
+                else _MAKERS[kind](refund, below)
+            )
+    return item

@@ -1,0 +1,276 @@
+"""One request on its way through the API, with no socket in sight."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from . import errors
+from .books import ReceivedRequest
+from .errors import StripeError
+from .idempotency import LONGEST_KEY, Fingerprint, Saved, Standing
+from .keys import no_access, read_key
+from .params import Params, parse_form
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .refunds import Shelf
+    from .service import Service
+
+# What an account without a pinned version would answer with.
+DEFAULT_VERSION = "2026-10-28.endive"
+
+# The account that the keys themselves belong to; only messages name it.
+PLATFORM = "acct_1Platform00000000"
+
+# A date, since 2024 with a name, and perhaps with previews after a semicolon.
+# https://docs.stripe.com/sdks/set-version
+_VERSION = re.compile(r"\d{4}-\d{2}-\d{2}(\.[a-z]+)?(;[ -~]*)?", re.ASCII)
+
+
+@dataclass(slots=True)
+class Incoming:
+    """A request as it came over the wire.
+
+    Args:
+        method: In capitals.
+        path: Still percent-encoded.
+        query: What follows the question mark, encoded.
+        headers: By name, in any case.
+        body: All of it.
+        malformed: Why the body could not be read.
+    """
+
+    method: str
+    path: str
+    query: str
+    headers: Mapping[str, str]
+    body: bytes = b""
+    malformed: StripeError | None = None
+
+
+class Visit:
+    """One request on its way: `admit`, `execute`, `finish`, in this order.
+
+    Between `execute` and `finish` the request is under way: its idempotency key is in
+    flight and it counts for the limiters.
+
+    Attributes:
+        status: What to answer; 0 while nothing is decided.
+        body: The answer's bytes.
+        record: The entry for the emulator's log.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        incoming: Incoming,
+        endpoint: str,
+        refund_id: str,
+        number: int,
+    ) -> None:
+        headers = incoming.headers
+        self._service = service
+        self._headers = headers
+        self.incoming = incoming
+        self.endpoint = endpoint
+        self.refund_id = refund_id
+        self.request_id = f"req_{number:014x}"
+        self.idempotency_key = headers.get("Idempotency-Key") or None
+        self.status = 0
+        self.body = b""
+        self._shelf: Shelf | None = None
+        self._extra: Mapping[str, str] = {}
+        self._original: str | None = None
+        self._replayed = False
+        self._entered = False
+        self._holds_key = False
+        self._begun = False
+        self._malformed = incoming.malformed
+        self.params = self._read_params()
+        self.record = ReceivedRequest(
+            incoming.method,
+            incoming.path,
+            endpoint,
+            self.params,
+            self.idempotency_key,
+            self._account(),
+            self.request_id,
+            service.clock.time(),
+        )
+
+    @property
+    def shelf(self) -> Shelf:
+        """The refunds of the account and mode that the request was let in to."""
+        # Nobody asks before `admit` has found it.
+        return cast("Shelf", self._shelf)
+
+    def admit(self) -> None:
+        """Decide whether the request is let in, or already answered."""
+        try:
+            self._authenticate()
+            self._check_version()
+            self._enter()
+            self._take_key()
+        except StripeError as error:
+            self.refuse(error)
+
+    def execute(self, *, broken: bool = False) -> None:
+        """Do what is asked for, unless the answer is decided already.
+
+        Args:
+            broken: Do it, but answer a 500 in place of the result.
+        """
+        if self.status:
+            return
+        try:
+            run = self._service.endpoints[self.endpoint](self)
+            self._begun = True
+            self.body = run()
+            self.status = 200
+        except StripeError as error:
+            self.refuse(error)
+        if broken and self._begun:
+            self.refuse(errors.server_error(500))
+
+    def finish(self) -> None:
+        """End the request: its answer is kept under the key if it executed."""
+        if self._holds_key:
+            keys, key = self._service.idempotency, self.idempotency_key or ""
+            if self._begun:
+                saved = Saved(self.status, self.body, self.request_id)
+                keys.save(self.shelf, key, saved)
+                self._original = self.request_id
+            else:
+                keys.release(self.shelf, key)
+            self._holds_key = False
+        if self._entered:
+            self._service.limiter.leave(self.shelf, self.endpoint)
+            self._entered = False
+
+    def refuse(self, error: StripeError) -> None:
+        """Answer with an error."""
+        log_url = None
+        if self._shelf is not None:
+            mode = "" if self._shelf.livemode else "test/"
+            log_url = f"https://dashboard.stripe.com/{mode}logs/{self.request_id}"
+        self.status = error.status
+        self.body = error.body(log_url)
+        self._extra = error.headers
+        if error.code in {"rate_limit", "lock_timeout"}:
+            reason = error.headers.get("Stripe-Rate-Limited-Reason", error.code)
+            self._service.books.rate_limited[reason] += 1
+
+    def answer_headers(self) -> dict[str, str]:
+        """Return the headers of the answer as it stands."""
+        version = self._headers.get("Stripe-Version") or DEFAULT_VERSION
+        headers = {
+            "Content-Type": "application/json",
+            "Request-Id": self.request_id,
+            "Stripe-Version": version
+            if _VERSION.fullmatch(version)
+            else DEFAULT_VERSION,
+        }
+        if self._shelf is not None and self._shelf.account is not None:
+            headers["Stripe-Account"] = self._shelf.account
+        key = self.idempotency_key
+        if key is not None and self.incoming.method == "POST":
+            # Bytes that are no ASCII cannot be sent back as they came.
+            if key.isascii() and key.isprintable():
+                headers["Idempotency-Key"] = key
+            if self._original is not None:
+                headers["Original-Request"] = self._original
+            if self._replayed:
+                headers["Idempotent-Replayed"] = "true"
+        headers.update(self._extra)
+        return headers
+
+    def _read_params(self) -> Params:
+        """Return what can be read; what is wrong is told once the key is good."""
+        incoming = self.incoming
+        body = incoming.body if incoming.method == "POST" else b""
+        try:
+            kind = self._headers.get("Content-Type", "").partition(";")[0].strip()
+            if body and kind and kind.lower() != "application/x-www-form-urlencoded":
+                self._malformed = errors.not_a_form()
+                return parse_form(incoming.query)
+            return parse_form(incoming.query) + parse_form(body.decode())
+        except ValueError:
+            self._malformed = errors.not_a_form()
+            return ()
+
+    def _account(self) -> str | None:
+        """Return the account asked for; a context is a path that ends in one.
+
+        https://docs.stripe.com/context
+        """
+        account = self._headers.get("Stripe-Account")
+        if not account:
+            account = self._headers.get("Stripe-Context", "").rpartition("/")[2]
+        return account or None
+
+    def _authenticate(self) -> None:
+        incoming, service = self.incoming, self._service
+        if not incoming.path.startswith("/v1/"):
+            raise errors.unrecognized_url(incoming.method, incoming.path)
+        key = read_key(self._headers.get("Authorization"))
+        livemode = service.keys.livemode(key)
+        account = self.record.stripe_account
+        if account == PLATFORM:
+            account = None
+        if account is not None and not service.ledger.knows(account):
+            raise no_access(key, account)
+        self._shelf = service.ledger.shelf(account, livemode=livemode)
+        if self.endpoint == "other":
+            raise errors.unrecognized_url(incoming.method, incoming.path)
+        service.keys.permit(key, self.endpoint, account or PLATFORM)
+
+    def _check_version(self) -> None:
+        version = self._headers.get("Stripe-Version")
+        if version and not _VERSION.fullmatch(version):
+            raise errors.invalid_version(version)
+
+    def _enter(self) -> None:
+        service = self._service
+        reason = service.limiter.enter(
+            self.shelf, self.endpoint, now=service.clock.time()
+        )
+        if reason is not None:
+            raise errors.rate_limited(reason)
+        self._entered = True
+
+    def _take_key(self) -> None:
+        if self._malformed is not None:
+            raise self._malformed
+        key = self.idempotency_key
+        if key is None or self.incoming.method != "POST":
+            return
+        if len(key) > LONGEST_KEY:
+            raise errors.key_too_long(LONGEST_KEY)
+        service = self._service
+        path = self.incoming.path
+        fingerprint: Fingerprint = (path, tuple(sorted(self.params)))
+        found = service.idempotency.begin(
+            self.shelf, key, fingerprint, now=service.clock.time()
+        )
+        if isinstance(found, Saved):
+            self._replay(found)
+        elif found is Standing.FRESH:
+            self._holds_key = True
+        elif found is Standing.IN_FLIGHT:
+            raise errors.key_in_use(key)
+        elif found is Standing.OTHER_PATH:
+            first = service.idempotency.first_path(self.shelf, key)
+            raise errors.key_used_otherwise(key, (first, path))
+        else:
+            raise errors.key_used_otherwise(key, None)
+
+    def _replay(self, saved: Saved) -> None:
+        self.status = saved.status
+        self.body = saved.body
+        self._original = saved.request_id
+        self._replayed = True
+        self.record.replayed = True
+        self._service.books.replays += 1
