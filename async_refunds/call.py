@@ -156,7 +156,7 @@ class Call:
         else:
             reply = Failure(Cause.CONNECT_TIMEOUT, "no time left")
         advice = advise(request, reply)
-        if advice.outcome is Outcome.DONE:
+        if advice.value is not None:
             caller.budget.succeeded()
         elif advice.outcome is Outcome.AMBIGUOUS and request.method == "POST":
             self.ambiguous = True
@@ -175,7 +175,7 @@ class Call:
         status = failure = name = None
         if isinstance(reply, Response):
             status, name = reply.status, request_id(reply)
-            if is_success(reply) and attempted.advice.outcome is not Outcome.DONE:
+            if attempted.advice.value is None and is_success(reply):
                 failure = UNREADABLE
         else:
             failure = reply.cause.value
@@ -205,7 +205,7 @@ class Call:
             refund,
             LastResponse(
                 status_code=reply.status,
-                request_id=request_id(reply),
+                request_id=self.attempts[-1].request_id,
                 idempotency_key=key,
                 idempotent_replayed=is_replay(reply),
                 attempts=self.attempts,
