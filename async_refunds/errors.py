@@ -52,7 +52,7 @@ class RefundsError(Exception):
         self.message = message
         self.idempotency_key = details.get("idempotency_key")
         """The key that a cancel sent; ``None`` for a read."""
-        self.attempts = details.get("attempts", ())
+        self.attempts: tuple[Attempt, ...] = details.get("attempts", ())
         """Every request of the call, oldest first."""
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ any further than this module.
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -237,6 +238,5 @@ def _failure(error: Exception) -> Failure:
 def _reason(error: Exception) -> str:
     # The name and the system's own words; the full text of aiohttp's errors may quote
     # what was received.
-    words = getattr(error, "strerror", None)
-    name = type(error).__name__
-    return f"{name}: {words}" if isinstance(words, str) else name
+    number = error.errno if isinstance(error, OSError) else None
+    return type(error).__name__ if number is None else os.strerror(number)

@@ -12,7 +12,7 @@ import typer
 
 from async_refunds import validate
 from async_refunds.emulator import FAULTS, Emulator, Limits
-from async_refunds.errors import RefundsError
+from async_refunds.errors import RefundNotFoundError, RefundsError
 from async_refunds.version import __version__
 
 from . import connect
@@ -55,6 +55,7 @@ Json = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="The same seed draws the same refunds.")]
 
+RESULT_COLUMNS = ("refund_id", "outcome", "idempotency_key", "error")
 REFUND_COLUMNS = ("id", "status", "amount", "currency", "created", "failure_reason")
 FAULT_HELP = (
     "What goes wrong: storm:0.3 (each request, with this probability), "
@@ -82,7 +83,7 @@ def main(
 @app.command()
 def cancel(
     refund_ids: Annotated[
-        list[str], typer.Argument(metavar="REFUND...", help="re_... or pyr_...")
+        list[str], typer.Argument(metavar="REFUND", help="re_... or pyr_...")
     ],
     *,
     live: Live = False,
@@ -122,20 +123,23 @@ def cancel(
             live=live, base_url=base_url, account=account
         ) as refunds:
             job = Cancellations(
-                refunds, report, stripe_account=account, timeout=timeout
+                refunds, report, output.say, stripe_account=account, timeout=timeout
             )
-            await job.run(unique, concurrency=concurrency)
+            with job.interruptible():
+                try:
+                    await job.run(unique, concurrency=concurrency)
+                finally:
+                    output.table(RESULT_COLUMNS)
             return exit_code(job.outcomes)
 
     code = asyncio.run(run())
-    output.table(("refund_id", "outcome", "idempotency_key", "error"))
     raise typer.Exit(max(code, int(output.lost)))
 
 
 @app.command()
 def retrieve(
     refund_ids: Annotated[
-        list[str], typer.Argument(metavar="REFUND...", help="re_... or pyr_...")
+        list[str], typer.Argument(metavar="REFUND", help="re_... or pyr_...")
     ],
     *,
     live: Live = False,
@@ -145,7 +149,7 @@ def retrieve(
 ) -> None:
     """Show refunds as they are now.
 
-    Exit codes: 0 shown, 1 one could not be read, 2 a wrong call.
+    Exit codes: 0 all are shown, 1 some could not be read, 2 a wrong call.
     """
     try:
         wanted = [validate.refund_id(each) for each in refund_ids]
@@ -153,12 +157,18 @@ def retrieve(
         connect.refuse(str(error))
     output = Output(as_json=as_json)
 
-    async def run() -> None:
+    async def run() -> bool:
+        found = True
         async with connect.client(
             live=live, base_url=base_url, account=account
         ) as refunds:
             for refund_id in wanted:
-                _show(output, await refunds.retrieve(refund_id))
+                try:
+                    _show(output, await refunds.retrieve(refund_id))
+                except RefundNotFoundError as error:  # which the others may be spared
+                    output.say(f"async-refunds: {error}")
+                    found = False
+        return found
 
     _read(output, run())
 
@@ -190,7 +200,7 @@ def list_(
     """
     output = Output(as_json=as_json)
 
-    async def run() -> None:
+    async def run() -> bool:
         shown = 0
         async with connect.client(
             live=live, base_url=base_url, account=account
@@ -205,6 +215,7 @@ def list_(
                     shown += 1
                 if shown == most:
                     break
+        return True
 
     _read(output, run())
 
@@ -248,9 +259,13 @@ def emulator(
                 loop.add_signal_handler(number, stop.set)
         async with made.serve(host=host, port=port) as base_url:
             output.say(f"{seed} refunds in requires_action at {base_url}; try:")
+            # What listens everywhere is reached from here over the loopback, the one
+            # place where plain http may carry a key.
+            here = base_url.replace("//0.0.0.0:", "//127.0.0.1:")
+            here = here.replace("//[::]:", "//[::1]:")
             output.say(
                 f"  STRIPE_API_KEY=sk_test_123 async-refunds cancel "
-                f"{ids[-1] if ids else 're_...'} --base-url {base_url}"
+                f"{ids[-1] if ids else 're_...'} --base-url {here}"
             )
             await stop.wait()
 
@@ -287,8 +302,10 @@ def demo(
     else:
         for line in story(report):
             output.say(line)
-        with contextlib.suppress(OutputLostError):
+        try:
             output.record(msgspec.structs.asdict(report))
+        except OutputLostError as error:
+            output.say(f"async-refunds: {error}")
     raise typer.Exit(0 if report.good and not output.lost else 1)
 
 
@@ -296,15 +313,15 @@ def _show(output: Output, refund: Refund) -> None:
     output.record(msgspec.to_builtins(refund))
 
 
-def _read(output: Output, reading: Coroutine[None, None, None]) -> None:
-    """Carry a read through, and end with its exit code."""
-    code = 0
+def _read(output: Output, reading: Coroutine[None, None, bool]) -> None:
+    """Carry a read through, and end with its exit code: 0 if it found everything."""
+    found = False
     try:
-        asyncio.run(reading)
+        found = asyncio.run(reading)
     except RefundsError as error:
         output.say(f"async-refunds: {error}")
-        code = 1
-    except OutputLostError:
-        code = 1  # as with `| head`: whoever read has enough
+    except OutputLostError as error:
+        if not error.unread:  # as with `| head`: whoever read has enough
+            output.say(f"async-refunds: {error}")
     output.table(REFUND_COLUMNS)
-    raise typer.Exit(code)
+    raise typer.Exit(0 if found and not output.lost else 1)

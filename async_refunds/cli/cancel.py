@@ -18,10 +18,15 @@ from async_refunds.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from async_refunds.client import RefundsClient
     from async_refunds.models import Attempt, Refund
+
+STOPPING = (
+    "interrupted: nothing more is begun, what is under way comes to its end "
+    "(interrupt again to report it as unknown)"
+)
 
 CANCELED = frozenset({"canceled", "already_canceled"})
 """The outcomes that leave the refund as it was asked for."""
@@ -38,7 +43,8 @@ class CancelResult(msgspec.Struct, frozen=True, kw_only=True):
     status: str | None = None
     idempotency_key: str | None
     """None if nothing was sent. To ask again with where the outcome is unknown."""
-    attempts: int = 0
+    attempts: int | None = 0
+    """Requests sent; None if nobody can tell."""
     request_id: str | None = None
     error: str | None = None
 
@@ -52,6 +58,7 @@ class Cancellations:
     Args:
         refunds: The client.
         report: Told of each result as it comes.
+        say: Told what people should know meanwhile.
         stripe_account: The connected account, for the report.
         timeout: Seconds for each refund.
     """
@@ -60,12 +67,14 @@ class Cancellations:
         self,
         refunds: RefundsClient,
         report: Callable[[CancelResult], object],
+        say: Callable[[str], object],
         *,
         stripe_account: str | None,
         timeout: float | None,
     ) -> None:
         self._refunds = refunds
         self._report = report
+        self._say = say
         self._account = stripe_account
         self._timeout = timeout
         self._stopping = False
@@ -73,24 +82,29 @@ class Cancellations:
         self.outcomes: Counter[str] = Counter()
         """How many refunds came to which outcome."""
 
-    async def run(self, refund_ids: Sequence[str], *, concurrency: int) -> None:
-        """Cancel them all, or report what kept one from it."""
-        waiting = iter(refund_ids)
+    @contextlib.contextmanager
+    def interruptible(self) -> Generator[None]:
+        """Take the signals, until all that is known has been told."""
         loop = asyncio.get_running_loop()
         signals = (signal.SIGINT, signal.SIGTERM)
         for number in signals:
             with contextlib.suppress(NotImplementedError):  # Windows has none
                 loop.add_signal_handler(number, self._interrupt)
         try:
-            self._workers = [
-                loop.create_task(self._work(waiting))
-                for _ in range(min(concurrency, len(refund_ids)))
-            ]
-            ended = await asyncio.gather(*self._workers, return_exceptions=True)
+            yield
         finally:
             for number in signals:
                 with contextlib.suppress(NotImplementedError):
                     loop.remove_signal_handler(number)
+
+    async def run(self, refund_ids: Sequence[str], *, concurrency: int) -> None:
+        """Cancel them all, or report what kept one from it."""
+        waiting = iter(refund_ids)
+        self._workers = [
+            asyncio.create_task(self._work(waiting))
+            for _ in range(min(concurrency, len(refund_ids)))
+        ]
+        ended = await asyncio.gather(*self._workers, return_exceptions=True)
         for error in ended:
             if isinstance(error, Exception):  # a fault of ours, never of a refund
                 raise error
@@ -101,7 +115,9 @@ class Cancellations:
         if self._stopping:
             for worker in self._workers:
                 worker.cancel()
+            return
         self._stopping = True
+        self._say(STOPPING)
 
     async def _work(self, waiting: Iterator[str]) -> None:
         while not self._stopping:
@@ -119,7 +135,7 @@ class Cancellations:
         except RefundsError as error:
             self._end_badly(refund_id, key, error)
         except asyncio.CancelledError:
-            self._end(refund_id, key, "unknown", error="interrupted")
+            self._end(refund_id, key, "unknown", attempts=None, error="interrupted")
             raise
         else:
             attempts = refund.last_response.attempts
@@ -150,11 +166,11 @@ class Cancellations:
         outcome: str,
         *,
         refund: Refund | None = None,
-        attempts: tuple[Attempt, ...] = (),
+        attempts: tuple[Attempt, ...] | None = (),
         error: str | None = None,
     ) -> None:
         self.outcomes[outcome] += 1
-        named = [attempt.request_id for attempt in attempts if attempt.request_id]
+        named = [each.request_id for each in attempts or () if each.request_id]
         self._report(
             CancelResult(
                 refund_id=refund_id,
@@ -162,7 +178,7 @@ class Cancellations:
                 outcome=outcome,
                 status=None if refund is None else refund.status,
                 idempotency_key=key,
-                attempts=len(attempts),
+                attempts=None if attempts is None else len(attempts),
                 request_id=named[-1] if named else None,
                 error=error,
             )

@@ -40,7 +40,8 @@ def client(*, live: bool, base_url: str, account: str | None) -> RefundsClient:
         )
         live_key = validate.is_live(key)
     except ValueError as error:
-        refuse(str(error).replace("api_key", "STRIPE_API_KEY"))
+        text = str(error).replace("api_key", "STRIPE_API_KEY")
+        refuse(text.replace("base_url", "--base-url"))
     if live_key and not live:
         refuse("STRIPE_API_KEY is a live key: add --live to act on real money")
     return made

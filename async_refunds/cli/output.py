@@ -7,20 +7,30 @@ results go on to stderr.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import msgspec
 from rich.console import Console
-from rich.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 
 class OutputLostError(Exception):
-    """Nobody reads stdout any more, or its disk is full."""
+    """Nobody reads stdout any more, or its disk is full.
+
+    Args:
+        reason: In words.
+        unread: Whether the reader has left, as ``head`` does when it has enough.
+    """
+
+    def __init__(self, reason: str, *, unread: bool = False) -> None:
+        super().__init__(f"stdout broke ({reason})")
+        self.unread = unread
 
 
 class Output:
@@ -32,11 +42,13 @@ class Output:
     """
 
     def __init__(self, *, as_json: bool) -> None:
-        self.people = Console(stderr=True, soft_wrap=True, highlight=False)
+        self.people = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
         """stderr."""
         self.lost = False
         """Whether stdout broke."""
-        self.as_table = sys.stdout.isatty() and not as_json
+        # None where the process was started with stdout closed.
+        terminal = sys.stdout is not None and sys.stdout.isatty()
+        self.as_table = terminal and not as_json
         self._rows: list[Mapping[str, object]] = []
 
     def record(self, record: Mapping[str, object]) -> None:
@@ -48,50 +60,86 @@ class Output:
         if self.as_table:
             self._rows.append(record)
         else:
-            self.data(msgspec.json.encode(record).decode())
+            self._write(msgspec.json.encode(record) + b"\n")
 
     def keep(self, record: Mapping[str, object]) -> None:
-        """Write a record that must not be lost: to stderr once stdout broke."""
+        """Write a record that must not be lost: to stderr once stdout broke.
+
+        Raises:
+            OSError: stderr broke too.
+        """
+        if self.lost:
+            self._rescue(record)
+            return
         try:
             self.record(record)
         except OutputLostError as error:
             self.say(f"{error}: the results go on here")
-            self.keep(record)
+            self._rescue(record)
 
-    def data(self, line: str) -> None:
-        """Write a line of data at once.
+    def table(self, columns: Iterable[str]) -> None:
+        """Show the records that were kept, if a person is looking at stdout.
 
-        Raises:
-            OutputLostError: stdout broke, just now.
+        A terminal that is gone leaves them on stderr, as JSON.
         """
-        if self.lost:
-            sys.stderr.write(f"{line}\n")
+        if not self._rows:
             return
+        names = tuple(columns)
+        lines = [
+            tuple(name.replace("_", " ") for name in names),
+            *(
+                tuple(_cell(name, row.get(name)) for name in names)
+                for row in self._rows
+            ),
+        ]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        # As wide as it is: an id that is folded to fit cannot be copied.
+        text = "".join(
+            "  ".join(map(str.ljust, line, widths)).rstrip() + "\n" for line in lines
+        )
         try:
-            sys.stdout.write(f"{line}\n")
-            sys.stdout.flush()
+            self._write(text.encode(sys.stdout.encoding, "backslashreplace"))
+        except OutputLostError as error:
+            self.say(f"{error}: the results go on here")
+            for row in self._rows:
+                self._rescue(row)
+
+    def say(self, text: str) -> None:
+        """Write a line for people, to stderr."""
+        self.people.print(_plain(text), markup=False)
+
+    def _write(self, data: bytes) -> None:
+        if sys.stdout is None:
+            self.lost = True
+            raise OutputLostError("it is closed")
+        try:
+            # In bytes: JSON is UTF-8, whatever the locale says of text.
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
         except OSError as error:
             self.lost = True
             # What is left in the buffer must not fail once more at exit
             # (https://docs.python.org/3/library/signal.html#note-on-sigpipe).
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise OutputLostError(f"stdout broke ({error.strerror})") from None
+            raise OutputLostError(
+                error.strerror or "", unread=error.errno == errno.EPIPE
+            ) from None
 
-    def table(self, columns: Iterable[str]) -> None:
-        """Show the records that were kept, if a person is looking at stdout."""
-        if not self._rows:
-            return
-        table = Table(box=None, pad_edge=False)
-        for column in columns:
-            table.add_column(column.replace("_", " "), overflow="fold")
-        for row in self._rows:
-            table.add_row(*(_cell(row.get(column)) for column in columns))
-        Console(highlight=False).print(table)
-
-    def say(self, text: str) -> None:
-        """Write a line for people, to stderr."""
-        self.people.print(text, markup=False)
+    def _rescue(self, record: Mapping[str, object]) -> None:
+        if sys.stderr is None:
+            raise OSError(errno.EBADF, "stdout and stderr are closed")
+        sys.stderr.write(msgspec.json.encode(record).decode() + "\n")
+        sys.stderr.flush()
 
 
-def _cell(value: object) -> str:
-    return "" if value is None else str(value)
+def _cell(column: str, value: object) -> str:
+    if column == "created" and isinstance(value, int):
+        return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M}Z"
+    return "" if value is None else _plain(str(value))
+
+
+def _plain(text: str) -> str:
+    """Return the text with nothing in it that a terminal would obey."""
+    return "".join(
+        letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text
+    )
