@@ -42,7 +42,6 @@ from .retry import RetryBudget, RetryPolicy
 from .version import __version__
 
 __all__ = [
-    "STRIPE_VERSION",
     "APIConnectionError",
     "APIError",
     "APIStatusError",
@@ -74,6 +73,7 @@ __all__ = [
     "RefundsError",
     "RetryBudget",
     "RetryPolicy",
+    "STRIPE_VERSION",
     "__version__",
     "id_of",
 ]

@@ -58,6 +58,9 @@ class RefundsClient:
         TypeError, ValueError: An argument that cannot be right; nothing is sent.
     """
 
+    # Also a client whose making failed has a repr, in the traceback of that.
+    _shown = "not made"
+
     def __init__(
         self,
         api_key: str,
@@ -85,9 +88,7 @@ class RefundsClient:
         self._stripe_account = (
             None if stripe_account is None else validate.account_id(stripe_account)
         )
-        self._base_url = validate.base_url(base_url)
-        self._policy = retry
-        self._live = validate.is_live(secret)
+        origin = validate.base_url(base_url)
         attempt_timeout = validate.seconds("attempt_timeout", attempt_timeout)
         headers = {
             "Authorization": authorization(secret),
@@ -100,7 +101,7 @@ class RefundsClient:
             headers["Stripe-Context"] = validate.context(stripe_context)
         self._caller = Caller(
             session=Session(
-                origin=self._base_url,
+                origin=origin,
                 headers=headers,
                 attempt_timeout=attempt_timeout,
                 borrowed=session,
@@ -113,6 +114,8 @@ class RefundsClient:
             sleep=asyncio.sleep,
             random=random.random,
         )
+        mode = "live" if validate.is_live(secret) else "test"
+        self._shown = f"{mode} {origin}"
 
     async def cancel(
         self,
@@ -296,17 +299,19 @@ class RefundsClient:
         await self.close()
 
     def __repr__(self) -> str:
-        mode = "live" if self._live else "test"
-        return f"<RefundsClient {mode} {self._base_url}>"
+        return f"<RefundsClient {self._shown}>"
 
     def _account(self, stripe_account: str | None) -> str | None:
         return self._stripe_account if stripe_account is None else stripe_account
 
     def _begin(self, timeout: float | None) -> Call:
-        self._caller.session.open()
+        caller = self._caller
         if timeout is None:
-            return Call(self._caller, self._caller.policy.deadline)
-        return Call(self._caller, validate.seconds("timeout", timeout))
+            timeout = caller.policy.deadline
+        else:
+            timeout = validate.seconds("timeout", timeout)
+        caller.session.open()
+        return Call(caller, timeout)
 
     async def _seen(
         self, call: Call, request: Request[Refund], expand: Sequence[str]

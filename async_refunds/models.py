@@ -53,7 +53,7 @@ class DisplayDetails(msgspec.Struct, frozen=True):
     """Unix time in seconds; the refund turns ``failed`` then."""
 
 
-class NextAction(msgspec.Struct, frozen=True):
+class NextAction(msgspec.Struct, frozen=True, omit_defaults=True):
     """What has to happen before a refund in ``requires_action`` can go on."""
 
     type: str
@@ -68,7 +68,7 @@ class PresentmentDetails(msgspec.Struct, frozen=True):
     presentment_currency: str
 
 
-class CardDestination(msgspec.Struct, frozen=True):
+class CardDestination(msgspec.Struct, frozen=True, omit_defaults=True):
     """A refund to a card."""
 
     type: str
@@ -78,14 +78,14 @@ class CardDestination(msgspec.Struct, frozen=True):
     reference_type: str | None = None
 
 
-class BankDestination(msgspec.Struct, frozen=True):
+class BankDestination(msgspec.Struct, frozen=True, omit_defaults=True):
     """A refund to a bank account; ``reference`` traces it there."""
 
     reference: str | None = None
     reference_status: str | None = None
 
 
-class NetworkDestination(msgspec.Struct, frozen=True):
+class NetworkDestination(msgspec.Struct, frozen=True, omit_defaults=True):
     """A refund through a payment network that may decline it."""
 
     network_decline_code: str | None = None
@@ -93,13 +93,13 @@ class NetworkDestination(msgspec.Struct, frozen=True):
     reference_status: str | None = None
 
 
-class CryptoDestination(msgspec.Struct, frozen=True):
+class CryptoDestination(msgspec.Struct, frozen=True, omit_defaults=True):
     """A refund to a wallet; ``reference`` is the transaction."""
 
     reference: str | None = None
 
 
-class PaypalDestination(msgspec.Struct, frozen=True):
+class PaypalDestination(msgspec.Struct, frozen=True, omit_defaults=True):
     """A refund to a PayPal account."""
 
     network_decline_code: str | None = None

@@ -10,10 +10,10 @@ from .faults import FAULTS, Faults
 from .limiter import Limits
 
 __all__ = [
-    "FAULTS",
     "Books",
     "Clock",
     "Emulator",
+    "FAULTS",
     "Faults",
     "Limits",
     "ReceivedRequest",
