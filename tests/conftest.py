@@ -45,6 +45,10 @@ class JumpingEventLoop(asyncio.SelectorEventLoop):
         self._jumping = JumpingSelector()
         super().__init__(self._jumping)
 
+    def jump(self, seconds: float) -> None:
+        """Let time pass as if something had blocked the loop."""
+        self._jumping.jumped += seconds
+
     def time(self) -> float:
         return super().time() + self._jumping.jumped
 

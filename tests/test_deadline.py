@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from conftest import JumpingEventLoop
 from scripted import CANCELED, CUT, RE, answer, error_json, scripted, seen
 
 from async_refunds import (
@@ -33,6 +34,26 @@ async def test_stalling_server_cannot_hold_a_call_beyond_its_deadline(
             await refunds.cancel(RE, timeout=timeout)
         assert now() - began <= timeout + 0.1
     assert server.methods().endswith("GET"), "the attempts left no room to settle"
+
+
+async def test_nothing_is_sent_once_a_blocked_loop_has_used_the_time_up() -> None:
+    def block(attempt: Attempt) -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, JumpingEventLoop)
+        if attempt.number == 1:
+            loop.jump(100.0)
+
+    async with (
+        scripted("reset", reads=[seen("canceled")]) as server,
+        server.client(on_attempt=block) as refunds,
+    ):
+        with pytest.raises(OutcomeUnknownError) as caught:
+            await refunds.cancel(RE)
+    assert server.methods() == "POST"
+    assert [each.failure for each in caught.value.attempts] == [
+        "reset",
+        "connect_timeout",
+    ]
 
 
 async def test_policy_has_the_deadline_of_a_call_that_names_none() -> None:

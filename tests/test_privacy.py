@@ -34,7 +34,7 @@ PERSONAL: dict[str, Any] = {
     "instructions_email": EMAIL,
     "metadata": {"buyer": f"<{EMAIL}>", EMAIL: "x"},
     "description": f"for {EMAIL}",
-    "charge": {"id": "ch_1", "billing_details": {"email": EMAIL}},
+    "charge": {"id": "ch_1", "emails": [EMAIL], "billing_details": {"email": EMAIL}},
     "next_action": {
         "type": "display_details",
         "display_details": {
