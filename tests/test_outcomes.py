@@ -335,24 +335,27 @@ async def test_unknown_host_is_not_sent() -> None:
     assert {each.failure for each in caught.value.attempts} == {"refused"}
 
 
-async def test_wait_for_the_pool_is_not_sent() -> None:
+@pytest.mark.parametrize("seconds", [10.0, 400.0])
+async def test_wait_for_the_pool_is_not_sent(seconds: float) -> None:
     pool = aiohttp.TCPConnector(limit=1)
     async with (
         scripted("stall") as server,
         aiohttp.ClientSession(connector=pool) as session,
     ):
-        refunds = server.client(session=session)
-        first = asyncio.create_task(refunds.cancel(RE, timeout=3600.0))
-        await server.arrived.wait()  # until it holds the only connection
+
+        async def hold() -> None:
+            no_limit = aiohttp.ClientTimeout(total=None)
+            await session.post(f"{server.url}/hold", timeout=no_limit)
+
+        holder = asyncio.create_task(hold())
+        await server.arrived.wait()  # now it has the only connection
         with pytest.raises(APITimeoutError) as caught:
-            await refunds.cancel("re_second", timeout=10.0)
+            await server.client(session=session).cancel(RE, timeout=seconds)
         assert {each.failure for each in caught.value.attempts} == {"connect_timeout"}
         assert isinstance(caught.value, TimeoutError)
-        assert {request.target for request in server.received} == {
-            f"/v1/refunds/{RE}/cancel"
-        }
-        first.cancel()
-        await asyncio.wait([first])
+        assert [request.target for request in server.received] == ["/hold"]
+        holder.cancel()
+        await asyncio.wait([holder])
 
 
 @pytest.mark.parametrize("trusted", [True, False])

@@ -201,6 +201,21 @@ async def test_brown_out_does_not_multiply_the_load() -> None:
     assert 250 <= cancels <= 150 + 100 + 150 // 5
 
 
+async def test_successes_buy_a_spent_budget_its_next_retry() -> None:
+    async with (
+        scripted(FAILING, reads=[seen("requires_action")]) as server,
+        server.client() as refunds,
+    ):
+        for _ in range(60):
+            with pytest.raises(OutcomeUnknownError):
+                await refunds.cancel(RE)
+        server.cancels[:] = [CANCELED]
+        for _ in range(5):
+            await refunds.cancel(RE)
+        server.cancels[:] = [FAILING, CANCELED]
+        assert len((await refunds.cancel(RE)).last_response.attempts) == 2
+
+
 async def test_success_never_goes_through_the_retries(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
