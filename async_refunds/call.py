@@ -7,6 +7,8 @@ attempt may have landed.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -121,15 +123,16 @@ class Call:
             return await self._attempt(request, until, slept=slept)
 
         def note(failed: Attempted[T], pause: float) -> None:
-            logger.info(
-                "%s %s: attempt %d failed (%s), next in %.2f s [key %s]",
-                request.method,
-                request.path,
-                len(self.attempts),
-                refusal.what_failed(failed.reply),
-                pause,
-                request.idempotency_key,
-            )
+            with contextlib.suppress(Exception):  # of the caller's logging
+                logger.info(
+                    "%s %s: attempt %d failed (%s), next in %.2f s [key %s]",
+                    request.method,
+                    request.path,
+                    len(self.attempts),
+                    refusal.what_failed(failed.reply),
+                    pause,
+                    request.idempotency_key,
+                )
 
         return await retried(
             first,
@@ -154,7 +157,7 @@ class Call:
         if seconds > 0:
             reply = await caller.session.send(request, seconds)
         else:
-            reply = Failure(Cause.CONNECT_TIMEOUT, "no time left")
+            reply = Failure(Cause.CONNECT_TIMEOUT, "no time left", sent=False)
         advice = advise(request, reply)
         if advice.value is not None:
             caller.budget.succeeded()
@@ -194,9 +197,11 @@ class Call:
             return
         try:
             self._caller.on_attempt(attempt)
-        except Exception:
-            # The caller's own hook must not change what the caller is told of money.
-            logger.exception("on_attempt raised; the call goes on")
+        except (Exception, asyncio.CancelledError):
+            # The caller's own hook must not change what the caller is told of money,
+            # nor may the caller's logging.
+            with contextlib.suppress(Exception):
+                logger.exception("on_attempt raised; the call goes on")
 
     def remember(self, refund: Refund, reply: Reply, key: str | None) -> None:
         """Attach to a refund the answer that it was read from, and the way there."""

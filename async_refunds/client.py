@@ -41,8 +41,8 @@ class RefundsClient:
     Args:
         api_key: A secret (``sk_``) or restricted (``rk_``) key.
         session: Your own aiohttp session: its connector, proxy, CA and tracing are
-            used, and it is never closed here. Without one, the client makes its own at
-            the first call and closes it.
+            used, and it is never closed here; its middlewares are not run. Without one,
+            the client makes its own at the first call and closes it.
         base_url: An origin; plain http on a loopback address only.
         stripe_version: The API version to ask for.
         stripe_account: The connected account to act on, unless a call names one.
@@ -83,12 +83,24 @@ class RefundsClient:
             raise TypeError("session must be an aiohttp.ClientSession")
         if not isinstance(retry, RetryPolicy):
             raise TypeError("retry must be a RetryPolicy")
-        if inspect.iscoroutinefunction(on_attempt):
-            raise TypeError("on_attempt must be a plain function, not a coroutine")
+        if on_attempt is not None and (
+            not callable(on_attempt) or inspect.iscoroutinefunction(on_attempt)
+        ):
+            raise TypeError("on_attempt must be a plain function")
         self._stripe_account = (
             None if stripe_account is None else validate.account_id(stripe_account)
         )
         origin = validate.base_url(base_url)
+        if session is not None and session.auth is not None:
+            raise ValueError(
+                "session has an auth of its own, which aiohttp refuses to combine with "
+                "the API key's"
+            )
+        if session is not None and session.trust_env and origin.startswith("http:"):
+            raise ValueError(
+                "session takes a proxy from the environment (trust_env), and to that "
+                "plain http would show the API key"
+            )
         attempt_timeout = validate.seconds("attempt_timeout", attempt_timeout)
         headers = {
             "Authorization": authorization(secret),
@@ -157,6 +169,8 @@ class RefundsClient:
             TypeError, ValueError: A bad argument; nothing was sent.
             RuntimeError: The client is closed, or of another event loop.
         """
+        # Read once: what the caller does to it meanwhile must not come in after a send.
+        expand = validate.expand(expand) if expand else ()
         request = protocol.cancel_request(
             refund_id,
             idempotency_key=(

@@ -41,9 +41,10 @@ class Deadlines:
         self._waiting.pop(deadline, None)
 
     def close(self) -> None:
-        """Take the timer back."""
-        if self._timer is not None:
+        """Take the timer back, unless somebody's end still hangs on it."""
+        if self._timer is not None and not self._waiting:
             self._timer.cancel()
+            self._timer = None
 
     def _expire(self) -> None:
         self._timer = None

@@ -8,13 +8,17 @@ part of an error.
 from __future__ import annotations
 
 import re
-from typing import TypeAlias
+from typing import NoReturn, SupportsIndex, TypeAlias, get_type_hints
 
 import msgspec
 
-from .models import Refund, attach
+from .models import Expandable, Refund, attach, id_of
 
 JSON: TypeAlias = "dict[str, JSON] | list[JSON] | str | float | bool | None"
+
+_EXPANDABLE = frozenset(
+    name for name, hint in get_type_hints(Refund).items() if hint == Expandable
+)
 
 # Stripe's keys: secret, restricted, publishable. Case is kept loose because a proxy's
 # error page may have folded it.
@@ -36,6 +40,13 @@ class Hidden(str):
     def __repr__(self) -> str:
         return "'***'"
 
+    def __getitem__(self, part: SupportsIndex | slice) -> Hidden:
+        # rich cuts a long string short before it asks for the repr of what is left.
+        return Hidden(super().__getitem__(part))
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError("a client with its API key is neither pickled nor copied")
+
 
 def scrub(text: str) -> str:
     """Return the text with every API key masked and every e-mail address cut out."""
@@ -44,8 +55,15 @@ def scrub(text: str) -> str:
 
 
 def without_email(refund: Refund) -> Refund:
-    """Return the refund fit for an error: no address in any field, and no body."""
-    clean = msgspec.convert(_scrubbed(msgspec.to_builtins(refund)), Refund)
+    """Return the refund fit for an error: no address in any field, and no body.
+
+    What was expanded is its id again: a charge alone has a dozen places for addresses.
+    """
+    fields = msgspec.to_builtins(refund)
+    for name, value in fields.items():
+        if name in _EXPANDABLE:
+            fields[name] = id_of(value)
+    clean = msgspec.convert(_scrubbed(fields), Refund)
     attach(clean, msgspec.structs.replace(refund.last_response, body=b""))
     return clean
 

@@ -65,9 +65,12 @@ class Response(msgspec.Struct, frozen=True, gc=False):
         # The headers are left out too: a proxy may have put in what it likes.
         return f"Response(status={self.status}, body=<{len(self.body)} bytes>)"
 
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("status", self.status), ("body", len(self.body))]
+
 
 class Cause(enum.StrEnum):
-    """Why there is no whole answer, and with it whether anything was sent."""
+    """Why there is no whole answer."""
 
     REFUSED = "refused"
     """No connection: refused, no DNS, unreachable, a TLS handshake cut short."""
@@ -76,11 +79,11 @@ class Cause(enum.StrEnum):
     CERTIFICATE = "certificate"
     """The other side is not who it should be."""
     CLOSED = "closed"
-    """The session was closed, by its owner, before anything was sent."""
+    """The session was closed by its owner."""
     RESET = "reset"
-    """The connection broke after the request was, or may have been, sent."""
+    """The connection broke."""
     TIMEOUT = "timeout"
-    """No whole answer in time, after the same."""
+    """No whole answer in time."""
     CUT_BODY = "cut_body"
     """The answer began and did not end, or did not decompress."""
     TOO_LARGE = "too_large"
@@ -91,9 +94,6 @@ class Cause(enum.StrEnum):
     """An exception nobody foresaw, such as one from the caller's own tracing."""
 
 
-_NOT_SENT = frozenset(
-    {Cause.REFUSED, Cause.CONNECT_TIMEOUT, Cause.CERTIFICATE, Cause.CLOSED}
-)
 # A wrong certificate, and a closed session, stay so: the next attempt meets the same.
 _FINAL = frozenset({Cause.CERTIFICATE, Cause.CLOSED})
 
@@ -104,6 +104,8 @@ class Failure(msgspec.Struct, frozen=True, gc=False):
     cause: Cause
     detail: str
     """For people, and with nothing of the request in it."""
+    sent: bool
+    """Whether anything of the request may have gone out."""
 
 
 Reply = Response | Failure
@@ -244,14 +246,22 @@ def advise(request: Request[T], reply: Reply) -> Advice[T]:
     that is the caller's part.
     """
     if isinstance(reply, Failure):
-        sent = reply.cause not in _NOT_SENT
         return Advice(
-            Outcome.AMBIGUOUS if sent else Outcome.NOT_SENT,
+            Outcome.AMBIGUOUS if reply.sent else Outcome.NOT_SENT,
             retry=reply.cause not in _FINAL,
         )
+    if _is_of_another(request, reply):
+        return Advice(Outcome.AMBIGUOUS, retry=True)
     if is_success(reply):
         return _of_success(request, reply)
     return _of_refusal(reply)
+
+
+def _is_of_another(request: Request[Any], response: Response) -> bool:
+    # Stripe repeats the key in its answer. Another one's answer, which a proxy mixed
+    # up, says nothing about this request.
+    key = request.idempotency_key
+    return key is not None and response.headers.get("Idempotency-Key", key) != key
 
 
 def _of_success(request: Request[T], response: Response) -> Advice[T]:
@@ -280,7 +290,9 @@ def _of_refusal(response: Response) -> Advice[Any]:
     status = response.status
     if status >= 500 or status < 200:  # noqa: PLR2004 - server errors, or no HTTP at all
         outcome, retry = Outcome.AMBIGUOUS, True
-    elif status in (409, 424):
+    elif status in (408, 409, 424):
+        # 408: what waited too long for us may have begun, and it is a proxy's word,
+        # given at moments of its own choosing.
         # 409: "perhaps due to using the same idempotent key", so an attempt with it is
         # under way; 424: something Stripe depends on failed, however far it had come.
         outcome, retry = Outcome.AMBIGUOUS, True

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    from aiohttp.connector import Connection
+
     from .protocol import Reply, Request
 
 BODY_LIMIT = 1024 * 1024
@@ -34,9 +36,8 @@ _NO_CEILING = float("inf")
 # Characters of a foreign error's text: a line or two.
 _DETAIL_LIMIT = 200
 
-# The first line that fits names the failure. The first three are raised before aiohttp
-# has a connection to write to: `ClientConnectorError` covers refusal, DNS and TLS, and
-# a proxy that refuses CONNECT passed nothing on.
+# The first line that fits names the failure. `ClientConnectorError` covers refusal, DNS
+# and TLS; a proxy that refuses CONNECT passed nothing on.
 _TABLE: tuple[tuple[tuple[type[Exception], ...], Cause, str], ...] = (
     (
         (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch),
@@ -69,6 +70,66 @@ _TABLE: tuple[tuple[tuple[type[Exception], ...], Cause, str], ...] = (
 )
 
 
+# What aiohttp raises before it has a connection to write to, for where there is no
+# better evidence than the error itself. `ValueError`: a request it cannot even build.
+_BEFORE_SENDING = (
+    aiohttp.ClientConnectorError,
+    aiohttp.ClientHttpProxyError,
+    aiohttp.ConnectionTimeoutError,
+    aiohttp.ServerFingerprintMismatch,
+    aiohttp.NonHttpUrlClientError,
+    ValueError,
+)
+
+
+class StaleConnectionError(Exception):
+    """A connection of the pool that has something to read before it was asked."""
+
+
+class Witness:
+    """A client middleware that sees one request handed to a connection, or not.
+
+    The class of an error does not prove that nothing was sent: a session's tracing may
+    raise a connector's error after the answer. And a kept connection may hold an answer
+    that nobody asked for (a proxy's 408 for idling is one), which aiohttp would take
+    for ours; such a connection is closed and another one taken.
+    """
+
+    __slots__ = ("asked", "sent")
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.sent = False
+
+    async def __call__(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        """Pass the request on, with an eye on its way out."""
+        self.asked = True
+        send = request.send
+
+        async def sending(conn: Connection) -> aiohttp.ClientResponse:
+            if conn.protocol is None or conn.protocol.should_close:
+                raise StaleConnectionError
+            self.sent = True
+            return await send(conn)
+
+        # The one place between the wait for a connection and the first byte.
+        request.send = sending  # type: ignore[method-assign]  # on this one request
+        while True:
+            try:
+                return await handler(request)
+            except StaleConnectionError:
+                continue  # closed by aiohttp on the way here, so this ends
+
+    def was_sent(self, error: BaseException) -> bool:
+        """Tell whether anything may have gone out before this error."""
+        if self.asked:
+            return self.sent
+        # Something stands in for aiohttp's sending, such as canned answers in a test.
+        return not isinstance(error, _BEFORE_SENDING)
+
+
 class Body(list[bytes]):
     """The chunks of a body, which may hold a customer's address: shown as a count."""
 
@@ -80,7 +141,8 @@ class Session:
     """An aiohttp session with Stripe's headers, lazily made or borrowed.
 
     It belongs to the event loop it is first used in. A session of its own has no
-    cookies; a borrowed one keeps its connector, proxy, CA, tracing and owner.
+    cookies; a borrowed one keeps its connector, proxy, CA, tracing and owner. Its
+    middlewares are not run: for what they send again nobody could vouch.
 
     Args:
         origin: ``scheme://host[:port]``, as `validate.base_url` returns it.
@@ -140,25 +202,37 @@ class Session:
     async def send(self, request: Request[Any], seconds: float) -> Reply:
         """Send once and return what came back, within so many seconds."""
         session = self._session
-        if session is None or session.closed or self._deadlines is None:
+        if session is None or self._deadlines is None or session.closed or self._closed:
             # Not an error of its own: an attempt before this one may have landed.
-            return Failure(Cause.CLOSED, "the session is closed")
+            return Failure(Cause.CLOSED, "the session is closed", sent=False)
+        witness = Witness()
         try:
             if seconds >= self._attempt_timeout:
                 with self._deadlines.start():
-                    return await self._exchange(session, request, self._timeout)
+                    return await self._exchange(
+                        session, request, self._timeout, witness
+                    )
             async with asyncio.timeout(seconds):
                 return await self._exchange(
-                    session, request, _connect_within(seconds / 2)
+                    session, request, _connect_within(seconds / 2), witness
                 )
         except Exception as error:  # noqa: BLE001 - the table maps every one
-            return _failure(error)
+            return _failure(error, witness)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Nobody cancelled this task: a session that is closed cancels what waits
+            # for its pool, and passed on, that would end the caller without a word.
+            sent = witness.sent
+            return Failure(Cause.CLOSED, "the session was closed", sent=sent)
 
     async def _exchange(
         self,
         session: aiohttp.ClientSession,
         request: Request[Any],
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own argument
+        witness: Witness,
     ) -> Reply:
         url = self._origin.with_path(request.path, encoded=True)
         if request.query:
@@ -172,16 +246,18 @@ class Session:
             raise_for_status=False,
             auto_decompress=True,
             timeout=timeout,
+            middlewares=(witness,),
         )
         try:
             body = await _read(response.content)
         finally:
-            # At its end the connection has gone back to the pool by itself; to release
-            # it once more costs 2 % of a cancel. Anything less is closed.
-            if not response.content.at_eof():
+            # At the body's end the connection has gone back to the pool by itself; to
+            # release it once more costs 2 % of a cancel. Anything less is closed.
+            if response.connection is not None:
                 response.close()
         if body is None:
-            return Failure(Cause.TOO_LARGE, f"the answer is over {BODY_LIMIT} bytes")
+            text = f"the answer is over {BODY_LIMIT} bytes"
+            return Failure(Cause.TOO_LARGE, text, sent=True)
         return Response(response.status, response.headers, body)
 
     def _headers_of(self, request: Request[Any]) -> dict[str, str]:
@@ -224,15 +300,13 @@ def _connect_within(seconds: float) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(connect=seconds, ceil_threshold=_NO_CEILING)
 
 
-def _failure(error: Exception) -> Failure:
-    """Name what went wrong; where in doubt, as something that was sent."""
+def _failure(error: Exception, witness: Witness) -> Failure:
+    sent = witness.was_sent(error)
     for kinds, cause, words in _TABLE:
         if isinstance(error, kinds):
-            return Failure(cause, words.format(_reason(error)))
-    return Failure(
-        Cause.UNEXPECTED,
-        f"an unforeseen {type(error).__name__}: {scrub(str(error))[:_DETAIL_LIMIT]}",
-    )
+            return Failure(cause, words.format(_reason(error)), sent=sent)
+    text = scrub(f"an unforeseen {type(error).__name__}: {error}")
+    return Failure(Cause.UNEXPECTED, text[:_DETAIL_LIMIT], sent=sent)
 
 
 def _reason(error: Exception) -> str:

@@ -8,7 +8,6 @@ and a line feed would start a header of its own.
 from __future__ import annotations
 
 import ipaddress
-import math
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -36,7 +35,9 @@ _APP_INFO = re.compile(r"[ -~]{1,255}")
 _EXPAND = re.compile(r"[A-Za-z0-9_.]{1,255}")
 _OBJECT_ID = re.compile(r"[A-Za-z0-9_]{1,255}")
 _REQUEST_ID = re.compile(r"req_[A-Za-z0-9_]{1,251}")
-_HOST = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?")
+# Labels of 1 to 63 characters: Python's own look-up fails on others with a bare error.
+_AGES = 1e9  # seconds, over 30 years; more is a mistake, and overflows event loops
+_HOST = re.compile(r"(?!.{254})[a-z0-9-]{1,63}(?:\.[a-z0-9-]{1,63})*\.?")
 
 # What somebody is likely to hold in their hand instead of a refund's id.
 _OTHER_IDS = {
@@ -53,7 +54,9 @@ _OTHER_IDS = {
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a str, not {type(value).__name__}")
-    return value
+    # The text itself: of a subclass, such as an enum's member, a format string would
+    # make another one than was checked here.
+    return str.__str__(value)
 
 
 def _shown(value: str) -> str:
@@ -132,7 +135,7 @@ def api_key(value: object) -> str:
         ValueError: Another kind of key, or none. The text never holds the value.
     """
     if not isinstance(value, str):
-        raise TypeError(f"api_key must be a str, not {type(value).__name__}")
+        raise TypeError("api_key must be a str")
     if _API_KEY.fullmatch(value):
         return value
     if not value:
@@ -153,7 +156,7 @@ def api_key(value: object) -> str:
 
 def is_request_id(text: str) -> bool:
     """Tell whether a ``Request-Id`` header can be what it says, and is safe to log."""
-    return _REQUEST_ID.fullmatch(text) is not None
+    return _REQUEST_ID.fullmatch(text) is not None and scrub(text) == text
 
 
 def is_live(key: str) -> bool:
@@ -248,16 +251,16 @@ def expand(value: Iterable[str]) -> tuple[str, ...]:
 
 
 def seconds(name: str, value: float) -> float:
-    """Return a positive, finite number of seconds.
+    """Return a positive number of seconds.
 
     Raises:
         TypeError: Not a number.
-        ValueError: Zero, negative, infinite or not a number at all.
+        ValueError: Zero, negative, not a number at all, or over 30 years.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, not {type(value).__name__}")
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be a positive, finite number, not {value!r}")
+    if not 0 < value < _AGES:
+        raise ValueError(f"{name} must be a positive number of seconds, under 1e9")
     return float(value)
 
 

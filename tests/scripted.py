@@ -81,6 +81,9 @@ class Scripted:
     open: int = 0
     """Connections that neither side has closed."""
     url: str = ""
+    writers: set[asyncio.StreamWriter] = field(
+        default_factory=set[asyncio.StreamWriter]
+    )
 
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     """Set with each request."""
@@ -102,17 +105,24 @@ class Scripted:
         """Return a client of this server."""
         return RefundsClient(KEY, base_url=self.url, **options)
 
+    def say(self, stray: bytes) -> None:
+        """Write on every open connection what nobody asked for."""
+        for writer in self.writers:
+            writer.write(stray)
+
     async def serve(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         self.connections += 1
         self.open += 1
+        self.writers.add(writer)
         try:
             await self._converse(reader, writer, self.connections)
         except (ConnectionError, asyncio.IncompleteReadError):
             pass  # the client hung up
         finally:
             self.open -= 1
+            self.writers.discard(writer)
             writer.close()
 
     async def _converse(

@@ -211,11 +211,17 @@ class TestDeadlines:
         with pytest.raises(KeyError):
             await fail_while_cancelled()
 
-    async def test_closing_takes_the_timer_back(self) -> None:
-        deadlines = Deadlines(asyncio.get_running_loop(), 5.0)
+    async def test_closing_takes_the_timer_back_but_from_nobody(self) -> None:
+        loop = asyncio.get_running_loop()
+        deadlines = Deadlines(loop, 5.0)
         deadlines.close()  # before there is one
+        loop.call_soon(deadlines.close)  # while somebody waits
+        with pytest.raises(TimeoutError), deadlines.start():
+            await asyncio.sleep(60)
         with deadlines.start():
-            deadlines.close()
+            pass
+        deadlines.close()
+        with pytest.raises(TimeoutError), deadlines.start():
             await asyncio.sleep(60)
 
     def test_is_for_tasks(self) -> None:

@@ -291,9 +291,10 @@ def test_option_of_the_wrong_type_is_refused(option: str) -> None:
     async def hook(attempt: object) -> None:
         del attempt
 
-    options: dict[str, Any] = {option: hook}
-    with pytest.raises(TypeError, match=option):
-        RefundsClient(KEY, **options)
+    for wrong in (hook, 5):
+        options: dict[str, Any] = {option: wrong}
+        with pytest.raises(TypeError, match=option):
+            RefundsClient(KEY, **options)
 
 
 CANCELLED_AT: dict[str, tuple[Act, Act, float]] = {

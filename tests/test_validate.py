@@ -49,6 +49,7 @@ WORDS = {
         ("timeout", float("inf"), ValueError),
         ("timeout", "3", TypeError),
         ("timeout", True, TypeError),
+        ("timeout", 10**400, ValueError),
     ],
 )
 async def test_argument_of_cancel(

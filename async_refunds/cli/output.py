@@ -113,14 +113,13 @@ class Output:
             self.lost = True
             raise OutputLostError("it is closed")
         try:
-            # In bytes: JSON is UTF-8, whatever the locale says of text.
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
+            # In bytes, since JSON is UTF-8 whatever the locale says of text; past
+            # Python's own buffer, where what failed would fail once more at exit; and
+            # until all of it is gone, since a disk may have room for a part.
+            while data:
+                data = data[os.write(sys.stdout.fileno(), data) :]
         except OSError as error:
             self.lost = True
-            # What is left in the buffer must not fail once more at exit
-            # (https://docs.python.org/3/library/signal.html#note-on-sigpipe).
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise OutputLostError(
                 error.strerror or "", unread=error.errno == errno.EPIPE
             ) from None
