@@ -104,14 +104,14 @@ class Call:
         self.ambiguous = False
         """Whether a cancel of this call may have landed without a word of it."""
 
-    async def cancel(self, request: Request[T]) -> Attempted[T]:
+    def cancel(self, request: Request[T]) -> Awaitable[Attempted[T]]:
         """Exchange a cancel, and leave time to settle what it may leave open."""
         reserve = min(self._timeout * _SETTLING_SHARE, _SETTLING_LIMIT)
-        return await self._exchange(request, self.deadline - reserve)
+        return self._exchange(request, self.deadline - reserve)
 
-    async def read(self, request: Request[T]) -> Attempted[T]:
+    def read(self, request: Request[T]) -> Awaitable[Attempted[T]]:
         """Exchange a read within what is left of the call."""
-        return await self._exchange(request, self.deadline)
+        return self._exchange(request, self.deadline)
 
     async def _exchange(self, request: Request[T], until: float) -> Attempted[T]:
         first = await self._attempt(request, until, slept=0.0)

@@ -8,8 +8,6 @@ import random
 import secrets
 from typing import TYPE_CHECKING, Self
 
-import aiohttp
-
 from . import protocol, refusal, validate
 from .call import Call, Caller
 from .privacy import Hidden, without_email
@@ -20,6 +18,8 @@ from .version import __version__
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from types import TracebackType
+
+    import aiohttp
 
     from .models import Attempt, Refund
     from .protocol import CreatedRange, RefundPage, Request
@@ -79,8 +79,6 @@ class RefundsClient:
         secret = Hidden(api_key) if isinstance(api_key, str) else type(api_key)
         del api_key
         secret = Hidden(validate.api_key(secret))
-        if session is not None and not isinstance(session, aiohttp.ClientSession):
-            raise TypeError("session must be an aiohttp.ClientSession")
         if not isinstance(retry, RetryPolicy):
             raise TypeError("retry must be a RetryPolicy")
         if on_attempt is not None and (
@@ -91,16 +89,6 @@ class RefundsClient:
             None if stripe_account is None else validate.account_id(stripe_account)
         )
         origin = validate.base_url(base_url)
-        if session is not None and session.auth is not None:
-            raise ValueError(
-                "session has an auth of its own, which aiohttp refuses to combine with "
-                "the API key's"
-            )
-        if session is not None and session.trust_env and origin.startswith("http:"):
-            raise ValueError(
-                "session takes a proxy from the environment (trust_env), and to that "
-                "plain http would show the API key"
-            )
         attempt_timeout = validate.seconds("attempt_timeout", attempt_timeout)
         headers = {
             "Authorization": authorization(secret),

@@ -12,9 +12,12 @@ import os
 from typing import TYPE_CHECKING
 
 import aiohttp
+from aiohttp.hdrs import CONTENT_TYPE
+from multidict import CIMultiDict, istr
 from yarl import URL
 
 from .deadline import Deadlines
+from .pool import Connector, NotConnectedError, Witness, is_cancelled
 from .privacy import Hidden, scrub
 from .protocol import Cause, Failure, Response
 
@@ -22,12 +25,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from aiohttp.connector import Connection
-
     from .protocol import Reply, Request
 
 BODY_LIMIT = 1024 * 1024
 """Bytes. A page of 100 refunds with three expansions each stays below it."""
+
+# Folded once, not at every request.
+_IDEMPOTENCY_KEY = istr("Idempotency-Key")
+_STRIPE_ACCOUNT = istr("Stripe-Account")
 
 # aiohttp rounds time-outs over five seconds up to a whole second, to wake up less
 # often; with a deadline for the whole call they have to be exact.
@@ -35,6 +40,7 @@ _NO_CEILING = float("inf")
 
 # Characters of a foreign error's text: a line or two.
 _DETAIL_LIMIT = 200
+
 
 # The first line that fits names the failure. `ClientConnectorError` covers refusal, DNS
 # and TLS; a proxy that refuses CONNECT passed nothing on.
@@ -55,6 +61,7 @@ _TABLE: tuple[tuple[tuple[type[Exception], ...], Cause, str], ...] = (
         "no connection ({})",
     ),
     ((aiohttp.ConnectionTimeoutError,), Cause.CONNECT_TIMEOUT, "no connection in time"),
+    ((NotConnectedError,), Cause.CLOSED, "the session was closed"),
     ((TimeoutError,), Cause.TIMEOUT, "no answer in time"),
     (
         (aiohttp.ClientPayloadError,),
@@ -70,64 +77,15 @@ _TABLE: tuple[tuple[tuple[type[Exception], ...], Cause, str], ...] = (
 )
 
 
-# What aiohttp raises before it has a connection to write to, for where there is no
-# better evidence than the error itself. `ValueError`: a request it cannot even build.
+# What aiohttp raises before it has a connection to write to. No proof in a session that
+# runs its owner's hooks, which may raise the same after the answer.
 _BEFORE_SENDING = (
     aiohttp.ClientConnectorError,
     aiohttp.ClientHttpProxyError,
     aiohttp.ConnectionTimeoutError,
     aiohttp.ServerFingerprintMismatch,
-    aiohttp.NonHttpUrlClientError,
-    ValueError,
+    NotConnectedError,
 )
-
-
-class StaleConnectionError(Exception):
-    """A connection of the pool that has something to read before it was asked."""
-
-
-class Witness:
-    """A client middleware that sees one request handed to a connection, or not.
-
-    The class of an error does not prove that nothing was sent: a session's tracing may
-    raise a connector's error after the answer. And a kept connection may hold an answer
-    that nobody asked for (a proxy's 408 for idling is one), which aiohttp would take
-    for ours; such a connection is closed and another one taken.
-    """
-
-    __slots__ = ("asked", "sent")
-
-    def __init__(self) -> None:
-        self.asked = False
-        self.sent = False
-
-    async def __call__(
-        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-    ) -> aiohttp.ClientResponse:
-        """Pass the request on, with an eye on its way out."""
-        self.asked = True
-        send = request.send
-
-        async def sending(conn: Connection) -> aiohttp.ClientResponse:
-            if conn.protocol is None or conn.protocol.should_close:
-                raise StaleConnectionError
-            self.sent = True
-            return await send(conn)
-
-        # The one place between the wait for a connection and the first byte.
-        request.send = sending  # type: ignore[method-assign]  # on this one request
-        while True:
-            try:
-                return await handler(request)
-            except StaleConnectionError:
-                continue  # closed by aiohttp on the way here, so this ends
-
-    def was_sent(self, error: BaseException) -> bool:
-        """Tell whether anything may have gone out before this error."""
-        if self.asked:
-            return self.sent
-        # Something stands in for aiohttp's sending, such as canned answers in a test.
-        return not isinstance(error, _BEFORE_SENDING)
 
 
 class Body(list[bytes]):
@@ -149,6 +107,10 @@ class Session:
         headers: Sent with every request, the credentials among them.
         attempt_timeout: Seconds for one attempt, the wait for a connection included.
         borrowed: The caller's session, or ``None`` to make one.
+
+    Raises:
+        TypeError: ``borrowed`` is no aiohttp session.
+        ValueError: ``borrowed`` could not carry the API key, or not safely.
     """
 
     def __init__(
@@ -159,6 +121,8 @@ class Session:
         attempt_timeout: float,
         borrowed: aiohttp.ClientSession | None,
     ) -> None:
+        if borrowed is not None:
+            _check(borrowed, origin)
         self._origin = URL(origin)
         self._headers = headers
         self._session = borrowed
@@ -196,7 +160,9 @@ class Session:
         self._deadlines = Deadlines(loop, self._attempt_timeout)
         if self._owned:
             self._session = aiohttp.ClientSession(
-                cookie_jar=aiohttp.DummyCookieJar(), headers=self._headers
+                connector=Connector(),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers=CIMultiDict(self._headers),
             )
 
     async def send(self, request: Request[Any], seconds: float) -> Reply:
@@ -205,7 +171,7 @@ class Session:
         if session is None or self._deadlines is None or session.closed or self._closed:
             # Not an error of its own: an attempt before this one may have landed.
             return Failure(Cause.CLOSED, "the session is closed", sent=False)
-        witness = Witness()
+        witness = None if self._owned else Witness()
         try:
             if seconds >= self._attempt_timeout:
                 with self._deadlines.start():
@@ -219,12 +185,11 @@ class Session:
         except Exception as error:  # noqa: BLE001 - the table maps every one
             return _failure(error, witness)
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if is_cancelled():
                 raise
-            # Nobody cancelled this task: a session that is closed cancels what waits
-            # for its pool, and passed on, that would end the caller without a word.
-            sent = witness.sent
+            # A session that is closed cancels what waits in it; passed on, that would
+            # end the caller's task without a word.
+            sent = witness is None or witness.sent
             return Failure(Cause.CLOSED, "the session was closed", sent=sent)
 
     async def _exchange(
@@ -232,7 +197,7 @@ class Session:
         session: aiohttp.ClientSession,
         request: Request[Any],
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own argument
-        witness: Witness,
+        witness: Witness | None,
     ) -> Reply:
         url = self._origin.with_path(request.path, encoded=True)
         if request.query:
@@ -246,7 +211,7 @@ class Session:
             raise_for_status=False,
             auto_decompress=True,
             timeout=timeout,
-            middlewares=(witness,),
+            middlewares=() if witness is None else (witness,),
         )
         try:
             body = await _read(response.content)
@@ -263,11 +228,11 @@ class Session:
     def _headers_of(self, request: Request[Any]) -> dict[str, str]:
         headers = {**self._each}
         if request.idempotency_key is not None:
-            headers["Idempotency-Key"] = request.idempotency_key
+            headers[_IDEMPOTENCY_KEY] = request.idempotency_key
             # Also without a form: the official clients always say so.
-            headers["Content-Type"] = "application/x-www-form-urlencoded"
+            headers[CONTENT_TYPE] = "application/x-www-form-urlencoded"
         if request.stripe_account is not None:
-            headers["Stripe-Account"] = request.stripe_account
+            headers[_STRIPE_ACCOUNT] = request.stripe_account
         return headers
 
     async def close(self) -> None:
@@ -277,6 +242,21 @@ class Session:
             self._deadlines.close()
         if self._owned and self._session is not None:
             await self._session.close()
+
+
+def _check(session: aiohttp.ClientSession, origin: str) -> None:
+    if not isinstance(session, aiohttp.ClientSession):
+        raise TypeError("session must be an aiohttp.ClientSession")
+    if session.auth is not None:
+        raise ValueError(
+            "session has an auth of its own, which aiohttp refuses to combine with "
+            "the API key's"
+        )
+    if session.trust_env and origin.startswith("http:"):
+        raise ValueError(
+            "session takes a proxy from the environment (trust_env), and to that "
+            "plain http would show the API key"
+        )
 
 
 def authorization(api_key: str) -> Hidden:
@@ -300,8 +280,11 @@ def _connect_within(seconds: float) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(connect=seconds, ceil_threshold=_NO_CEILING)
 
 
-def _failure(error: Exception, witness: Witness) -> Failure:
-    sent = witness.was_sent(error)
+def _failure(error: Exception, witness: Witness | None) -> Failure:
+    if witness is not None and witness.asked:
+        sent = witness.sent
+    else:  # also where canned answers stand in for aiohttp's sending, in a test
+        sent = not isinstance(error, _BEFORE_SENDING)
     for kinds, cause, words in _TABLE:
         if isinstance(error, kinds):
             return Failure(cause, words.format(_reason(error)), sent=sent)

@@ -1,0 +1,95 @@
+"""Connections that are what they seem, and evidence of what went out on them.
+
+aiohttp keeps connections, and takes what it reads first for the answer. Whether that
+is so, and whether anything was sent before an error, decides what may be told of money.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import aiohttp
+
+if TYPE_CHECKING:
+    from aiohttp.connector import Connection
+    from aiohttp.tracing import Trace
+
+
+class NotConnectedError(aiohttp.ClientConnectionError):
+    """There was no connection to send on: the pool was closed meanwhile."""
+
+
+class StaleConnectionError(Exception):
+    """A connection of the pool that has something to read before it was asked."""
+
+
+class Connector(aiohttp.TCPConnector):
+    """An own session's pool, which hands out no connection with a stale answer in it.
+
+    A kept connection may hold what nobody asked for (a proxy's 408 for idling is such),
+    and aiohttp would take it for the answer to what is sent next.
+    """
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own argument
+    ) -> Connection:
+        """Return a connection that has nothing to say yet."""
+        while True:
+            try:
+                conn = await super().connect(req, traces, timeout)
+            except asyncio.CancelledError:
+                if is_cancelled():
+                    raise
+                raise NotConnectedError from None
+            if conn.protocol is not None and not conn.protocol.should_close:
+                return conn
+            conn.close()
+
+
+class Witness:
+    """A client middleware that sees a request handed to a connection, or not.
+
+    For a session whose owner's tracing may raise anything at any time. It has to do on
+    the way what `Connector` does for an own one, and costs 5 % of a cancel.
+    """
+
+    __slots__ = ("asked", "sent")
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.sent = False
+
+    async def __call__(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        """Pass the request on, with an eye on its way out."""
+        self.asked = True
+        while True:
+            self._watch(request)
+            try:
+                return await handler(request)
+            except StaleConnectionError:
+                continue  # closed by aiohttp on the way here, so this ends
+
+    def _watch(self, request: aiohttp.ClientRequest) -> None:
+        send = request.send
+
+        async def sending(conn: Connection) -> aiohttp.ClientResponse:
+            del request.send  # or each request would wait for the garbage collector
+            if conn.protocol is None or conn.protocol.should_close:
+                raise StaleConnectionError
+            self.sent = True
+            return await send(conn)
+
+        # The one place between the wait for a connection and the first byte.
+        request.send = sending  # type: ignore[method-assign]  # on this one request
+
+
+def is_cancelled() -> bool:
+    """Tell whether somebody has cancelled the current task."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
