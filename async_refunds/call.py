@@ -80,7 +80,6 @@ class Caller(msgspec.Struct, frozen=True):
     budget: RetryBudget
     attempt_timeout: float
     on_attempt: Callable[[Attempt], object] | None
-    clock: Callable[[], float]
     sleep: Callable[[float], Awaitable[None]]
     random: Callable[[], float]
 
@@ -91,14 +90,18 @@ class Call:
     Args:
         caller: What it shares with the other calls.
         timeout: Seconds for everything: each attempt, each sleep, the settling read.
+        clock: The time in seconds.
     """
 
-    __slots__ = ("_caller", "_timeout", "ambiguous", "attempts", "deadline")
+    __slots__ = ("_caller", "_clock", "_timeout", "ambiguous", "attempts", "deadline")
 
-    def __init__(self, caller: Caller, timeout: float) -> None:
+    def __init__(
+        self, caller: Caller, timeout: float, clock: Callable[[], float]
+    ) -> None:
         self._caller = caller
+        self._clock = clock
         self._timeout = timeout
-        self.deadline = caller.clock() + timeout
+        self.deadline = clock() + timeout
         self.attempts: tuple[Attempt, ...] = ()
         """Every request so far, oldest first."""
         self.ambiguous = False
@@ -141,7 +144,7 @@ class Call:
             budget=caller.budget,
             until=until,
             room=min(self._timeout * _ROOM_SHARE, _ROOM_LIMIT),
-            clock=caller.clock,
+            clock=self._clock,
             sleep=caller.sleep,
             random=caller.random,
             before_sleep=note,
@@ -151,7 +154,7 @@ class Call:
         self, request: Request[T], until: float, *, slept: float
     ) -> Attempted[T]:
         caller = self._caller
-        began = caller.clock()
+        began = self._clock()
         seconds = min(caller.attempt_timeout, until - began)
         reply: Reply
         if seconds > 0:
@@ -164,7 +167,7 @@ class Call:
         elif advice.outcome is Outcome.AMBIGUOUS and request.method == "POST":
             self.ambiguous = True
         attempted = Attempted(reply, advice)
-        self._note(request, attempted, caller.clock() - began, slept)
+        self._note(request, attempted, self._clock() - began, slept)
         return attempted
 
     def _note(

@@ -110,7 +110,6 @@ class RefundsClient:
             budget=RetryBudget(),
             attempt_timeout=attempt_timeout,
             on_attempt=on_attempt,
-            clock=_loop_time,
             sleep=asyncio.sleep,
             random=random.random,
         )
@@ -312,8 +311,7 @@ class RefundsClient:
             timeout = caller.policy.deadline
         else:
             timeout = validate.seconds("timeout", timeout)
-        caller.session.open()
-        return Call(caller, timeout)
+        return Call(caller, timeout, caller.session.open().time)
 
     async def _seen(
         self, call: Call, request: Request[Refund], expand: Sequence[str]
@@ -327,7 +325,3 @@ class RefundsClient:
         if refund is not None:
             call.remember(refund, last.reply, request.idempotency_key)
         return refund
-
-
-def _loop_time() -> float:
-    return asyncio.get_running_loop().time()

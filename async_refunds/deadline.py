@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 
 class Deadlines:
-    """Ends attempts that take longer than so many seconds, in one event loop."""
+    """Ends attempts that take too long, in one event loop.
+
+    Args:
+        loop: The event loop.
+        seconds: What nearly all attempts may take; a shorter one has its own timer.
+    """
 
     __slots__ = ("_loop", "_seconds", "_timer", "_waiting")
 
@@ -28,8 +33,12 @@ class Deadlines:
         self._waiting: dict[Deadline, None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def start(self) -> Deadline:
+    def start(self, seconds: float) -> Deadline:
         """Return a deadline from now, to enter with ``with`` in the same task."""
+        if seconds < self._seconds:
+            deadline = Deadline(self, self._loop.time() + seconds)
+            deadline.timer = self._loop.call_at(deadline.when, deadline.expire)
+            return deadline
         deadline = Deadline(self, self._loop.time() + self._seconds)
         self._waiting[deadline] = None
         if self._timer is None:
@@ -38,7 +47,10 @@ class Deadlines:
 
     def end(self, deadline: Deadline) -> None:
         """Forget one that was left in time."""
-        self._waiting.pop(deadline, None)
+        if deadline.timer is None:
+            self._waiting.pop(deadline, None)
+        else:
+            deadline.timer.cancel()
 
     def close(self) -> None:
         """Take the timer back, unless somebody's end still hangs on it."""
@@ -65,7 +77,7 @@ class Deadline:
     rules as `asyncio.timeout`, whose place it takes.
     """
 
-    __slots__ = ("_cancelling", "_deadlines", "_expired", "_task", "when")
+    __slots__ = ("_cancelling", "_deadlines", "_expired", "_task", "timer", "when")
 
     def __init__(self, deadlines: Deadlines, when: float) -> None:
         task = asyncio.current_task()
@@ -73,6 +85,8 @@ class Deadline:
             raise RuntimeError("a deadline is for the code of a task")
         self.when = when
         """On the event loop's clock."""
+        self.timer: asyncio.TimerHandle | None = None
+        """Its own, if it does not wait for the common one."""
         self._deadlines = deadlines
         self._task = task
         self._cancelling = task.cancelling()

@@ -140,15 +140,15 @@ class Session:
         self._timeout = _connect_within(attempt_timeout / 2)
         self._attempt_timeout = attempt_timeout
 
-    def open(self) -> None:
-        """Make sure that a call may begin, here and now.
+    def open(self) -> asyncio.AbstractEventLoop:
+        """Make sure that a call may begin, here and now; return the event loop.
 
         Raises:
             RuntimeError: Closed, or used in a second event loop; nothing was sent.
         """
         loop = asyncio.get_running_loop()
         if self._loop is loop and not self._closed:
-            return
+            return loop
         if self._closed:
             raise RuntimeError("this RefundsClient is closed")
         if self._loop is not None:
@@ -164,24 +164,36 @@ class Session:
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers=CIMultiDict(self._headers),
             )
+        return loop
 
     async def send(self, request: Request[Any], seconds: float) -> Reply:
         """Send once and return what came back, within so many seconds."""
-        session = self._session
-        if session is None or self._deadlines is None or session.closed or self._closed:
+        session, deadlines = self._session, self._deadlines
+        if session is None or deadlines is None or session.closed or self._closed:
             # Not an error of its own: an attempt before this one may have landed.
             return Failure(Cause.CLOSED, "the session is closed", sent=False)
         witness = None if self._owned else Witness()
         try:
-            if seconds >= self._attempt_timeout:
-                with self._deadlines.start():
-                    return await self._exchange(
-                        session, request, self._timeout, witness
-                    )
-            async with asyncio.timeout(seconds):
-                return await self._exchange(
-                    session, request, _connect_within(seconds / 2), witness
+            with deadlines.start(seconds):
+                response = await session.request(
+                    request.method,
+                    self._url_of(request),
+                    data=request.form,
+                    headers=self._headers_of(request),
+                    allow_redirects=False,
+                    raise_for_status=False,
+                    auto_decompress=True,
+                    timeout=self._timeout_of(seconds),
+                    middlewares=() if witness is None else (witness,),
                 )
+                try:
+                    body = await _read(response.content)
+                finally:
+                    # At the body's end the connection has gone back to the pool by
+                    # itself; to release it again costs 2 % of a cancel. Anything less
+                    # is closed.
+                    if response.connection is not None:
+                        response.close()
         except Exception as error:  # noqa: BLE001 - the table maps every one
             return _failure(error, witness)
         except asyncio.CancelledError:
@@ -191,39 +203,21 @@ class Session:
             # end the caller's task without a word.
             sent = witness is None or witness.sent
             return Failure(Cause.CLOSED, "the session was closed", sent=sent)
-
-    async def _exchange(
-        self,
-        session: aiohttp.ClientSession,
-        request: Request[Any],
-        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own argument
-        witness: Witness | None,
-    ) -> Reply:
-        url = self._origin.with_path(request.path, encoded=True)
-        if request.query:
-            url = URL(f"{url}?{request.query}", encoded=True)
-        response = await session.request(
-            request.method,
-            url,
-            data=request.form,
-            headers=self._headers_of(request),
-            allow_redirects=False,
-            raise_for_status=False,
-            auto_decompress=True,
-            timeout=timeout,
-            middlewares=() if witness is None else (witness,),
-        )
-        try:
-            body = await _read(response.content)
-        finally:
-            # At the body's end the connection has gone back to the pool by itself; to
-            # release it once more costs 2 % of a cancel. Anything less is closed.
-            if response.connection is not None:
-                response.close()
         if body is None:
             text = f"the answer is over {BODY_LIMIT} bytes"
             return Failure(Cause.TOO_LARGE, text, sent=True)
         return Response(response.status, response.headers, body)
+
+    def _url_of(self, request: Request[Any]) -> URL:
+        url = self._origin.with_path(request.path, encoded=True)
+        if request.query:
+            return URL(f"{url}?{request.query}", encoded=True)
+        return url
+
+    def _timeout_of(self, seconds: float) -> aiohttp.ClientTimeout:
+        if seconds >= self._attempt_timeout:
+            return self._timeout
+        return _connect_within(seconds / 2)
 
     def _headers_of(self, request: Request[Any]) -> dict[str, str]:
         headers = {**self._each}

@@ -161,7 +161,7 @@ def is_request_id(text: str) -> bool:
 
 def is_live(key: str) -> bool:
     """Tell whether a key may move real money: any that is not plainly a test key."""
-    return "_test_" not in key
+    return not key.startswith(("sk_test_", "rk_test_"))
 
 
 def version(value: object) -> str:

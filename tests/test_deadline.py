@@ -140,7 +140,7 @@ class TestDeadlines:
     async def test_expires(self) -> None:
         deadlines = Deadlines(asyncio.get_running_loop(), 5.0)
         began = now()
-        with pytest.raises(TimeoutError), deadlines.start():
+        with pytest.raises(TimeoutError), deadlines.start(5.0):
             await asyncio.sleep(60)
         assert 5.0 <= now() - began < 5.2
         task = asyncio.current_task()
@@ -148,11 +148,21 @@ class TestDeadlines:
         assert task.cancelling() == 0
         await asyncio.sleep(0)  # nothing is left to cancel this task once more
 
+    async def test_shorter_one_expires_in_its_own_time(self) -> None:
+        deadlines = Deadlines(asyncio.get_running_loop(), 5.0)
+        began = now()
+        with pytest.raises(TimeoutError), deadlines.start(5.0), deadlines.start(2.0):
+            await asyncio.sleep(60)
+        assert 2.0 <= now() - began < 2.2
+        with deadlines.start(2.0):
+            await asyncio.sleep(1)
+        await asyncio.sleep(60)  # nothing is left to cancel this task
+
     async def test_lets_a_cancellation_from_outside_through(self) -> None:
         deadlines = Deadlines(asyncio.get_running_loop(), 5.0)
 
         async def wait() -> None:
-            with deadlines.start():
+            with deadlines.start(5.0):
                 await asyncio.sleep(60)
 
         task = asyncio.create_task(wait())
@@ -167,7 +177,7 @@ class TestDeadlines:
         deadlines = Deadlines(loop, 5.0)
 
         async def wait() -> None:
-            with deadlines.start():
+            with deadlines.start(5.0):
                 await asyncio.sleep(60)
 
         task = asyncio.create_task(wait())
@@ -180,7 +190,7 @@ class TestDeadlines:
         deadlines = Deadlines(asyncio.get_running_loop(), 5.0)
 
         async def wait() -> None:
-            with deadlines.start():
+            with deadlines.start(5.0):
                 await asyncio.sleep(60)
 
         began = now()
@@ -192,7 +202,7 @@ class TestDeadlines:
         deadlines = Deadlines(asyncio.get_running_loop(), 5.0)
         task = asyncio.current_task()
         assert task is not None
-        with deadlines.start() as deadline:
+        with deadlines.start(5.0) as deadline:
             deadline.expire()  # while nothing is awaited: the cancel waits to be met
             with pytest.raises(asyncio.CancelledError):
                 await asyncio.sleep(0)
@@ -202,7 +212,7 @@ class TestDeadlines:
         deadlines = Deadlines(asyncio.get_running_loop(), 5.0)
 
         async def fail_while_cancelled() -> None:
-            with deadlines.start():
+            with deadlines.start(5.0):
                 try:
                     await asyncio.sleep(60)
                 except asyncio.CancelledError:
@@ -216,12 +226,12 @@ class TestDeadlines:
         deadlines = Deadlines(loop, 5.0)
         deadlines.close()  # before there is one
         loop.call_soon(deadlines.close)  # while somebody waits
-        with pytest.raises(TimeoutError), deadlines.start():
+        with pytest.raises(TimeoutError), deadlines.start(5.0):
             await asyncio.sleep(60)
-        with deadlines.start():
+        with deadlines.start(5.0):
             pass
         deadlines.close()
-        with pytest.raises(TimeoutError), deadlines.start():
+        with pytest.raises(TimeoutError), deadlines.start(5.0):
             await asyncio.sleep(60)
 
     def test_is_for_tasks(self) -> None:
@@ -230,7 +240,7 @@ class TestDeadlines:
 
         def start() -> None:
             try:
-                Deadlines(loop, 5.0).start()
+                Deadlines(loop, 5.0).start(5.0)
             except RuntimeError as error:
                 errors.append(error)
 

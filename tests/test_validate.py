@@ -90,6 +90,7 @@ def test_api_key(key: str, words: str) -> None:
         ("sk_live_x", "live"),
         ("rk_live_x", "live"),
         ("sk_org_x", "live"),
+        ("sk_live_a_test_b", "live"),
     ],
 )
 def test_key_that_is_not_plainly_a_test_key_counts_as_live(key: str, mode: str) -> None:

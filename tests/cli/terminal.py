@@ -1,0 +1,236 @@
+"""A terminal to type commands at: real processes, pipes, signals, pseudo-terminals."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import re
+import sys
+from asyncio.subprocess import DEVNULL, PIPE
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+from async_refunds.emulator import Emulator
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+TEST_KEY = "sk_test_51CanaryOfTheTerminal"
+LIVE_KEY = "sk_live_51CanaryOfTheTerminal"
+CANARY = "CanaryOfTheTerminal"
+
+# What a developer's or a CI's environment may hold that would change the output.
+UNSET = (
+    *("STRIPE_API_KEY", "PYTHONUNBUFFERED", "PYTHONIOENCODING"),
+    *("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS"),
+)
+
+COMMAND = ("-m", "async_refunds")
+IN_SHELL = (
+    "-c",
+    "import os, sys; os.execv('/bin/sh', ['sh', '-c', sys.argv[1], sys.executable])",
+)
+
+
+class How(TypedDict, total=False):
+    """What a process gets besides its arguments; pipes unless told otherwise.
+
+    ``python`` takes the place of ``-m async_refunds``; ``encoding`` is the terminal's.
+    """
+
+    key: str | None
+    python: tuple[str, ...]
+    encoding: str
+    stdout: int
+    stderr: int
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a process left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """Stdout, as one JSON object a line."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+class Running:
+    """A process under way."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self._told = ""
+
+    async def says(self, pattern: str) -> re.Match[str]:
+        """Wait for a line on stderr in which the pattern is found."""
+        assert self.process.stderr is not None
+        while line := (await self.process.stderr.readline()).decode():
+            self._told += line
+            if found := re.search(pattern, line):
+                return found
+        raise AssertionError(f"{pattern!r} is not in {self._told!r}")
+
+    async def ended(self) -> Ended:
+        """Wait for its end; whatever it said, it never told the key."""
+        out, err = await self.process.communicate()
+        assert self.process.returncode is not None
+        ended = Ended(
+            self.process.returncode,
+            (out or b"").decode(),
+            self._told + (err or b"").decode(),
+        )
+        assert CANARY not in ended.out + ended.err
+        return ended
+
+
+@asynccontextmanager
+async def started(*arguments: str, **how: Unpack[How]) -> AsyncGenerator[Running]:
+    """Start a command; one that is still there at the end is killed."""
+    environment = {name: os.environ[name] for name in os.environ if name not in UNSET}
+    environment["TERM"] = "xterm"
+    key = how.get("key", TEST_KEY)
+    if "encoding" in how:
+        environment["PYTHONIOENCODING"] = how["encoding"]
+    if key is not None:
+        environment["STRIPE_API_KEY"] = key
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *how.get("python", COMMAND),
+        *arguments,
+        env=environment,
+        stdin=DEVNULL,
+        stdout=how.get("stdout", PIPE),
+        stderr=how.get("stderr", PIPE),
+    )
+    try:
+        yield Running(process)
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.communicate()
+
+
+async def run(*arguments: str, **how: Unpack[How]) -> Ended:
+    """Run a command to its end."""
+    async with started(*arguments, **how) as running:
+        return await running.ended()
+
+
+async def run_each(*commands: tuple[str, ...], **how: Unpack[How]) -> list[Ended]:
+    """Run commands to their ends, beside each other."""
+    return await asyncio.gather(*(run(*command, **how) for command in commands))
+
+
+async def run_in_shell(line: str) -> Ended:
+    """Run a line of shell, in which ``$refunds`` is the command."""
+    return await run(f'refunds="$0 -m async_refunds"; {line}', python=IN_SHELL)
+
+
+class Screen:
+    """A pseudo-terminal, for a process to write to."""
+
+    def __init__(self) -> None:
+        self._screen, self.terminal = pty.openpty()
+
+    async def shows(self, running: Running) -> tuple[Ended, str]:
+        """Wait for the end of the process, and for all that it wrote here."""
+        showing = self.reading()
+        ended = await running.ended()
+        return ended, await showing
+
+    def reading(self) -> asyncio.Task[str]:
+        """Begin to read what is written here, until nobody does any more."""
+        self.leave_to_process()
+        return asyncio.create_task(asyncio.to_thread(self._read))
+
+    def leave_to_process(self) -> None:
+        """Close this side's handle of the terminal, so that an end can be seen."""
+        os.close(self.terminal)
+
+    def unplug(self) -> None:
+        """Hang up on whoever writes."""
+        os.close(self._screen)
+
+    def _read(self) -> str:
+        shown = b""
+        with suppress(OSError):  # how Linux says that nobody writes any more
+            while data := os.read(self._screen, 65536):
+                shown += data
+        self.unplug()
+        text = shown.decode().replace("\r\n", "\n")
+        assert CANARY not in text
+        return text
+
+
+class Gate:
+    """Stands before an emulator and holds its answers back until it is opened."""
+
+    def __init__(self, base_url: str) -> None:
+        self._port = int(base_url.rpartition(":")[2])
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._holds = asyncio.Queue[None]()
+        self._open = asyncio.Event()
+
+    @asynccontextmanager
+    async def serve(self) -> AsyncGenerator[str]:
+        """Give the base URL of the gate."""
+        server = await asyncio.start_server(self._enter, "127.0.0.1", 0)
+        try:
+            yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        finally:
+            server.close()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def holds(self, answers: int) -> None:
+        """Wait until so many more answers are held back."""
+        for _ in range(answers):
+            await self._holds.get()
+
+    def open(self) -> None:
+        """Let them through, and all that follow."""
+        self._open.set()
+
+    def _enter(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        task = asyncio.create_task(self._connect(reader, writer))
+        self._tasks.add(task)
+
+    async def _connect(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        answers, requests = await asyncio.open_connection("127.0.0.1", self._port)
+        asking = asyncio.create_task(self._ask(reader, requests))
+        try:
+            while data := await answers.read(65536):
+                if not self._open.is_set():
+                    self._holds.put_nowait(None)
+                    await self._open.wait()
+                writer.write(data)
+        finally:
+            asking.cancel()
+            requests.close()
+            writer.close()
+
+    async def _ask(
+        self, reader: asyncio.StreamReader, requests: asyncio.StreamWriter
+    ) -> None:
+        while data := await reader.read(65536):
+            requests.write(data)
+        requests.write_eof()
+
+
+def emulator_of(count: int) -> tuple[Emulator, list[str]]:
+    """Make an emulator with so many refunds in requires_action, oldest first."""
+    emulator = Emulator()
+    return emulator, emulator.seed_refunds(count)
