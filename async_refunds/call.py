@@ -107,23 +107,19 @@ class Call:
         self.ambiguous = False
         """Whether a cancel of this call may have landed without a word of it."""
 
-    def cancel(self, request: Request[T]) -> Awaitable[Attempted[T]]:
-        """Exchange a cancel, and leave time to settle what it may leave open."""
-        reserve = min(self._timeout * _SETTLING_SHARE, _SETTLING_LIMIT)
-        return self._exchange(request, self.deadline - reserve)
+    @property
+    def settling_from(self) -> float:
+        """When the attempts of a cancel have to be over, on the call's clock."""
+        return self.deadline - min(self._timeout * _SETTLING_SHARE, _SETTLING_LIMIT)
 
-    def read(self, request: Request[T]) -> Awaitable[Attempted[T]]:
-        """Exchange a read within what is left of the call."""
-        return self._exchange(request, self.deadline)
-
-    async def _exchange(self, request: Request[T], until: float) -> Attempted[T]:
-        first = await self._attempt(request, until, slept=0.0)
-        if not first.advice.retry:
-            return first
+    async def insist(
+        self, first: Attempted[T], request: Request[T], until: float
+    ) -> Attempted[T]:
+        """Return the last attempt after a first one that asks for a retry."""
         caller = self._caller
 
         async def again(slept: float) -> Attempted[T]:
-            return await self._attempt(request, until, slept=slept)
+            return await self.attempt(request, until, slept)
 
         def note(failed: Attempted[T], pause: float) -> None:
             with contextlib.suppress(Exception):  # of the caller's logging
@@ -150,9 +146,14 @@ class Call:
             before_sleep=note,
         )
 
-    async def _attempt(
-        self, request: Request[T], until: float, *, slept: float
+    async def attempt(
+        self, request: Request[T], until: float, slept: float = 0.0
     ) -> Attempted[T]:
+        """Send once, ending before ``until``, and write it down.
+
+        Apart from `insist`, so that a success passes through no frame that it has no
+        use for: each one is 1 % of a cancel.
+        """
         caller = self._caller
         began = self._clock()
         seconds = min(caller.attempt_timeout, until - began)

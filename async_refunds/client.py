@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import random
 import secrets
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from . import protocol, refusal, validate
 from .call import Call, Caller
@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 
     import aiohttp
 
+    from .call import Attempted
     from .models import Attempt, Refund
     from .protocol import CreatedRange, RefundPage, Request
+
+T = TypeVar("T")
 
 STRIPE_VERSION = "2026-10-28.endive"
 """The API version these models were written for (Stripe's own client 16.1)."""
@@ -167,7 +170,10 @@ class RefundsClient:
             stripe_account=self._account(stripe_account),
         )
         call = self._begin(timeout)
-        last = await call.cancel(request)
+        until = call.settling_from
+        last = await call.attempt(request, until)
+        if last.retry:
+            last = await call.insist(last, request, until)
         refund = last.advice.value
         if refund is not None:
             call.remember(refund, last.reply, request.idempotency_key)
@@ -216,7 +222,7 @@ class RefundsClient:
             refund_id, expand=expand, stripe_account=self._account(stripe_account)
         )
         call = self._begin(timeout)
-        last = await call.read(request)
+        last = await _read(call, request)
         if last.advice.value is None:
             raise refusal.error_of(request, last.reply, call.attempts)
         call.remember(last.advice.value, last.reply, None)
@@ -273,7 +279,7 @@ class RefundsClient:
     ) -> AsyncIterator[Refund]:
         while True:
             call = self._begin(timeout)
-            last = await call.read(request)
+            last = await _read(call, request)
             page = last.advice.value
             if page is None:
                 raise refusal.error_of(request, last.reply, call.attempts)
@@ -320,8 +326,14 @@ class RefundsClient:
         read = protocol.retrieve_request(
             request.refund_id, expand=expand, stripe_account=request.stripe_account
         )
-        last = await call.read(read)
+        last = await _read(call, read)
         refund = last.advice.value
         if refund is not None:
             call.remember(refund, last.reply, request.idempotency_key)
         return refund
+
+
+async def _read(call: Call, request: Request[T]) -> Attempted[T]:
+    """Exchange a read within what is left of the call."""
+    last = await call.attempt(request, call.deadline)
+    return await call.insist(last, request, call.deadline) if last.retry else last
