@@ -14,7 +14,8 @@ import msgspec
 
 from .models import Expandable, Refund, attach, id_of
 
-JSON: TypeAlias = "dict[str, JSON] | list[JSON] | str | float | bool | None"
+# What a refund without its expansions is made of: it holds no list.
+JSON: TypeAlias = "dict[str, JSON] | str | float | bool | None"
 
 _EXPANDABLE = frozenset(
     name for name, hint in get_type_hints(Refund).items() if hint == Expandable
@@ -73,6 +74,4 @@ def _scrubbed(value: JSON) -> JSON:
         return scrub(value)
     if isinstance(value, dict):
         return {scrub(key): _scrubbed(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_scrubbed(item) for item in value]
     return value

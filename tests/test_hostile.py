@@ -193,6 +193,40 @@ async def test_closing_ends_every_waiting_call_with_an_error_of_ours() -> None:
     assert len(server.received) == 100
 
 
+async def test_call_in_the_queue_of_a_session_that_its_owner_closes() -> None:
+    pool = aiohttp.TCPConnector(limit=1)
+    async with (
+        scripted("stall") as server,
+        aiohttp.ClientSession(connector=pool) as session,
+    ):
+        refunds = server.client(session=session)
+        first = asyncio.create_task(refunds.cancel(RE))
+        await server.arrived.wait()
+        second = asyncio.create_task(refunds.cancel(OTHER))
+        await asyncio.sleep(1.0)
+        await session.close()
+        with pytest.raises(OutcomeUnknownError):
+            await first
+        with pytest.raises(APIConnectionError, match="the session was closed"):
+            await second
+    assert len(server.received) == 1
+
+
+async def test_cancellation_in_the_queue_is_passed_on(borrow: bool) -> None:  # noqa: FBT001 - a parameter
+    async with scripted("stall") as server, aiohttp.ClientSession() as session:
+        refunds = server.client(session=session if borrow else None)
+        calls = [asyncio.create_task(refunds.cancel(f"re_{n}")) for n in range(101)]
+        await asyncio.sleep(1.0)
+        assert len(server.received) == 100
+        calls[-1].cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await calls[-1]
+        await refunds.close()
+        for call in calls:
+            call.cancel()
+        await asyncio.wait(calls)
+
+
 class Member(str, enum.Enum):  # noqa: UP042 - a StrEnum formats as its value anyway
     ID = RE
     KEY = "intent-1"
