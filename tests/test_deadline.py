@@ -19,6 +19,9 @@ from async_refunds.deadline import Deadlines
 
 LIMITED = answer(429, error_json(code="rate_limit"))
 
+# Seconds of real time that a loaded machine may add to those that only the clock jumps.
+SLACK = 0.3
+
 
 def now() -> float:
     return asyncio.get_running_loop().time()
@@ -32,7 +35,7 @@ async def test_stalling_server_cannot_hold_a_call_beyond_its_deadline(
         began = now()
         with pytest.raises(OutcomeUnknownError):
             await refunds.cancel(RE, timeout=timeout)
-        assert now() - began <= timeout + 0.1
+        assert now() - began <= timeout + SLACK
     assert server.methods().endswith("GET"), "the attempts left no room to settle"
 
 
@@ -65,7 +68,7 @@ async def test_policy_has_the_deadline_of_a_call_that_names_none() -> None:
         began = now()
         with pytest.raises(OutcomeUnknownError):
             await refunds.cancel(RE)
-        assert 10.0 <= now() - began <= 12.1
+        assert 10.0 <= now() - began <= 12.0 + SLACK
 
 
 async def test_no_sleep_outlives_the_deadline() -> None:
@@ -79,7 +82,7 @@ async def test_no_sleep_outlives_the_deadline() -> None:
 
 async def test_no_attempt_starts_that_cannot_finish() -> None:
     attempts: list[Attempt] = []
-    policy = RetryPolicy(max_retries=1000, initial_delay=0.3, max_delay=0.3)
+    policy = RetryPolicy(max_retries=1000, initial_delay=0.5, max_delay=0.5)
     async with (
         scripted(LIMITED) as server,
         server.client(retry=policy, on_attempt=attempts.append) as refunds,
@@ -88,8 +91,8 @@ async def test_no_attempt_starts_that_cannot_finish() -> None:
         with pytest.raises(RateLimitError):
             await refunds.cancel(RE, timeout=20.0)
         # Of 20 s, 5 are kept for the read, and 1 is the least that an attempt needs.
-        assert 13.5 <= now() - began <= 14.1
-    assert len(attempts) > 50
+        assert 13.5 <= now() - began <= 14.5
+    assert 30 < len(attempts) < 100, "the budget ended it, not the deadline"
 
 
 async def test_body_that_trickles_is_inside_the_deadline() -> None:
@@ -100,7 +103,7 @@ async def test_body_that_trickles_is_inside_the_deadline() -> None:
         began = now()
         with pytest.raises(OutcomeUnknownError):
             await refunds.cancel(RE, timeout=20.0)
-        assert now() - began <= 20.1
+        assert now() - began <= 20.0 + SLACK
 
 
 async def test_attempt_that_ran_out_of_time_is_reported_with_its_seconds() -> None:
@@ -111,7 +114,7 @@ async def test_attempt_that_ran_out_of_time_is_reported_with_its_seconds() -> No
         refund = await refunds.cancel(RE)
     first, second = refund.last_response.attempts
     assert first.failure == "timeout"
-    assert 3.0 <= first.seconds < 3.2
+    assert 3.0 <= first.seconds < 3.0 + SLACK
     assert second.slept <= 0.5
 
 
@@ -131,7 +134,7 @@ async def test_many_calls_share_the_timer_and_each_ends_in_its_own_time() -> Non
             return caught.value.attempts[0].seconds
 
         took = await asyncio.gather(*(cancel(delay) for delay in (0, 1, 5, 9, 12, 30)))
-    assert all(10.0 <= each < 10.2 for each in took), took
+    assert all(10.0 <= each < 10.0 + SLACK for each in took), took
 
 
 class TestDeadlines:
@@ -142,7 +145,7 @@ class TestDeadlines:
         began = now()
         with pytest.raises(TimeoutError), deadlines.start(5.0):
             await asyncio.sleep(60)
-        assert 5.0 <= now() - began < 5.2
+        assert 5.0 <= now() - began < 5.0 + SLACK
         task = asyncio.current_task()
         assert task is not None
         assert task.cancelling() == 0
@@ -153,7 +156,7 @@ class TestDeadlines:
         began = now()
         with pytest.raises(TimeoutError), deadlines.start(5.0), deadlines.start(2.0):
             await asyncio.sleep(60)
-        assert 2.0 <= now() - began < 2.2
+        assert 2.0 <= now() - began < 2.0 + SLACK
         with deadlines.start(2.0):
             await asyncio.sleep(1)
         await asyncio.sleep(60)  # nothing is left to cancel this task
@@ -196,7 +199,7 @@ class TestDeadlines:
         began = now()
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(wait(), 2.0)
-        assert 2.0 <= now() - began < 2.2
+        assert 2.0 <= now() - began < 2.0 + SLACK
 
     async def test_result_that_beats_the_expired_deadline_is_kept(self) -> None:
         deadlines = Deadlines(asyncio.get_running_loop(), 5.0)
