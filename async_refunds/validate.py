@@ -65,6 +65,13 @@ def _shown(value: str) -> str:
     return shown if len(shown) <= 80 else f"{shown[:77]}..."  # noqa: PLR2004 - a line
 
 
+def _matching(pattern: re.Pattern[str], name: str, value: object, wanted: str) -> str:
+    text = _text(name, value)
+    if not pattern.fullmatch(text):
+        raise ValueError(f"{name} must be {wanted}, not {_shown(text)}")
+    return text
+
+
 def refund_id(value: object) -> str:
     """Return the id of a refund: ``re_`` or ``pyr_``, letters, digits, underscores.
 
@@ -93,10 +100,7 @@ def account_id(value: object) -> str:
         TypeError: Not a ``str``.
         ValueError: Not of that form.
     """
-    text = _text("stripe_account", value)
-    if not _ACCOUNT_ID.fullmatch(text):
-        raise ValueError(f"{_shown(text)} is no account id: acct_, letters, digits")
-    return text
+    return _matching(_ACCOUNT_ID, "stripe_account", value, "acct_, letters and digits")
 
 
 def context(value: object) -> str:
@@ -106,10 +110,7 @@ def context(value: object) -> str:
         TypeError: Not a ``str``.
         ValueError: Not ids parted by slashes.
     """
-    text = _text("stripe_context", value)
-    if not _CONTEXT.fullmatch(text):
-        raise ValueError(f"{_shown(text)} is no context: account ids parted by /")
-    return text
+    return _matching(_CONTEXT, "stripe_context", value, "account ids parted by /")
 
 
 def idempotency_key(value: object) -> str:
@@ -119,13 +120,8 @@ def idempotency_key(value: object) -> str:
         TypeError: Not a ``str``.
         ValueError: Empty, too long, or with a character that no header carries.
     """
-    text = _text("idempotency_key", value)
-    if not _IDEMPOTENCY_KEY.fullmatch(text):
-        raise ValueError(
-            "idempotency_key must be 1 to 255 visible ASCII characters, "
-            f"not {_shown(text)}"
-        )
-    return text
+    wanted = "1 to 255 visible ASCII characters"
+    return _matching(_IDEMPOTENCY_KEY, "idempotency_key", value, wanted)
 
 
 def api_key(value: object) -> str:
@@ -172,10 +168,7 @@ def version(value: object) -> str:
         TypeError: Not a ``str``.
         ValueError: Not fit for a header.
     """
-    text = _text("stripe_version", value)
-    if not _VERSION.fullmatch(text):
-        raise ValueError(f"{_shown(text)} is no API version, such as 2026-10-28.endive")
-    return text
+    return _matching(_VERSION, "stripe_version", value, "such as 2026-10-28.endive")
 
 
 def object_id(name: str, value: object) -> str:
@@ -185,10 +178,7 @@ def object_id(name: str, value: object) -> str:
         TypeError: Not a ``str``.
         ValueError: Not letters, digits and underscores.
     """
-    text = _text(name, value)
-    if not _OBJECT_ID.fullmatch(text):
-        raise ValueError(f"{_shown(text)} is no id for {name}")
-    return text
+    return _matching(_OBJECT_ID, name, value, "an id of letters, digits and _")
 
 
 def whole(name: str, value: object, *, least: int = 0, most: int = 2**63 - 1) -> int:
@@ -229,10 +219,8 @@ def app_info(value: object) -> str:
         TypeError: Not a ``str``.
         ValueError: Not 1 to 255 printable ASCII characters.
     """
-    text = _text("app_info", value)
-    if not _APP_INFO.fullmatch(text):
-        raise ValueError("app_info must be 1 to 255 printable ASCII characters")
-    return text
+    wanted = "1 to 255 printable ASCII characters"
+    return _matching(_APP_INFO, "app_info", value, wanted)
 
 
 def expand(value: Iterable[str]) -> tuple[str, ...]:
@@ -244,11 +232,8 @@ def expand(value: Iterable[str]) -> tuple[str, ...]:
     """
     if isinstance(value, str):
         raise TypeError(f"expand must be a sequence: expand=[{_shown(value)}]")
-    fields = tuple(_text("a field to expand", field) for field in value)
-    for field in fields:
-        if not _EXPAND.fullmatch(field):
-            raise ValueError(f"{_shown(field)} is no field to expand")
-    return fields
+    wanted = "a field's name, or a path such as data.charge"
+    return tuple(_matching(_EXPAND, "expand", field, wanted) for field in value)
 
 
 def seconds(name: str, value: float) -> float:

@@ -28,8 +28,8 @@ async def test_refund_id(value: str, words: str) -> None:
 
 WORDS = {
     "idempotency_key": "idempotency_key must be",
-    "stripe_account": "no account id|stripe_account must be",
-    "expand": "expand",
+    "stripe_account": "stripe_account must be",
+    "expand": "expand must be",
     "timeout": "timeout must be",
 }
 
