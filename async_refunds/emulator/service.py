@@ -8,10 +8,7 @@ from urllib.parse import unquote
 import msgspec
 
 from . import errors
-from .books import Books
 from .errors import StripeError
-from .idempotency import IdempotencyKeys
-from .keys import Keys
 from .objects import refund_object
 from .params import (
     read_created,
@@ -20,7 +17,8 @@ from .params import (
     read_text,
     refuse_unknown,
 )
-from .refunds import Ledger, ListQuery, Refund
+from .refunds import ListQuery, Refund
+from .state import State
 from .visit import Incoming, Visit
 
 if TYPE_CHECKING:
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
 
     from .clock import Clock
     from .limiter import Limiter
+    from .refunds import Ledger
 
 REFUNDS = "/v1/refunds"
 
@@ -63,7 +62,7 @@ def route(method: str, path: str) -> tuple[str, str]:
     return "other", ""
 
 
-class Service:
+class Service(State):
     """The API itself, over the emulator's state.
 
     Args:
@@ -76,12 +75,7 @@ class Service:
     def __init__(
         self, *, clock: Clock, random: Random, ledger: Ledger, limiter: Limiter
     ) -> None:
-        self.clock = clock
-        self.ledger = ledger
-        self.limiter = limiter
-        self.idempotency = IdempotencyKeys()
-        self.keys = Keys()
-        self.books = Books()
+        super().__init__(clock=clock, ledger=ledger, limiter=limiter)
         # Drawn once and counted from there: a draw for each request costs more.
         self._request_number = random.getrandbits(52)
         self.endpoints: Mapping[str, Callable[[Visit], Callable[[], bytes]]] = {
@@ -100,7 +94,14 @@ class Service:
             if endpoint == "retrieve":
                 counts = self.books.retrieve_requests
             counts[refund_id] += 1
-        return Visit(self, incoming, endpoint, refund_id, self._request_number)
+        return Visit(
+            self,
+            incoming,
+            run=self.endpoints.get(endpoint),
+            endpoint=endpoint,
+            refund_id=refund_id,
+            number=self._request_number,
+        )
 
     def _cancel(self, visit: Visit) -> Callable[[], bytes]:
         refuse_unknown(visit.params, _EXPAND_ONLY)

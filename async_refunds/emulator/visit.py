@@ -14,10 +14,13 @@ from .keys import no_access, read_key
 from .params import Params, parse_form
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from .refunds import Shelf
-    from .service import Service
+    from .state import State
+
+    # Checks a request, and returns what carries it out.
+    Endpoint = Callable[["Visit"], Callable[[], bytes]]
 
 # What an account without a pinned version would answer with.
 DEFAULT_VERSION = "2026-10-28.endive"
@@ -65,14 +68,17 @@ class Visit:
 
     def __init__(
         self,
-        service: Service,
+        state: State,
         incoming: Incoming,
+        *,
+        run: Endpoint | None,
         endpoint: str,
         refund_id: str,
         number: int,
     ) -> None:
         headers = incoming.headers
-        self._service = service
+        self._state = state
+        self._run = run
         self._headers = headers
         self.incoming = incoming
         self.endpoint = endpoint
@@ -98,7 +104,7 @@ class Visit:
             self.idempotency_key,
             self._account(),
             self.request_id,
-            service.clock.time(),
+            state.clock.time(),
         )
 
     @property
@@ -126,7 +132,8 @@ class Visit:
         if self.status:
             return
         try:
-            run = self._service.endpoints[self.endpoint](self)
+            # What has no endpoint was not admitted, and has its status.
+            run = cast("Endpoint", self._run)(self)
             self._begun = True
             self.body = run()
             self.status = 200
@@ -138,7 +145,7 @@ class Visit:
     def finish(self) -> None:
         """End the request: its answer is kept under the key if it executed."""
         if self._holds_key:
-            keys, key = self._service.idempotency, self.idempotency_key or ""
+            keys, key = self._state.idempotency, self.idempotency_key or ""
             if self._begun:
                 saved = Saved(self.status, self.body, self.request_id)
                 keys.save(self.shelf, key, saved)
@@ -147,7 +154,7 @@ class Visit:
                 keys.release(self.shelf, key)
             self._holds_key = False
         if self._entered:
-            self._service.limiter.leave(self.shelf, self.endpoint)
+            self._state.limiter.leave(self.shelf, self.endpoint)
             self._entered = False
 
     def refuse(self, error: StripeError) -> None:
@@ -161,7 +168,7 @@ class Visit:
         self._extra = error.headers
         if error.code in {"rate_limit", "lock_timeout"}:
             reason = error.headers.get("Stripe-Rate-Limited-Reason", error.code)
-            self._service.books.rate_limited[reason] += 1
+            self._state.books.rate_limited[reason] += 1
 
     def answer_headers(self) -> dict[str, str]:
         """Return the headers of the answer as it stands."""
@@ -212,20 +219,20 @@ class Visit:
         return account or None
 
     def _authenticate(self) -> None:
-        incoming, service = self.incoming, self._service
+        incoming, state = self.incoming, self._state
         if not incoming.path.startswith("/v1/"):
             raise errors.unrecognized_url(incoming.method, incoming.path)
         key = read_key(self._headers.get("Authorization"))
-        livemode = service.keys.livemode(key)
+        livemode = state.keys.livemode(key)
         account = self.record.stripe_account
         if account == PLATFORM:
             account = None
-        if account is not None and not service.ledger.knows(account):
+        if account is not None and not state.ledger.knows(account):
             raise no_access(key, account)
-        self._shelf = service.ledger.shelf(account, livemode=livemode)
+        self._shelf = state.ledger.shelf(account, livemode=livemode)
         if self.endpoint == "other":
             raise errors.unrecognized_url(incoming.method, incoming.path)
-        service.keys.permit(key, self.endpoint, account or PLATFORM)
+        state.keys.permit(key, self.endpoint, account or PLATFORM)
 
     def _check_version(self) -> None:
         version = self._headers.get("Stripe-Version")
@@ -233,10 +240,8 @@ class Visit:
             raise errors.invalid_version(version)
 
     def _enter(self) -> None:
-        service = self._service
-        reason = service.limiter.enter(
-            self.shelf, self.endpoint, now=service.clock.time()
-        )
+        state = self._state
+        reason = state.limiter.enter(self.shelf, self.endpoint, now=state.clock.time())
         if reason is not None:
             raise errors.rate_limited(reason)
         self._entered = True
@@ -249,11 +254,11 @@ class Visit:
             return
         if len(key) > LONGEST_KEY:
             raise errors.key_too_long(LONGEST_KEY)
-        service = self._service
+        state = self._state
         path = self.incoming.path
         fingerprint: Fingerprint = (path, tuple(sorted(self.params)))
-        found = service.idempotency.begin(
-            self.shelf, key, fingerprint, now=service.clock.time()
+        found = state.idempotency.begin(
+            self.shelf, key, fingerprint, now=state.clock.time()
         )
         if isinstance(found, Saved):
             self._replay(found)
@@ -262,7 +267,7 @@ class Visit:
         elif found is Standing.IN_FLIGHT:
             raise errors.key_in_use(key)
         elif found is Standing.OTHER_PATH:
-            first = service.idempotency.first_path(self.shelf, key)
+            first = state.idempotency.first_path(self.shelf, key)
             raise errors.key_used_otherwise(key, (first, path))
         else:
             raise errors.key_used_otherwise(key, None)
@@ -273,4 +278,4 @@ class Visit:
         self._original = saved.request_id
         self._replayed = True
         self.record.replayed = True
-        self._service.books.replays += 1
+        self._state.books.replays += 1
