@@ -85,7 +85,9 @@ class RefundsClient:
         if not isinstance(retry, RetryPolicy):
             raise TypeError("retry must be a RetryPolicy")
         if on_attempt is not None and (
-            not callable(on_attempt) or inspect.iscoroutinefunction(on_attempt)
+            not callable(on_attempt)
+            or inspect.iscoroutinefunction(on_attempt)
+            or inspect.iscoroutinefunction(getattr(on_attempt, "__call__", None))  # noqa: B004 - whether it is a coroutine, not whether it is there
         ):
             raise TypeError("on_attempt must be a plain function")
         self._stripe_account = (

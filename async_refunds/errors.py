@@ -2,7 +2,7 @@
 
     RefundsError
       OutcomeUnknownError            the refund may be canceled: ask with the same key
-      APIConnectionError             nothing reached Stripe
+      APIConnectionError             no connection: nothing was sent
         APITimeoutError
       APIStatusError                 Stripe, or something before it, said no
         InvalidRequestError          400 and its like
@@ -89,9 +89,10 @@ class OutcomeUnknownError(RefundsError):
 
 
 class APIConnectionError(RefundsError, ConnectionError):
-    """No connection came about: nothing reached Stripe.
+    """No connection came about: nothing was sent by the last attempt.
 
-    For a read, where nothing is at stake, also an answer that never came.
+    What the attempts before it sent, if anything, Stripe had refused. For a read, where
+    nothing is at stake, also an answer that never came.
     """
 
 

@@ -7,6 +7,7 @@ is so, and whether anything was sent before an error, decides what may be told o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -20,8 +21,14 @@ class NotConnectedError(aiohttp.ClientConnectionError):
     """There was no connection to send on: the pool was closed meanwhile."""
 
 
-class StaleConnectionError(Exception):
-    """A connection of the pool that has something to read before it was asked."""
+class StaleConnectionError(aiohttp.ClientConnectionError):
+    """The other side speaks before it is asked, on one connection after the other."""
+
+
+# A kept connection may have gone stale, and the next one too. Where even more are so,
+# the other side greets every connection with a refusal, and another one at once would
+# be a flood: the retries come back with their pauses.
+_TURNS = 3
 
 
 class Connector(aiohttp.TCPConnector):
@@ -38,7 +45,7 @@ class Connector(aiohttp.TCPConnector):
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own argument
     ) -> Connection:
         """Return a connection that has nothing to say yet."""
-        while True:
+        for _ in range(_TURNS):
             try:
                 conn = await super().connect(req, traces, timeout)
             except asyncio.CancelledError:
@@ -48,6 +55,7 @@ class Connector(aiohttp.TCPConnector):
             if conn.protocol is not None and not conn.protocol.should_close:
                 return conn
             conn.close()
+        raise StaleConnectionError
 
 
 class Witness:
@@ -68,12 +76,12 @@ class Witness:
     ) -> aiohttp.ClientResponse:
         """Pass the request on, with an eye on its way out."""
         self.asked = True
-        while True:
+        for _ in range(_TURNS):
             self._watch(request)
-            try:
+            # aiohttp closes a stale one on the way here.
+            with contextlib.suppress(StaleConnectionError):
                 return await handler(request)
-            except StaleConnectionError:
-                continue  # closed by aiohttp on the way here, so this ends
+        raise StaleConnectionError
 
     def _watch(self, request: aiohttp.ClientRequest) -> None:
         send = request.send

@@ -27,6 +27,8 @@ _KEY = re.compile(r"((?:sk|rk|pk)_(?:test_|live_)?)[a-z0-9_*]+", re.IGNORECASE)
 # A word with an @ is taken for an address whole: `\S*@\S*` would go over a long word
 # without one again from each of its letters, and a body may hold a megabyte of them.
 _WORD = re.compile(r"\S+")
+# The sign as it is, full width, and as URLs and HTML spell it.
+_AT = re.compile(r"@|\uff20|%40|&#64;|&commat;", re.IGNORECASE)
 
 
 class Hidden(str):
@@ -52,7 +54,7 @@ class Hidden(str):
 def scrub(text: str) -> str:
     """Return the text with every API key masked and every e-mail address cut out."""
     text = _KEY.sub(r"\1***", text)
-    return _WORD.sub(lambda word: "[e-mail]" if "@" in word[0] else word[0], text)
+    return _WORD.sub(lambda word: "[e-mail]" if _AT.search(word[0]) else word[0], text)
 
 
 def without_email(refund: Refund) -> Refund:

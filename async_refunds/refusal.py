@@ -177,7 +177,7 @@ def _of_failure(
 ) -> errors.RefundsError:
     text = f"{_subject(request)}: {failure.detail}"
     key = request.idempotency_key
-    if failure.cause in _UNREADABLE:
+    if failure.sent and failure.cause in _UNREADABLE:
         return errors.APIError(text, idempotency_key=key, attempts=attempts)
     cls = _BY_CAUSE.get(failure.cause, errors.APIConnectionError)
     return cls(text, idempotency_key=key, attempts=attempts)

@@ -17,7 +17,13 @@ from multidict import CIMultiDict, istr
 from yarl import URL
 
 from .deadline import Deadlines
-from .pool import Connector, NotConnectedError, Witness, is_cancelled
+from .pool import (
+    Connector,
+    NotConnectedError,
+    StaleConnectionError,
+    Witness,
+    is_cancelled,
+)
 from .privacy import Hidden, scrub
 from .protocol import Cause, Failure, Response
 
@@ -33,6 +39,10 @@ BODY_LIMIT = 1024 * 1024
 # Folded once, not at every request.
 _IDEMPOTENCY_KEY = istr("Idempotency-Key")
 _STRIPE_ACCOUNT = istr("Stripe-Account")
+
+# A default of the session's would go out where a call names none, and act on another
+# account than it was told.
+_OURS = frozenset({"idempotency-key", "stripe-account", "stripe-context"})
 
 # aiohttp rounds time-outs over five seconds up to a whole second, to wake up less
 # often; with a deadline for the whole call they have to be exact.
@@ -61,6 +71,11 @@ _TABLE: tuple[tuple[tuple[type[Exception], ...], Cause, str], ...] = (
         "no connection ({})",
     ),
     ((aiohttp.ConnectionTimeoutError,), Cause.CONNECT_TIMEOUT, "no connection in time"),
+    (
+        (StaleConnectionError,),
+        Cause.REFUSED,
+        "no connection that waits to be asked",
+    ),
     ((NotConnectedError,), Cause.CLOSED, "the session was closed"),
     ((TimeoutError,), Cause.TIMEOUT, "no answer in time"),
     (
@@ -85,6 +100,7 @@ _BEFORE_SENDING = (
     aiohttp.ConnectionTimeoutError,
     aiohttp.ServerFingerprintMismatch,
     NotConnectedError,
+    StaleConnectionError,
 )
 
 
@@ -246,11 +262,15 @@ def _check(session: aiohttp.ClientSession, origin: str) -> None:
             "session has an auth of its own, which aiohttp refuses to combine with "
             "the API key's"
         )
-    if session.trust_env and origin.startswith("http:"):
+    # aiohttp has no public name for the proxy that a session was made with.
+    proxied = session.trust_env or getattr(session, "_default_proxy", None) is not None
+    if proxied and origin.startswith("http:"):
         raise ValueError(
-            "session takes a proxy from the environment (trust_env), and to that "
-            "plain http would show the API key"
+            "session goes through a proxy (proxy or trust_env), and to that plain http "
+            "would show the API key"
         )
+    if taken := sorted(_OURS & {name.casefold() for name in session.headers}):
+        raise ValueError(f"session has {taken[0]} among its headers: it is the call's")
 
 
 def authorization(api_key: str) -> Hidden:

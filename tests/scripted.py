@@ -81,6 +81,8 @@ class Scripted:
     open: int = 0
     """Connections that neither side has closed."""
     url: str = ""
+    greeting: bytes = b""
+    """Said on each connection before anything was asked."""
     writers: set[asyncio.StreamWriter] = field(
         default_factory=set[asyncio.StreamWriter]
     )
@@ -116,6 +118,7 @@ class Scripted:
         self.connections += 1
         self.open += 1
         self.writers.add(writer)
+        writer.write(self.greeting)
         try:
             await self._converse(reader, writer, self.connections)
         except (ConnectionError, asyncio.IncompleteReadError):

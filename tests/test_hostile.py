@@ -8,6 +8,7 @@ import gc
 import logging
 import pickle
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import aiohttp
 import pytest
@@ -350,6 +351,71 @@ async def test_session_whose_proxy_would_read_the_key_is_refused() -> None:
         with pytest.raises(ValueError, match="trust_env"):
             RefundsClient(KEY, base_url="http://127.0.0.1:1", session=session)
         RefundsClient(KEY, session=session)  # to https, it sees a tunnel
+    async with aiohttp.ClientSession(proxy="http://127.0.0.1:3128") as session:
+        with pytest.raises(ValueError, match="proxy"):
+            RefundsClient(KEY, base_url="http://127.0.0.1:1", session=session)
+
+
+@pytest.mark.parametrize(
+    "name", ["Stripe-Account", "stripe-context", "Idempotency-Key"]
+)
+async def test_session_that_would_add_to_what_a_call_says_is_refused(name: str) -> None:
+    async with aiohttp.ClientSession(headers={name: "acct_other"}) as session:
+        with pytest.raises(ValueError, match=name.casefold()):
+            RefundsClient(KEY, session=session)
+
+
+async def test_peer_that_speaks_first_on_every_connection_is_not_flooded(
+    borrow: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    greeting = answer(503, b"full", {"Connection": "close"})
+    async with scripted(CANCELED) as server, aiohttp.ClientSession() as session:
+        server.greeting = greeting
+        refunds = server.client(session=session if borrow else None)
+        # A greeting is there before the request where the network is quick enough;
+        # here it always is, since the connection is only handed over a turn later.
+        with pytest.raises((APIConnectionError, OutcomeUnknownError)):
+            await refunds.cancel(RE)
+        await refunds.close()
+    assert server.connections <= 3 * 4 + 4
+
+
+class Greeted:
+    """A pool whose every connection has something to say."""
+
+    closed = 0
+
+    def __init__(self) -> None:
+        self.protocol = Mock(should_close=True)
+
+    def close(self) -> None:
+        Greeted.closed += 1
+
+
+async def test_pool_of_stale_connections_is_given_up_after_three(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def connect(*_: object) -> Greeted:
+        return Greeted()
+
+    monkeypatch.setattr(aiohttp.TCPConnector, "connect", connect)
+    async with RefundsClient(KEY, base_url="http://127.0.0.1:1") as refunds:
+        with pytest.raises(APIConnectionError, match="waits to be asked") as caught:
+            await refunds.cancel(RE)
+    assert {each.failure for each in caught.value.attempts} == {"refused"}
+    assert Greeted.closed == 3 * 4
+
+
+async def test_proxy_that_talks_no_http_is_not_sent() -> None:
+    async with scripted(CANCELED) as server, scripted() as proxy:
+        proxy.greeting = b"?\r\n\r\n"
+        async with aiohttp.ClientSession(proxy=proxy.url) as session:
+            refunds = RefundsClient(
+                KEY, base_url=server.url.replace("http:", "https:"), session=session
+            )
+            with pytest.raises(APIConnectionError):
+                await refunds.cancel(RE)
+    assert not server.received
 
 
 @pytest.mark.filterwarnings("ignore:.*(BasicAuth|'auth').*:DeprecationWarning")

@@ -259,6 +259,10 @@ def test_hidden_string_is_itself_and_shows_nothing() -> None:
         (f"key {KEY}!", "key sk_live_***!"),
         ("SK_TEST_abc rk_x pk_test_1", "SK_TEST_*** rk_*** pk_test_***"),
         ("write to <a@b.example>, now", "write to [e-mail] now"),
+        (
+            "a%40b.example a&#64;b.example a\uff20b.example",
+            "[e-mail] [e-mail] [e-mail]",
+        ),
         ("nothing of note", "nothing of note"),
     ],
 )

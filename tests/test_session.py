@@ -291,7 +291,11 @@ def test_option_of_the_wrong_type_is_refused(option: str) -> None:
     async def hook(attempt: object) -> None:
         del attempt
 
-    for wrong in (hook, 5):
+    class Hook:
+        async def __call__(self, attempt: object) -> None:
+            del attempt
+
+    for wrong in (hook, 5, Hook()):
         options: dict[str, Any] = {option: wrong}
         with pytest.raises(TypeError, match=option):
             RefundsClient(KEY, **options)

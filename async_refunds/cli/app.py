@@ -105,7 +105,7 @@ def cancel(
     nothing more; a second Ctrl-C reports what is under way as unknown.
 
     Exit codes: 0 all are canceled, 1 some are not, 2 a wrong call, 3 the outcome
-    of some is unknown: run the same command again.
+    of some is unknown: run the same command again, which cancels nothing twice.
     """
     try:
         unique = list(dict.fromkeys(validate.refund_id(each) for each in refund_ids))

@@ -143,20 +143,22 @@ class Cancellations:
 
     def _end_badly(self, refund_id: str, key: str, error: RefundsError) -> None:
         refund: Refund | None = None
-        outcome = "failed"
+        text: str | None
+        outcome, text = "failed", str(error)
         if isinstance(error, OutcomeUnknownError):
             outcome, refund = "unknown", error.refund
         elif isinstance(error, RefundNotCancelableError):
             refund = error.refund
-            canceled = refund.status == "canceled"
-            outcome = "already_canceled" if canceled else "not_cancelable"
+            outcome = "not_cancelable"
+            if refund.status == "canceled":
+                outcome, text = "already_canceled", None  # as was asked for
         self._end(
             refund_id,
             key,
             outcome,
             refund=refund,
             attempts=error.attempts,
-            error=str(error),
+            error=text,
         )
 
     def _end(

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import struct
 import sys
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
@@ -48,11 +48,11 @@ _RESET = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
 def reset(request: web.BaseRequest) -> None:
     """Break the connection with a TCP reset."""
-    # There is one: a request whose connection is gone is canceled, not handled.
-    transport = cast("asyncio.Transport", request.transport)
-    sock = transport.get_extra_info("socket")
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-    transport.abort()
+    transport = request.transport
+    if transport is not None:  # else the client was faster
+        sock = transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        transport.abort()
 
 
 def _refusal(name: str, visit: Visit) -> StripeError | None:

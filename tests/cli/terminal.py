@@ -130,8 +130,9 @@ async def run_each(*commands: tuple[str, ...], **how: Unpack[How]) -> list[Ended
 
 
 async def run_in_shell(line: str) -> Ended:
-    """Run a line of shell, in which ``$refunds`` is the command."""
-    return await run(f'refunds="$0 -m async_refunds"; {line}', python=IN_SHELL)
+    """Run a line of shell, in which ``refunds`` is the command."""
+    command = 'refunds() { "$0" -m async_refunds "$@"; }'
+    return await run(f"{command}; {line}", python=IN_SHELL)
 
 
 class Screen:

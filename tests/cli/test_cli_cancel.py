@@ -123,7 +123,11 @@ async def test_wrong_call_is_exit_code_2() -> None:
         ("re_1", "--timeout", "0"): "--timeout must be a positive",
         ("re_1", "--timeout", "soon"): "Invalid value for '--timeout'",
         ("re_1", "--concurrency", "0"): "Invalid value for '--concurrency'",
-        ("re_1", "--account", "123"): "'123' is no account id",
+        (
+            "re_1",
+            "--account",
+            "123",
+        ): "stripe_account must be acct_, letters and digits",
         (): "Missing argument 'REFUND'",
     }
     for said, ended in zip(

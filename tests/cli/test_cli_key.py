@@ -61,7 +61,7 @@ async def test_address_that_would_betray_the_key_is_refused() -> None:
 
 async def test_wrong_account_id_is_refused() -> None:
     for ended in await run_each(*((*read, "--account", "cus_1") for read in READS)):
-        assert "'cus_1' is no account id: acct_, letters, digits" in ended.err
+        assert "acct_, letters and digits, not 'cus_1'" in ended.err
         assert (ended.code, ended.out) == (2, "")
 
 

@@ -63,7 +63,7 @@ async def test_results_of_a_cancel_go_to_stderr_when_stdout_is_closed() -> None:
     emulator, ids = emulator_of(2)
     async with emulator.serve() as base_url:
         ended = await run_in_shell(
-            f"$refunds cancel {' '.join(ids)} --base-url {base_url} >&-"
+            f"refunds cancel {' '.join(ids)} --base-url {base_url} >&-"
         )
     assert ended.code == 1
     said, *results = ended.err.splitlines()
@@ -88,7 +88,7 @@ async def test_nothing_more_is_canceled_once_nobody_can_be_told(where: str) -> N
     emulator, ids = emulator_of(3)
     async with emulator.serve() as base_url:
         ended = await run_in_shell(
-            f"$refunds cancel {' '.join(ids)} --concurrency 1 --base-url {base_url} "
+            f"refunds cancel {' '.join(ids)} --concurrency 1 --base-url {base_url} "
             + where
         )
     # 120 is how Python says that stderr could not be flushed at exit.
@@ -123,7 +123,7 @@ async def test_reader_who_has_enough_ends_a_list_without_a_word() -> None:
     emulator, ids = emulator_of(500)
     async with emulator.serve() as base_url:
         ended = await run_in_shell(
-            f"{{ $refunds list --base-url {base_url}; echo code $? >&2; }} | head -1"
+            f"{{ refunds list --base-url {base_url}; echo code $? >&2; }} | head -1"
         )
     assert [line["id"] for line in ended.lines] == ids[-1:]
     assert ended.err == "code 1\n"
@@ -141,7 +141,7 @@ async def test_closed_stdout_under_a_retrieve_is_told() -> None:
     emulator, ids = emulator_of(1)
     async with emulator.serve() as base_url:
         ended = await run_in_shell(
-            f"$refunds retrieve {ids[0]} --base-url {base_url} >&-"
+            f"refunds retrieve {ids[0]} --base-url {base_url} >&-"
         )
     assert ended.code == 1
     assert ended.err == "async-refunds: stdout broke (it is closed)\n"

@@ -107,7 +107,7 @@ async def test_list_of_a_charge_or_a_payment(option: str) -> None:
     assert ended.code == 0
     assert [line["id"] for line in ended.lines] == [ids[1]]
     assert (refused.code, refused.out) == (2, "")
-    assert "'../x' is no id for" in refused.err
+    assert "an id of letters, digits and _, not '../x'" in refused.err
 
 
 async def test_list_of_nothing_is_nothing() -> None:
