@@ -394,14 +394,18 @@ class Greeted:
 
 async def test_pool_of_stale_connections_is_given_up_after_three(
     monkeypatch: pytest.MonkeyPatch,
+    borrow: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
-    async def connect(*_: object) -> Greeted:
+    async def connect(*_: object, **__: object) -> Greeted:
         return Greeted()
 
     monkeypatch.setattr(aiohttp.TCPConnector, "connect", connect)
-    async with RefundsClient(KEY, base_url="http://127.0.0.1:1") as refunds:
+    monkeypatch.setattr(Greeted, "closed", 0)
+    async with aiohttp.ClientSession() as session:
+        refunds = RefundsClient(KEY, session=session if borrow else None)
         with pytest.raises(APIConnectionError, match="waits to be asked") as caught:
             await refunds.cancel(RE)
+        await refunds.close()
     assert {each.failure for each in caught.value.attempts} == {"refused"}
     assert Greeted.closed == 3 * 4
 
