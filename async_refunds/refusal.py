@@ -136,7 +136,7 @@ def unsettled(
         )
     if not ambiguous:
         return error_of(request, reply, attempts)
-    found = "could not be read" if seen is None else f"is in {seen.status}"
+    found = "could not be read" if seen is None else f"is in state {seen.status}"
     return errors.OutcomeUnknownError(
         f"{request.refund_id} may or may not be canceled: {what_failed(reply)}, and "
         f"the refund {found}; call cancel again with this error's idempotency_key "

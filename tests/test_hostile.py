@@ -365,21 +365,6 @@ async def test_session_that_would_add_to_what_a_call_says_is_refused(name: str) 
             RefundsClient(KEY, session=session)
 
 
-async def test_peer_that_speaks_first_on_every_connection_is_not_flooded(
-    borrow: bool,  # noqa: FBT001 - a parameter of the test
-) -> None:
-    greeting = answer(503, b"full", {"Connection": "close"})
-    async with scripted(CANCELED) as server, aiohttp.ClientSession() as session:
-        server.greeting = greeting
-        refunds = server.client(session=session if borrow else None)
-        # A greeting is there before the request where the network is quick enough;
-        # here it always is, since the connection is only handed over a turn later.
-        with pytest.raises((APIConnectionError, OutcomeUnknownError)):
-            await refunds.cancel(RE)
-        await refunds.close()
-    assert server.connections <= 3 * 4 + 4
-
-
 class Greeted:
     """A pool whose every connection has something to say."""
 
