@@ -10,24 +10,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import msgspec
 
 from . import refusal
+from .advice import Advice, Outcome, advise, is_replay, is_success, request_id
 from .models import Attempt, LastResponse, Refund, attach
-from .protocol import (
-    Advice,
-    Cause,
-    Failure,
-    Outcome,
-    Reply,
-    Response,
-    advise,
-    is_replay,
-    is_success,
-    request_id,
-)
+from .protocol import Cause, Failure, Reply, Response
 from .retry import retried
 
 if TYPE_CHECKING:
@@ -72,6 +63,28 @@ class Attempted(msgspec.Struct, Generic[T], frozen=True):
         )
 
 
+class Watch(Protocol):
+    """Somebody who has an eye on a call's requests: the batch that it is a part of."""
+
+    @property
+    def ambiguous(self) -> bool:
+        """Whether a cancel under the same key may have landed before this call."""
+        ...
+
+    def ended(
+        self, request: Request[Any], attempted: Attempted[Any], attempt: Attempt
+    ) -> None:
+        """Take note of an attempt, and of what the log says of it."""
+        ...
+
+    async def pause(self, until: float, seconds: float) -> None:
+        """Wait before a retry, at least so long, and not beyond ``until``.
+
+        Time that no attempt counts: another one's turn may come first.
+        """
+        ...
+
+
 class Caller(msgspec.Struct, frozen=True):
     """What the calls of one client share."""
 
@@ -82,6 +95,7 @@ class Caller(msgspec.Struct, frozen=True):
     on_attempt: Callable[[Attempt], object] | None
     sleep: Callable[[float], Awaitable[None]]
     random: Callable[[], float]
+    watch: Watch | None = None
 
 
 class Call:
@@ -104,8 +118,8 @@ class Call:
         self.deadline = clock() + timeout
         self.attempts: tuple[Attempt, ...] = ()
         """Every request so far, oldest first."""
-        self.ambiguous = False
-        """Whether a cancel of this call may have landed without a word of it."""
+        self.ambiguous = caller.watch is not None and caller.watch.ambiguous
+        """Whether a cancel with this call's key may have landed without a word."""
 
     @property
     def settling_from(self) -> float:
@@ -116,7 +130,7 @@ class Call:
         self, first: Attempted[T], request: Request[T], until: float
     ) -> Attempted[T]:
         """Return the last attempt after a first one that asks for a retry."""
-        caller = self._caller
+        caller, watch = self._caller, self._caller.watch
 
         async def again(slept: float) -> Attempted[T]:
             return await self.attempt(request, until, slept)
@@ -141,7 +155,7 @@ class Call:
             until=until,
             room=min(self._timeout * _ROOM_SHARE, _ROOM_LIMIT),
             clock=self._clock,
-            sleep=caller.sleep,
+            sleep=caller.sleep if watch is None else partial(watch.pause, until),
             random=caller.random,
             before_sleep=note,
         )
@@ -197,6 +211,8 @@ class Call:
             slept=slept,
         )
         self.attempts += (attempt,)
+        if self._caller.watch is not None:
+            self._caller.watch.ended(request, attempted, attempt)
         if self._caller.on_attempt is None:
             return
         try:

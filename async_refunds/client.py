@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 import random
 import secrets
 from typing import TYPE_CHECKING, Self, TypeVar
+
+import msgspec
 
 from . import protocol, refusal, validate
 from .call import Call, Caller
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 
     import aiohttp
 
-    from .call import Attempted
+    from .call import Attempted, Watch
     from .models import Attempt, Refund
     from .protocol import CreatedRange, RefundPage, Request
 
@@ -118,8 +121,24 @@ class RefundsClient:
             sleep=asyncio.sleep,
             random=random.random,
         )
-        mode = "live" if validate.is_live(secret) else "test"
-        self._shown = f"{mode} {origin}"
+        self._livemode = validate.is_live(secret)
+        self._base_url = origin
+        self._shown = f"{'live' if self._livemode else 'test'} {origin}"
+
+    @property
+    def base_url(self) -> str:
+        """Where the API is: ``scheme://host[:port]``."""
+        return self._base_url
+
+    @property
+    def livemode(self) -> bool:
+        """Whether the key may move real money: any that is not plainly a test key."""
+        return self._livemode
+
+    @property
+    def stripe_account(self) -> str | None:
+        """The connected account that a call acts on if it names none."""
+        return self._stripe_account
 
     async def cancel(
         self,
@@ -333,6 +352,17 @@ class RefundsClient:
         if refund is not None:
             call.remember(refund, last.reply, request.idempotency_key)
         return refund
+
+
+def watched(refunds: RefundsClient, watch: Watch) -> RefundsClient:
+    """Return the same client, on the same connections, for the calls of a batch.
+
+    It shares all that the calls of a client share, and is never closed by itself.
+    """
+    same = copy.copy(refunds)
+    caller: Caller = vars(refunds)["_caller"]
+    vars(same)["_caller"] = msgspec.structs.replace(caller, watch=watch)
+    return same
 
 
 async def _read(call: Call, request: Request[T]) -> Attempted[T]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import enum
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from . import errors
+from .advice import decoded, is_success, request_id
 from .privacy import scrub
-from .protocol import Cause, Failure, Response, decoded, is_success, request_id
+from .protocol import Cause, Failure, Response
 
 if TYPE_CHECKING:
     from .models import Attempt, Refund
@@ -86,6 +88,34 @@ def is_state_refusal(reply: Reply) -> bool:
     return (
         found.code is None and found.param is None and found.type != "idempotency_error"
     )
+
+
+class Limit(enum.Enum):
+    """What there was too much of."""
+
+    RATE = "rate"
+    """Requests a second."""
+    CONCURRENCY = "concurrency"
+    """Requests at once."""
+    LOCK = "lock"
+    """Requests that change the same object, such as two refunds of one charge."""
+
+
+def limited_by(reply: Reply) -> Limit | None:
+    """Tell what a 429 complains of; ``None`` for any other reply.
+
+    A limiter gives its reason in a header (https://docs.stripe.com/rate-limits), a lock
+    a code (https://docs.stripe.com/error-codes#lock-timeout). Anything else, such as a
+    proxy's own 429, is taken for the most common one.
+    """
+    if isinstance(reply, Failure) or reply.status != 429:  # noqa: PLR2004 - too many requests
+        return None
+    reason = reply.headers.get("Stripe-Rate-Limited-Reason")
+    if reason is None and envelope(reply).code == "lock_timeout":
+        return Limit.LOCK
+    if reason is not None and reason.endswith("-concurrency"):
+        return Limit.CONCURRENCY
+    return Limit.RATE
 
 
 def error_of(

@@ -21,14 +21,8 @@ from async_refunds import (
     protocol,
     refusal,
 )
-from async_refunds.protocol import (
-    Cause,
-    Failure,
-    Outcome,
-    Reply,
-    Request,
-    Response,
-)
+from async_refunds.advice import Outcome, advise
+from async_refunds.protocol import Cause, Failure, Reply, Request, Response
 
 CANCEL = protocol.cancel_request(RE, idempotency_key="key")
 RETRIEVE = protocol.retrieve_request(RE)
@@ -93,7 +87,7 @@ def errors_of(request: Request[Any], reply: Reply) -> list[RefundsError]:
 def test_any_reply_is_a_refund_or_one_of_our_errors(reply: Reply) -> None:
     requests: tuple[Request[Any], ...] = (CANCEL, RETRIEVE, LIST)
     for request in requests:
-        advice = protocol.advise(request, reply)
+        advice = advise(request, reply)
         assert (advice.value is not None) == (advice.outcome is Outcome.DONE)
         assert not (advice.retry and advice.outcome is Outcome.DONE)
         for error in errors_of(request, reply):
@@ -105,7 +99,7 @@ def test_any_reply_is_a_refund_or_one_of_our_errors(reply: Reply) -> None:
 
 @given(replies)
 def test_cancel_is_done_only_by_this_refund_canceled(reply: Reply) -> None:
-    advice = protocol.advise(CANCEL, reply)
+    advice = advise(CANCEL, reply)
     if advice.value is not None:
         assert advice.value.id == RE
         assert advice.value.status == "canceled"
@@ -115,7 +109,7 @@ def test_cancel_is_done_only_by_this_refund_canceled(reply: Reply) -> None:
 
 @given(replies)
 def test_only_what_was_never_sent_or_was_refused_counts_as_a_no(reply: Reply) -> None:
-    outcome = protocol.advise(CANCEL, reply).outcome
+    outcome = advise(CANCEL, reply).outcome
     if outcome is Outcome.NOT_SENT:
         assert isinstance(reply, Failure)
         assert not reply.sent
@@ -222,7 +216,7 @@ def test_refund_as_seen_is_never_a_reason_against_itself() -> None:
     """Only what forbids a cancel is named as what forbids it."""
     response = Response(400, CIMultiDict[str](), error_json())
     for status in ("requires_action", None):
-        advice = protocol.advise(
+        advice = advise(
             RETRIEVE, Response(200, CIMultiDict[str](), refund_json(status))
         )
         error = refusal.unsettled(
