@@ -13,6 +13,7 @@
         IdempotencyError             the key was used for another request
         RateLimitError               429
         APIError                     5xx, or an unreadable answer, to a read
+      JournalError                   from ``cancel_many``: its journal is of no use
 
 From ``cancel``, every one but `OutcomeUnknownError` means that this call canceled
 nothing. All pickle and copy, and none holds the API key or an e-mail address: what
@@ -161,4 +162,12 @@ class APIError(APIStatusError):
     """Stripe failed, or its answer to a read could not be read.
 
     Never from ``cancel``, where the same is an `OutcomeUnknownError`.
+    """
+
+
+class JournalError(RefundsError):
+    """The journal of a batch cannot be used, or can no longer be written.
+
+    Nothing more is sent then. What was under way has its key on disk, and is asked
+    again with it when the batch is resumed.
     """

@@ -1,0 +1,73 @@
+"""What a batch is given, and what it tells of each refund."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import msgspec
+
+from .errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from .models import Attempt, Refund
+
+CancelOutcome: TypeAlias = Literal[
+    "canceled", "already_canceled", "not_cancelable", "failed", "unknown"
+]
+"""What became of a refund in a batch.
+
+- ``canceled``: by this batch.
+- ``already_canceled``: before this batch asked.
+- ``not_cancelable``: its state forbids it; the result has the refund.
+- ``failed``: this batch canceled nothing; the result has the error.
+- ``unknown``: it may be canceled. Ask again with the result's idempotency key.
+"""
+
+CANCELED: frozenset[CancelOutcome] = frozenset({"canceled", "already_canceled"})
+"""The outcomes that leave the refund as it was asked for."""
+
+
+class CancelRequest(msgspec.Struct, frozen=True, gc=False):
+    """One refund that a batch is to cancel."""
+
+    refund_id: str
+    """``re_...`` or ``pyr_...``."""
+    stripe_account: str | None = None
+    """The connected account, in place of the client's."""
+
+
+class CancelResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one refund of a batch."""
+
+    refund_id: str
+    stripe_account: str | None
+    """The connected account it was asked of, the client's if the request named none."""
+    outcome: CancelOutcome
+    refund: Refund | None = None
+    """As last seen, or ``None`` if no answer held it."""
+    error: Exception | None = None
+    """What `RefundsClient.cancel` raised: one of ours, or a `ValueError` or `TypeError`
+    for an id that cannot be one."""
+    idempotency_key: str | None = None
+    """``None`` if nothing was asked."""
+    attempts: tuple[Attempt, ...] = ()
+    """Every request for it, oldest first."""
+    seconds: float = 0.0
+    """From when its first request might go out to when it was known."""
+
+    @property
+    def request_id(self) -> str | None:
+        """Stripe's name for the last exchange that has one, ``req_...``."""
+        named = (each.request_id for each in reversed(self.attempts))
+        return next((name for name in named if name is not None), None)
+
+    @property
+    def settled(self) -> bool:
+        """Whether to ask again would change nothing.
+
+        Open is what is unknown, and what failed for a reason that passes or can be
+        mended: the key, its permissions, the limits, the network.
+        """
+        if self.outcome == "failed":
+            return isinstance(self.error, (InvalidRequestError, ValueError, TypeError))
+        return self.outcome != "unknown"
