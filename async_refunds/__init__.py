@@ -4,6 +4,7 @@ async with RefundsClient(api_key) as refunds:
     refund = await refunds.cancel("re_1Nispe2eZvKYlo2Cd31jOCgZ")
 """
 
+from .batch import cancel_many
 from .client import STRIPE_VERSION, RefundsClient
 from .errors import (
     APIConnectionError,
@@ -13,6 +14,7 @@ from .errors import (
     AuthenticationError,
     IdempotencyError,
     InvalidRequestError,
+    JournalError,
     OutcomeUnknownError,
     PermissionDeniedError,
     RateLimitError,
@@ -38,6 +40,7 @@ from .models import (
     id_of,
 )
 from .protocol import CreatedRange
+from .results import CancelOutcome, CancelRequest, CancelResult
 from .retry import RetryBudget, RetryPolicy
 from .version import __version__
 
@@ -49,6 +52,9 @@ __all__ = [
     "Attempt",
     "AuthenticationError",
     "BankDestination",
+    "CancelOutcome",
+    "CancelRequest",
+    "CancelResult",
     "CardDestination",
     "CreatedRange",
     "CryptoDestination",
@@ -57,6 +63,7 @@ __all__ = [
     "EmailSent",
     "IdempotencyError",
     "InvalidRequestError",
+    "JournalError",
     "LastResponse",
     "NetworkDestination",
     "NextAction",
@@ -75,5 +82,6 @@ __all__ = [
     "RetryPolicy",
     "STRIPE_VERSION",
     "__version__",
+    "cancel_many",
     "id_of",
 ]

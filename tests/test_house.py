@@ -15,26 +15,57 @@ PACKAGE = Path(async_refunds.__path__[0])
 # Each module, and what of the package it may import. Top to bottom.
 HOUSE: dict[str, set[str]] = {
     "__main__": {"cli"},
-    "cli": {"client", "emulator", "errors", "models", "retry", "validate", "version"},
-    "__init__": {"client", "errors", "models", "protocol", "retry", "version"},
+    "cli": {
+        "batch",
+        "client",
+        "emulator",
+        "errors",
+        "models",
+        "retry",
+        "validate",
+        "version",
+    },
+    "__init__": {"batch", "client", "errors", "models", "protocol", "results", "retry"}
+    | {"version"},
+    "batch": {
+        "asking",
+        "client",
+        "errors",
+        "intake",
+        "journal",
+        "lanes",
+        "pacing",
+        "results",
+    }
+    | {"turns", "validate"},
+    "asking": {"client", "errors", "journal", "lanes", "models", "privacy", "protocol"}
+    | {"results", "retry", "turns"},
+    "turns": {"journal", "lanes", "pacing"},
+    "lanes": {"advice", "call", "errors", "journal", "models", "pacing", "protocol"}
+    | {"refusal"},
+    "intake": {"privacy", "results", "validate"},
     "client": {"call", "models", "privacy", "protocol", "refusal", "retry", "session"}
     | {"validate", "version"},
-    "call": {"models", "protocol", "refusal", "retry", "session"},
+    "call": {"advice", "models", "protocol", "refusal", "retry", "session"},
     "session": {"deadline", "pool", "privacy", "protocol"},
     "retry": {"validate"},
     "pool": set(),
     "deadline": set(),
+    "journal": {"errors", "privacy", "results"},
+    "pacing": set(),
     # ------------------------------------------------------------ the I/O line
-    "refusal": {"errors", "models", "privacy", "protocol"},
+    "refusal": {"advice", "errors", "models", "privacy", "protocol"},
+    "advice": {"models", "protocol", "validate"},
     "protocol": {"models", "validate"},
     "validate": {"privacy"},
     "privacy": {"models"},
+    "results": {"errors", "models"},
     "errors": {"models"},
     "models": set(),
     "version": set(),
     "emulator": set(),
 }
-PURE = ("refusal", "protocol", "validate", "privacy", "errors", "models")
+PURE = ("refusal", "advice", "protocol", "validate", "privacy", "errors", "models")
 ONLY = {"aiohttp": {"session", "pool", "client", "emulator"}, "tenacity": {"retry"}}
 NO_ROOMS = {"utils", "helpers", "base", "common", "constants"}
 

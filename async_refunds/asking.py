@@ -1,0 +1,220 @@
+"""Ask for one refund of a batch, and say what became of it, or that it is open."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from .client import RefundsClient, watched
+from .errors import (
+    APIConnectionError,
+    JournalError,
+    OutcomeUnknownError,
+    RateLimitError,
+    RefundNotCancelableError,
+    RefundsError,
+)
+from .privacy import without_email
+from .protocol import Cause
+from .results import CancelResult
+from .retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .journal import Journal
+    from .lanes import Item
+    from .models import Refund
+    from .results import CancelOutcome
+    from .turns import Turns
+
+# Stripe forgets a key after 24 hours at the earliest
+# (https://docs.stripe.com/api/idempotent_requests). The hour is for the call itself,
+# and for clocks that differ.
+_KEY_SECONDS = 23 * 3600.0
+
+# No connection came about. (An attempt that an answer ended has no failure.)
+_NOT_THERE = frozenset(
+    {Cause.REFUSED.value, Cause.CONNECT_TIMEOUT.value, Cause.CERTIFICATE.value}
+)
+
+# Between two calls for the same refund, each of which had its own retries before.
+_BETWEEN_CALLS = RetryPolicy(initial_delay=1.0, max_delay=15.0)
+
+
+class Asking:
+    """How a batch asks for a refund: as often as it takes, within its patience.
+
+    Args:
+        refunds: The client.
+        journal: Where fresh keys are kept.
+        turns: Of this batch; its clock counts.
+        patience: Seconds for which an open outcome is asked for again.
+        timeout: Seconds for each call; ``None`` is the client's own.
+        random: Draws from [0, 1).
+    """
+
+    def __init__(
+        self,
+        refunds: RefundsClient,
+        journal: Journal,
+        turns: Turns,
+        *,
+        patience: float,
+        timeout: float | None,
+        random: Callable[[], float],
+    ) -> None:
+        self._refunds = refunds
+        self._journal = journal
+        self._turns = turns
+        self._patience = patience
+        self._timeout = timeout
+        self._random = random
+
+    async def ask(self, item: Item) -> CancelResult | None:
+        """Make one call for an item.
+
+        Returns:
+            What became of it, or ``None`` if it is to be asked for again, at the time
+            that the item then has.
+
+        Raises:
+            RuntimeError: The client is closed, or of another event loop.
+            JournalError: A fresh key could not be kept.
+        """
+        if item.lane.refused is not None:
+            outcome: CancelOutcome = "unknown" if item.ambiguous else "failed"
+            return self._result(item, outcome, error=item.lane.refused)
+        item.calls += 1
+        refunds = watched(self._refunds, item)
+        try:
+            if item.ambiguous and time.time() - item.claim.keyed_at > _KEY_SECONDS:
+                found = await self._found(refunds, item)
+                if found is not None:
+                    return found
+            refund = await refunds.cancel(
+                item.claim.refund_id,
+                idempotency_key=item.claim.idempotency_key,
+                stripe_account=item.claim.stripe_account,
+                timeout=self._timeout,
+            )
+        except JournalError:
+            raise  # no refund's own: nothing more may be sent
+        except RefundsError as error:
+            return self._failed(item, error)
+        return self._result(item, "canceled", refund=refund)
+
+    def interrupted(self, item: Item) -> CancelResult:
+        """Return the result of an item whose call was not waited for."""
+        error = OutcomeUnknownError(
+            f"{item.claim.refund_id} may or may not be canceled: interrupted while it "
+            "was asked for",
+            refund=None,
+            idempotency_key=item.claim.idempotency_key,
+            attempts=item.attempts,
+        )
+        return self._result(item, "unknown", error=error)
+
+    async def _found(self, refunds: RefundsClient, item: Item) -> CancelResult | None:
+        """Read what a key did that Stripe may have forgotten; ``None``: nothing.
+
+        A day after it was last used, what was lost on the way will not land any more,
+        so that the state is the whole truth, and a fresh key asks anew.
+        """
+        claim = item.claim
+        try:
+            refund = await refunds.retrieve(
+                claim.refund_id,
+                stripe_account=claim.stripe_account,
+                timeout=self._timeout,
+            )
+        except RefundsError as error:
+            raise OutcomeUnknownError(
+                f"{claim.refund_id} may or may not be canceled: its key is over a day "
+                f"old, and it could not be read ({error})",
+                refund=None,
+                idempotency_key=claim.idempotency_key,
+                attempts=error.attempts,
+            ) from error
+        if refund.status == "requires_action":
+            item.claim = await self._journal.rekey(claim)
+            item.ambiguous = False
+            return None
+        if refund.status == "canceled":
+            return self._result(item, "canceled", refund=refund)
+        raise RefundNotCancelableError(
+            f"{claim.refund_id}: it is {refund.status}, and only a refund in "
+            "requires_action can be canceled",
+            refund=without_email(refund),
+            idempotency_key=claim.idempotency_key,
+            attempts=refund.last_response.attempts,
+        )
+
+    def _failed(self, item: Item, error: RefundsError) -> CancelResult | None:
+        if isinstance(error, RefundNotCancelableError):
+            if error.refund.status == "canceled":  # as was asked for
+                return self._result(item, "already_canceled", refund=error.refund)
+            return self._result(
+                item, "not_cancelable", refund=error.refund, error=error
+            )
+        if isinstance(error, OutcomeUnknownError):
+            item.ambiguous = True
+            self._notice_silence(item)
+            # An answer that is saved and says nothing comes again for a day, and a read
+            # that did not settle it has shown why.
+            hopeless = item.fixed and error.refund is not None
+            if not hopeless and self._may_ask_again(item):
+                return None
+            return self._result(item, "unknown", refund=error.refund, error=error)
+        self._notice_silence(item)
+        passing = isinstance(error, (APIConnectionError, RateLimitError))
+        if passing and self._may_ask_again(item):
+            return None
+        return self._result(item, "failed", error=error)
+
+    def _notice_silence(self, item: Item) -> None:
+        """Refuse the account if nobody was ever there to ask.
+
+        That is no disturbance, but a wrong address or no network: to ask for all the
+        others would take long, and say the same of each.
+        """
+        if not self._turns.heard_from and all(
+            attempt.failure in _NOT_THERE for attempt in item.attempts
+        ):
+            item.lane.refused = APIConnectionError(
+                f"{self._refunds.base_url} cannot be reached, and could not be in all "
+                f"of this run ({item.attempts[-1].failure})"
+            )
+
+    def _may_ask_again(self, item: Item) -> bool:
+        """Set when, unless its time is over."""
+        now = item.lane.clock()
+        pause = _BETWEEN_CALLS.backoff(item.calls, self._random())
+        item.not_before = now + pause
+        return (
+            not self._turns.stopped
+            and item.lane.refused is None
+            and item.not_before < item.began + self._patience
+        )
+
+    def _result(
+        self,
+        item: Item,
+        outcome: CancelOutcome,
+        *,
+        refund: Refund | None = None,
+        error: RefundsError | None = None,
+    ) -> CancelResult:
+        claim = item.claim
+        return CancelResult(
+            refund_id=claim.refund_id,
+            stripe_account=claim.stripe_account,
+            outcome=outcome,
+            refund=refund,
+            error=error,
+            idempotency_key=(
+                claim.idempotency_key if item.calls or item.ambiguous else None
+            ),
+            attempts=item.attempts,
+            seconds=item.lane.clock() - item.began,
+        )

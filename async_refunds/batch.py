@@ -1,0 +1,365 @@
+"""Cancel many refunds: bounded workers over any input, and every id accounted for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from . import intake, validate
+from .asking import Asking
+from .client import RefundsClient
+from .errors import JournalError
+from .journal import WINDOW, MemoryJournal, Run, SqliteJournal
+from .pacing import Pace
+from .turns import Turns
+
+if TYPE_CHECKING:
+    from .intake import Requests
+    from .journal import Journal
+    from .lanes import Item
+    from .results import CancelRequest, CancelResult
+
+logger = logging.getLogger("async_refunds")
+
+# Seconds. What is under way when nobody waits for it any more has so long to end.
+# Stripe answers in one or two.
+_GRACE = 10.0
+
+# Requests a second: more than any limit of Stripe's, and than one process can send.
+_MOST_RATE = 1e6
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """How far a batch has come."""
+
+    outcomes: Counter[str]
+    """How many refunds came to which outcome."""
+    under_way: int
+    waiting: int
+    """How many, of those asked already, wait to be asked again."""
+    requests: int
+    """Sent in all, reads included."""
+    retries: int
+    """Of these, how many asked for the same once more."""
+    rate: float
+    """Requests a second that the pace allows now, over all accounts with items."""
+    in_trouble: bool
+    """Whether an account's pace is down because Stripe fails."""
+
+
+async def cancel_many(
+    refunds: RefundsClient,
+    requests: Requests,
+    *,
+    concurrency: int = 50,
+    rate: float | None = None,
+    journal: str | os.PathLike[str] | Journal | None = None,
+    patience: float = 120.0,
+    timeout: float | None = None,  # noqa: ASYNC109 - of each call, as the client has it
+) -> AsyncGenerator[CancelResult]:
+    """Cancel refunds by the thousand, and tell of each as it ends.
+
+    At most ``concurrency`` are under way at a time, at a pace per account that finds
+    Stripe's limit by itself. What happens to one refund is a result, never an
+    exception; the input is read as it is needed, and memory does not grow with it.
+
+    With a journal, a run survives being killed at any moment: the key of a refund is on
+    disk before anything is sent for it, and the result before it is told. Begin with
+    the same journal again (with the same input, with ``()``, or with more), and what is
+    settled is skipped, and what was under way is asked again with the same key.
+    Without one, a refund that is in the input twice is canceled once, and told twice
+    only if they are far apart: then the later one is ``already_canceled``.
+
+    To leave the loop early, close the generator (``contextlib.aclosing``): nothing more
+    is begun, and what is under way has ten seconds to end. So it is when the task is
+    cancelled. What nobody is told any more is in the journal, or in the log.
+
+    Args:
+        refunds: The client, which stays open.
+        requests: Ids, or `CancelRequest`s; any iterable, also an asynchronous one.
+        concurrency: The most refunds under way at once.
+        rate: Requests a second for each account. Without it the pace starts at 20, and
+            goes up until Stripe says that it is too much.
+        journal: A path: an SQLite file, made if it is not there.
+        patience: Seconds for which a refund is asked for again while Stripe cannot be
+            reached, fails, or limits, counted from its first request.
+        timeout: Seconds for each call, in place of the policy's deadline. It begins
+            when the refund's turn has come.
+
+    Raises:
+        JournalError: The journal is of no use, or could not be written: nothing more
+            was sent, and what was under way is asked again when the run goes on.
+        TypeError, ValueError: An argument that cannot be right; nothing is sent.
+        RuntimeError: The client is closed, or of another event loop.
+        Exception: Whatever the input raised, after what it had given before.
+    """
+    batch = Batch(
+        refunds,
+        requests,
+        concurrency=concurrency,
+        rate=rate,
+        journal=journal,
+        patience=patience,
+        timeout=timeout,
+    )
+    async with aclosing(batch.results()) as results:
+        async for result in results:
+            yield result
+
+
+class Batch:
+    """One run of `cancel_many`, for who wants to watch it and to stop it.
+
+    Args and raises: as `cancel_many`, at once.
+    """
+
+    def __init__(
+        self,
+        refunds: RefundsClient,
+        requests: Requests,
+        *,
+        concurrency: int = 50,
+        rate: float | None = None,
+        journal: str | os.PathLike[str] | Journal | None = None,
+        patience: float = 120.0,
+        timeout: float | None = None,
+    ) -> None:
+        if not isinstance(refunds, RefundsClient):
+            raise TypeError("refunds must be a RefundsClient")
+        if isinstance(requests, (str, bytes)) or not isinstance(
+            requests, (Iterable, AsyncIterable)
+        ):
+            raise TypeError("requests must be an iterable of ids or CancelRequests")
+        self._refunds = refunds
+        self._requests = requests
+        self._concurrency = validate.whole("concurrency", concurrency, least=1)
+        self._rate = None if rate is None else _rate(rate)
+        self._patience = validate.seconds("patience", patience)
+        self._timeout = (
+            None if timeout is None else validate.seconds("timeout", timeout)
+        )
+        self._given = journal
+        self._journal = journal
+        self._outcomes: Counter[str] = Counter()
+        self._turns: Turns | None = None
+        self._begun = self._stopping = False
+        self._error: Exception | None = None
+        self._asking: set[asyncio.Task[None]] = set()
+        self._told: asyncio.Queue[CancelResult | None] = asyncio.Queue()
+        # As many results as refunds under way may wait to be told. There is room for a
+        # result before anything is asked: one that is known never waits.
+        self._room = asyncio.Semaphore(2 * self._concurrency)
+
+    def stop(self) -> None:
+        """Begin nothing more; the results of what is under way still come."""
+        self._stopping = True
+        if self._turns is not None:
+            self._turns.stop()
+
+    def interrupt(self) -> None:
+        """Begin nothing more, and wait for nothing: what is under way is unknown."""
+        self.stop()
+        for task in self._asking:
+            task.cancel()
+
+    def progress(self) -> Progress:
+        """Return how far it has come."""
+        lanes = [] if self._turns is None else list(self._turns.lanes.values())
+        busy = [lane for lane in lanes if lane.under_way or not lane.empty]
+        return Progress(
+            outcomes=Counter(self._outcomes),
+            under_way=0 if self._turns is None else self._turns.under_way,
+            waiting=sum(len(lane.again) for lane in lanes),
+            requests=sum(lane.requests for lane in lanes),
+            retries=sum(lane.retries for lane in lanes),
+            rate=sum(lane.pace.rate for lane in busy),
+            in_trouble=any(lane.pace.in_trouble for lane in busy),
+        )
+
+    async def results(self) -> AsyncGenerator[CancelResult]:
+        """Run, and tell of each refund as it ends, once. See `cancel_many`."""
+        if self._begun:
+            raise RuntimeError("a batch runs once: make another one")
+        self._begun = True
+        journal, opened = self._opened()
+        try:
+            async with aclosing(self._run(journal)) as results:
+                async for result in results:
+                    yield result
+        finally:
+            if opened:
+                await journal.close()
+
+    def _opened(self) -> tuple[Journal, bool]:
+        """Return the journal, and whether it is this batch's to close."""
+        if self._journal is None:
+            return MemoryJournal(window=max(WINDOW, 2 * self._concurrency)), True
+        if isinstance(self._journal, (str, os.PathLike)):
+            run = Run(base_url=self._refunds.base_url, livemode=self._refunds.livemode)
+            return SqliteJournal.open(self._journal, run), True
+        return self._journal, False
+
+    async def _run(self, journal: Journal) -> AsyncGenerator[CancelResult]:
+        clock = asyncio.get_running_loop().time
+        turns = self._turns = Turns(
+            journal,
+            new_pace=lambda: Pace(rate=self._rate, now=clock()),
+            clock=clock,
+            most_again=self._concurrency,
+        )
+        asking = Asking(
+            self._refunds,
+            journal,
+            turns,
+            patience=self._patience,
+            timeout=self._timeout,
+            random=random.random,
+        )
+        turns.more(await journal.accounts())
+        if self._stopping:
+            turns.stop()
+        loading = asyncio.create_task(self._load(journal, turns))
+        workers = [
+            asyncio.create_task(self._work(asking, journal, turns))
+            for _ in range(self._concurrency)
+        ]
+        ending = asyncio.create_task(self._end(loading, workers))
+        try:
+            while (result := await self._told.get()) is not None:
+                self._room.release()
+                yield result
+        finally:
+            await self._drain(ending)
+        if self._error is not None:
+            raise self._error
+
+    async def _work(self, asking: Asking, journal: Journal, turns: Turns) -> None:
+        try:
+            while True:
+                await self._room.acquire()
+                if (item := await turns.next()) is None:
+                    return
+                result = await self._asked(asking, item)
+                if result is None:
+                    turns.ask_again(item)
+                    self._room.release()
+                    continue
+                turns.done(item)
+                await journal.settle(item.claim, result)
+                self._tell(result)
+        except Exception as error:  # noqa: BLE001 - raised again where it is waited for
+            # Of the journal, or a misuse of the client: no refund's own.
+            self._fail(error, "the batch ends, and nothing more is sent")
+            self.interrupt()
+
+    async def _asked(self, asking: Asking, item: Item) -> CancelResult | None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a worker is one
+        self._asking.add(task)
+        try:
+            return await asking.ask(item)
+        except asyncio.CancelledError:
+            # By `interrupt`, or because the loop ends: either way, an outcome to tell.
+            self.stop()
+            task.uncancel()
+            return asking.interrupted(item)
+        finally:
+            self._asking.discard(task)
+
+    def _tell(self, result: CancelResult) -> None:
+        self._outcomes[result.outcome] += 1
+        self._told.put_nowait(result)
+
+    def _fail(self, error: Exception, what: str) -> None:
+        # Also in the log: who has left the loop is not raised at.
+        with contextlib.suppress(Exception):  # of the caller's logging
+            logger.error("%s: %s", what, error)
+        if self._error is None:
+            self._error = error
+
+    async def _load(self, journal: Journal, turns: Turns) -> None:
+        """Read the input into the journal, which makes it wait for room."""
+        try:
+            async with aclosing(intake.chunks(self._requests)) as chunks:
+                async for chunk in chunks:
+                    await self._add(chunk, journal, turns)
+        except JournalError as error:
+            self._fail(error, "the batch ends, and nothing more is sent")
+            self.interrupt()
+        except Exception as error:  # noqa: BLE001 - raised again where it is waited for
+            # What was read before is done all the same.
+            self._fail(error, "the input broke off; what was read of it goes on")
+        finally:
+            turns.complete()
+
+    async def _add(
+        self, chunk: list[str | CancelRequest], journal: Journal, turns: Turns
+    ) -> None:
+        good: list[CancelRequest] = []
+        for request in chunk:
+            try:
+                good.append(intake.checked(request, self._refunds.stripe_account))
+            except (TypeError, ValueError) as error:
+                await self._room.acquire()
+                self._tell(intake.refused(request, error))
+        await journal.add(good)
+        turns.more({request.stripe_account for request in good})
+
+    async def _end(
+        self, loading: asyncio.Task[None], workers: list[asyncio.Task[None]]
+    ) -> None:
+        await asyncio.wait(workers)
+        loading.cancel()
+        await asyncio.wait([loading])
+        self._told.put_nowait(None)
+
+    async def _drain(self, ending: asyncio.Task[None]) -> None:
+        """See to it that nothing is under way any more, and that all is told."""
+        self.stop()
+        loop = asyncio.get_running_loop()
+        giving_up = loop.call_later(_GRACE, self.interrupt)
+        cancelled: asyncio.CancelledError | None = None
+        try:
+            while not ending.done() or not self._told.empty():
+                try:
+                    result = await self._told.get()
+                except asyncio.CancelledError as error:
+                    if cancelled is not None:
+                        raise
+                    cancelled = error
+                    self.interrupt()
+                else:
+                    self._room.release()
+                    if result is not None:
+                        self._untold(result)
+        finally:
+            giving_up.cancel()
+        if cancelled is not None:
+            raise cancelled
+
+    def _untold(self, result: CancelResult) -> None:
+        if self._journal is None:
+            with contextlib.suppress(Exception):  # of the caller's logging
+                logger.warning(
+                    "%s: %s, which nobody waited for [key %s]",
+                    result.refund_id,
+                    result.outcome,
+                    result.idempotency_key,
+                )
+
+
+def _rate(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"rate must be a number, not {type(value).__name__}")
+    if not 0 < value <= _MOST_RATE:
+        raise ValueError("rate must be above 0, in requests a second")
+    return float(value)

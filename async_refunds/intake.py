@@ -1,0 +1,113 @@
+"""The input of a batch: whatever yields ids, read no faster than it is taken in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator
+from itertools import islice
+from typing import TypeAlias
+
+import msgspec
+
+from . import validate
+from .privacy import scrub
+from .results import CancelRequest, CancelResult
+
+Requests: TypeAlias = Iterable[str | CancelRequest] | AsyncIterable[str | CancelRequest]
+"""What may be canceled: ids, or requests that name the account too."""
+
+CHUNK = 100
+"""The most requests that are read at once."""
+
+# Characters of what is no id, in its result: a line.
+_SHOWN = 80
+
+
+class _End(msgspec.Struct, frozen=True):
+    """The end of an input that is waited for."""
+
+    error: Exception | None
+
+
+async def chunks(requests: Requests) -> AsyncGenerator[list[str | CancelRequest]]:
+    """Yield the input in pieces, none of which waits for a later one.
+
+    Raises:
+        Exception: Whatever the input raises, after all that it gave before.
+    """
+    if not isinstance(requests, AsyncIterable):
+        source, error = iter(requests), None
+        while error is None:
+            chunk, error = _piece(source)
+            if chunk:
+                yield chunk
+                await asyncio.sleep(0)  # an input that is always ready starves no one
+            elif error is None:
+                return
+        raise error
+    read: asyncio.Queue[str | CancelRequest | _End] = asyncio.Queue(CHUNK)
+    reading = asyncio.create_task(_read(requests, read))
+    try:
+        while True:
+            pieces = [await read.get()]
+            while not read.empty():
+                pieces.append(read.get_nowait())
+            end = pieces[-1]
+            if chunk := [each for each in pieces if not isinstance(each, _End)]:
+                yield chunk
+            if isinstance(end, _End):
+                if end.error is not None:
+                    raise end.error
+                return
+    finally:
+        reading.cancel()
+        await asyncio.wait([reading])
+
+
+def _piece(
+    source: Iterator[str | CancelRequest],
+) -> tuple[list[str | CancelRequest], Exception | None]:
+    """Return the next requests, and the error that broke them off."""
+    chunk: list[str | CancelRequest] = []
+    try:
+        for request in islice(source, CHUNK):
+            chunk.append(request)  # noqa: PERF402 - what came before an error stays
+    except Exception as error:  # noqa: BLE001 - the input's own, raised where it ends
+        return chunk, error
+    return chunk, None
+
+
+async def _read(
+    requests: AsyncIterable[str | CancelRequest],
+    read: asyncio.Queue[str | CancelRequest | _End],
+) -> None:
+    error: Exception | None = None
+    try:
+        async for request in requests:
+            await read.put(request)
+    except Exception as broke:  # noqa: BLE001 - raised again where it is waited for
+        error = broke
+    await read.put(_End(error))
+
+
+def checked(request: str | CancelRequest, stripe_account: str | None) -> CancelRequest:
+    """Return the request with its account, that of the client if it names none.
+
+    Raises:
+        TypeError, ValueError: It cannot be the id of a refund, or of an account.
+    """
+    if not isinstance(request, CancelRequest):
+        request = CancelRequest(request)
+    if request.stripe_account is not None:
+        stripe_account = validate.account_id(request.stripe_account)
+    return CancelRequest(validate.refund_id(request.refund_id), stripe_account)
+
+
+def refused(request: object, error: Exception) -> CancelResult:
+    """Return the result of what cannot be a refund's id; nothing is sent for it."""
+    given = request.refund_id if isinstance(request, CancelRequest) else request
+    # Whatever it is, a key or an address that came in by mistake goes no further.
+    shown = scrub(given if isinstance(given, str) else repr(given))[:_SHOWN]
+    return CancelResult(
+        refund_id=shown, stripe_account=None, outcome="failed", error=error
+    )

@@ -1,0 +1,255 @@
+"""The items of one account: what is said of it by each answer, and when it is free.
+
+Each account has its own limits at Stripe, so each has a lane with a pace of its own.
+Nothing here sends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from . import refusal
+from .advice import Outcome, is_replay
+from .protocol import Failure, Response
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .call import Attempted
+    from .errors import RefundsError
+    from .journal import Claim
+    from .models import Attempt
+    from .pacing import Pace
+    from .protocol import Request
+
+# The statuses with which Stripe, or what stands before it, says that it is unwell
+# rather than that the request is. 424: a dependency of Stripe's failed.
+_UNWELL = frozenset({408, 424})
+
+
+class Item:
+    """A claim under way: what its calls have met so far. It watches them for its lane.
+
+    Args:
+        claim: What the journal gave out.
+        lane: Of its account.
+    """
+
+    __slots__ = (
+        "_locked",
+        "_serial",
+        "ambiguous",
+        "attempts",
+        "began",
+        "calls",
+        "claim",
+        "fixed",
+        "lane",
+        "not_before",
+    )
+
+    def __init__(self, claim: Claim, lane: Lane) -> None:
+        self.claim = claim
+        self.lane = lane
+        self.ambiguous = claim.asked
+        """Whether a request with the claim's key may have landed."""
+        self.attempts: tuple[Attempt, ...] = ()
+        """Of all its calls, oldest first."""
+        self.began = -math.inf
+        """On the event loop's clock, when its first call might begin."""
+        self.calls = 0
+        """How many were begun."""
+        self.not_before = -math.inf
+        """On the event loop's clock, when the next call may begin."""
+        self.fixed = False
+        """Whether Stripe has saved an answer that says nothing: it will not change."""
+        self._locked = False
+        self._serial = False
+
+    def ended(
+        self, request: Request[Any], attempted: Attempted[Any], attempt: Attempt
+    ) -> None:
+        """Tell the lane what an attempt says of its account."""
+        self.attempts += (attempt,)
+        self.lane.requests += 1
+        self.lane.retries += attempt.slept > 0
+        if request.method == "POST":
+            reply, advice = attempted.reply, attempted.advice
+            self._locked = self.lane.heard(request, attempted)
+            self.fixed = (
+                advice.outcome is Outcome.AMBIGUOUS
+                and isinstance(reply, Response)
+                and is_replay(reply)
+            )
+
+    async def pause(self, until: float, seconds: float) -> None:
+        """Sleep before a retry, then wait for a turn as everybody else."""
+        lane = self.lane
+        lane.leave()
+        try:
+            await asyncio.sleep(seconds)
+            async with asyncio.timeout_at(until):
+                if self._locked and not self._serial:
+                    await lane.queue_up()
+                    self._serial = True
+                # Of a service that never answered there is no pace to keep to.
+                if lane.heard_from:
+                    await lane.turn()
+        except TimeoutError:
+            pass  # the call finds its time over
+        finally:
+            lane.under_way += 1
+
+    def over(self) -> None:
+        """End a call: let the next one have the lock's turn."""
+        if self._serial:
+            self._serial = self._locked = False
+            self.lane.serial.release()
+
+
+class Lane:
+    """The items of one account, and how fast it takes them.
+
+    Args:
+        account: ``acct_...``, or ``None`` for the key's own.
+        pace: Of this account.
+        clock: The event loop's time, in seconds.
+        changed: Told when it may be free sooner than it seemed.
+    """
+
+    def __init__(
+        self,
+        account: str | None,
+        pace: Pace,
+        clock: Callable[[], float],
+        changed: Callable[[Lane], object],
+    ) -> None:
+        self.account = account
+        self.pace = pace
+        self.clock = clock
+        self._changed = changed
+        self.fresh: deque[Claim] = deque()
+        self.again: list[tuple[float, int, Item]] = []
+        """A heap of those to be asked again, by when."""
+        self.under_way = 0
+        """Calls that are not pausing."""
+        self.dry = False
+        """Whether the journal has no more of it for now."""
+        self.news = 0
+        """How often the journal got more of it."""
+        self.refused: RefundsError | None = None
+        """Why nothing of this account can be asked any more."""
+        self.requests = self.retries = 0
+        """Sent, and how many of these after a pause."""
+        self.heard_from = False
+        """Whether any answer ever came."""
+        self.noted = math.inf
+        """When its valid entry in the queue of lanes says that it is free."""
+        self.serial = asyncio.Lock()
+        """Held by the one item at a time that retries after another held its charge."""
+        self._queueing = 0
+        self._turnstile = asyncio.Lock()
+        self._retrying = 0
+        self._stirred = asyncio.Event()
+
+    def heard(self, request: Request[Any], attempted: Attempted[Any]) -> bool:
+        """Learn from an attempt; return whether a lock was in its way."""
+        reply, now = attempted.reply, self.clock()
+        limit = refusal.limited_by(reply)
+        if limit is refusal.Limit.RATE:
+            self.pace.limited(now)
+        elif limit is not None:
+            self.pace.crowded(now, self.under_way)
+        elif _is_unwell(attempted):
+            self.pace.failed(now)
+        else:
+            self.pace.admitted(now)
+            self._stir()
+        if isinstance(reply, Response):
+            self.heard_from = True
+            if reply.status in (401, 403):
+                # The key is no good for this account, whatever the refund.
+                self.refused = refusal.error_of(request, reply, ())
+        return limit is refusal.Limit.LOCK
+
+    def leave(self) -> None:
+        """Note that one fewer is under way."""
+        self.under_way -= 1
+        self._stir()
+
+    def _stir(self) -> None:
+        self._stirred.set()
+        self._changed(self)
+
+    async def turn(self) -> None:
+        """Wait for the turn of a retry, as long as the pace then has it."""
+        self._retrying += 1
+        try:
+            async with self._turnstile:
+                while (wait := self._wait()) > 0:
+                    self._stirred.clear()
+                    await event_or(self._stirred, wait)
+                self.pace.reserve(self.clock())
+        finally:
+            self._retrying -= 1
+            self._stir()
+
+    def _wait(self) -> float:
+        if self.under_way >= self.pace.concurrency:
+            return math.inf
+        return self.pace.free_at - self.clock()
+
+    async def queue_up(self) -> None:
+        """Wait to be the only one that retries after another held its charge.
+
+        Nothing new is begun meanwhile. `serial` has to be released.
+        """
+        self._queueing += 1
+        try:
+            await self.serial.acquire()
+        finally:
+            self._queueing -= 1
+
+    @property
+    def empty(self) -> bool:
+        """Whether it has nothing to give out for now."""
+        return self.dry and not self.fresh and not self.again
+
+    def free_at(self, most_again: int) -> float:
+        """Return when the next item may go out, ``inf`` if something must end first."""
+        if self.empty:
+            return math.inf
+        if self.refused is not None:
+            return -math.inf
+        if self.under_way >= self.pace.concurrency:
+            return math.inf
+        if self._queueing or self._retrying:  # these go before what is new
+            return math.inf
+        # A bound to those that wait to be asked again is a bound to memory.
+        fresh = (self.fresh or not self.dry) and len(self.again) < most_again
+        when = -math.inf if fresh else self.again[0][0]
+        return max(self.pace.free_at, when)
+
+
+async def event_or(event: asyncio.Event, seconds: float) -> None:
+    """Wait for an event, at most so long; it is set afterwards either way."""
+    if seconds == math.inf:
+        await event.wait()
+        return
+    timer = asyncio.get_running_loop().call_later(seconds, event.set)
+    try:
+        await event.wait()
+    finally:
+        timer.cancel()
+
+
+def _is_unwell(attempted: Attempted[Any]) -> bool:
+    reply = attempted.reply
+    if isinstance(reply, Failure):
+        return True
+    if attempted.advice.outcome is not Outcome.AMBIGUOUS:
+        return False
+    return reply.status >= 500 or reply.status < 300 or reply.status in _UNWELL  # noqa: PLR2004 - HTTP's classes

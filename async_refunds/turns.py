@@ -1,0 +1,170 @@
+"""Whose turn it is: the next item of the account that may send soonest.
+
+A slow account holds up no other one. Nothing here sends; a worker asks for the next
+turn, and says when it is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import math
+from typing import TYPE_CHECKING
+
+from .lanes import Item, Lane, event_or
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from .journal import Journal
+    from .pacing import Pace
+
+# Claims held in memory over all lanes: enough that a commit serves many, and no more
+# than a few hundred kilobytes with ten thousand accounts.
+_CLAIMS = 2000
+_PAGE = 100
+
+
+class Turns:
+    """Gives out items, each account's at its own pace.
+
+    Args:
+        journal: Where the items come from.
+        new_pace: Makes the pace of an account.
+        clock: The event loop's time, in seconds.
+        most_again: Of an account, how many may wait to be asked again before no new
+            one is begun.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        *,
+        new_pace: Callable[[], Pace],
+        clock: Callable[[], float],
+        most_again: int,
+    ) -> None:
+        self._journal = journal
+        self._new_pace = new_pace
+        self._clock = clock
+        self._most_again = most_again
+        self.lanes: dict[str | None, Lane] = {}
+        self._queue: list[tuple[float, int, Lane]] = []
+        self._count = 0
+        self._picking = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self._complete = False
+        self._stopped = False
+        self.under_way = 0
+        """Items given out and not yet done."""
+
+    def more(self, accounts: Iterable[str | None]) -> None:
+        """Say that the journal has got items of these accounts."""
+        for account in accounts:
+            lane = self.lanes.get(account)
+            if lane is None:
+                lane = Lane(account, self._new_pace(), self._clock, self._stir)
+                self.lanes[account] = lane
+            lane.dry = False
+            lane.news += 1
+            self._stir(lane)
+
+    def complete(self) -> None:
+        """Say that no more will come."""
+        self._complete = True
+        self._changed.set()
+
+    def stop(self) -> None:
+        """Give nothing more out."""
+        self._stopped = True
+        self._changed.set()
+
+    @property
+    def heard_from(self) -> bool:
+        """Whether any answer ever came."""
+        return any(lane.heard_from for lane in self.lanes.values())
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing more is given out, though there may be something."""
+        return self._stopped
+
+    def ask_again(self, item: Item) -> None:
+        """Take an item back, to be given out again when its time has come."""
+        self._count += 1
+        heapq.heappush(item.lane.again, (item.not_before, self._count, item))
+        self.done(item)
+
+    def done(self, item: Item) -> None:
+        """Note that an item that was given out is not under way any more."""
+        self.under_way -= 1
+        item.over()
+        item.lane.leave()
+
+    async def next(self) -> Item | None:
+        """Return the next item when its turn has come; ``None`` if there is no more."""
+        async with self._picking:
+            while not self._stopped:
+                self._changed.clear()
+                lane, wait = self._soonest()
+                if lane is None and self._complete and not self.under_way:
+                    return None
+                if lane is None or wait > 0:
+                    await event_or(self._changed, wait)
+                elif (item := await self._take(lane)) is not None:
+                    return item
+            return None
+
+    def _stir(self, lane: Lane) -> None:
+        self._enqueue(lane)
+        self._changed.set()
+
+    def _enqueue(self, lane: Lane) -> None:
+        when = lane.free_at(self._most_again)
+        if when < lane.noted:  # what is noted later is looked at again when it is due
+            self._count += 1
+            lane.noted = when
+            heapq.heappush(self._queue, (when, self._count, lane))
+
+    def _soonest(self) -> tuple[Lane | None, float]:
+        """Return the lane that is free first, and how long that is from now."""
+        while self._queue:
+            noted, _, lane = self._queue[0]
+            when = lane.free_at(self._most_again)
+            if noted == lane.noted >= when:
+                return lane, when - self._clock()
+            # An older entry; or its pace has slowed down, or it has nothing any more.
+            heapq.heappop(self._queue)
+            if noted == lane.noted:
+                lane.noted = math.inf
+                self._enqueue(lane)
+        return None, math.inf
+
+    async def _take(self, lane: Lane) -> Item | None:
+        heapq.heappop(self._queue)
+        lane.noted = math.inf
+        item: Item | None = None
+        now = self._clock()
+        if lane.again and (lane.again[0][0] <= now or lane.refused is not None):
+            _, _, item = heapq.heappop(lane.again)
+        else:
+            if not lane.fresh:
+                await self._fetch(lane)
+            if lane.fresh:
+                item = Item(lane.fresh.popleft(), lane)
+                item.began = now
+        if item is not None:
+            lane.under_way += 1
+            self.under_way += 1
+            if lane.refused is None:
+                lane.pace.reserve(now)
+        self._enqueue(lane)
+        return item
+
+    async def _fetch(self, lane: Lane) -> None:
+        news = lane.news
+        page = max(1, min(_PAGE, _CLAIMS // len(self.lanes)))
+        claims = await self._journal.claim(lane.account, page)
+        lane.fresh.extend(claims)
+        if len(claims) < page and news == lane.news:
+            lane.dry = True
