@@ -1,0 +1,74 @@
+"""A batch in a process of its own, to be measured alone, or to be killed.
+
+Arguments: base URL, journal (``-`` for none), how many ids, how many of them to skip.
+Prints one line of JSON at its end: seconds until the first result, seconds, and the
+peak of the memory in bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from async_refunds import RefundsClient, RetryPolicy, cancel_many
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CONCURRENCY = 500
+RATE = 100_000.0
+"""No pace at all: the question is what this process costs."""
+
+_POLICY = RetryPolicy(deadline=10.0, initial_delay=0.05, max_delay=0.2)
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """What a child tells of itself."""
+
+    first: float
+    """Seconds from the start of the batch to its first result."""
+    seconds: float
+    cpu: float
+    """Seconds of CPU of the batch: user and system, all threads."""
+    memory: int
+    """Bytes: the peak of the process."""
+
+
+def ids(count: int) -> Iterator[str]:
+    """Yield ids that stand in no order, without keeping them."""
+    for number in range(count):
+        yield f"re_{number * 618_033_988_749_894_848_204_587 % 10**24:024d}"
+
+
+async def run(base_url: str, journal: str | None, count: int) -> Measured:
+    """Cancel so many, and measure."""
+    began, cpu, first = time.perf_counter(), time.process_time(), 0.0
+    async with RefundsClient(
+        "sk_test_bench", base_url=base_url, retry=_POLICY, attempt_timeout=0.5
+    ) as refunds:
+        async for result in cancel_many(
+            refunds, ids(count), journal=journal, concurrency=CONCURRENCY, rate=RATE
+        ):
+            if not first:
+                first = time.perf_counter() - began
+            if result.outcome != "canceled":
+                sys.stderr.write(f"{result.refund_id}: {result.outcome}\n")
+    return Measured(
+        first=first,
+        seconds=time.perf_counter() - began,
+        cpu=time.process_time() - cpu,
+        # Kilobytes on Linux, bytes on macOS (getrusage(2)).
+        memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        * (1 if sys.platform == "darwin" else 1024),
+    )
+
+
+if __name__ == "__main__":
+    _, url, path, number = sys.argv
+    told = asyncio.run(run(url, None if path == "-" else path, int(number)))
+    sys.stdout.write(msgspec.json.encode(told).decode() + "\n")
