@@ -24,7 +24,7 @@ from .turns import Turns
 
 if TYPE_CHECKING:
     from .intake import Requests
-    from .journal import Journal
+    from .journal import Claim, Journal
     from .lanes import Item
     from .results import CancelRequest, CancelResult
 
@@ -151,17 +151,23 @@ class Batch:
         self._journal = journal
         self._outcomes: Counter[str] = Counter()
         self._turns: Turns | None = None
-        self._begun = self._stopping = False
+        self._begun = self._stopping = self._over = False
         self._error: Exception | None = None
         self._asking: set[asyncio.Task[None]] = set()
+        # What is known and not yet recorded: a commit serves all that came meanwhile.
+        self._known: list[tuple[Claim, CancelResult]] = []
+        self._news = asyncio.Event()
         self._told: asyncio.Queue[CancelResult | None] = asyncio.Queue()
-        # As many results as refunds under way may wait to be told. There is room for a
-        # result before anything is asked: one that is known never waits.
-        self._room = asyncio.Semaphore(2 * self._concurrency)
+        # As many results as refunds under way may wait to be told. Room is waited for
+        # before anything is asked: a result that is known never waits.
+        self._untold = 0
+        self._room = asyncio.Event()
+        self._room.set()
 
     def stop(self) -> None:
         """Begin nothing more; the results of what is under way still come."""
         self._stopping = True
+        self._room.set()  # for those who wait for it to find that it is over
         if self._turns is not None:
             self._turns.stop()
 
@@ -229,37 +235,37 @@ class Batch:
             turns.stop()
         loading = asyncio.create_task(self._load(journal, turns))
         workers = [
-            asyncio.create_task(self._work(asking, journal, turns))
+            asyncio.create_task(self._work(asking, turns))
             for _ in range(self._concurrency)
         ]
-        ending = asyncio.create_task(self._end(loading, workers))
+        recording = asyncio.create_task(self._record(journal))
+        ending = asyncio.create_task(self._end(loading, workers, recording))
         try:
             while (result := await self._told.get()) is not None:
-                self._room.release()
+                self._count_untold(-1)
                 yield result
         finally:
             await self._drain(ending)
         if self._error is not None:
             raise self._error
 
-    async def _work(self, asking: Asking, journal: Journal, turns: Turns) -> None:
+    async def _work(self, asking: Asking, turns: Turns) -> None:
         try:
             while True:
-                await self._room.acquire()
+                await self._room.wait()
                 if (item := await turns.next()) is None:
                     return
                 result = await self._asked(asking, item)
                 if result is None:
                     turns.ask_again(item)
-                    self._room.release()
                     continue
                 turns.done(item)
-                await journal.settle(item.claim, result)
-                self._tell(result)
+                self._known.append((item.claim, result))
+                self._news.set()
+                self._count_untold(1)
         except Exception as error:  # noqa: BLE001 - raised again where it is waited for
             # Of the journal, or a misuse of the client: no refund's own.
-            self._fail(error, "the batch ends, and nothing more is sent")
-            self.interrupt()
+            self._end_all(error)
 
     async def _asked(self, asking: Asking, item: Item) -> CancelResult | None:
         task = asyncio.current_task()
@@ -275,9 +281,34 @@ class Batch:
         finally:
             self._asking.discard(task)
 
+    async def _record(self, journal: Journal) -> None:
+        """Record what is known, then tell it, until no more can come."""
+        try:
+            while self._known or not self._over:
+                if not self._known:
+                    self._news.clear()
+                    await self._news.wait()
+                known, self._known = self._known, []
+                await journal.settle(known)
+                for _, result in known:
+                    self._tell(result)
+        except JournalError as error:
+            self._end_all(error)
+
     def _tell(self, result: CancelResult) -> None:
         self._outcomes[result.outcome] += 1
         self._told.put_nowait(result)
+
+    def _count_untold(self, more: int) -> None:
+        self._untold += more
+        if self._untold < self._concurrency or self._stopping:
+            self._room.set()
+        else:
+            self._room.clear()
+
+    def _end_all(self, error: Exception) -> None:
+        self._fail(error, "the batch ends, and nothing more is sent")
+        self.interrupt()
 
     def _fail(self, error: Exception, what: str) -> None:
         # Also in the log: who has left the loop is not raised at.
@@ -293,8 +324,7 @@ class Batch:
                 async for chunk in chunks:
                     await self._add(chunk, journal, turns)
         except JournalError as error:
-            self._fail(error, "the batch ends, and nothing more is sent")
-            self.interrupt()
+            self._end_all(error)
         except Exception as error:  # noqa: BLE001 - raised again where it is waited for
             # What was read before is done all the same.
             self._fail(error, "the input broke off; what was read of it goes on")
@@ -309,17 +339,24 @@ class Batch:
             try:
                 good.append(intake.checked(request, self._refunds.stripe_account))
             except (TypeError, ValueError) as error:
-                await self._room.acquire()
+                await self._room.wait()
+                self._count_untold(1)
                 self._tell(intake.refused(request, error))
         await journal.add(good)
         turns.more({request.stripe_account for request in good})
 
     async def _end(
-        self, loading: asyncio.Task[None], workers: list[asyncio.Task[None]]
+        self,
+        loading: asyncio.Task[None],
+        workers: list[asyncio.Task[None]],
+        recording: asyncio.Task[None],
     ) -> None:
         await asyncio.wait(workers)
         loading.cancel()
         await asyncio.wait([loading])
+        self._over = True
+        self._news.set()
+        await asyncio.wait([recording])
         self._told.put_nowait(None)
 
     async def _drain(self, ending: asyncio.Task[None]) -> None:
@@ -338,15 +375,14 @@ class Batch:
                     cancelled = error
                     self.interrupt()
                 else:
-                    self._room.release()
                     if result is not None:
-                        self._untold(result)
+                        self._log_untold(result)
         finally:
             giving_up.cancel()
         if cancelled is not None:
             raise cancelled
 
-    def _untold(self, result: CancelResult) -> None:
+    def _log_untold(self, result: CancelResult) -> None:
         if self._journal is None:
             with contextlib.suppress(Exception):  # of the caller's logging
                 logger.warning(

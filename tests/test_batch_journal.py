@@ -32,7 +32,7 @@ from async_refunds.emulator import Emulator
 from async_refunds.journal import JournalReader, MemoryJournal, Run, SqliteJournal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
     from async_refunds import CancelResult
     from async_refunds.emulator import ReceivedRequest
@@ -257,35 +257,40 @@ async def test_run_that_goes_on_without_a_network_says_so_at_once() -> None:
     assert sum(bool(result.attempts) for result in results.values()) <= 50
 
 
+async def tell(results: AsyncGenerator[CancelResult], told: set[str]) -> None:
+    async for result in results:
+        told.add(result.refund_id)
+
+
 class Broken(MemoryJournal):
     """A journal whose disk is full after a while."""
 
-    def __init__(self, settles: int) -> None:
+    def __init__(self, *, after: int) -> None:
         super().__init__()
-        self.settles = settles
+        self.after = after
+        self.kept: set[str] = set()
 
-    async def settle(self, claim: Claim, result: CancelResult) -> None:
-        self.settles -= 1
-        if self.settles < 0:
+    async def settle(self, known: Sequence[tuple[Claim, CancelResult]]) -> None:
+        if len(self.kept) >= self.after:
             raise JournalError("the disk is full")
-        await super().settle(claim, result)
+        self.kept |= {claim.refund_id for claim, _ in known}
+        await super().settle(known)
 
 
 async def test_error_of_the_journal_stops_the_sending_at_once() -> None:
+    journal = Broken(after=100)
+    told: set[str] = set()
     stripe = emulator()
     ids = stripe.seed_refunds(1000)
     stripe.faults.storm(1, names=["slow"])
     async with client(stripe) as refunds:
-        results = cancel_many(
-            refunds, ids, journal=Broken(100), concurrency=10, rate=FAST
-        )
-        for _ in range(100):
-            await anext(results)
+        results = cancel_many(refunds, ids, journal=journal, concurrency=10, rate=FAST)
         with pytest.raises(JournalError, match="the disk is full"):
-            await anext(results)
+            await tell(results, told)
         sent = stripe.books.requests["cancel"]
         await asyncio.sleep(60)
-    assert sent == stripe.books.requests["cancel"] <= 100 + 2 * 10
+    assert told == journal.kept  # what is told is what is kept
+    assert 100 <= len(told) < sent == stripe.books.requests["cancel"] <= 100 + 4 * 10
 
 
 class Unwritable(Yesterday):
@@ -327,7 +332,7 @@ async def test_error_of_the_journal_after_the_loop_is_in_the_log(
     ids = stripe.seed_refunds(20)
     stripe.faults.storm(1, names=["slow"])
     async with client(stripe) as refunds:
-        batch = Batch(refunds, ids, journal=Broken(1), concurrency=5, rate=FAST)
+        batch = Batch(refunds, ids, journal=Broken(after=1), concurrency=5, rate=FAST)
         async with aclosing(batch.results()) as results:
             await anext(results)
     assert "the disk is full" in caplog.text
@@ -336,7 +341,7 @@ async def test_error_of_the_journal_after_the_loop_is_in_the_log(
 class Stuck(MemoryJournal):
     """A journal on a disk that does not answer."""
 
-    async def settle(self, claim: Claim, result: CancelResult) -> None:
+    async def settle(self, known: Sequence[tuple[Claim, CancelResult]]) -> None:
         await asyncio.Event().wait()
 
 

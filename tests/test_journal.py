@@ -139,7 +139,7 @@ async def test_account_is_listed_while_it_has_open_items(path: Path) -> None:
         for account in (None, "acct_1"):
             (claim,) = await journal.claim(account, 5)
             assert account in await journal.accounts()
-            await journal.settle(claim, result(claim))
+            await journal.settle([(claim, result(claim))])
             assert account not in await journal.accounts()
 
 
@@ -232,7 +232,7 @@ async def test_settled_item_gets_no_key(path: Path) -> None:
     async with SqliteJournal.open(path, RUN) as journal:
         await journal.add(requests(1))
         (claim,) = await journal.claim(None, 1)
-        await journal.settle(claim, result(claim))
+        await journal.settle([(claim, result(claim))])
         with pytest.raises(JournalError, match="item 1 is settled"):
             await journal.rekey(claim)
     assert records(path)[0].idempotency_key == claim.idempotency_key
@@ -259,7 +259,7 @@ async def test_key_lives_as_long_as_its_request_may_land(
     async with SqliteJournal.open(path, RUN, clock=lambda: 1.0) as journal:
         await journal.add(requests(1))
         (claim,) = await journal.claim(None, 1)
-        await journal.settle(claim, result(claim, outcome, **details))
+        await journal.settle([(claim, result(claim, outcome, **details))])
         assert await journal.claim(None, 1) == []  # not twice by one object
     async with SqliteJournal.open(path, clock=lambda: 2.0) as journal:
         (again,) = await journal.claim(None, 1)
@@ -281,7 +281,7 @@ async def test_key_without_a_result_is_asked_for_again(path: Path) -> None:
     async with SqliteJournal.open(path) as journal:
         (claim,) = await journal.claim(None, 1)
         unsent = result(claim, "failed", error=REFUSED, idempotency_key=None)
-        await journal.settle(claim, unsent)
+        await journal.settle([(claim, unsent)])
     async with SqliteJournal.open(path) as journal:
         (claim,) = await journal.claim(None, 1)
     assert claim.asked
@@ -299,15 +299,19 @@ async def test_result_is_kept_whole(path: Path) -> None:
         await journal.add(requests(1, 2))
         claims = await journal.claim(None, 2)
         await journal.settle(
-            claims[0],
-            result(
-                claims[0],
-                "not_cancelable",
-                refund=refund,
-                error=error,
-                attempts=(attempt("req_1"), attempt("req_2"), attempt(None)),
-                seconds=1.5,
-            ),
+            [
+                (
+                    claims[0],
+                    result(
+                        claims[0],
+                        "not_cancelable",
+                        refund=refund,
+                        error=error,
+                        attempts=(attempt("req_1"), attempt("req_2"), attempt(None)),
+                        seconds=1.5,
+                    ),
+                )
+            ]
         )
     first, second = records(path)
     assert first.error is not None
@@ -358,16 +362,16 @@ async def test_results_of_all_processes_make_one(path: Path) -> None:
             error=OutcomeUnknownError("half a pair: \ud800", refund=None),
             attempts=(attempt("req_1"), attempt(None)),
         )
-        await journal.settle(claim, lost)
+        await journal.settle([(claim, lost)])
     (found,) = records(path)
     assert (found.outcome, found.settled) == ("unknown", False)
     assert found.error == "OutcomeUnknownError: half a pair: ?"
     async with SqliteJournal.open(path) as journal:
         (claim,) = await journal.claim(None, 1)
         await journal.settle(
-            claim, result(claim, idempotency_key="given", attempts=(attempt(None),))
+            [(claim, result(claim, idempotency_key="given", attempts=(attempt(None),)))]
         )
-        await journal.settle(claim, result(claim, "unknown", error=LOST))
+        await journal.settle([(claim, result(claim, "unknown", error=LOST))])
     (found,) = records(path)
     assert (found.outcome, found.settled, found.error) == ("canceled", True, None)
     assert (found.attempts, found.request_id) == (3, "req_1")
@@ -382,11 +386,11 @@ async def test_tally_counts_by_outcome_and_what_is_open(path: Path) -> None:
         assert journal.tally() == Tally(0, Counter())
         await journal.add(requests(*range(6)))
         claims = await journal.claim(None, 5)
-        await journal.settle(claims[0], result(claims[0]))
-        await journal.settle(claims[1], result(claims[1], "already_canceled"))
-        await journal.settle(claims[2], result(claims[2], "failed", error=REFUSED))
+        await journal.settle([(claims[0], result(claims[0]))])
+        await journal.settle([(claims[1], result(claims[1], "already_canceled"))])
+        await journal.settle([(claims[2], result(claims[2], "failed", error=REFUSED))])
         error = InvalidRequestError("no")
-        await journal.settle(claims[3], result(claims[3], "failed", error=error))
+        await journal.settle([(claims[3], result(claims[3], "failed", error=error))])
         counted: Counter[CancelOutcome | None] = Counter(
             {"canceled": 1, "already_canceled": 1, "failed": 2, None: 2}
         )
@@ -484,7 +488,7 @@ async def test_all_that_wait_share_a_commit(path: Path) -> None:
         await asyncio.to_thread(gate.reached.wait)
         before = wal.stat().st_size
         tasks = [
-            asyncio.create_task(journal.settle(claim, result(claim)))
+            asyncio.create_task(journal.settle([(claim, result(claim))]))
             for claim in claims
         ]
         await started(*tasks)
@@ -541,7 +545,7 @@ async def test_error_reaches_everybody_and_keeps_nothing(path: Path) -> None:
     journal = SqliteJournal.open(path, RUN)
     await journal.add(requests(1))
     (claim,) = await journal.claim(None, 1)
-    await journal.settle(claim, result(claim))
+    await journal.settle([(claim, result(claim))])
     with held(path):
         tasks: list[asyncio.Task[Any]] = [
             asyncio.create_task(journal.add(requests(1, 1))),
@@ -559,7 +563,7 @@ async def test_error_reaches_everybody_and_keeps_nothing(path: Path) -> None:
         journal.add(requests(4)),
         journal.claim(None, 1),
         journal.accounts(),
-        journal.settle(claim, result(claim)),
+        journal.settle([(claim, result(claim))]),
     ):
         with pytest.raises(JournalError, match="item 1 is settled"):
             await call

@@ -306,7 +306,7 @@ async def settle(journal: SqliteJournal, count: int) -> None:
         result = CancelResult(
             refund_id=claim.refund_id, stripe_account=None, outcome="canceled"
         )
-        await journal.settle(claim, result)
+        await journal.settle([(claim, result)])
 
 
 def test_journal_cut_short_is_never_believed(path: Path) -> None:

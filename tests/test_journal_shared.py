@@ -50,7 +50,7 @@ async def ask(journal, claim):
         idempotency_key=claim.idempotency_key,
         error=OutcomeUnknownError("lost", refund=None) if lost else None,
     )
-    await journal.settle(claim, result)
+    await journal.settle([(claim, result)])
     say("result", claim.refund_id, result.outcome)
 
 async def work(journal, account):
@@ -352,7 +352,7 @@ async def test_reader_sees_a_run_that_goes_on(path: Path) -> None:
             result = CancelResult(
                 refund_id=claim.refund_id, stripe_account=None, outcome="canceled"
             )
-            await journal.settle(claim, result)
+            await journal.settle([(claim, result)])
         await journal.add(items(1500, 10))
         rest = list(pages)
         assert [each.number for each in rest] == list(range(2, 1511))

@@ -89,10 +89,10 @@ class MemoryJournal:
             claim, idempotency_key=self._new_key(), keyed_at=self._clock(), asked=False
         )
 
-    async def settle(self, claim: Claim, result: CancelResult) -> None:
-        """Forget the item."""
-        del result
-        self._held.discard((claim.stripe_account, claim.refund_id))
+    async def settle(self, known: Sequence[tuple[Claim, CancelResult]]) -> None:
+        """Forget the items."""
+        for claim, _ in known:
+            self._held.discard((claim.stripe_account, claim.refund_id))
         self._room.set()
 
     async def accounts(self) -> list[str | None]:

@@ -6,7 +6,7 @@ import secrets
 import time
 from asyncio import get_running_loop
 from collections import Counter
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
@@ -215,27 +215,11 @@ class SqliteJournal:
             claim, idempotency_key=key, keyed_at=now, asked=False
         )
 
-    async def settle(self, claim: Claim, result: CancelResult) -> None:
-        """Keep what became of an item. One that is settled stays as it is."""
-        refund, error, key = result.refund, result.error, result.idempotency_key
-        # A definite no, so the next claim makes a fresh key: its answer may be saved
-        # under this one. Yet if nothing was asked now, what an earlier process sent
-        # with it may still have landed.
-        refused = result.outcome == "failed" and not (key is None and claim.asked)
-        row = (
-            result.outcome,
-            result.settled,
-            not refused,
-            None if error is None else _told(error),
-            result.seconds,
-            self._clock(),
-            len(result.attempts),
-            None if refund is None else refund.status,
-            result.request_id,
-            key,
-            claim.number,
-        )
-        await self._writer.do(lambda db: db.execute(_SETTLE, row))
+    async def settle(self, known: Sequence[tuple[Claim, CancelResult]]) -> None:
+        """Keep what became of items. One that is settled stays as it is."""
+        now = self._clock()
+        rows = [_settled(claim, result, now) for claim, result in known]
+        await self._writer.do(lambda db: db.executemany(_SETTLE, rows))
 
     async def accounts(self) -> list[str | None]:
         """Return the accounts that have open items, ``None`` for the key's own."""
@@ -273,6 +257,27 @@ def _row(request: CancelRequest) -> tuple[str, str | None]:
         if not value.isascii():
             value.encode()
     return refund_id, account
+
+
+def _settled(claim: Claim, result: CancelResult, now: float) -> tuple[Any, ...]:
+    refund, error, key = result.refund, result.error, result.idempotency_key
+    # A definite no, so the next claim makes a fresh key: its answer may be saved under
+    # this one. Yet if nothing was asked now, what an earlier process sent with it may
+    # still have landed.
+    refused = result.outcome == "failed" and not (key is None and claim.asked)
+    return (
+        result.outcome,
+        result.settled,
+        not refused,
+        None if error is None else _told(error),
+        result.seconds,
+        now,
+        len(result.attempts),
+        None if refund is None else refund.status,
+        result.request_id,
+        key,
+        claim.number,
+    )
 
 
 def _told(error: Exception) -> str:

@@ -56,8 +56,8 @@ class Journal(Protocol):
         """Give out the same item with a fresh key, which is kept."""
         ...
 
-    async def settle(self, claim: Claim, result: CancelResult) -> None:
-        """Keep what became of an item."""
+    async def settle(self, known: Sequence[tuple[Claim, CancelResult]]) -> None:
+        """Keep what became of items."""
         ...
 
     async def accounts(self) -> list[str | None]:
