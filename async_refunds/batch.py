@@ -238,7 +238,7 @@ class Batch:
             asyncio.create_task(self._work(asking, turns))
             for _ in range(self._concurrency)
         ]
-        recording = asyncio.create_task(self._record(journal))
+        recording = asyncio.create_task(self._record(journal, turns))
         ending = asyncio.create_task(self._end(loading, workers, recording))
         try:
             while (result := await self._told.get()) is not None:
@@ -281,7 +281,7 @@ class Batch:
         finally:
             self._asking.discard(task)
 
-    async def _record(self, journal: Journal) -> None:
+    async def _record(self, journal: Journal, turns: Turns) -> None:
         """Record what is known, then tell it, until no more can come."""
         try:
             while self._known or not self._over:
@@ -292,6 +292,8 @@ class Batch:
                 await journal.settle(known)
                 for _, result in known:
                     self._tell(result)
+            if (unsent := turns.unsent()) and self._error is None:
+                await journal.give_back(unsent)
         except JournalError as error:
             self._end_all(error)
 

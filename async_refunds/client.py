@@ -357,9 +357,12 @@ class RefundsClient:
 def watched(refunds: RefundsClient, watch: Watch) -> RefundsClient:
     """Return the same client, on the same connections, for the calls of a batch.
 
-    It shares all that the calls of a client share, and is never closed by itself.
+    It shares all that the calls of a client share, and is never closed by itself. It
+    asks of the account that a call names, or of the key's own: a batch may have been
+    begun by a client with another default.
     """
     same = copy.copy(refunds)
+    vars(same)["_stripe_account"] = None
     caller: Caller = vars(refunds)["_caller"]
     vars(same)["_caller"] = msgspec.structs.replace(caller, watch=watch)
     return same

@@ -16,12 +16,14 @@ from .lanes import Item, Lane, event_or
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from .journal import Journal
+    from .journal import Claim, Journal
     from .pacing import Pace
 
-# Claims held in memory over all lanes: enough that a commit serves many, and no more
-# than a few hundred kilobytes with ten thousand accounts.
+# Claims held in memory over all lanes: a few hundred kilobytes, with ten thousand
+# accounts too.
 _CLAIMS = 2000
+# At most, of one account: a commit serves so many. A killed run has to ask again for
+# what it had claimed, so it is no more than goes out in about a second.
 _PAGE = 100
 
 
@@ -95,6 +97,10 @@ class Turns:
         heapq.heappush(item.lane.again, (item.not_before, self._count, item))
         self.done(item)
 
+    def unsent(self) -> list[Claim]:
+        """Return the claims that never became an item."""
+        return [claim for lane in self.lanes.values() for claim in lane.fresh]
+
     def done(self, item: Item) -> None:
         """Note that an item that was given out is not under way any more."""
         self.under_way -= 1
@@ -163,7 +169,7 @@ class Turns:
 
     async def _fetch(self, lane: Lane) -> None:
         news = lane.news
-        page = max(1, min(_PAGE, _CLAIMS // len(self.lanes)))
+        page = max(1, min(_PAGE, _CLAIMS // len(self.lanes), int(lane.pace.rate)))
         claims = await self._journal.claim(lane.account, page)
         lane.fresh.extend(claims)
         if len(claims) < page and news == lane.news:

@@ -102,6 +102,42 @@ async def test_run_that_goes_on_skips_what_is_settled(tmp_path: Path) -> None:
 
 
 @real
+async def test_stopped_run_leaves_nothing_unknown_that_was_not_sent(
+    tmp_path: Path,
+) -> None:
+    stripe = Emulator()
+    path = tmp_path / "run.sqlite3"
+    ids = stripe.seed_refunds(200)
+    async with client(stripe) as refunds:
+        batch = Batch(refunds, ids, journal=path, concurrency=3, rate=FAST)
+        async for _ in batch.results():
+            batch.stop()
+    outcomes = JournalReader(path).tally().outcomes
+    assert outcomes.keys() == {"canceled", None}
+    assert outcomes["canceled"] == sum(stripe.books.cancellations.values()) < 20
+
+
+@real
+async def test_run_goes_on_for_its_own_accounts_whatever_the_client_defaults_to(
+    tmp_path: Path,
+) -> None:
+    stripe = Emulator()
+    path = tmp_path / "run.sqlite3"
+    own = stripe.add_refund()
+    stripe.add_account("acct_other")
+    async with stripe.serve() as base_url:
+        run = Run(base_url=base_url, livemode=False)
+        with SqliteJournal.open(path, run) as journal:
+            journal.load([CancelRequest(own)])
+        async with RefundsClient(
+            KEY, base_url=base_url, stripe_account="acct_other"
+        ) as refunds:
+            results = await canceled_many(refunds, (), journal=path)
+    assert results[own].outcome == "canceled"
+    assert stripe.requests[0].stripe_account is None
+
+
+@real
 async def test_what_was_unknown_is_asked_again_with_its_key(tmp_path: Path) -> None:
     stripe = Emulator()
     refund_id = stripe.add_refund()

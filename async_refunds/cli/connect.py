@@ -7,8 +7,9 @@ from typing import NoReturn
 
 import typer
 
-from async_refunds import validate
 from async_refunds.client import RefundsClient
+
+from .output import plain
 
 USAGE = 2
 """Exit code of a call that cannot be right; nothing was sent."""
@@ -16,9 +17,14 @@ USAGE = 2
 BASE_URL = "https://api.stripe.com"
 
 
+def tell(text: str) -> None:
+    """Write a line for people, to stderr, before there is an output."""
+    typer.echo(plain(text), err=True)
+
+
 def refuse(text: str) -> NoReturn:
     """End with a sentence and the exit code of a wrong call."""
-    typer.echo(f"async-refunds: {text}", err=True)
+    tell(f"async-refunds: {text}")
     raise typer.Exit(USAGE)
 
 
@@ -38,10 +44,9 @@ def client(*, live: bool, base_url: str, account: str | None) -> RefundsClient:
         made = RefundsClient(
             key, base_url=base_url, stripe_account=account, app_info="cli"
         )
-        live_key = validate.is_live(key)
     except ValueError as error:
         text = str(error).replace("api_key", "STRIPE_API_KEY")
         refuse(text.replace("base_url", "--base-url"))
-    if live_key and not live:
+    if made.livemode and not live:
         refuse("STRIPE_API_KEY is a live key: add --live to act on real money")
     return made

@@ -89,6 +89,9 @@ class MemoryJournal:
             claim, idempotency_key=self._new_key(), keyed_at=self._clock(), asked=False
         )
 
+    async def give_back(self, claims: Sequence[Claim]) -> None:
+        """Do nothing: with the batch, all of it is forgotten."""
+
     async def settle(self, known: Sequence[tuple[Claim, CancelResult]]) -> None:
         """Forget the items."""
         for claim, _ in known:

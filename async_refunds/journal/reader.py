@@ -12,7 +12,7 @@ from async_refunds.errors import JournalError
 from async_refunds.results import CancelOutcome  # noqa: TC001 - a struct's field
 
 from .opening import connect, refuse, resolved
-from .schema import check, explained, stored_run, tally
+from .schema import OUTCOME, check, explained, stored_run, tally
 
 if TYPE_CHECKING:
     import os
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 _PAGE = 1000  # records; a page is read in some milliseconds
 
 # In the order of the record's fields.
-_SELECT = """SELECT number, refund_id, stripe_account, outcome, status,
+_SELECT = f"""SELECT number, refund_id, stripe_account, {OUTCOME}, status,
     idempotency_key, attempts, request_id, error, seconds, settled
-    FROM items WHERE number > ? ORDER BY number LIMIT ?"""
+    FROM items WHERE number > ? ORDER BY number LIMIT ?"""  # noqa: S608 - ours
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
@@ -36,7 +36,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     refund_id: str
     stripe_account: str | None
     outcome: CancelOutcome | None
-    """``None`` if there is no result yet."""
+    """``None`` if it was never asked; ``unknown`` also while it is under way."""
     status: str | None
     """The refund's, as last seen."""
     idempotency_key: str | None

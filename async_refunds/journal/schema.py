@@ -50,6 +50,10 @@ _TABLES = (
         WHERE settled = 0""",
 )
 
+OUTCOME = """CASE WHEN outcome IS NULL AND asked THEN 'unknown' ELSE outcome END"""
+"""What is known of an item. Without a result it was asked by a process that goes on, or
+that was killed in the midst of it; either way it may have landed."""
+
 # https://www.sqlite.org/rescode.html: what it means here, and what to do.
 _DAMAGED = (
     "is damaged or cut short: put back a copy of it, or begin a run under another name"
@@ -89,7 +93,7 @@ class Tally(msgspec.Struct, frozen=True):
     open: int
     """Items to be asked in this run or the next."""
     outcomes: Counter[CancelOutcome | None]
-    """Items by what is known of them; ``None`` for those with no result yet."""
+    """Items by what is known of them; ``None`` for those that were never asked."""
 
     @property
     def total(self) -> int:
@@ -174,7 +178,7 @@ def tally(db: sqlite3.Connection) -> Tally:
     left = 0
     outcomes: Counter[CancelOutcome | None] = Counter()
     rows = db.execute(
-        "SELECT outcome, settled, count(*) FROM items GROUP BY outcome, settled"
+        f"SELECT {OUTCOME}, settled, count(*) FROM items GROUP BY 1, 2"  # noqa: S608 - ours
     )
     for outcome, settled, count in rows:
         outcomes[outcome] += count

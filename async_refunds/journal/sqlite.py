@@ -37,6 +37,7 @@ _NEXT = """SELECT number, refund_id, asked, idempotency_key, keyed_at FROM items
     WHERE stripe_account IS ? AND settled = 0 AND number > ? ORDER BY number LIMIT ?"""
 _KEY = """UPDATE items SET idempotency_key = ?, keyed_at = ?, asked = 1
     WHERE number = ? AND settled = 0"""
+_GIVE_BACK = "UPDATE items SET asked = 0 WHERE number = ? AND settled = 0"
 _SETTLE = """UPDATE items SET outcome = ?, settled = ?, asked = ?, error = ?,
     seconds = ?, known_at = ?, attempts = attempts + ?, status = coalesce(?, status),
     request_id = coalesce(?, request_id),
@@ -215,6 +216,14 @@ class SqliteJournal:
             claim, idempotency_key=key, keyed_at=now, asked=False
         )
 
+    async def give_back(self, claims: Sequence[Claim]) -> None:
+        """Take back what was given out and never sent; the next claim keys it anew.
+
+        What an earlier process may have sent stays as it is.
+        """
+        rows = [(claim.number,) for claim in claims if not claim.asked]
+        await self._writer.do(lambda db: db.executemany(_GIVE_BACK, rows))
+
     async def settle(self, known: Sequence[tuple[Claim, CancelResult]]) -> None:
         """Keep what became of items. One that is settled stays as it is."""
         now = self._clock()
@@ -281,7 +290,7 @@ def _settled(claim: Claim, result: CancelResult, now: float) -> tuple[Any, ...]:
 
 
 def _told(error: Exception) -> str:
-    text = scrub(f"{type(error).__name__}: {error}")
+    text = scrub(str(error))
     if len(text) > _LONGEST:
         text = f"{text[: _LONGEST - 3]}..."
     return text.encode(errors="replace").decode()

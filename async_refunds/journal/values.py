@@ -56,6 +56,10 @@ class Journal(Protocol):
         """Give out the same item with a fresh key, which is kept."""
         ...
 
+    async def give_back(self, claims: Sequence[Claim]) -> None:
+        """Take back what was given out and never sent: it is as if never claimed."""
+        ...
+
     async def settle(self, known: Sequence[tuple[Claim, CancelResult]]) -> None:
         """Keep what became of items."""
         ...

@@ -17,6 +17,7 @@ from async_refunds.emulator import Emulator
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
+    from pathlib import Path
 
 TEST_KEY = "sk_test_51CanaryOfTheTerminal"
 LIVE_KEY = "sk_live_51CanaryOfTheTerminal"
@@ -38,12 +39,15 @@ IN_SHELL = (
 class How(TypedDict, total=False):
     """What a process gets besides its arguments; pipes unless told otherwise.
 
-    ``python`` takes the place of ``-m async_refunds``; ``encoding`` is the terminal's.
+    ``python`` takes the place of ``-m async_refunds``; ``encoding`` is the terminal's;
+    ``folder`` is where it runs and where it has its temporary files.
     """
 
     key: str | None
     python: tuple[str, ...]
     encoding: str
+    folder: Path
+    stdin: int
     stdout: int
     stderr: int
 
@@ -101,12 +105,15 @@ async def started(*arguments: str, **how: Unpack[How]) -> AsyncGenerator[Running
         environment["PYTHONIOENCODING"] = how["encoding"]
     if key is not None:
         environment["STRIPE_API_KEY"] = key
+    if "folder" in how:
+        environment["TMPDIR"] = str(how["folder"])
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *how.get("python", COMMAND),
         *arguments,
         env=environment,
-        stdin=DEVNULL,
+        cwd=how.get("folder"),
+        stdin=how.get("stdin", DEVNULL),
         stdout=how.get("stdout", PIPE),
         stderr=how.get("stderr", PIPE),
     )
@@ -129,10 +136,23 @@ async def run_each(*commands: tuple[str, ...], **how: Unpack[How]) -> list[Ended
     return await asyncio.gather(*(run(*command, **how) for command in commands))
 
 
-async def run_in_shell(line: str) -> Ended:
+async def run_in_shell(line: str, **how: Unpack[How]) -> Ended:
     """Run a line of shell, in which ``refunds`` is the command."""
     command = 'refunds() { "$0" -m async_refunds "$@"; }'
-    return await run(f"{command}; {line}", python=IN_SHELL)
+    how["python"] = IN_SHELL
+    return await run(f"{command}; {line}", **how)
+
+
+def there(folder: Path, pattern: str) -> bool:
+    """Tell whether a file of that name is in the folder."""
+    return any(folder.glob(pattern))
+
+
+async def appears(running: Running, folder: Path, pattern: str) -> None:
+    """Wait for a file that a process makes, which tells nobody of it."""
+    while not there(folder, pattern):
+        assert running.process.returncode is None
+        await asyncio.sleep(0.01)
 
 
 class Screen:
@@ -151,6 +171,10 @@ class Screen:
         """Begin to read what is written here, until nobody does any more."""
         self.leave_to_process()
         return asyncio.create_task(asyncio.to_thread(self._read))
+
+    def types(self, text: str) -> None:
+        """Write as a person at the keyboard."""
+        os.write(self._screen, text.encode())
 
     def leave_to_process(self) -> None:
         """Close this side's handle of the terminal, so that an end can be seen."""
@@ -200,6 +224,10 @@ class Gate:
     def open(self) -> None:
         """Let them through, and all that follow."""
         self._open.set()
+
+    def close(self) -> None:
+        """Hold back what comes from now on."""
+        self._open.clear()
 
     def _enter(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

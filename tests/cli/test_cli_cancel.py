@@ -3,7 +3,10 @@ from __future__ import annotations
 import socket
 
 import pytest
-from terminal import LIVE_KEY, Screen, emulator_of, run, run_each, started
+from terminal import LIVE_KEY, Screen, emulator_of, run, started
+from typer.testing import CliRunner
+
+from async_refunds.cli.app import app
 
 pytestmark = pytest.mark.asyncio(loop_factories=["real"])
 
@@ -73,7 +76,7 @@ async def test_lost_answers_leave_the_outcome_unknown_until_run_again() -> None:
     emulator.faults.load("reset_after=1")
     async with emulator.serve() as base_url:
         command = ("cancel", *ids, "re_missing", "--base-url", base_url)
-        ended = await run(*command, "--timeout", "1")
+        ended = await run(*command, "--timeout", "1", "--patience", "0.1")
         emulator.faults.clear()
         again = await run(*command)
     assert ended.code == 3
@@ -98,7 +101,7 @@ async def test_unknown_outcome_whose_refund_was_seen_tells_its_status() -> None:
     # The cancel and its three retries; the read that follows is answered.
     emulator.faults.script(*["unsaved_500"] * 4)
     async with emulator.serve() as base_url:
-        ended = await run("cancel", *ids, "--base-url", base_url)
+        ended = await run("cancel", *ids, "--patience", "0.1", "--base-url", base_url)
     assert ended.code == 3
     assert ended.lines[0]["outcome"] == "unknown"
     assert ended.lines[0]["status"] == "requires_action"
@@ -119,24 +122,25 @@ async def test_bad_id_among_good_ones_stops_before_anything_is_sent() -> None:
 
 
 async def test_wrong_call_is_exit_code_2() -> None:
-    wrong = {
+    wrong: dict[tuple[str, ...], str] = {
         ("re_1", "--timeout", "0"): "--timeout must be a positive",
         ("re_1", "--timeout", "soon"): "Invalid value for '--timeout'",
+        ("re_1", "--patience", "-1"): "--patience must be a positive",
         ("re_1", "--concurrency", "0"): "Invalid value for '--concurrency'",
+        ("re_1", "--rate", "0"): "--rate must be above 0",
+        ("re_1", "--rate", "nan"): "--rate must be above 0",
         (
             "re_1",
             "--account",
             "123",
         ): "stripe_account must be acct_, letters and digits",
-        (): "Missing argument 'REFUND'",
+        (): "give refunds, or --from FILE; nothing was sent",
+        ("--journal", "run.sqlite3"): "to go on, `async-refunds resume run.sqlite3`",
     }
-    for said, ended in zip(
-        wrong.values(),
-        await run_each(*(("cancel", *words) for words in wrong)),
-        strict=True,
-    ):
-        assert said in ended.err
-        assert (ended.code, ended.out) == (2, "")
+    for words, said in wrong.items():
+        ended = CliRunner().invoke(app, ["cancel", *words])
+        assert said in ended.stderr
+        assert (ended.exit_code, ended.stdout) == (2, "")
 
 
 async def test_connected_account_is_acted_on_and_named() -> None:

@@ -48,7 +48,8 @@ async def test_version_is_the_package_s() -> None:
 
 
 async def test_help_says_what_each_command_does() -> None:
-    names = ("cancel", "retrieve", "list", "emulator", "demo")
+    names = ["cancel", "resume", "report", "sweep", "retrieve", "list"]
+    names += ["emulator", "demo"]
     commands = [("--help",), *((name, "--help") for name in names)]
     for name, ended in zip(
         ("", *names), await run_each(*commands, key=None), strict=True

@@ -77,7 +77,9 @@ async def test_unknown_outcome_outranks_a_lost_stdout(full: int) -> None:
     emulator.faults.load("reset_after=1")
     async with emulator.serve() as base_url:
         ended = await run(
-            *("cancel", *ids, "--base-url", base_url, "--timeout", "1"), stdout=full
+            *("cancel", *ids, "--base-url", base_url, "--timeout", "1"),
+            *("--patience", "0.1"),
+            stdout=full,
         )
     assert ended.code == 3
     assert json.loads(ended.err.splitlines()[1])["outcome"] == "unknown"
@@ -94,6 +96,36 @@ async def test_nothing_more_is_canceled_once_nobody_can_be_told(where: str) -> N
     # 120 is how Python says that stderr could not be flushed at exit.
     assert ended.code in (1, 120)
     assert emulator.books.cancellations == {ids[0]: 1}
+
+
+async def test_stderr_that_nobody_reads_takes_no_result_with_it(unread: int) -> None:
+    emulator, ids = emulator_of(3)
+    emulator.set_status(ids[0], "succeeded")
+    async with emulator.serve() as base_url:
+        ended = await run("cancel", *ids, "--base-url", base_url, stderr=unread)
+    assert ended.code == 1
+    assert sorted(line["refund_id"] for line in ended.lines) == sorted(ids)
+
+
+async def test_bar_s_terminal_that_is_gone_takes_no_result_with_it() -> None:
+    emulator, ids = emulator_of(3)
+    screen = Screen()
+    async with emulator.serve() as behind:
+        gate = Gate(behind)
+        async with (
+            gate.serve() as base_url,
+            started(
+                *("cancel", *ids, "--concurrency", "1", "--base-url", base_url),
+                stderr=screen.terminal,
+            ) as running,
+        ):
+            await gate.holds(1)
+            screen.leave_to_process()
+            screen.unplug()
+            gate.open()
+            ended = await running.ended()
+    assert ended.code == 0
+    assert sorted(line["refund_id"] for line in ended.lines) == sorted(ids)
 
 
 async def test_results_of_a_cancel_outlive_the_terminal() -> None:

@@ -1,0 +1,273 @@
+"""Read the ids of refunds from a file, check them all, and set them aside.
+
+Nothing may be sent while a line is still unread that turns out to be wrong, and a pipe
+can be read only once: so what is good goes to a nameless file first, a line each, and
+memory stays flat however long the list is.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from tempfile import SpooledTemporaryFile
+from typing import TYPE_CHECKING, Self, TypeAlias
+
+import msgspec
+
+from async_refunds import validate
+from async_refunds.privacy import scrub
+from async_refunds.results import CancelRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Iterator
+    from types import TracebackType
+    from typing import BinaryIO
+
+STDIN = "-"
+
+# Bytes of a line. The longest that can be right holds two ids of 255 characters, and a
+# CSV has other columns; what has no line end at all is no list.
+_LONGEST = 65_536
+# Bytes of the list that are kept in memory: some thirty thousand ids.
+_IN_MEMORY = 1_000_000
+# Characters of a header that is shown: a line.
+_SHOWN = 80
+
+_ID_COLUMNS = ("refund_id", "id")
+_ACCOUNT_COLUMN = "stripe_account"
+_DELIMITERS = ",;\t"  # the second is a spreadsheet's in half of Europe
+_JSON_LINES = (".jsonl", ".ndjson")
+
+# Every byte that is not UTF-8 becomes one of these, and none of them is in an id: a
+# column that nobody needs may be in any encoding.
+_UNDECODED = "surrogateescape"
+
+Bad: TypeAlias = "tuple[int, str]"
+"""The number of a line that is of no use, and why."""
+
+
+class UnreadableError(Exception):
+    """A list that cannot be read at all, in words."""
+
+
+class Ids:
+    """The refunds to cancel, each checked, set aside on disk if they are many.
+
+    They can be gone through more than once, one after the other. To be closed.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.account: str | None = None
+        """The connected account of those that name none."""
+        self._file = SpooledTemporaryFile(  # noqa: SIM115 - closed by __exit__
+            _IN_MEMORY, mode="w+", encoding="ascii"
+        )
+
+    def add(self, request: CancelRequest) -> None:
+        """Set one aside.
+
+        Raises:
+            OSError: There is no room for it.
+        """
+        self._file.write(f"{request.refund_id}\t{request.stripe_account or ''}\n")
+        self.count += 1
+
+    def __iter__(self) -> Iterator[CancelRequest]:
+        self._file.seek(0)
+        for line in self._file:
+            refund_id, _, account = line.rstrip("\n").partition("\t")
+            yield CancelRequest(refund_id, account or self.account)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+
+def read(source: str, ids: Ids, bad: Callable[[Bad], object]) -> None:
+    """Add the ids of a file that are good, and tell of each line that is not.
+
+    Args:
+        source: A path, or ``-`` for stdin.
+        ids: Where they go.
+        bad: Told of each line that is of no use. What it is told holds no API key and
+            no e-mail address.
+
+    Raises:
+        UnreadableError: No such file, no text, or nothing in it that can be told from
+            what is wrong with it.
+    """
+    try:
+        with _opened(source) as file:
+            for entry in _entries(source, _lines(file)):
+                if isinstance(entry, CancelRequest):
+                    ids.add(entry)
+                else:
+                    bad(entry)
+    except OSError as error:
+        raise UnreadableError(f"cannot be read: {error.strerror}") from error
+
+
+def name(source: str) -> str:
+    """Return what a source is called before a line's number."""
+    return "stdin" if source == STDIN else source
+
+
+@contextmanager
+def _opened(source: str) -> Generator[BinaryIO]:
+    if source != STDIN:
+        with Path(source).open("rb") as file:
+            yield file
+    elif sys.stdin is None:  # as a process may be started
+        raise UnreadableError("is closed")
+    else:
+        yield sys.stdin.buffer
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the lines, each within bounds, without the mark that some begin with."""
+    number = 0
+    while line := file.readline(_LONGEST + 1):
+        number += 1
+        if number == 1:
+            if line.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise UnreadableError("is UTF-16: save it as UTF-8")
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if b"\0" in line:
+            raise UnreadableError(f"is no text: line {number} holds a NUL byte")
+        if len(line) > _LONGEST:
+            raise UnreadableError(
+                f"is no list of ids: line {number} is over {_LONGEST:,} bytes long"
+            )
+        yield line
+
+
+def _entries(source: str, lines: Iterator[bytes]) -> Iterator[CancelRequest | Bad]:
+    """Read by what the name ends with, or else by what the first line looks like."""
+    ending = Path(source).suffix.lower()
+    head: list[bytes] = []
+    for line in lines:
+        head.append(line)
+        if line.strip():
+            break
+    else:
+        raise UnreadableError("is empty")
+    first, rest = head[-1], lines
+    lines = chain(head, rest)
+    if ending in _JSON_LINES:
+        return _from_json(lines)
+    if ending == ".csv":
+        return _from_csv(first, len(head), rest)
+    if ending == ".txt":
+        return _from_text(lines)
+    if first.lstrip().startswith(b"{"):
+        return _from_json(lines)
+    if _columns(_decoded(first)) is not None:
+        return _from_csv(first, len(head), rest)
+    return _from_text(lines)
+
+
+def _from_text(lines: Iterable[bytes]) -> Iterator[CancelRequest | Bad]:
+    for number, line in enumerate(lines, 1):
+        text = _decoded(line).strip()
+        if text and not text.startswith("#"):
+            yield _checked(number, text, None)
+
+
+class _Object(msgspec.Struct):
+    """A line of JSON, as `list --json` and `report --json` write it."""
+
+    refund_id: str | None = None
+    id: str | None = None
+    stripe_account: str | None = None
+
+
+def _from_json(lines: Iterable[bytes]) -> Iterator[CancelRequest | Bad]:
+    decoder = msgspec.json.Decoder(_Object)
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            found = decoder.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            yield number, f"no JSON object of a refund: {scrub(str(error))}"
+            continue
+        refund_id = found.refund_id if found.refund_id is not None else found.id
+        if refund_id is None:
+            yield number, "has neither refund_id nor id"
+        else:
+            yield _checked(number, refund_id, found.stripe_account)
+
+
+def _from_csv(
+    first: bytes, before: int, lines: Iterable[bytes]
+) -> Iterator[CancelRequest | Bad]:
+    head = _decoded(first)
+    columns = _columns(head)
+    if columns is None:
+        raise UnreadableError(
+            "has no column refund_id or id: its first line is "
+            f"{scrub(ascii(head.strip()))[:_SHOWN]}"
+        )
+    delimiter, id_at, account_at = columns
+    # Strict, or a quote that is never closed would take the rest of the list with it.
+    rows = csv.reader(map(_decoded, lines), delimiter=delimiter, strict=True)
+    while True:
+        number = before + rows.line_num + 1
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            last = before + rows.line_num
+            if last != number:
+                raise UnreadableError(
+                    f"has a quote in line {number} that is not closed as it should be "
+                    f"until line {last} ({error})"
+                ) from error
+            yield number, f"is no line of a CSV file ({error})"
+            continue
+        if row is None:
+            return
+        if any(map(str.strip, row)):
+            fields = [*map(str.strip, row), *[""] * (max(id_at, account_at) + 1)]
+            account = fields[account_at] if account_at >= 0 else None
+            yield _checked(number, fields[id_at], account)
+
+
+def _columns(head: str) -> tuple[str, int, int] | None:
+    """Return the delimiter and where the id and the account (-1: nowhere) stand."""
+    for delimiter in _DELIMITERS:
+        try:
+            row = next(csv.reader([head], delimiter=delimiter, strict=True))
+        except (csv.Error, StopIteration):
+            continue
+        names = [each.strip().lower() for each in row]
+        for column in _ID_COLUMNS:
+            if column in names:
+                there = _ACCOUNT_COLUMN in names
+                account_at = names.index(_ACCOUNT_COLUMN) if there else -1
+                return delimiter, names.index(column), account_at
+    return None
+
+
+def _checked(number: int, refund_id: str, account: str | None) -> CancelRequest | Bad:
+    try:
+        return CancelRequest(
+            validate.refund_id(refund_id),
+            validate.account_id(account) if account else None,
+        )
+    except ValueError as error:
+        return number, str(error)
+
+
+def _decoded(line: bytes) -> str:
+    return line.decode(errors=_UNDECODED)
