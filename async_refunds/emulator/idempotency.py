@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Mapping
 
 # Stripe removes a key once it is at least 24 hours old.
 KEPT_SECONDS = 24 * 3600
@@ -29,6 +29,7 @@ class Saved:
     status: int
     body: bytes
     request_id: str
+    headers: Mapping[str, str]
 
 
 class Standing(enum.Enum):

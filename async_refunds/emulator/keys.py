@@ -113,7 +113,8 @@ class Keys:
         allowed = self.restricted.get(key)
         if allowed is None or endpoint in allowed:
             return
-        permission = "rak_charge_write" if endpoint == "cancel" else "rak_charge_read"
+        writes = endpoint in {"cancel", "expire"}
+        permission = "rak_charge_write" if writes else "rak_charge_read"
         raise StripeError(
             403,
             f"The provided key '{masked(key)}' does not have the required permissions"

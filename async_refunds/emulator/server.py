@@ -14,6 +14,7 @@ from .handling import Handling
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .control import Control
     from .faults import Faults
     from .service import Service
     from .visit import Visit
@@ -34,16 +35,21 @@ class Server:
     Args:
         service: Answers.
         faults: Says what goes wrong.
+        control: Answers what is not for Stripe but for the emulator.
         log: Gets every visit.
     """
 
     def __init__(
-        self, service: Service, faults: Faults, log: Callable[[Visit], None]
+        self,
+        service: Service,
+        faults: Faults,
+        control: Control,
+        log: Callable[[Visit], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._faults = faults
         self._books = service.books
-        self._handling = Handling(service, faults, log, self._refuse)
+        self._handling = Handling(service, faults, control, log, self._refuse)
         self._web = web.Server(
             self._handling.handle,
             # A stalled request must learn that its client has hung up.
@@ -76,7 +82,6 @@ class Server:
         """Stop listening and end every request under way at once."""
         self._faults.watch(None)
         self._shut()
-        self._handling.finish_late()
         if self._refusing is not None:
             self._refusing.cancel()
             await asyncio.wait([self._refusing])
@@ -84,6 +89,7 @@ class Server:
         for connection in self._web.connections:
             if connection in self._handling.busy and connection.transport is not None:
                 connection.transport.abort()
+        await self._handling.close()
         await self._web.shutdown(CLOSING_SECONDS)
 
     def _listen(self) -> socket.socket:

@@ -17,7 +17,7 @@ from .params import (
     read_text,
     refuse_unknown,
 )
-from .refunds import ListQuery, Refund
+from .refunds import ListQuery
 from .state import State
 from .visit import Incoming, Visit
 
@@ -26,10 +26,13 @@ if TYPE_CHECKING:
     from random import Random
 
     from .clock import Clock
+    from .execution import Timing
+    from .ledger import Ledger
     from .limiter import Limiter
-    from .refunds import Ledger
+    from .refunds import Refund
 
 REFUNDS = "/v1/refunds"
+HELPERS = "/v1/test_helpers/refunds"
 
 _LIST_PARAMS = frozenset(
     {
@@ -48,6 +51,9 @@ _LIST_PARAMS = frozenset(
 )
 _EXPAND_ONLY = frozenset({"expand[]"})
 
+# Whose requests the books count by refund.
+_COUNTED = frozenset({"cancel", "retrieve"})
+
 
 def route(method: str, path: str) -> tuple[str, str]:
     """Return the endpoint (``other`` if there is none) and the id in the path."""
@@ -59,6 +65,10 @@ def route(method: str, path: str) -> tuple[str, str]:
             return "retrieve", unquote(refund_id)
         if refund_id and method == "POST" and slash and action == "cancel":
             return "cancel", unquote(refund_id)
+    elif method == "POST" and path.startswith(HELPERS + "/"):
+        refund_id, _, action = path[len(HELPERS) + 1 :].partition("/")
+        if refund_id and action == "expire":
+            return "expire", unquote(refund_id)
     return "other", ""
 
 
@@ -70,16 +80,24 @@ class Service(State):
         random: Draws the request ids.
         ledger: Holds the refunds.
         limiter: Lets requests in.
+        timing: How long things take.
     """
 
     def __init__(
-        self, *, clock: Clock, random: Random, ledger: Ledger, limiter: Limiter
+        self,
+        *,
+        clock: Clock,
+        random: Random,
+        ledger: Ledger,
+        limiter: Limiter,
+        timing: Timing,
     ) -> None:
-        super().__init__(clock=clock, ledger=ledger, limiter=limiter)
+        super().__init__(clock=clock, ledger=ledger, limiter=limiter, timing=timing)
         # Drawn once and counted from there: a draw for each request costs more.
         self._request_number = random.getrandbits(52)
         self.endpoints: Mapping[str, Callable[[Visit], Callable[[], bytes]]] = {
             "cancel": self._cancel,
+            "expire": self._expire,
             "retrieve": self._retrieve,
             "list": self._list,
         }
@@ -89,7 +107,7 @@ class Service(State):
         self._request_number += 1
         endpoint, refund_id = route(incoming.method, incoming.path)
         self.books.requests[endpoint] += 1
-        if refund_id and self.ledger.holds(refund_id):
+        if endpoint in _COUNTED and self.ledger.holds(refund_id):
             counts = self.books.cancel_requests
             if endpoint == "retrieve":
                 counts = self.books.retrieve_requests
@@ -106,12 +124,28 @@ class Service(State):
     def _cancel(self, visit: Visit) -> Callable[[], bytes]:
         refuse_unknown(visit.params, _EXPAND_ONLY)
         expand = read_expand(visit.params)
+        visit.written = self.ledger.find(visit.shelf, visit.refund_id)
 
         def execute() -> bytes:
             refund = self._find(visit, param="refund")
             if not self.ledger.cancel(refund):
                 raise errors.not_cancelable()
             self.books.cancellations[refund.id] += 1
+            return msgspec.json.encode(refund_object(refund, expand))
+
+        return execute
+
+    def _expire(self, visit: Visit) -> Callable[[], bytes]:
+        if visit.shelf.livemode:
+            raise errors.not_in_livemode()
+        refuse_unknown(visit.params, _EXPAND_ONLY)
+        expand = read_expand(visit.params)
+        visit.written = self.ledger.find(visit.shelf, visit.refund_id)
+
+        def execute() -> bytes:
+            refund = self._find(visit, param="refund")
+            if not self.ledger.step(refund, "expire"):
+                raise errors.not_expirable(refund.status)
             return msgspec.json.encode(refund_object(refund, expand))
 
         return execute

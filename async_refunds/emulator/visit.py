@@ -16,11 +16,14 @@ from .params import Params, parse_form
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from .refunds import Shelf
+    from .refunds import Refund, Shelf
     from .state import State
 
     # Checks a request, and returns what carries it out.
     Endpoint = Callable[["Visit"], Callable[[], bytes]]
+
+    # An account's charge in one mode: what a write locks.
+    LockName = tuple[Shelf, str]
 
 # What an account without a pinned version would answer with.
 DEFAULT_VERSION = "2026-10-28.endive"
@@ -64,6 +67,8 @@ class Visit:
         status: What to answer; 0 while nothing is decided.
         body: The answer's bytes.
         record: The entry for the emulator's log.
+        written: The refund that the request changes, if it is one that does and
+            there is such a refund; set by its endpoint.
     """
 
     def __init__(
@@ -79,6 +84,7 @@ class Visit:
         headers = incoming.headers
         self._state = state
         self._run = run
+        self._work: Callable[[], bytes] | None = None
         self._headers = headers
         self.incoming = incoming
         self.endpoint = endpoint
@@ -87,6 +93,7 @@ class Visit:
         self.idempotency_key = headers.get("Idempotency-Key") or None
         self.status = 0
         self.body = b""
+        self.written: Refund | None = None
         self._shelf: Shelf | None = None
         self._extra: Mapping[str, str] = {}
         self._original: str | None = None
@@ -113,6 +120,12 @@ class Visit:
         # Nobody asks before `admit` has found it.
         return cast("Shelf", self._shelf)
 
+    @property
+    def lock(self) -> LockName | None:
+        """What nobody else may hold while this request is carried out."""
+        refund = self.written
+        return None if refund is None else (refund.shelf, refund.charge_id)
+
     def admit(self) -> None:
         """Decide whether the request is let in, or already answered."""
         try:
@@ -120,6 +133,9 @@ class Visit:
             self._check_version()
             self._enter()
             self._take_key()
+            if not self.status:
+                # What has no endpoint was refused before.
+                self._work = cast("Endpoint", self._run)(self)
         except StripeError as error:
             self.refuse(error)
 
@@ -131,23 +147,22 @@ class Visit:
         """
         if self.status:
             return
+        self._begun = True
         try:
-            # What has no endpoint was not admitted, and has its status.
-            run = cast("Endpoint", self._run)(self)
-            self._begun = True
-            self.body = run()
+            # Who is admitted has some.
+            self.body = cast("Callable[[], bytes]", self._work)()
             self.status = 200
         except StripeError as error:
             self.refuse(error)
-        if broken and self._begun:
-            self.refuse(errors.server_error(500))
+        if broken:
+            self.refuse(errors.server_error(500, saved=self._holds_key))
 
     def finish(self) -> None:
         """End the request: its answer is kept under the key if it executed."""
         if self._holds_key:
             keys, key = self._state.idempotency, self.idempotency_key or ""
             if self._begun:
-                saved = Saved(self.status, self.body, self.request_id)
+                saved = Saved(self.status, self.body, self.request_id, self._extra)
                 keys.save(self.shelf, key, saved)
                 self._original = self.request_id
             else:
@@ -275,6 +290,7 @@ class Visit:
     def _replay(self, saved: Saved) -> None:
         self.status = saved.status
         self.body = saved.body
+        self._extra = saved.headers
         self._original = saved.request_id
         self._replayed = True
         self.record.replayed = True
