@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 # once must meet no refusal but those asked for.
 BACKLOG = 1024
 
+# The longest request line that is read; aiohttp's own 8 KiB would answer a long list of
+# expand[] with an error that is none of Stripe's.
+LONGEST_LINE = 2**20
+
 # How long closing may take, in seconds; all that could last has been ended before.
 CLOSING_SECONDS = 5.0
 
@@ -55,6 +59,8 @@ class Server:
             # A stalled request must learn that its client has hung up.
             handler_cancellation=True,
             access_log=None,
+            # Long lines are answered by the API, in its words.
+            max_line_size=LONGEST_LINE,
             # What claims to be compressed is no form: it is refused, not unpacked.
             auto_decompress=False,
         )
