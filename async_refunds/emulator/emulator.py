@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     )
 
     from .books import Books, ReceivedRequest
-    from .visit import Visit
 
 # How many requests the log remembers.
 LOGGED = 1000
@@ -293,7 +292,7 @@ class Emulator:
         """
         if self._base_url is not None:
             raise RuntimeError("this emulator is being served already")
-        server = Server(self._service, self.faults, Control(self), self._log)
+        server = Server(self._service, self.faults, Control(self), self.requests.append)
         try:
             self._base_url = server.open(host, port)
             yield self._base_url
@@ -318,6 +317,3 @@ class Emulator:
         was = refund.status
         if not self._ledger.step(refund, name):
             raise ValueError(f"a refund that is {was} cannot {name}")
-
-    def _log(self, visit: Visit) -> None:
-        self.requests.append(visit.record)

@@ -56,6 +56,22 @@ class Executions:
         self._locks = ChargeLocks()
         self._lasting: set[asyncio.Task[None]] = set()
 
+    def run_at_once(
+        self, visit: Visit, *, broken: bool = False, late: float = 0.0
+    ) -> bool:
+        """Do what `run` does, unless it takes time; return whether it is done.
+
+        If it is not, the request is let in, and `run` goes on from there.
+        """
+        if not visit.admitted:
+            visit.admit()
+        # What is refused, or replayed, is not carried out.
+        if late or not (visit.status or self._free(visit)):
+            return False
+        visit.execute(broken=broken)
+        visit.finish()
+        return True
+
     async def run(
         self, visit: Visit, *, broken: bool = False, late: float = 0.0
     ) -> None:
@@ -68,10 +84,7 @@ class Executions:
             broken: Do it, but answer a 500 in place of the result.
             late: How long to hold the answer back once everything is done.
         """
-        visit.admit()
-        if self._at_once(visit, late):
-            visit.execute(broken=broken)
-            visit.finish()
+        if self.run_at_once(visit, broken=broken, late=late):
             return
         task = asyncio.create_task(self._at_length(visit, broken=broken, late=late))
         self._lasting.add(task)
@@ -98,12 +111,8 @@ class Executions:
         if self._lasting:
             await asyncio.wait(self._lasting)
 
-    def _at_once(self, visit: Visit, late: float) -> bool:
-        if late:
-            return False
-        # What is refused, or replayed, is not carried out.
-        if visit.status:
-            return True
+    def _free(self, visit: Visit) -> bool:
+        """Return whether nothing stands in the way, and nothing takes its time."""
         if self._timing.latency:
             return False
         return not (self._locks and visit.lock and self._locks.held(visit.lock))

@@ -16,11 +16,11 @@ from .visit import Incoming
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .books import ReceivedRequest
     from .control import Control
     from .errors import StripeError
     from .faults import Faults
     from .service import Service
-    from .visit import Visit
 
 # The longest body that is read. The largest form of these endpoints is a few
 # expand[] lines.
@@ -43,7 +43,7 @@ class Handling:
         service: Service,
         faults: Faults,
         control: Control,
-        log: Callable[[Visit], None],
+        log: Callable[[ReceivedRequest], None],
         refuse: Callable[[], object],
     ) -> None:
         self.closing = False
@@ -78,44 +78,52 @@ class Handling:
         await self._executions.close()
 
     async def _respond(self, request: web.BaseRequest) -> web.StreamResponse:
-        incoming = await self._read(request)
+        # A coroutine less for all that have no body.
+        incoming = (
+            await self._read(request)
+            if request.body_exists
+            else _incoming(request, b"", None)
+        )
         if incoming.path.startswith(CONTROL):
             status, body = self._control.answer(incoming)
             return web.Response(
                 status=status, body=body, content_type="application/json"
             )
         visit = self._service.visit(incoming)
-        self._log(visit)
+        self._log(visit.record)
         name = self._faults.draw()
         if name is None:
-            await self._executions.run(visit)
+            if not self._executions.run_at_once(visit):
+                await self._executions.run(visit)
             return answer(visit)
         visit.record.fault = name
         self._service.books.faults[name] += 1
         return await self._damage.do(name, request, visit)
 
     async def _read(self, request: web.BaseRequest) -> Incoming:
-        url = request.rel_url
         body = b""
         malformed: StripeError | None = None
-        if request.body_exists:
-            if request.headers.get("Expect", "").lower() == "100-continue":
-                await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-                # What was sent is no part of the answer.
-                request.writer.output_size = 0
-            try:
-                body = await request.read()
-            except web.HTTPRequestEntityTooLarge:
-                malformed = errors.too_large()
-            except (web.RequestPayloadError, HttpProcessingError):
-                malformed = errors.not_a_form()
+        if request.headers.get("Expect", "").lower() == "100-continue":
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            # What was sent is no part of the answer.
+            request.writer.output_size = 0
+        try:
+            body = await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            malformed = errors.too_large()
+        except (web.RequestPayloadError, HttpProcessingError):
+            malformed = errors.not_a_form()
         if len(body) > LONGEST_BODY:
             body, malformed = b"", errors.too_large()
-        return Incoming(
-            request.method,
-            url.raw_path,
-            url.raw_query_string,
-            request.headers,
-            body,
-            malformed,
-        )
+        return _incoming(request, body, malformed)
+
+
+def _incoming(
+    request: web.BaseRequest, body: bytes, malformed: StripeError | None
+) -> Incoming:
+    # As it was sent, and without parsing it as a whole.
+    path, _, query = request.raw_path.partition("?")
+    if not path.startswith("/"):
+        # A proxy's form, with the host in it.
+        path, query = request.rel_url.raw_path, request.rel_url.raw_query_string
+    return Incoming(request.method, path, query, request.headers, body, malformed)

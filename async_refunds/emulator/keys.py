@@ -15,6 +15,9 @@ from .errors import SUPPORT, StripeError
 # The realm Stripe names, so that a browser or curl knows to ask for a key.
 CHALLENGE = {"WWW-Authenticate": 'Basic realm="Stripe"'}
 
+# How many headers are remembered.
+MOST_KNOWN = 1000
+
 # How much of a key a message may show.
 SHOWN = 4
 
@@ -69,17 +72,39 @@ class Keys:
         restricted: By key, the endpoints it may still use.
     """
 
+    # By header; a caller has few keys, and sends them with each request.
+    _known: dict[str, tuple[str, bool]] = field(
+        default_factory=dict[str, tuple[str, bool]]
+    )
+
     expired: set[str] = field(default_factory=set[str])
     restricted: dict[str, frozenset[str]] = field(
         default_factory=dict[str, frozenset[str]]
     )
 
-    def livemode(self, key: str) -> bool:
-        """Return whether the key opens the live mode.
+    def read(self, authorization: str | None) -> tuple[str, bool]:
+        """Return the key of a header, and whether it opens the live mode.
 
         Raises:
-            StripeError: 401, the key is no secret key, or has expired.
+            StripeError: 401, there is none, it is no secret key, or has expired.
         """
+        known = self._known.get(authorization or "")
+        if known is None:
+            key = read_key(authorization)
+            known = key, self._livemode(key)
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            self._known[authorization or ""] = known
+        if known[0] in self.expired:
+            raise StripeError(
+                401,
+                f"Expired API Key provided: {masked(known[0])}",
+                code="api_key_expired",
+                headers=CHALLENGE,
+            )
+        return known
+
+    def _livemode(self, key: str) -> bool:
         match = _KEY.fullmatch(key)
         if match is None:
             raise StripeError(
@@ -93,13 +118,6 @@ class Keys:
                 " secret API key. You can find a list of your API keys at"
                 " https://dashboard.stripe.com/account/apikeys.",
                 code="secret_key_required",
-                headers=CHALLENGE,
-            )
-        if key in self.expired:
-            raise StripeError(
-                401,
-                f"Expired API Key provided: {masked(key)}",
-                code="api_key_expired",
                 headers=CHALLENGE,
             )
         return mode == "live"

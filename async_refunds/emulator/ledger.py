@@ -152,18 +152,16 @@ class Ledger:
         Raises:
             KeyError: There is none of that id.
         """
-        return self._as_of_now(self._refunds[refund_id])
+        return self.as_of_now(self._refunds[refund_id])
 
-    def holds(self, refund_id: str) -> bool:
-        """Return whether there is a refund of that id, in any account or mode."""
-        return refund_id in self._refunds
+    def look(self, refund_id: str) -> Refund | None:
+        """Return any refund, whatever its account and mode, as it was last seen."""
+        return self._refunds.get(refund_id)
 
     def find(self, shelf: Shelf, refund_id: str) -> Refund | None:
         """Return the refund if it stands on that shelf."""
         refund = self._refunds.get(refund_id)
-        if refund is None or refund.shelf is not shelf:
-            return None
-        return self._as_of_now(refund)
+        return refund if refund is not None and refund.shelf is shelf else None
 
     def cancel(self, refund: Refund) -> bool:
         """Cancel the refund if its state allows, and return whether it did.
@@ -196,8 +194,11 @@ class Ledger:
             # The customer is asked again, and has as long again.
             refund.asked_at, refund.expires_at = int(self._clock.time()), None
         refund.status = status
+        # Another one each time the customer has been asked.
         refund.failure_transaction = (
-            self.draw_id("txn") if status in {"canceled", "failed"} else None
+            f"txn_{refund.suffix}{refund.asked_at:x}"
+            if status in {"canceled", "failed"}
+            else None
         )
 
     def page(self, shelf: Shelf, query: ListQuery) -> tuple[list[Refund], bool]:
@@ -220,10 +221,10 @@ class Ledger:
             found = rows[max(low, high - query.limit) : high]
         found.reverse()
         for refund in found:
-            self._as_of_now(refund)
+            self.as_of_now(refund)
         return found, high - low > query.limit
 
-    def _as_of_now(self, refund: Refund) -> Refund:
+    def as_of_now(self, refund: Refund) -> Refund:
         """Let the refund expire if its time has come.
 
         Whoever looks at a refund calls this, so that nobody has to wait for a time at

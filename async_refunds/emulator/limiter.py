@@ -52,7 +52,8 @@ class Limiter:
     def enter(self, scope: Hashable, endpoint: str, *, now: float) -> str | None:
         """Let a request in, or return why not, as Stripe's header says it.
 
-        A request let in must `leave`. One kept out uses up nothing.
+        A request let in must `leave`. One kept out uses up nothing. While there are no
+        limits nobody need ask.
         """
         everything = (scope, None)
         alike = (scope, endpoint)

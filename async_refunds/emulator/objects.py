@@ -51,19 +51,19 @@ FAILURE_REASONS: Mapping[str, str] = {
 
 def refund_object(refund: Refund, expand: Expansion | None = None) -> Json:
     """Return the refund as Stripe shows it, as a JSON object."""
-    status = refund.status
+    status, suffix = refund.status, refund.suffix
     item: Json = {
         "id": refund.id,
         "object": "refund",
         "amount": refund.amount,
-        "balance_transaction": f"txn_{refund.suffix}",
-        "charge": refund.charge_id,
+        "balance_transaction": f"txn_{suffix}",
+        "charge": refund.charge or f"ch_{suffix}",
         "created": refund.created,
         "currency": refund.currency,
         "customer": None,
         "customer_account": None,
         "metadata": refund.metadata or {},
-        "payment_intent": refund.payment_intent_id,
+        "payment_intent": refund.payment_intent or f"pi_{suffix}",
         "payment_method": None,
         "reason": None,
         "receipt_number": None,

@@ -14,10 +14,10 @@ from .handling import Handling
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .books import ReceivedRequest
     from .control import Control
     from .faults import Faults
     from .service import Service
-    from .visit import Visit
 
 # How many connections may wait to be accepted: a client that opens some hundred at
 # once must meet no refusal but those asked for.
@@ -40,7 +40,7 @@ class Server:
         service: Answers.
         faults: Says what goes wrong.
         control: Answers what is not for Stripe but for the emulator.
-        log: Gets every visit.
+        log: Gets a record of each request.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Server:
         service: Service,
         faults: Faults,
         control: Control,
-        log: Callable[[Visit], None],
+        log: Callable[[ReceivedRequest], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._faults = faults
