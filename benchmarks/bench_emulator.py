@@ -2,7 +2,7 @@
 
 ``bare`` is an ``aiohttp.web`` application whose only handler returns the same bytes of
 JSON each time. Each server is a process of its own; measured is the CPU of that
-process, user and system, for each request that the same plain client sends over loopback.
+process, user and system, for each request that one plain client sends over loopback.
 """
 
 from __future__ import annotations

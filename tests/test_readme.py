@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +22,7 @@ from async_refunds.emulator import Emulator
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 PYTHON = [text for language, text in BLOCKS if language == "python"]
+BASH = [text for language, text in BLOCKS if language == "bash"]
 CONSOLE = [text for language, text in BLOCKS if language == "console"]
 REFUND = "re_1Nispe2eZvKYlo2Cd31jOCgZ"
 
@@ -51,7 +55,8 @@ IMPORTS = PYTHON[0].split("async def main")[0]
 
 
 def test_every_block_is_known_to_a_test() -> None:
-    assert len(PYTHON) == 4
+    assert len(PYTHON) == 5
+    assert len(BASH) == 1
     assert len(CONSOLE) == 3
 
 
@@ -121,9 +126,36 @@ async def test_web_service(
     assert emulator.requests[0].idempotency_key == "intent-1"
 
 
-async def test_test_of_your_own(page: Page) -> None:
+@pytest.mark.asyncio(loop_factories=["real"])
+async def test_test_of_your_own(page: Page, stripe_emulator: Emulator) -> None:
     page.run(IMPORTS, PYTHON[3])
-    await page.names["test_lost_answer"]()
+    await page.names["test_lost_answer"](stripe_emulator)
+    assert stripe_emulator.requests[-1].replayed
+
+
+def test_test_with_the_official_client(page: Page, stripe_emulator: Emulator) -> None:
+    page.run(IMPORTS, PYTHON[3], PYTHON[4])
+    page.names["test_customer_never_answers"](stripe_emulator)
+    assert len(stripe_emulator.requests) == 1
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
+def test_emulator_is_set_over_http(stripe_emulator: Emulator) -> None:
+    """A server of the command line answers the same."""
+    address = stripe_emulator.base_url.removeprefix("http://")
+    lines = BASH[0].replace("localhost:12111", address).strip().splitlines()
+    answers = [
+        json.loads(subprocess.check_output(shlex.split(line)))  # noqa: S603 - ours
+        for line in lines
+    ]
+    added, told, down, canceled, clock, books = answers
+    assert (added["id"], added["currency"]) == ("re_1", "thb")
+    assert told["script"] == ["503", "ok"]
+    assert down["error"]["type"] == "api_error"
+    assert canceled["status"] == "canceled"
+    assert clock["now"] > 0
+    assert books["cancellations"] == {"re_1": 1}
+    assert books["faults"] == {"503": 1}
 
 
 def test_help_texts_are_the_commands_own() -> None:
