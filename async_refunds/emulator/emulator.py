@@ -159,8 +159,8 @@ class Emulator:
             account: The connected account it belongs to; None is the platform.
             created: Unix seconds; now unless told otherwise.
             expires_at: Until when the customer may give bank details, in Unix seconds;
-                45 days from ``created`` unless told otherwise. A refund still in
-                ``requires_action`` then is ``failed``.
+                45 days from ``created`` unless told otherwise, or from now if those
+                are over. A refund still in ``requires_action`` then is ``failed``.
             instructions_email: Where the customer was asked for bank details.
             charge: The charge refunded; one of its own unless told otherwise. Writes
                 on refunds of one charge exclude each other.

@@ -9,14 +9,12 @@ import base64
 import binascii
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from .errors import SUPPORT, StripeError
 
 # The realm Stripe names, so that a browser or curl knows to ask for a key.
 CHALLENGE = {"WWW-Authenticate": 'Basic realm="Stripe"'}
-
-# How many headers are remembered.
-MOST_KNOWN = 1000
 
 # How much of a key a message may show.
 SHOWN = 4
@@ -63,6 +61,28 @@ def read_key(authorization: str | None) -> str:
     return rest
 
 
+# A caller has few keys, and sends one with each request.
+@lru_cache
+def _opened(authorization: str | None) -> tuple[str, bool]:
+    key = read_key(authorization)
+    match = _KEY.fullmatch(key)
+    if match is None:
+        raise StripeError(
+            401, f"Invalid API Key provided: {masked(key)}", headers=CHALLENGE
+        )
+    kind, mode = match.groups()
+    if kind == "pk":
+        raise StripeError(
+            401,
+            "This API call cannot be made with a publishable API key. Please use a"
+            " secret API key. You can find a list of your API keys at"
+            " https://dashboard.stripe.com/account/apikeys.",
+            code="secret_key_required",
+            headers=CHALLENGE,
+        )
+    return key, mode == "live"
+
+
 @dataclass(slots=True)
 class Keys:
     """What the emulator was told of single keys; any other well-formed key is good.
@@ -71,11 +91,6 @@ class Keys:
         expired: Keys that are no longer taken.
         restricted: By key, the endpoints it may still use.
     """
-
-    # By header; a caller has few keys, and sends them with each request.
-    _known: dict[str, tuple[str, bool]] = field(
-        default_factory=dict[str, tuple[str, bool]]
-    )
 
     expired: set[str] = field(default_factory=set[str])
     restricted: dict[str, frozenset[str]] = field(
@@ -88,39 +103,15 @@ class Keys:
         Raises:
             StripeError: 401, there is none, it is no secret key, or has expired.
         """
-        known = self._known.get(authorization or "")
-        if known is None:
-            key = read_key(authorization)
-            known = key, self._livemode(key)
-            if len(self._known) >= MOST_KNOWN:
-                self._known.clear()
-            self._known[authorization or ""] = known
-        if known[0] in self.expired:
+        key, livemode = _opened(authorization)
+        if key in self.expired:
             raise StripeError(
                 401,
-                f"Expired API Key provided: {masked(known[0])}",
+                f"Expired API Key provided: {masked(key)}",
                 code="api_key_expired",
                 headers=CHALLENGE,
             )
-        return known
-
-    def _livemode(self, key: str) -> bool:
-        match = _KEY.fullmatch(key)
-        if match is None:
-            raise StripeError(
-                401, f"Invalid API Key provided: {masked(key)}", headers=CHALLENGE
-            )
-        kind, mode = match.groups()
-        if kind == "pk":
-            raise StripeError(
-                401,
-                "This API call cannot be made with a publishable API key. Please use a"
-                " secret API key. You can find a list of your API keys at"
-                " https://dashboard.stripe.com/account/apikeys.",
-                code="secret_key_required",
-                headers=CHALLENGE,
-            )
-        return mode == "live"
+        return key, livemode
 
     def permit(self, key: str, endpoint: str, account: str) -> None:
         """Let the key use an endpoint, or not.

@@ -7,7 +7,7 @@ from bisect import bisect_left, bisect_right, insort
 from typing import TYPE_CHECKING
 
 from .markets import MARKETS
-from .refunds import NEEDS_EMAIL, STEPS, ListQuery, Refund, Shelf
+from .refunds import EXPIRES_AFTER, NEEDS_EMAIL, STEPS, ListQuery, Refund, Shelf
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -92,6 +92,9 @@ class Ledger:
         """
         if status == "requires_action" and instructions_email is None:
             raise ValueError(NEEDS_EMAIL)
+        # Who is added in that state still has time, however long ago it began.
+        now = self._clock.time()
+        asked_at = created if created + EXPIRES_AFTER > now else int(now)
         refund_id = refund_id or self.draw_id("re")
         if refund_id in self._refunds:
             msg = f"there is a refund {refund_id!r} already"
@@ -108,7 +111,7 @@ class Ledger:
             charge,
             payment_intent,
             dict(metadata) if metadata else None,
-            created,
+            asked_at,
             expires_at,
         )
         self._refunds[refund_id] = refund

@@ -88,16 +88,8 @@ class Visit:
     __slots__ = (
         *("_begun", "_entered", "_extra", "_found", "_headers", "_holds_key"),
         *("_malformed", "_original", "_replayed", "_run", "_state", "_work"),
-        *(
-            "admitted",
-            "body",
-            "endpoint",
-            "idempotency_key",
-            "incoming",
-            "params",
-            "record",
-        ),
-        *("record", "named", "refund_id", "request_id", "shelf", "status", "writes"),
+        *("admitted", "body", "endpoint", "idempotency_key", "incoming", "named"),
+        *("params", "record", "refund_id", "request_id", "shelf", "status", "writes"),
     )
     shelf: Shelf
 
@@ -293,7 +285,7 @@ class Visit:
         limiter, now = self._state.limiter, self.record.received_at
         if limiter.limits is None:
             return
-        reason = limiter.enter(self.shelf, self.endpoint, now=now)
+        reason = limiter.enter(limiter.limits, self.shelf, self.endpoint, now=now)
         if reason is not None:
             raise errors.rate_limited(reason)
         self._entered = True

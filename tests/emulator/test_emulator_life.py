@@ -172,3 +172,30 @@ def test_money_comes_back_only_to_a_customer_who_can_be_asked() -> None:
     with pytest.raises(ValueError, match="instructions_email"):
         emulator.return_money(refund_id)
     assert emulator.refund(refund_id)["status"] == "succeeded"
+
+
+def test_refund_added_as_waiting_still_has_time_whenever_it_was_made() -> None:
+    emulator = Emulator(clock=lambda: NOW)
+    old = emulator.add_refund(created=int(NOW) - 60 * DAY)
+    recent = emulator.add_refund(created=int(NOW) - 44 * DAY)
+    assert emulator.refund(old)["created"] == NOW - 60 * DAY
+    for refund_id in (old, recent):
+        assert emulator.refund(refund_id)["status"] == "requires_action"
+    emulator.clock.advance(DAY)
+    assert emulator.refund(recent)["status"] == "failed"
+    emulator.clock.advance(44 * DAY - 1)
+    assert emulator.refund(old)["status"] == "requires_action"
+    emulator.clock.advance(1)
+    assert emulator.refund(old)["status"] == "failed"
+
+
+def test_each_failure_has_a_transaction_of_its_own() -> None:
+    emulator = Emulator(clock=lambda: NOW)
+    refund_id = emulator.add_refund()
+    emulator.expire(refund_id)
+    first = emulator.refund(refund_id)["failure_balance_transaction"]
+    emulator.clock.advance(DAY)
+    emulator.set_status(refund_id, "requires_action")
+    assert "failure_balance_transaction" not in emulator.refund(refund_id)
+    emulator.expire(refund_id)
+    assert emulator.refund(refund_id)["failure_balance_transaction"] != first
