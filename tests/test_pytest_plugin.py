@@ -108,6 +108,27 @@ def test_test_of_anyio_has_an_emulator(pytester: pytest.Pytester) -> None:
     passes(pytester, source, "-p", "no:asyncio")
 
 
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the package is installed from a wheel, as its users have it."""
+    site = tmp_path_factory.mktemp("site")
+    pip = ("-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site))
+    subprocess.run(  # noqa: S603 - our own package
+        [sys.executable, *pip, str(ROOT)], check=True, timeout=300
+    )
+    return site
+
+
+@pytest.fixture
+def site(installed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same, for the children of this test to import."""
+    monkeypatch.setenv("PYTHONPATH", str(installed))
+    # What is measured is the package as it is worked on.
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+    return installed
+
+
+@pytest.mark.usefixtures("site")
 def test_pytest_that_uses_no_emulator_loads_none(pytester: pytest.Pytester) -> None:
     plugins = ("asyncio", "anyio", "hypothesispytest", "pytest_cov")
     without = [argument for name in plugins for argument in ("-p", f"no:{name}")]
@@ -126,16 +147,8 @@ def test_fixture_explains_itself(pytester: pytest.Pytester) -> None:
 
 
 def test_installed_package_brings_the_plugin(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+    pytester: pytest.Pytester, site: Path
 ) -> None:
-    site = pytester.mkdir("site")
-    pip = ("-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site))
-    subprocess.run(  # noqa: S603 - our own package
-        [sys.executable, *pip, str(ROOT)], check=True, timeout=300
-    )
-    monkeypatch.setenv("PYTHONPATH", str(site))
-    # What is measured is the package as it is worked on.
-    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
     passes(
         pytester,
         "import async_refunds, pytest_async_refunds\n\n"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from .emulator import Emulator
-    from .visit import Incoming
+    from .incoming import Incoming
 
     # From a body to what is answered.
     Route: TypeAlias = Callable[[bytes], object]

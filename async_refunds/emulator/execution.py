@@ -131,7 +131,6 @@ class Executions:
                 visit.execute(broken=broken)
             await asyncio.sleep(late)
         finally:
-            # Before the lock: whoever has waited for it finds the answer saved.
             visit.finish()
             if locked:
                 self._locks.release(name)

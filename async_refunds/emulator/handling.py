@@ -11,7 +11,7 @@ from . import errors
 from .control import CONTROL
 from .damage import Damage, answer
 from .execution import Executions
-from .visit import Incoming
+from .incoming import Incoming
 
 if TYPE_CHECKING:
     from collections.abc import Callable

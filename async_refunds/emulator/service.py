@@ -19,7 +19,7 @@ from .params import (
 )
 from .refunds import ListQuery
 from .state import State
-from .visit import Incoming, Visit
+from .visit import Visit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from .clock import Clock
     from .execution import Timing
+    from .incoming import Incoming
     from .ledger import Ledger
     from .limiter import Limiter
     from .refunds import Refund

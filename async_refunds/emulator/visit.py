@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, cast
 
 from . import errors
 from .books import ReceivedRequest
 from .errors import StripeError
 from .idempotency import LONGEST_KEY, Saved, Standing
+from .incoming import DEFAULT_VERSION, is_version
 from .keys import no_access
 from .params import Params, parse_form
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from .incoming import Incoming
     from .refunds import Refund, Shelf
     from .state import State
 
@@ -26,45 +25,11 @@ if TYPE_CHECKING:
     # An account's charge in one mode: what a write locks.
     LockName = tuple[Shelf, str]
 
-# What an account without a pinned version would answer with.
-DEFAULT_VERSION = "2026-10-28.endive"
-
 # The account that the keys themselves belong to; only messages name it.
 PLATFORM = "acct_1Platform00000000"
 
-# A date, since 2024 with a name, and perhaps with previews after a semicolon.
-# https://docs.stripe.com/sdks/set-version
-_VERSION = re.compile(r"\d{4}-\d{2}-\d{2}(\.[a-z]+)?(;[ -~]*)?", re.ASCII)
-
-
 # What most answers carry besides every answer's headers.
 NOTHING: Mapping[str, str] = {}
-
-
-@lru_cache
-def _is_version(text: str) -> bool:
-    return _VERSION.fullmatch(text) is not None
-
-
-@dataclass(slots=True)
-class Incoming:
-    """A request as it came over the wire.
-
-    Args:
-        method: In capitals.
-        path: Still percent-encoded.
-        query: What follows the question mark, encoded.
-        headers: By name, in any case.
-        body: All of it.
-        malformed: Why the body could not be read.
-    """
-
-    method: str
-    path: str
-    query: str
-    headers: Mapping[str, str]
-    body: bytes = b""
-    malformed: StripeError | None = None
 
 
 class Visit:
@@ -215,7 +180,7 @@ class Visit:
         headers = {
             "Content-Type": "application/json",
             "Request-Id": self.request_id,
-            "Stripe-Version": version if _is_version(version) else DEFAULT_VERSION,
+            "Stripe-Version": version if is_version(version) else DEFAULT_VERSION,
         }
         if self._found and self.shelf.account is not None:
             headers["Stripe-Account"] = self.shelf.account
@@ -278,7 +243,7 @@ class Visit:
 
     def _check_version(self) -> None:
         version = self._headers.get("Stripe-Version")
-        if version and not _is_version(version):
+        if version and not is_version(version):
             raise errors.invalid_version(version)
 
     def _enter(self) -> None:
