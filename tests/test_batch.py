@@ -463,6 +463,18 @@ async def test_refunds_of_a_locked_charge_are_retried_one_at_a_time() -> None:
     assert set(stripe.books.rate_limited) == {"lock_timeout"}
 
 
+async def test_refunds_of_one_charge_are_all_canceled() -> None:
+    stripe = emulator()
+    stripe.latency = 0.3
+    ids = stripe.seed_refunds(60, per_charge=20)
+    async with client(stripe) as refunds:
+        results = await canceled_many(refunds, ids)
+    assert {result.outcome for result in results.values()} == {"canceled"}
+    assert all(stripe.books.cancellations[each] == 1 for each in ids)
+    # Each may run into the lock once; no two of them do so over and over.
+    assert 0 < stripe.books.rate_limited["lock_timeout"] <= 60
+
+
 async def test_limit_to_requests_at_once_is_found() -> None:
     stripe = emulator(Limits(None, None, endpoint_concurrency=3))
     stripe.faults.storm(1, names=["slow"])

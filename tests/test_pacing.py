@@ -41,7 +41,8 @@ class Emulated:
 
     def enter(self, now: float) -> bool:
         self.limits.endpoint_rate = self.rate
-        return self.limiter.enter("acct", "cancel", now=now) is None
+        reason = self.limiter.enter(self.limits, "acct", "cancel", now=now)
+        return reason is None
 
 
 class OneToken:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +22,7 @@ from async_refunds.emulator import Emulator
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 PYTHON = [text for language, text in BLOCKS if language == "python"]
+BASH = [text for language, text in BLOCKS if language == "bash"]
 CONSOLE = [text for language, text in BLOCKS if language == "console"]
 REFUND = "re_1Nispe2eZvKYlo2Cd31jOCgZ"
 
@@ -51,7 +55,8 @@ IMPORTS = PYTHON[0].split("async def main")[0]
 
 
 def test_every_block_is_known_to_a_test() -> None:
-    assert len(PYTHON) == 4
+    assert len(PYTHON) == 6
+    assert len(BASH) == 2
     assert len(CONSOLE) == 3
 
 
@@ -121,9 +126,75 @@ async def test_web_service(
     assert emulator.requests[0].idempotency_key == "intent-1"
 
 
-async def test_test_of_your_own(page: Page) -> None:
+@pytest.mark.asyncio(loop_factories=["real"])
+async def test_many_refunds(
+    page: Page,
+    stripe_emulator: Emulator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
     page.run(IMPORTS, PYTHON[3])
-    await page.names["test_lost_answer"]()
+    ids = [*stripe_emulator.seed_refunds(5), "re_none"]
+    async with RefundsClient("sk_test_x", base_url=stripe_emulator.base_url) as refunds:
+        await page.names["cancel_tonight"](refunds, ids)
+        await page.names["cancel_tonight"](refunds, ids)
+    assert re.fullmatch(
+        r"re_none failed re_none was not canceled: .*\n", capsys.readouterr().out
+    )
+    assert stripe_emulator.books.requests == {"cancel": 6}
+
+
+def test_many_refunds_on_the_command_line(
+    stripe_emulator: Emulator, tmp_path: Path
+) -> None:
+    ids = stripe_emulator.seed_refunds(5)
+    (tmp_path / "ids.csv").write_text("\n".join(["id", *ids]))
+    for line in BASH[0].splitlines():
+        _, command, *words = shlex.split(line)
+        if command in ("cancel", "sweep"):  # the page means Stripe itself
+            words += ["--base-url", stripe_emulator.base_url]
+        ran = subprocess.run(  # noqa: S603 - our own command
+            [sys.executable, "-m", "async_refunds", command, *words],
+            cwd=tmp_path,
+            env={**os.environ, "STRIPE_API_KEY": "sk_test_x"},
+            check=False,
+        )
+        assert ran.returncode == 0, line
+    assert all(stripe_emulator.books.cancellations[each] == 1 for each in ids)
+
+
+@pytest.mark.asyncio(loop_factories=["real"])
+async def test_test_of_your_own(page: Page, stripe_emulator: Emulator) -> None:
+    page.run(IMPORTS, PYTHON[4])
+    await page.names["test_lost_answer"](stripe_emulator)
+    assert stripe_emulator.requests[-1].replayed
+
+
+def test_test_with_the_official_client(page: Page, stripe_emulator: Emulator) -> None:
+    page.run(IMPORTS, PYTHON[4], PYTHON[5])
+    page.names["test_customer_never_answers"](stripe_emulator)
+    assert len(stripe_emulator.requests) == 1
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
+def test_emulator_is_set_over_http(stripe_emulator: Emulator) -> None:
+    """A server of the command line answers the same."""
+    address = stripe_emulator.base_url.removeprefix("http://")
+    lines = BASH[1].replace("localhost:12111", address).strip().splitlines()
+    answers = [
+        json.loads(subprocess.check_output(shlex.split(line)))  # noqa: S603 - ours
+        for line in lines
+    ]
+    added, told, down, canceled, clock, books = answers
+    assert (added["id"], added["currency"]) == ("re_1", "thb")
+    assert told["script"] == ["503", "ok"]
+    assert down["error"]["type"] == "api_error"
+    assert canceled["status"] == "canceled"
+    assert clock["now"] > 0
+    assert books["cancellations"] == {"re_1": 1}
+    assert books["faults"] == {"503": 1}
 
 
 def test_help_texts_are_the_commands_own() -> None:

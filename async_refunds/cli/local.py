@@ -38,19 +38,26 @@ def emulator(
     limits: Annotated[
         bool, typer.Option("--limits", help="Limit rates as Stripe does: 25/s.")
     ] = False,
+    latency: Annotated[
+        float, typer.Option(min=0, max=60, help="Seconds each execution takes.")
+    ] = 0.0,
+    per_charge: Annotated[
+        int, typer.Option(min=1, help="How many of the seeded refunds share a charge.")
+    ] = 1,
 ) -> None:
     """Run a local Stripe for refunds, to try and to test against.
 
-    It keeps refunds, idempotency keys and limits as Stripe does; any key such as
-    sk_test_123 is good. Ctrl-C ends it.
+    It keeps refunds, idempotency keys, limits and locks as Stripe does; any key
+    such as sk_test_123 is good. What Stripe, banks and time do by themselves is
+    set under /_emulator/, and faults and books are there too. Ctrl-C ends it.
     """
-    made = Emulator(limits=Limits() if limits else None)
+    made = Emulator(limits=Limits() if limits else None, latency=latency)
     try:
         if faults is not None:
             made.faults.load(faults)
     except ValueError as error:
         connect.refuse(f"--faults: {error}")
-    ids = made.seed_refunds(seed)
+    ids = made.seed_refunds(seed, per_charge=per_charge)
     output = Output(as_json=False)
 
     async def run() -> None:

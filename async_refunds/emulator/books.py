@@ -11,7 +11,7 @@ class ReceivedRequest:
     """One request as it arrived, and what became of it; never its API key.
 
     Attributes:
-        endpoint: ``cancel``, ``retrieve``, ``list`` or ``other``.
+        endpoint: ``cancel``, ``retrieve``, ``list``, ``expire`` or ``other``.
         params: Names and values of the query and the form, decoded, in order.
         received_at: Unix seconds on the emulator's clock.
         status: What was answered; None if no answer was begun.
@@ -39,7 +39,7 @@ class Books:
     Attributes:
         cancellations: By refund, how often a cancel was executed: how often its
             status went over to ``canceled`` on a request. Never more than one.
-        requests: By endpoint (``cancel``, ``retrieve``, ``list``, ``other``).
+        requests: By endpoint, how many were received.
         cancel_requests: By refund held here, how often its cancel was asked for.
         retrieve_requests: By refund held here, how often it was asked for.
         replays: How many answers came from under a key.

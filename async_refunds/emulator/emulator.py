@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from random import Random
 from typing import TYPE_CHECKING
 
 from .clock import Clock
+from .control import Control
+from .execution import Timing, seconds
 from .faults import Faults
+from .ledger import Ledger
 from .limiter import Limiter, Limits
 from .objects import Json, refund_object
-from .refunds import SAMPLE_EMAIL, Ledger
+from .refunds import SAMPLE_EMAIL
 from .server import Server
 from .service import Service
+from .threads import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+    from collections.abc import (
+        AsyncGenerator,
+        Callable,
+        Collection,
+        Generator,
+        Mapping,
+    )
 
     from .books import Books, ReceivedRequest
-    from .visit import Visit
 
 # How many requests the log remembers.
 LOGGED = 1000
-
-NEEDS_EMAIL = "a refund in requires_action needs an instructions_email"
 
 
 class Emulator:
@@ -43,6 +50,12 @@ class Emulator:
         seed: The same seed draws the same ids and the same faults.
         clock: Gives the time in Unix seconds; ``clock.advance`` adds to it.
         limits: What an account may ask for; None is no limit.
+        latency: Seconds that each execution takes. Meanwhile the request counts for
+            the limiters' concurrency, its idempotency key is in flight, and another
+            write on a refund of its charge is refused with ``lock_timeout``; what it
+            does is done at the end.
+        lock_wait: Seconds that such a write waits first. Stripe waits too, for a time
+            it does not tell; with the default every collision is seen.
 
     Attributes:
         clock: The emulator's time.
@@ -56,18 +69,36 @@ class Emulator:
         seed: int = 0,
         clock: Callable[[], float] = time.time,
         limits: Limits | None = None,
+        latency: float = 0.0,
+        lock_wait: float = 0.0,
     ) -> None:
         # Ids and faults are drawn apart, so that another refund is not another storm.
         ids = Random(seed)  # noqa: S311  # ids and storms are no secrets
         self.clock = Clock(clock)
         self.faults = Faults(Random(seed))  # noqa: S311  # the same
         self.requests: deque[ReceivedRequest] = deque(maxlen=LOGGED)
-        self._ledger = Ledger(ids)
+        self._timing = Timing(latency=latency, lock_wait=lock_wait)
+        self._ledger = Ledger(ids, self.clock)
         self._limiter = Limiter(limits)
         self._service = Service(
-            clock=self.clock, random=ids, ledger=self._ledger, limiter=self._limiter
+            clock=self.clock,
+            random=ids,
+            ledger=self._ledger,
+            limiter=self._limiter,
+            timing=self._timing,
         )
-        self._serving = False
+        self._base_url: str | None = None
+
+    @property
+    def base_url(self) -> str:
+        """Where it is being served, without a slash at the end.
+
+        Raises:
+            RuntimeError: It is not being served.
+        """
+        if self._base_url is None:
+            raise RuntimeError("this emulator is not being served")
+        return self._base_url
 
     @property
     def books(self) -> Books:
@@ -83,6 +114,24 @@ class Emulator:
     def limits(self, limits: Limits | None) -> None:
         self._limiter.limits = limits
 
+    @property
+    def latency(self) -> float:
+        """Seconds that each execution takes; may be changed while serving."""
+        return self._timing.latency
+
+    @latency.setter
+    def latency(self, latency: float) -> None:
+        self._timing.latency = seconds("latency", latency)
+
+    @property
+    def lock_wait(self) -> float:
+        """Seconds that a write waits for a locked charge; may be changed as well."""
+        return self._timing.lock_wait
+
+    @lock_wait.setter
+    def lock_wait(self, lock_wait: float) -> None:
+        self._timing.lock_wait = seconds("lock_wait", lock_wait)
+
     def add_refund(
         self,
         *,
@@ -92,6 +141,7 @@ class Emulator:
         livemode: bool = False,
         account: str | None = None,
         created: int | None = None,
+        expires_at: int | None = None,
         instructions_email: str | None = SAMPLE_EMAIL,
         charge: str | None = None,
         payment_intent: str | None = None,
@@ -108,8 +158,12 @@ class Emulator:
             livemode: Which keys see it: ``sk_live_`` or ``sk_test_``.
             account: The connected account it belongs to; None is the platform.
             created: Unix seconds; now unless told otherwise.
+            expires_at: Until when the customer may give bank details, in Unix seconds;
+                45 days from ``created`` unless told otherwise, or from now if those
+                are over. A refund still in ``requires_action`` then is ``failed``.
             instructions_email: Where the customer was asked for bank details.
-            charge: The charge refunded; one of its own unless told otherwise.
+            charge: The charge refunded; one of its own unless told otherwise. Writes
+                on refunds of one charge exclude each other.
             payment_intent: The payment intent refunded; the same.
             metadata: The merchant's own.
             refund_id: The id; drawn unless told otherwise.
@@ -118,8 +172,6 @@ class Emulator:
             ValueError: The id is taken, or a refund in ``requires_action`` has no
                 e-mail address.
         """
-        if status == "requires_action" and instructions_email is None:
-            raise ValueError(NEEDS_EMAIL)
         refund = self._ledger.add(
             self._ledger.shelf(account, livemode=livemode),
             created=int(self.clock.time()) if created is None else created,
@@ -131,19 +183,36 @@ class Emulator:
             charge=charge or "",
             payment_intent=payment_intent or "",
             metadata=metadata,
+            expires_at=expires_at,
         )
         return refund.id
 
     def seed_refunds(
-        self, count: int, *, livemode: bool = False, account: str | None = None
+        self,
+        count: int,
+        *,
+        per_charge: int = 1,
+        livemode: bool = False,
+        account: str | None = None,
     ) -> list[str]:
         """Add refunds in ``requires_action``, spread over time and currencies.
 
+        Args:
+            count: How many.
+            per_charge: How many neighbours are refunds of the same charge.
+            livemode: Which keys see them.
+            account: The connected account they belong to; None is the platform.
+
         Returns:
             Their ids, oldest first.
+
+        Raises:
+            ValueError: ``per_charge`` is less than one.
         """
+        if per_charge < 1:
+            raise ValueError(f"per_charge must be 1 or more, not {per_charge!r}")
         shelf = self._ledger.shelf(account, livemode=livemode)
-        return self._ledger.seed(shelf, count, now=int(self.clock.time()))
+        return self._ledger.seed(shelf, count, per_charge)
 
     def add_account(self, account: str) -> None:
         """Make a connected account known that has no refunds yet."""
@@ -157,24 +226,52 @@ class Emulator:
         """
         return refund_object(self._ledger.get(refund_id))
 
+    def give_details(self, refund_id: str) -> None:
+        """Let the customer give bank details: ``requires_action`` to ``pending``.
+
+        Raises:
+            KeyError: There is none of that id.
+            ValueError: It is in another state.
+        """
+        self._step(refund_id, "give_details")
+
+    def succeed(self, refund_id: str) -> None:
+        """Let the money arrive: ``pending`` to ``succeeded``. Raises as the former."""
+        self._step(refund_id, "succeed")
+
+    def return_money(self, refund_id: str) -> None:
+        """Let the bank return the money: back to ``requires_action``.
+
+        From ``pending`` or ``succeeded``; the customer is asked for other details, and
+        has 45 days again. Raises as the former.
+        """
+        self._step(refund_id, "return_money")
+
+    def expire(self, refund_id: str) -> None:
+        """Let the customer's time run out: ``requires_action`` to ``failed``.
+
+        It happens by itself as the clock goes. Raises as the former.
+        """
+        self._step(refund_id, "expire")
+
     def set_status(self, refund_id: str, status: str) -> None:
-        """Do what Stripe, a bank or a customer does to a refund by itself.
+        """Give a refund any status, possible or not.
 
         Raises:
             KeyError: There is none of that id.
             ValueError: It would be in ``requires_action`` with no e-mail address.
         """
-        refund = self._ledger.get(refund_id)
-        if status == "requires_action" and refund.instructions_email is None:
-            raise ValueError(NEEDS_EMAIL)
-        self._ledger.move(refund, status)
+        self._ledger.move(self._ledger.get(refund_id), status)
 
     def expire_key(self, key: str) -> None:
         """Refuse an API key from now on as expired."""
         self._service.keys.expired.add(key)
 
     def restrict_key(self, key: str, *, allow: Collection[str] = ()) -> None:
-        """Let an API key use only some of ``cancel``, ``retrieve`` and ``list``."""
+        """Let an API key use only some endpoints.
+
+        They are ``cancel``, ``retrieve``, ``list`` and ``expire``.
+        """
         self._service.keys.restricted[key] = frozenset(allow)
 
     @asynccontextmanager
@@ -193,15 +290,30 @@ class Emulator:
             OSError: The address cannot be had.
             RuntimeError: The emulator is being served already.
         """
-        if self._serving:
+        if self._base_url is not None:
             raise RuntimeError("this emulator is being served already")
-        self._serving = True
-        server = Server(self._service, self.faults, self._log)
+        server = Server(self._service, self.faults, Control(self), self.requests.append)
         try:
-            yield server.open(host, port)
+            self._base_url = server.open(host, port)
+            yield self._base_url
         finally:
-            self._serving = False
+            self._base_url = None
             await server.close()
 
-    def _log(self, visit: Visit) -> None:
-        self.requests.append(visit.record)
+    @contextmanager
+    def serve_in_thread(
+        self, *, host: str = "127.0.0.1", port: int = 0
+    ) -> Generator[str]:
+        """Serve from a thread of its own: for code without an event loop, or any.
+
+        Arguments and exceptions are those of `serve`. What is changed between two
+        requests, from whatever thread, the next request meets.
+        """
+        with in_thread(self.serve(host=host, port=port)) as base_url:
+            yield base_url
+
+    def _step(self, refund_id: str, name: str) -> None:
+        refund = self._ledger.get(refund_id)
+        was = refund.status
+        if not self._ledger.step(refund, name):
+            raise ValueError(f"a refund that is {was} cannot {name}")

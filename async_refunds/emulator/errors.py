@@ -133,7 +133,9 @@ def rate_limited(reason: str) -> StripeError:
 def lock_timeout() -> StripeError:
     """429 without a limiter's header: the object is locked.
 
-    https://docs.stripe.com/rate-limits#object-lock-timeouts
+    https://docs.stripe.com/rate-limits#object-lock-timeouts. The official clients
+    retry no 429 by its status; that "in cases of lock timeouts" the API advises them
+    to is said in `stripe._http_client.HTTPClient._should_retry`.
     """
     return StripeError(
         429,
@@ -143,6 +145,7 @@ def lock_timeout() -> StripeError:
         " making multiple concurrent requests to a single object, make your requests"
         " serially or at a lower rate.",
         code="lock_timeout",
+        headers={"Stripe-Should-Retry": "true"},
     )
 
 
@@ -185,13 +188,43 @@ def invalid_version(version: str) -> StripeError:
     return StripeError(400, f"Invalid Stripe API version: {version}")
 
 
-def server_error(status: int) -> StripeError:
-    """500, 503: Stripe's own trouble."""
+def not_in_livemode() -> StripeError:
+    """400: a test helper was asked for with a live key.
+
+    The words are those of https://docs.stripe.com/api/test_clocks.
+    """
+    return StripeError(
+        400,
+        "This endpoint is only available in testmode. Try using your test keys"
+        " instead.",
+    )
+
+
+def not_expirable(status: str) -> StripeError:
+    """400: only a refund that waits for the customer can expire."""
+    return StripeError(
+        400,
+        f"This refund has a status of {status}; only a refund with a status of"
+        " requires_action can be expired.",
+    )
+
+
+def server_error(status: int, *, saved: bool = False) -> StripeError:
+    """500, 503: Stripe's own trouble.
+
+    Args:
+        status: The HTTP status.
+        saved: It is kept under an idempotency key, so that to retry is of no use.
+            The official clients "expect the stripe-should-retry header to be false in
+            most cases when a 500 is returned, since our idempotency framework would
+            typically replay it" (`stripe._http_client.HTTPClient._should_retry`).
+    """
     return StripeError(
         status,
         "Sorry, there was an error while talking to one of our backends. If you have"
         f" any questions, {SUPPORT}",
         kind="api_error",
+        headers={"Stripe-Should-Retry": "false"} if saved else None,
     )
 
 

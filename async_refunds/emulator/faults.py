@@ -18,7 +18,7 @@ FAULTS: Mapping[str, str] = {
     "refuse": "connections are refused for a moment; nothing arrives",
     "reset_before": "the connection is reset before anything is executed",
     "reset_after": "executed, then the connection is reset and the answer is lost",
-    "stall": "nothing executed, and no answer until the client hangs up",
+    "stall": "nothing executed, its key and charge held until the client hangs up",
     "slow": "executed, and answered late",
     "cut_body": "executed, but the connection is cut halfway through the body",
     "garbage": "executed, but 200 with a body that is not JSON",
@@ -58,8 +58,19 @@ class Faults:
         self.slow_seconds = 0.2
         self._random = random
         self._script: deque[str] = deque()
+        self._weights: Mapping[str, float] = {}
         self._storm: Sequence[tuple[float, str]] = ()
         self._refuse: Callable[[], bool] | None = None
+
+    @property
+    def scripted(self) -> list[str]:
+        """What the next requests meet."""
+        return list(self._script)
+
+    @property
+    def storming(self) -> dict[str, float]:
+        """With which probability each request meets which fault, after the script."""
+        return dict(self._weights)
 
     def script(self, *names: str) -> None:
         """Append to what the next requests meet, in this order; ``"ok"`` is no fault.
@@ -103,7 +114,7 @@ class Faults:
     def clear(self) -> None:
         """Forget the script and the storm."""
         self._script.clear()
-        self._storm = ()
+        self._set_storm({})
 
     def load(self, spec: str) -> None:
         """Take a script or a storm from a command line's words.
@@ -159,6 +170,7 @@ class Faults:
     def _set_storm(self, weights: Mapping[str, float]) -> None:
         for name in weights:
             _check_name(name)
+        self._weights = weights
         bounds = accumulate(weights.values())
         self._storm = tuple(zip(bounds, weights, strict=True))
 

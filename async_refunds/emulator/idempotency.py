@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Mapping
+
+    from .params import Params
 
 # Stripe removes a key once it is at least 24 hours old.
 KEPT_SECONDS = 24 * 3600
@@ -18,17 +20,15 @@ KEPT_SECONDS = 24 * 3600
 # The longest key Stripe takes.
 LONGEST_KEY = 255
 
-# The path and the parameters: what must be the same for the key to be the same.
-Fingerprint: TypeAlias = tuple[str, tuple[tuple[str, str], ...]]
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Saved:
     """The first answer given under a key."""
 
     status: int
     body: bytes
     request_id: str
+    headers: Mapping[str, str]
 
 
 class Standing(enum.Enum):
@@ -42,7 +42,8 @@ class Standing(enum.Enum):
 
 @dataclass(slots=True)
 class _Entry:
-    fingerprint: Fingerprint
+    path: str
+    params: Params
     begun: float
     saved: Saved | None = None
 
@@ -51,46 +52,52 @@ class IdempotencyKeys:
     """What is known of each key of each account and mode."""
 
     def __init__(self) -> None:
-        self._entries: dict[tuple[Hashable, str], _Entry] = {}
+        self._scopes: dict[Hashable, dict[str, _Entry]] = {}
 
     def begin(
-        self, scope: Hashable, key: str, fingerprint: Fingerprint, *, now: float
+        self, scope: Hashable, key: str, path: str, params: Params, *, now: float
     ) -> Saved | Standing:
         """Take the key for a request that starts now.
+
+        The path and the parameters are what must be the same for a key to be the same.
 
         Returns:
             The saved answer of the same request; or ``FRESH``, and the key is in
             flight until `save` or `release`; or what is wrong with the key.
         """
-        self._forget(now)
-        entry = self._entries.get((scope, key))
+        entries = self._scopes.get(scope)
+        if entries is None:
+            entries = self._scopes[scope] = {}
+        _forget(entries, now)
+        entry = entries.get(key)
         if entry is None:
-            self._entries[scope, key] = _Entry(fingerprint, now)
+            entries[key] = _Entry(path, params, now)
             return Standing.FRESH
-        if entry.fingerprint[0] != fingerprint[0]:
+        if entry.path != path:
             return Standing.OTHER_PATH
-        if entry.fingerprint != fingerprint:
+        if entry.params != params:
             return Standing.OTHER_PARAMETERS
         return entry.saved or Standing.IN_FLIGHT
 
     def first_path(self, scope: Hashable, key: str) -> str:
         """Return the path a known key was first used for."""
-        return self._entries[scope, key].fingerprint[0]
+        return self._scopes[scope][key].path
 
     def save(self, scope: Hashable, key: str, saved: Saved) -> None:
         """Keep the answer of the request that holds the key."""
-        self._entries[scope, key].saved = saved
+        self._scopes[scope][key].saved = saved
 
     def release(self, scope: Hashable, key: str) -> None:
         """Forget a key whose request did not begin to execute."""
-        del self._entries[scope, key]
+        del self._scopes[scope][key]
 
-    def _forget(self, now: float) -> None:
-        # Entries stand in the order they began, so the expired ones come first; one
-        # still in flight holds back those behind it until it ends.
-        while self._entries:
-            oldest = next(iter(self._entries))
-            entry = self._entries[oldest]
-            if entry.saved is None or now - entry.begun < KEPT_SECONDS:
-                return
-            del self._entries[oldest]
+
+def _forget(entries: dict[str, _Entry], now: float) -> None:
+    # Entries stand in the order they began, so the expired ones come first; one still
+    # in flight holds back those behind it until it ends.
+    while entries:
+        oldest = next(iter(entries))
+        entry = entries[oldest]
+        if entry.saved is None or now - entry.begun < KEPT_SECONDS:
+            return
+        del entries[oldest]

@@ -9,6 +9,7 @@ import base64
 import binascii
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from .errors import SUPPORT, StripeError
 
@@ -60,6 +61,28 @@ def read_key(authorization: str | None) -> str:
     return rest
 
 
+# A caller has few keys, and sends one with each request.
+@lru_cache
+def _opened(authorization: str | None) -> tuple[str, bool]:
+    key = read_key(authorization)
+    match = _KEY.fullmatch(key)
+    if match is None:
+        raise StripeError(
+            401, f"Invalid API Key provided: {masked(key)}", headers=CHALLENGE
+        )
+    kind, mode = match.groups()
+    if kind == "pk":
+        raise StripeError(
+            401,
+            "This API call cannot be made with a publishable API key. Please use a"
+            " secret API key. You can find a list of your API keys at"
+            " https://dashboard.stripe.com/account/apikeys.",
+            code="secret_key_required",
+            headers=CHALLENGE,
+        )
+    return key, mode == "live"
+
+
 @dataclass(slots=True)
 class Keys:
     """What the emulator was told of single keys; any other well-formed key is good.
@@ -74,27 +97,13 @@ class Keys:
         default_factory=dict[str, frozenset[str]]
     )
 
-    def livemode(self, key: str) -> bool:
-        """Return whether the key opens the live mode.
+    def read(self, authorization: str | None) -> tuple[str, bool]:
+        """Return the key of a header, and whether it opens the live mode.
 
         Raises:
-            StripeError: 401, the key is no secret key, or has expired.
+            StripeError: 401, there is none, it is no secret key, or has expired.
         """
-        match = _KEY.fullmatch(key)
-        if match is None:
-            raise StripeError(
-                401, f"Invalid API Key provided: {masked(key)}", headers=CHALLENGE
-            )
-        kind, mode = match.groups()
-        if kind == "pk":
-            raise StripeError(
-                401,
-                "This API call cannot be made with a publishable API key. Please use a"
-                " secret API key. You can find a list of your API keys at"
-                " https://dashboard.stripe.com/account/apikeys.",
-                code="secret_key_required",
-                headers=CHALLENGE,
-            )
+        key, livemode = _opened(authorization)
         if key in self.expired:
             raise StripeError(
                 401,
@@ -102,7 +111,7 @@ class Keys:
                 code="api_key_expired",
                 headers=CHALLENGE,
             )
-        return mode == "live"
+        return key, livemode
 
     def permit(self, key: str, endpoint: str, account: str) -> None:
         """Let the key use an endpoint, or not.
@@ -113,7 +122,8 @@ class Keys:
         allowed = self.restricted.get(key)
         if allowed is None or endpoint in allowed:
             return
-        permission = "rak_charge_write" if endpoint == "cancel" else "rak_charge_read"
+        writes = endpoint in {"cancel", "expire"}
+        permission = "rak_charge_write" if writes else "rak_charge_read"
         raise StripeError(
             403,
             f"The provided key '{masked(key)}' does not have the required permissions"

@@ -49,28 +49,29 @@ class Limiter:
         self._buckets: dict[tuple[Hashable, str | None], _Bucket] = {}
         self._under_way: Counter[tuple[Hashable, str | None]] = Counter()
 
-    def enter(self, scope: Hashable, endpoint: str, *, now: float) -> str | None:
+    def enter(
+        self, limits: Limits, scope: Hashable, endpoint: str, *, now: float
+    ) -> str | None:
         """Let a request in, or return why not, as Stripe's header says it.
 
-        A request let in must `leave`. One kept out uses up nothing.
+        A request let in must `leave`. One kept out uses up nothing. While there are no
+        limits nobody asks.
         """
         everything = (scope, None)
         alike = (scope, endpoint)
-        limits = self.limits
-        if limits is not None:
-            if _full(self._under_way[everything], limits.global_concurrency):
-                return "global-concurrency"
-            if _full(self._under_way[alike], limits.endpoint_concurrency):
-                return "endpoint-concurrency"
-            overall = self._bucket(everything, limits.global_rate, now)
-            if overall is not None and overall.tokens < 1:
-                return "global-rate"
-            own = self._bucket(alike, limits.endpoint_rate, now)
-            if own is not None and own.tokens < 1:
-                return "endpoint-rate"
-            for bucket in (overall, own):
-                if bucket is not None:
-                    bucket.tokens -= 1
+        if _full(self._under_way[everything], limits.global_concurrency):
+            return "global-concurrency"
+        if _full(self._under_way[alike], limits.endpoint_concurrency):
+            return "endpoint-concurrency"
+        overall = self._bucket(everything, limits.global_rate, now)
+        if overall is not None and overall.tokens < 1:
+            return "global-rate"
+        own = self._bucket(alike, limits.endpoint_rate, now)
+        if own is not None and own.tokens < 1:
+            return "endpoint-rate"
+        for bucket in (overall, own):
+            if bucket is not None:
+                bucket.tokens -= 1
         self._under_way[everything] += 1
         self._under_way[alike] += 1
         return None

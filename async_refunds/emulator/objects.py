@@ -51,19 +51,19 @@ FAILURE_REASONS: Mapping[str, str] = {
 
 def refund_object(refund: Refund, expand: Expansion | None = None) -> Json:
     """Return the refund as Stripe shows it, as a JSON object."""
-    status = refund.status
+    status, suffix = refund.status, refund.suffix
     item: Json = {
         "id": refund.id,
         "object": "refund",
         "amount": refund.amount,
-        "balance_transaction": f"txn_{refund.suffix}",
-        "charge": refund.charge_id,
+        "balance_transaction": f"txn_{suffix}",
+        "charge": refund.charge or f"ch_{suffix}",
         "created": refund.created,
         "currency": refund.currency,
         "customer": None,
         "customer_account": None,
         "metadata": refund.metadata or {},
-        "payment_intent": refund.payment_intent_id,
+        "payment_intent": refund.payment_intent or f"pi_{suffix}",
         "payment_method": None,
         "reason": None,
         "receipt_number": None,
@@ -94,22 +94,27 @@ def _next_action(refund: Refund) -> Json:
         "type": "display_details",
         "display_details": {
             "email_sent": {
-                "email_sent_at": refund.created,
+                "email_sent_at": refund.asked_at,
                 "email_sent_to": refund.instructions_email,
             },
-            "expires_at": refund.expires_at,
+            "expires_at": refund.deadline,
         },
     }
 
 
 def _charge(refund: Refund, expand: Expansion) -> Json:
+    siblings = refund.siblings
+    amount = sum(each.amount for each in siblings)
+    refunded = sum(
+        each.amount for each in siblings if each.status not in FAILURE_REASONS
+    )
     item: Json = {
         "id": refund.charge_id,
         "object": "charge",
-        "amount": refund.amount,
-        "amount_captured": refund.amount,
-        "amount_refunded": 0 if refund.status in FAILURE_REASONS else refund.amount,
-        "balance_transaction": f"txn_{refund.suffix}Charge",
+        "amount": amount,
+        "amount_captured": amount,
+        "amount_refunded": refunded,
+        "balance_transaction": f"txn_{refund.charge_id.partition('_')[2]}Charge",
         "captured": True,
         "created": refund.created,
         "currency": refund.currency,
@@ -117,18 +122,19 @@ def _charge(refund: Refund, expand: Expansion) -> Json:
         "metadata": {},
         "paid": True,
         "payment_intent": refund.payment_intent_id,
-        "refunded": refund.status not in FAILURE_REASONS,
+        "refunded": refunded == amount,
         "status": "succeeded",
     }
     return _expanded(item, refund, expand)
 
 
 def _payment_intent(refund: Refund, expand: Expansion) -> Json:
+    amount = sum(each.amount for each in refund.siblings)
     item: Json = {
         "id": refund.payment_intent_id,
         "object": "payment_intent",
-        "amount": refund.amount,
-        "amount_received": refund.amount,
+        "amount": amount,
+        "amount_received": amount,
         "created": refund.created,
         "currency": refund.currency,
         "latest_charge": refund.charge_id,
@@ -141,10 +147,12 @@ def _payment_intent(refund: Refund, expand: Expansion) -> Json:
 
 def _transaction(refund: Refund, name: str, expand: Expansion) -> Json:
     # The money leaves with the refund and returns when it came to nothing.
-    charged = name == f"txn_{refund.suffix}Charge"
+    charged = name == f"txn_{refund.charge_id.partition('_')[2]}Charge"
     back = name == refund.failure_transaction
     kind = "charge" if charged else "refund_failure" if back else "refund"
-    amount = refund.amount if charged or back else -refund.amount
+    amount = refund.amount if back else -refund.amount
+    if charged:
+        amount = sum(each.amount for each in refund.siblings)
     item: Json = {
         "id": name,
         "object": "balance_transaction",

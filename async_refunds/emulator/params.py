@@ -53,6 +53,8 @@ def refuse_unknown(params: Params, known: Collection[str]) -> None:
     Raises:
         StripeError: 400 with the first such parameter as its ``param``.
     """
+    if not params:
+        return
     unknown = [name for name, _ in params if name not in known]
     if not unknown:
         return

@@ -1,41 +1,39 @@
-"""The refunds the emulator holds: their life, and their order in lists."""
+"""The refunds the emulator holds: what is kept of each, and what happens to it."""
 
 from __future__ import annotations
 
-import string
-from bisect import bisect_left, bisect_right, insort
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .markets import MARKETS
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from random import Random
 
-# A refund that waits for bank details expires this long after it was made.
-# https://docs.stripe.com/refunds#refund-requires-action
+# A refund that waits for bank details expires this long after they were asked for.
+# https://docs.stripe.com/payments/customer-balance/refunding
 EXPIRES_AFTER = 45 * 24 * 3600
-
-# Seeded refunds are younger than that, so that all of them are still open.
-SEEDED_SPAN = 40 * 24 * 3600
 
 # The sample customer of Stripe's own documentation.
 SAMPLE_EMAIL = "jenny.rosen@example.com"
 
-# How many signs of an id are drawn.
-ID_SIGNS = 23
+# What happens to a refund by itself: from which status, to which.
+# https://docs.stripe.com/refunds
+STEPS: Mapping[str, tuple[frozenset[str], str]] = {
+    "give_details": (frozenset({"requires_action"}), "pending"),
+    "succeed": (frozenset({"pending"}), "succeeded"),
+    "return_money": (frozenset({"pending", "succeeded"}), "requires_action"),
+    "expire": (frozenset({"requires_action"}), "failed"),
+}
 
-# Every byte as one of the signs that ids are made of: quicker than drawing signs.
-SIGNS = (string.digits + string.ascii_letters).encode()
-BYTES_TO_SIGNS = bytes(SIGNS[byte % len(SIGNS)] for byte in range(256))
+NEEDS_EMAIL = "a refund in requires_action needs an instructions_email"
 
 
 @dataclass(slots=True, eq=False)
 class Refund:
     """One refund. The JSON is made when asked for, so that a million fit in memory.
 
-    An empty ``charge`` or ``payment_intent`` is derived from the id.
+    An empty ``charge`` or ``payment_intent`` is derived from the id. ``asked_at`` is
+    when the customer was last asked for bank details; with no ``expires_at`` they have
+    as long as Stripe gives them.
     """
 
     id: str
@@ -49,6 +47,8 @@ class Refund:
     charge: str
     payment_intent: str
     metadata: dict[str, str] | None
+    asked_at: int
+    expires_at: int | None = None
     failure_transaction: str | None = None
 
     @property
@@ -67,22 +67,22 @@ class Refund:
         return self.payment_intent or f"pi_{self.suffix}"
 
     @property
-    def expires_at(self) -> int:
+    def deadline(self) -> int:
         """Until when, in Unix seconds, the customer may give bank details."""
-        return self.created + EXPIRES_AFTER
+        if self.expires_at is not None:
+            return self.expires_at
+        return self.asked_at + EXPIRES_AFTER
+
+    @property
+    def siblings(self) -> list[Refund]:
+        """All refunds of the same charge, this one among them."""
+        rows = self.shelf.by_charge.get(self.charge_id, [])
+        return rows if self.charge else [*rows, self]
 
     @property
     def age(self) -> tuple[int, int]:
         """What lists are sorted by: the time, and the order within a second."""
         return self.created, self.number
-
-
-def _age(refund: Refund) -> tuple[int, int]:
-    return refund.age
-
-
-def _created(refund: Refund) -> int:
-    return refund.created
 
 
 @dataclass(slots=True, eq=False)
@@ -115,200 +115,3 @@ class ListQuery:
     created_to: int | None = None
     starting_after: Refund | None = None
     ending_before: Refund | None = None
-
-
-class Ledger:
-    """Every refund, by id and by shelf.
-
-    Args:
-        random: Draws the ids and the seeded amounts.
-    """
-
-    def __init__(self, random: Random) -> None:
-        self._random = random
-        self._refunds: dict[str, Refund] = {}
-        self._shelves: dict[tuple[str | None, bool], Shelf] = {}
-        self._accounts: set[str] = set()
-
-    def draw_id(self, prefix: str) -> str:
-        """Return a new id such as ``re_1...``."""
-        signs = self._random.randbytes(ID_SIGNS).translate(BYTES_TO_SIGNS)
-        return f"{prefix}_1{signs.decode()}"
-
-    def add_account(self, account: str) -> None:
-        """Make a connected account known."""
-        self._accounts.add(account)
-
-    def knows(self, account: str) -> bool:
-        """Return whether the account was added, or given a refund."""
-        return account in self._accounts
-
-    def shelf(self, account: str | None, *, livemode: bool) -> Shelf:
-        """Return the shelf of one account (None: the platform) in one mode."""
-        shelf = self._shelves.get((account, livemode))
-        if shelf is None:
-            shelf = Shelf(account, livemode)
-            self._shelves[account, livemode] = shelf
-        return shelf
-
-    def add(
-        self,
-        shelf: Shelf,
-        *,
-        created: int,
-        amount: int,
-        currency: str,
-        status: str,
-        refund_id: str | None = None,
-        instructions_email: str | None = None,
-        charge: str = "",
-        payment_intent: str = "",
-        metadata: Mapping[str, str] | None = None,
-    ) -> Refund:
-        """Put a refund on a shelf and return it.
-
-        Raises:
-            ValueError: The id is taken.
-        """
-        refund_id = refund_id or self.draw_id("re")
-        if refund_id in self._refunds:
-            msg = f"there is a refund {refund_id!r} already"
-            raise ValueError(msg)
-        refund = Refund(
-            refund_id,
-            shelf,
-            len(self._refunds),
-            amount,
-            currency,
-            created,
-            status,
-            instructions_email,
-            charge,
-            payment_intent,
-            dict(metadata) if metadata else None,
-        )
-        self._refunds[refund_id] = refund
-        _place(shelf.refunds, refund)
-        if charge:
-            _place(shelf.by_charge.setdefault(charge, []), refund)
-        if payment_intent:
-            _place(shelf.by_intent.setdefault(payment_intent, []), refund)
-        if shelf.account is not None:
-            self._accounts.add(shelf.account)
-        return refund
-
-    def seed(self, shelf: Shelf, count: int, *, now: int) -> list[str]:
-        """Add refunds in ``requires_action`` and return their ids, oldest first."""
-        ids: list[str] = []
-        currencies = tuple(MARKETS)
-        for number in range(count):
-            currency = self._random.choice(currencies)
-            refund = self.add(
-                shelf,
-                # In the order of their age each is an append.
-                created=now - SEEDED_SPAN + (number + 1) * SEEDED_SPAN // count,
-                amount=self._random.randint(*MARKETS[currency].amounts),
-                currency=currency,
-                status="requires_action",
-                instructions_email=f"customer{number}@example.com",
-            )
-            ids.append(refund.id)
-        return ids
-
-    def get(self, refund_id: str) -> Refund:
-        """Return any refund, whatever its account and mode.
-
-        Raises:
-            KeyError: There is none of that id.
-        """
-        return self._refunds[refund_id]
-
-    def holds(self, refund_id: str) -> bool:
-        """Return whether there is a refund of that id, in any account or mode."""
-        return refund_id in self._refunds
-
-    def find(self, shelf: Shelf, refund_id: str) -> Refund | None:
-        """Return the refund if it stands on that shelf."""
-        refund = self._refunds.get(refund_id)
-        return refund if refund is not None and refund.shelf is shelf else None
-
-    def cancel(self, refund: Refund) -> bool:
-        """Cancel the refund if its state allows, and return whether it did.
-
-        Only a refund in ``requires_action`` can be canceled; its money returns to
-        the balance: https://docs.stripe.com/api/refunds/cancel
-        """
-        if refund.status != "requires_action":
-            return False
-        self.move(refund, "canceled")
-        return True
-
-    def move(self, refund: Refund, status: str) -> None:
-        """Give the refund a status, and the marks that come with it."""
-        refund.status = status
-        refund.failure_transaction = (
-            self.draw_id("txn") if status in {"canceled", "failed"} else None
-        )
-
-    def page(self, shelf: Shelf, query: ListQuery) -> tuple[list[Refund], bool]:
-        """Return one page, newest first, and whether more follow.
-
-        https://docs.stripe.com/api/pagination
-        """
-        rows = self._rows(shelf, query)
-        low, high = 0, len(rows)
-        if query.created_from is not None:
-            low = bisect_left(rows, query.created_from, key=_created)
-        if query.created_to is not None:
-            high = bisect_right(rows, query.created_to, key=_created)
-        if query.starting_after is not None:
-            high = min(high, bisect_left(rows, query.starting_after.age, key=_age))
-        if query.ending_before is not None:
-            low = max(low, bisect_right(rows, query.ending_before.age, key=_age))
-            found = rows[low : min(high, low + query.limit)]
-        else:
-            found = rows[max(low, high - query.limit) : high]
-        found.reverse()
-        return found, high - low > query.limit
-
-    def charged(self, shelf: Shelf, charge: str) -> list[Refund]:
-        """Return the refunds of one charge, oldest first."""
-        return self._related(shelf, shelf.by_charge.get(charge, []), charge, "ch")
-
-    def intended(self, shelf: Shelf, payment_intent: str) -> list[Refund]:
-        """Return the refunds of one payment intent, oldest first."""
-        given = shelf.by_intent.get(payment_intent, [])
-        return self._related(shelf, given, payment_intent, "pi")
-
-    def _rows(self, shelf: Shelf, query: ListQuery) -> list[Refund]:
-        if query.charge is None and query.payment_intent is None:
-            return shelf.refunds
-        if query.charge is None:
-            return self.intended(shelf, query.payment_intent or "")
-        rows = self.charged(shelf, query.charge)
-        if query.payment_intent is None:
-            return rows
-        return [row for row in rows if row.payment_intent_id == query.payment_intent]
-
-    def _related(
-        self, shelf: Shelf, given: list[Refund], related: str, prefix: str
-    ) -> list[Refund]:
-        """Return the refunds that name the object, and the one derived from it."""
-        rows = list(given)
-        kind, _, suffix = related.partition("_")
-        if kind != prefix:
-            return rows
-        for refund_prefix in ("re", "pyr"):
-            refund = self.find(shelf, f"{refund_prefix}_{suffix}")
-            if refund is not None and not (
-                refund.charge if prefix == "ch" else refund.payment_intent
-            ):
-                insort(rows, refund, key=_age)
-        return rows
-
-
-def _place(rows: list[Refund], refund: Refund) -> None:
-    if not rows or rows[-1].age < refund.age:
-        rows.append(refund)
-    else:
-        insort(rows, refund, key=_age)

@@ -14,13 +14,18 @@ from .handling import Handling
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .books import ReceivedRequest
+    from .control import Control
     from .faults import Faults
     from .service import Service
-    from .visit import Visit
 
 # How many connections may wait to be accepted: a client that opens some hundred at
 # once must meet no refusal but those asked for.
 BACKLOG = 1024
+
+# The longest request line that is read; aiohttp's own 8 KiB would answer a long list of
+# expand[] with an error that is none of Stripe's.
+LONGEST_LINE = 2**20
 
 # How long closing may take, in seconds; all that could last has been ended before.
 CLOSING_SECONDS = 5.0
@@ -34,21 +39,28 @@ class Server:
     Args:
         service: Answers.
         faults: Says what goes wrong.
-        log: Gets every visit.
+        control: Answers what is not for Stripe but for the emulator.
+        log: Gets a record of each request.
     """
 
     def __init__(
-        self, service: Service, faults: Faults, log: Callable[[Visit], None]
+        self,
+        service: Service,
+        faults: Faults,
+        control: Control,
+        log: Callable[[ReceivedRequest], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._faults = faults
         self._books = service.books
-        self._handling = Handling(service, faults, log, self._refuse)
+        self._handling = Handling(service, faults, control, log, self._refuse)
         self._web = web.Server(
             self._handling.handle,
             # A stalled request must learn that its client has hung up.
             handler_cancellation=True,
             access_log=None,
+            # Long lines are answered by the API, in its words.
+            max_line_size=LONGEST_LINE,
             # What claims to be compressed is no form: it is refused, not unpacked.
             auto_decompress=False,
         )
@@ -76,7 +88,6 @@ class Server:
         """Stop listening and end every request under way at once."""
         self._faults.watch(None)
         self._shut()
-        self._handling.finish_late()
         if self._refusing is not None:
             self._refusing.cancel()
             await asyncio.wait([self._refusing])
@@ -84,6 +95,7 @@ class Server:
         for connection in self._web.connections:
             if connection in self._handling.busy and connection.transport is not None:
                 connection.transport.abort()
+        await self._handling.close()
         await self._web.shutdown(CLOSING_SECONDS)
 
     def _listen(self) -> socket.socket:

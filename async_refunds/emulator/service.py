@@ -17,19 +17,24 @@ from .params import (
     read_text,
     refuse_unknown,
 )
-from .refunds import ListQuery, Refund
+from .refunds import ListQuery
 from .state import State
-from .visit import Incoming, Visit
+from .visit import Visit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from random import Random
 
     from .clock import Clock
+    from .execution import Timing
+    from .incoming import Incoming
+    from .ledger import Ledger
     from .limiter import Limiter
-    from .refunds import Ledger
+    from .refunds import Refund
 
 REFUNDS = "/v1/refunds"
+BELOW = REFUNDS + "/"
+HELPERS = "/v1/test_helpers/refunds"
 
 _LIST_PARAMS = frozenset(
     {
@@ -48,17 +53,30 @@ _LIST_PARAMS = frozenset(
 )
 _EXPAND_ONLY = frozenset({"expand[]"})
 
+# Whose requests the books count by refund.
+_COUNTED = frozenset({"cancel", "retrieve"})
+
+
+# One that is kept is quicker than one for each answer.
+_encode = msgspec.json.Encoder().encode
+
 
 def route(method: str, path: str) -> tuple[str, str]:
     """Return the endpoint (``other`` if there is none) and the id in the path."""
     if path == REFUNDS:
         return ("list" if method == "GET" else "other"), ""
-    if path.startswith(REFUNDS + "/"):
-        refund_id, slash, action = path[len(REFUNDS) + 1 :].partition("/")
+    if path.startswith(BELOW):
+        refund_id, slash, action = path[len(BELOW) :].partition("/")
+        if "%" in refund_id:
+            refund_id = unquote(refund_id)
         if refund_id and method == "GET" and not slash:
-            return "retrieve", unquote(refund_id)
+            return "retrieve", refund_id
         if refund_id and method == "POST" and slash and action == "cancel":
-            return "cancel", unquote(refund_id)
+            return "cancel", refund_id
+    elif method == "POST" and path.startswith(HELPERS + "/"):
+        refund_id, _, action = path[len(HELPERS) + 1 :].partition("/")
+        if refund_id and action == "expire":
+            return "expire", unquote(refund_id)
     return "other", ""
 
 
@@ -70,16 +88,24 @@ class Service(State):
         random: Draws the request ids.
         ledger: Holds the refunds.
         limiter: Lets requests in.
+        timing: How long things take.
     """
 
     def __init__(
-        self, *, clock: Clock, random: Random, ledger: Ledger, limiter: Limiter
+        self,
+        *,
+        clock: Clock,
+        random: Random,
+        ledger: Ledger,
+        limiter: Limiter,
+        timing: Timing,
     ) -> None:
-        super().__init__(clock=clock, ledger=ledger, limiter=limiter)
+        super().__init__(clock=clock, ledger=ledger, limiter=limiter, timing=timing)
         # Drawn once and counted from there: a draw for each request costs more.
         self._request_number = random.getrandbits(52)
         self.endpoints: Mapping[str, Callable[[Visit], Callable[[], bytes]]] = {
             "cancel": self._cancel,
+            "expire": self._expire,
             "retrieve": self._retrieve,
             "list": self._list,
         }
@@ -89,30 +115,50 @@ class Service(State):
         self._request_number += 1
         endpoint, refund_id = route(incoming.method, incoming.path)
         self.books.requests[endpoint] += 1
-        if refund_id and self.ledger.holds(refund_id):
+        named = self.ledger.look(refund_id) if refund_id else None
+        if named is not None and endpoint in _COUNTED:
             counts = self.books.cancel_requests
             if endpoint == "retrieve":
                 counts = self.books.retrieve_requests
-            counts[refund_id] += 1
+            # Quicker than += for what a Counter does not know yet, as most are not.
+            counts[refund_id] = counts.get(refund_id, 0) + 1
         return Visit(
             self,
             incoming,
             run=self.endpoints.get(endpoint),
             endpoint=endpoint,
             refund_id=refund_id,
+            named=named,
             number=self._request_number,
         )
 
     def _cancel(self, visit: Visit) -> Callable[[], bytes]:
         refuse_unknown(visit.params, _EXPAND_ONLY)
         expand = read_expand(visit.params)
+        visit.writes = True
 
         def execute() -> bytes:
-            refund = self._find(visit, param="refund")
+            refund = self._named(visit, param="refund")
             if not self.ledger.cancel(refund):
                 raise errors.not_cancelable()
-            self.books.cancellations[refund.id] += 1
-            return msgspec.json.encode(refund_object(refund, expand))
+            done = self.books.cancellations
+            done[refund.id] = done.get(refund.id, 0) + 1
+            return _encode(refund_object(refund, expand))
+
+        return execute
+
+    def _expire(self, visit: Visit) -> Callable[[], bytes]:
+        if visit.shelf.livemode:
+            raise errors.not_in_livemode()
+        refuse_unknown(visit.params, _EXPAND_ONLY)
+        expand = read_expand(visit.params)
+        visit.writes = True
+
+        def execute() -> bytes:
+            refund = self._named(visit, param="refund")
+            if not self.ledger.step(refund, "expire"):
+                raise errors.not_expirable(refund.status)
+            return _encode(refund_object(refund, expand))
 
         return execute
 
@@ -121,8 +167,8 @@ class Service(State):
         expand = read_expand(visit.params)
 
         def execute() -> bytes:
-            refund = self._find(visit, param="id")
-            return msgspec.json.encode(refund_object(refund, expand))
+            refund = self._named(visit, param="id")
+            return _encode(refund_object(refund, expand))
 
         return execute
 
@@ -134,7 +180,7 @@ class Service(State):
 
         def execute() -> bytes:
             found, more = self.ledger.page(visit.shelf, query)
-            return msgspec.json.encode(
+            return _encode(
                 {
                     "object": "list",
                     "data": [refund_object(refund, expand) for refund in found],
@@ -179,14 +225,14 @@ class Service(State):
             raise _missing_param("refund", refund_id, name)
         return refund
 
-    def _find(self, visit: Visit, *, param: str) -> Refund:
-        refund = self.ledger.find(visit.shelf, visit.refund_id)
-        if refund is not None:
-            return refund
-        shelf = visit.shelf
+    def _named(self, visit: Visit, *, param: str) -> Refund:
+        """Return the refund in the path as it is now, if the caller may see it."""
+        refund, shelf = visit.named, visit.shelf
+        if refund is not None and refund.shelf is shelf:
+            return self.ledger.as_of_now(refund)
         other = self.ledger.shelf(shelf.account, livemode=not shelf.livemode)
         hint = ""
-        if self.ledger.find(other, visit.refund_id) is not None:
+        if refund is not None and refund.shelf is other:
             modes = ("test", "live") if shelf.livemode else ("live", "test")
             hint = (
                 f"; a similar object exists in {modes[0]} mode, but a {modes[1]} mode"

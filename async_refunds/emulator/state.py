@@ -10,8 +10,9 @@ from .keys import Keys
 
 if TYPE_CHECKING:
     from .clock import Clock
+    from .execution import Timing
+    from .ledger import Ledger
     from .limiter import Limiter
-    from .refunds import Ledger
 
 
 class State:
@@ -21,12 +22,16 @@ class State:
         clock: Tells the time.
         ledger: Holds the refunds.
         limiter: Lets requests in.
+        timing: How long things take.
     """
 
-    def __init__(self, *, clock: Clock, ledger: Ledger, limiter: Limiter) -> None:
+    def __init__(
+        self, *, clock: Clock, ledger: Ledger, limiter: Limiter, timing: Timing
+    ) -> None:
         self.clock = clock
         self.ledger = ledger
         self.limiter = limiter
+        self.timing = timing
         self.idempotency = IdempotencyKeys()
         self.keys = Keys()
         self.books = Books()

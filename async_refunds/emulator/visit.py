@@ -2,56 +2,34 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from . import errors
 from .books import ReceivedRequest
 from .errors import StripeError
-from .idempotency import LONGEST_KEY, Fingerprint, Saved, Standing
-from .keys import no_access, read_key
+from .idempotency import LONGEST_KEY, Saved, Standing
+from .incoming import DEFAULT_VERSION, is_version
+from .keys import no_access
 from .params import Params, parse_form
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from .refunds import Shelf
+    from .incoming import Incoming
+    from .refunds import Refund, Shelf
     from .state import State
 
     # Checks a request, and returns what carries it out.
     Endpoint = Callable[["Visit"], Callable[[], bytes]]
 
-# What an account without a pinned version would answer with.
-DEFAULT_VERSION = "2026-10-28.endive"
+    # An account's charge in one mode: what a write locks.
+    LockName = tuple[Shelf, str]
 
 # The account that the keys themselves belong to; only messages name it.
 PLATFORM = "acct_1Platform00000000"
 
-# A date, since 2024 with a name, and perhaps with previews after a semicolon.
-# https://docs.stripe.com/sdks/set-version
-_VERSION = re.compile(r"\d{4}-\d{2}-\d{2}(\.[a-z]+)?(;[ -~]*)?", re.ASCII)
-
-
-@dataclass(slots=True)
-class Incoming:
-    """A request as it came over the wire.
-
-    Args:
-        method: In capitals.
-        path: Still percent-encoded.
-        query: What follows the question mark, encoded.
-        headers: By name, in any case.
-        body: All of it.
-        malformed: Why the body could not be read.
-    """
-
-    method: str
-    path: str
-    query: str
-    headers: Mapping[str, str]
-    body: bytes = b""
-    malformed: StripeError | None = None
+# What most answers carry besides every answer's headers.
+NOTHING: Mapping[str, str] = {}
 
 
 class Visit:
@@ -61,10 +39,24 @@ class Visit:
     flight and it counts for the limiters.
 
     Attributes:
+        admitted: Whether `admit` was called.
         status: What to answer; 0 while nothing is decided.
         body: The answer's bytes.
         record: The entry for the emulator's log.
+        shelf: The refunds of the account and mode that the request was let in to;
+            there is none before.
+        named: The refund in the path, if there is one, whoever may see it.
+        writes: Whether the request changes it; set by its endpoint.
     """
+
+    # Thousands are made in a second.
+    __slots__ = (
+        *("_begun", "_entered", "_extra", "_found", "_headers", "_holds_key"),
+        *("_malformed", "_original", "_replayed", "_run", "_state", "_work"),
+        *("admitted", "body", "endpoint", "idempotency_key", "incoming", "named"),
+        *("params", "record", "refund_id", "request_id", "shelf", "status", "writes"),
+    )
+    shelf: Shelf
 
     def __init__(
         self,
@@ -74,21 +66,26 @@ class Visit:
         run: Endpoint | None,
         endpoint: str,
         refund_id: str,
+        named: Refund | None,
         number: int,
     ) -> None:
         headers = incoming.headers
         self._state = state
         self._run = run
+        self._work: Callable[[], bytes] | None = None
         self._headers = headers
         self.incoming = incoming
         self.endpoint = endpoint
         self.refund_id = refund_id
         self.request_id = f"req_{number:014x}"
         self.idempotency_key = headers.get("Idempotency-Key") or None
+        self.admitted = False
         self.status = 0
         self.body = b""
-        self._shelf: Shelf | None = None
-        self._extra: Mapping[str, str] = {}
+        self.named = named
+        self.writes = False
+        self._found = False
+        self._extra = NOTHING
         self._original: str | None = None
         self._replayed = False
         self._entered = False
@@ -108,18 +105,24 @@ class Visit:
         )
 
     @property
-    def shelf(self) -> Shelf:
-        """The refunds of the account and mode that the request was let in to."""
-        # Nobody asks before `admit` has found it.
-        return cast("Shelf", self._shelf)
+    def lock(self) -> LockName | None:
+        """What nobody else may hold while this request is carried out."""
+        refund = self.named
+        if refund is None or not self.writes or refund.shelf is not self.shelf:
+            return None
+        return refund.shelf, refund.charge_id
 
     def admit(self) -> None:
         """Decide whether the request is let in, or already answered."""
+        self.admitted = True
         try:
             self._authenticate()
             self._check_version()
             self._enter()
             self._take_key()
+            if not self.status:
+                # What has no endpoint was refused before.
+                self._work = cast("Endpoint", self._run)(self)
         except StripeError as error:
             self.refuse(error)
 
@@ -131,23 +134,24 @@ class Visit:
         """
         if self.status:
             return
+        self._begun = True
+        # Who is admitted has some. It is forgotten, since it knows the visit: circles
+        # are left to the garbage collector, which takes its time for them.
+        work, self._work = cast("Callable[[], bytes]", self._work), None
         try:
-            # What has no endpoint was not admitted, and has its status.
-            run = cast("Endpoint", self._run)(self)
-            self._begun = True
-            self.body = run()
+            self.body = work()
             self.status = 200
         except StripeError as error:
             self.refuse(error)
-        if broken and self._begun:
-            self.refuse(errors.server_error(500))
+        if broken:
+            self.refuse(errors.server_error(500, saved=self._holds_key))
 
     def finish(self) -> None:
         """End the request: its answer is kept under the key if it executed."""
         if self._holds_key:
             keys, key = self._state.idempotency, self.idempotency_key or ""
             if self._begun:
-                saved = Saved(self.status, self.body, self.request_id)
+                saved = Saved(self.status, self.body, self.request_id, self._extra)
                 keys.save(self.shelf, key, saved)
                 self._original = self.request_id
             else:
@@ -160,8 +164,8 @@ class Visit:
     def refuse(self, error: StripeError) -> None:
         """Answer with an error."""
         log_url = None
-        if self._shelf is not None:
-            mode = "" if self._shelf.livemode else "test/"
+        if self._found:
+            mode = "" if self.shelf.livemode else "test/"
             log_url = f"https://dashboard.stripe.com/{mode}logs/{self.request_id}"
         self.status = error.status
         self.body = error.body(log_url)
@@ -176,12 +180,10 @@ class Visit:
         headers = {
             "Content-Type": "application/json",
             "Request-Id": self.request_id,
-            "Stripe-Version": version
-            if _VERSION.fullmatch(version)
-            else DEFAULT_VERSION,
+            "Stripe-Version": version if is_version(version) else DEFAULT_VERSION,
         }
-        if self._shelf is not None and self._shelf.account is not None:
-            headers["Stripe-Account"] = self._shelf.account
+        if self._found and self.shelf.account is not None:
+            headers["Stripe-Account"] = self.shelf.account
         key = self.idempotency_key
         if key is not None and self.incoming.method == "POST":
             # Bytes that are no ASCII cannot be sent back as they came.
@@ -191,13 +193,16 @@ class Visit:
                 headers["Original-Request"] = self._original
             if self._replayed:
                 headers["Idempotent-Replayed"] = "true"
-        headers.update(self._extra)
+        if self._extra:
+            headers.update(self._extra)
         return headers
 
     def _read_params(self) -> Params:
         """Return what can be read; what is wrong is told once the key is good."""
         incoming = self.incoming
         body = incoming.body if incoming.method == "POST" else b""
+        if not body and not incoming.query:
+            return ()
         try:
             kind = self._headers.get("Content-Type", "").partition(";")[0].strip()
             if body and kind and kind.lower() != "application/x-www-form-urlencoded":
@@ -215,33 +220,37 @@ class Visit:
         """
         account = self._headers.get("Stripe-Account")
         if not account:
-            account = self._headers.get("Stripe-Context", "").rpartition("/")[2]
+            context = self._headers.get("Stripe-Context")
+            account = context.rpartition("/")[2] if context else None
         return account or None
 
     def _authenticate(self) -> None:
         incoming, state = self.incoming, self._state
         if not incoming.path.startswith("/v1/"):
             raise errors.unrecognized_url(incoming.method, incoming.path)
-        key = read_key(self._headers.get("Authorization"))
-        livemode = state.keys.livemode(key)
+        key, livemode = state.keys.read(self._headers.get("Authorization"))
         account = self.record.stripe_account
         if account == PLATFORM:
             account = None
         if account is not None and not state.ledger.knows(account):
             raise no_access(key, account)
-        self._shelf = state.ledger.shelf(account, livemode=livemode)
+        self.shelf = state.ledger.shelf(account, livemode=livemode)
+        self._found = True
         if self.endpoint == "other":
             raise errors.unrecognized_url(incoming.method, incoming.path)
-        state.keys.permit(key, self.endpoint, account or PLATFORM)
+        if state.keys.restricted:
+            state.keys.permit(key, self.endpoint, account or PLATFORM)
 
     def _check_version(self) -> None:
         version = self._headers.get("Stripe-Version")
-        if version and not _VERSION.fullmatch(version):
+        if version and not is_version(version):
             raise errors.invalid_version(version)
 
     def _enter(self) -> None:
-        state = self._state
-        reason = state.limiter.enter(self.shelf, self.endpoint, now=state.clock.time())
+        limiter, now = self._state.limiter, self.record.received_at
+        if limiter.limits is None:
+            return
+        reason = limiter.enter(limiter.limits, self.shelf, self.endpoint, now=now)
         if reason is not None:
             raise errors.rate_limited(reason)
         self._entered = True
@@ -256,9 +265,9 @@ class Visit:
             raise errors.key_too_long(LONGEST_KEY)
         state = self._state
         path = self.incoming.path
-        fingerprint: Fingerprint = (path, tuple(sorted(self.params)))
+        params = tuple(sorted(self.params)) if self.params else ()
         found = state.idempotency.begin(
-            self.shelf, key, fingerprint, now=state.clock.time()
+            self.shelf, key, path, params, now=self.record.received_at
         )
         if isinstance(found, Saved):
             self._replay(found)
@@ -275,6 +284,7 @@ class Visit:
     def _replay(self, saved: Saved) -> None:
         self.status = saved.status
         self.body = saved.body
+        self._extra = saved.headers
         self._original = saved.request_id
         self._replayed = True
         self.record.replayed = True

@@ -3,6 +3,7 @@ from __future__ import annotations
 import signal
 import socket
 
+import aiohttp
 import pytest
 from terminal import run, run_each, started
 
@@ -90,3 +91,16 @@ async def test_weather_that_there_is_not_is_named() -> None:
     for named, ended in zip(wrong.values(), refused, strict=True):
         assert ended.err.startswith(f"async-refunds: {named}")
         assert (ended.code, ended.out) == (2, "")
+
+
+async def test_emulator_takes_its_time_and_locks_charges_when_asked() -> None:
+    async with started(
+        *("emulator", "--port", "0", "--seed", "2"),
+        *("--per-charge", "2", "--latency", "0.001"),
+    ) as emulator:
+        hint = await emulator.says(HINT)
+        listed = await run("list", "--base-url", hint[2])
+        async with aiohttp.request("GET", f"{hint[2]}/_emulator/timing") as response:
+            timing = await response.json()
+    assert len({refund["charge"] for refund in listed.lines}) == 1
+    assert timing["latency"] == 0.001

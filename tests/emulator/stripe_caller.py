@@ -80,7 +80,8 @@ class Caller:
             assert answer.headers["Content-Type"] == "application/json"
             assert answer.headers["Request-Id"].startswith("req_")
             assert answer.headers["Stripe-Version"]
-            check_answer(answer.json, answer.status)
+            plain = path.partition("?")[0]
+            check_answer(method, plain, answer.status, answer.body)
         return answer
 
     async def get(self, path: str, **how: Unpack[How]) -> Answer:

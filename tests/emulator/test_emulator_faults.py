@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 from stripe_caller import Answer, Caller, How, serving
 
-from async_refunds.emulator import FAULTS, Emulator, handling
+from async_refunds.emulator import FAULTS, Emulator, damage
 
 # What the client sees of each fault, and whether the cancel was executed.
 BROKEN = {
@@ -420,4 +420,4 @@ async def test_patient_client_cancels_each_refund_once_in_any_storm() -> None:
 
 def test_reset_of_a_client_that_was_faster_is_nothing() -> None:
     """As at Ctrl-C, when the server's connections are closed under its requests."""
-    handling.reset(Mock(transport=None))
+    damage.reset(Mock(transport=None))

@@ -138,7 +138,10 @@ def check(method: bytes, answer: bytes) -> None:
         # The parser of aiohttp itself took it for no HTTP at all.
         assert status == 400, answer
     elif method != b"HEAD":
-        check_answer(json.loads(body), status)
+        # Whatever was asked for: a refund, a list of them, or an error.
+        listed = json.loads(body).get("object") == "list"
+        path = "/v1/refunds" if listed else "/v1/refunds/re_1"
+        check_answer("GET", path, status, body)
 
 
 @st.composite
