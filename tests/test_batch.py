@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from batches import KEY, asked, canceled_many, client, emulator
+from scripted import CANCELED, RE, Act, answer, error_json, refund_json, scripted
 
 from async_refunds import (
     APIConnectionError,
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from async_refunds.emulator import ReceivedRequest
     from async_refunds.intake import Requests
 
+SAVED_500 = answer(
+    500, error_json(type="api_error"), headers={"Idempotent-Replayed": "true"}
+)
 ONCE = RetryPolicy(max_retries=0)
 FAST = 1000.0
 
@@ -354,17 +358,28 @@ async def test_patience_comes_to_an_end() -> None:
 
 
 async def test_saved_500_that_stays_open_is_not_asked_for_over_and_over() -> None:
-    stripe = emulator()
-    refund_id = stripe.add_refund()
-    async with client(stripe, retry=RetryPolicy(max_retries=1)) as refunds:
-        stripe.faults.script("saved_500")
-        stripe.faults.script("ok")
-        results = await canceled_many(refunds, [refund_id])
-    # Executed, and the read says so.
-    assert results[refund_id].outcome == "canceled"
-    assert [each.method for each in results[refund_id].attempts] == [
-        *("POST", "POST", "GET"),
-    ]
+    waiting = answer(200, refund_json("requires_action"))
+    async with scripted(SAVED_500, reads=[waiting]) as server:
+        refunds = server.client()
+        results = await canceled_many(refunds, [RE])
+        await refunds.close()
+    assert results[RE].outcome == "unknown"
+    refund = results[RE].refund
+    assert refund is not None
+    assert refund.status == "requires_action"
+    assert server.methods() == "POST GET"
+
+
+async def test_saved_500_that_could_not_be_read_is_asked_for_again() -> None:
+    reads: list[Act] = ["reset"] * 8
+    reads.append(CANCELED)
+    async with scripted(SAVED_500, reads=reads) as server:
+        refunds = server.client()
+        results = await canceled_many(refunds, [RE])
+        await refunds.close()
+    assert results[RE].outcome == "canceled"
+    assert server.methods().count("POST") > 1
+    assert len(server.cancel_keys) == 1
 
 
 async def test_retries_keep_to_the_pace_too() -> None:

@@ -46,8 +46,9 @@ def report(
 
     On a terminal: how many came to which outcome, what to do about each, and the
     refunds that want attention. Otherwise, and with --json or --csv: every refund
-    with its outcome, key, number of requests, request id and error; an outcome
-    that is null is open. Nothing is sent, nothing is changed, no key is needed.
+    with its outcome, key, number of requests, request id and error. One that was
+    never asked has no outcome; what is under way, or was at a kill, is unknown.
+    Nothing is sent, nothing is changed, no key is needed.
 
     Exit codes: 0 all are canceled, 1 some are not, 2 no such journal, 3 the
     outcome of some is unknown.

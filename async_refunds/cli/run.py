@@ -110,9 +110,7 @@ class Job:
                 timeout=options.timeout,
             )
             broke: JournalError | None = None
-            # What the batch logs as an error it raises too, and then it is said here.
-            logging.getLogger("async_refunds").addFilter(_below_error)
-            with self._interruptible(batch):
+            with self._interruptible(batch), _log_below_errors():
                 try:
                     await self._tell_all(batch)
                     self._account_for_rest()
@@ -225,8 +223,19 @@ class Job:
                     loop.remove_signal_handler(number)
 
 
-def _below_error(logged: logging.LogRecord) -> bool:
-    return logged.levelno < logging.ERROR
+@contextmanager
+def _log_below_errors() -> Generator[None]:
+    """Keep errors out of the log: what the batch logs as one it raises too."""
+    logger = logging.getLogger("async_refunds")
+
+    def below(logged: logging.LogRecord) -> bool:
+        return logged.levelno < logging.ERROR
+
+    logger.addFilter(below)
+    try:
+        yield
+    finally:
+        logger.removeFilter(below)
 
 
 def record(result: CancelResult) -> dict[str, object]:

@@ -110,10 +110,13 @@ async def test_run_that_is_killed_goes_on_with_the_same_keys(tmp_path: Path) -> 
             resumed = await run("resume", "run.sqlite3", folder=tmp_path)
             again = await run("resume", "run.sqlite3", folder=tmp_path)
     assert killed.code == -signal.SIGKILL
-    assert report.code == 1
+    # What was under way, and what was next, may be canceled for all that is on disk.
+    assert report.code == 3
     assert [line["refund_id"] for line in report.lines] == ids
-    assert {line["outcome"] for line in report.lines} == {None}
-    under_way = {line["refund_id"] for line in report.lines if line["idempotency_key"]}
+    under_way = {
+        line["refund_id"] for line in report.lines if line["outcome"] == "unknown"
+    }
+    assert all(line["idempotency_key"] for line in report.lines if line["outcome"])
     assert {*ids[:2]} <= under_way
     assert resumed.code == 0
     assert sorted(line["refund_id"] for line in resumed.lines) == sorted(ids)
