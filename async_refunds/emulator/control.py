@@ -17,8 +17,8 @@ from .refunds import STEPS
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from .emulator import Emulator
     from .incoming import Incoming
+    from .world import World
 
     # From a body to what is answered.
     Route: TypeAlias = Callable[[bytes], object]
@@ -41,15 +41,15 @@ class Control:
     """Answers the control API's requests.
 
     Args:
-        emulator: What they look at and change.
+        world: What they look at and change.
     """
 
-    def __init__(self, emulator: Emulator) -> None:
-        self._emulator = emulator
+    def __init__(self, world: World) -> None:
+        self._world = world
         self._routes: Mapping[str, Route] = {
             "GET /": self._index,
-            "GET /books": lambda _: emulator.books,
-            "GET /requests": lambda _: list(emulator.requests),
+            "GET /books": lambda _: world.books,
+            "GET /requests": lambda _: list(world.requests),
             "GET /clock": self._clock,
             "POST /clock": self._advance,
             "GET /faults": self._faults,
@@ -105,14 +105,14 @@ class Control:
         }
 
     def _clock(self, _body: bytes) -> object:
-        return {"now": self._emulator.clock.time()}
+        return {"now": self._world.clock.time()}
 
     def _advance(self, body: bytes) -> object:
-        self._emulator.clock.advance(_read(body, asked.Advance).advance)
+        self._world.clock.advance(_read(body, asked.Advance).advance)
         return self._clock(b"")
 
     def _faults(self, _body: bytes) -> object:
-        faults = self._emulator.faults
+        faults = self._world.faults
         return {
             "known": FAULTS,
             "script": faults.scripted,
@@ -120,90 +120,88 @@ class Control:
         }
 
     def _script(self, body: bytes) -> object:
-        self._emulator.faults.script(*_read(body, asked.Script).names)
+        self._world.faults.script(*_read(body, asked.Script).names)
         return self._faults(b"")
 
     def _storm(self, body: bytes) -> object:
         storm = _read(body, asked.Storm)
-        self._emulator.faults.storm(
-            storm.probability, names=storm.names, seed=storm.seed
-        )
+        self._world.faults.storm(storm.probability, names=storm.names, seed=storm.seed)
         return self._faults(b"")
 
     def _load(self, body: bytes) -> object:
-        self._emulator.faults.load(_read(body, asked.Load).spec)
+        self._world.faults.load(_read(body, asked.Load).spec)
         return self._faults(b"")
 
     def _clear(self, _body: bytes) -> object:
-        self._emulator.faults.clear()
+        self._world.faults.clear()
         return self._faults(b"")
 
     def _timing(self, _body: bytes) -> object:
-        emulator = self._emulator
+        world = self._world
         return asked.Timing(
-            latency=emulator.latency,
-            lock_wait=emulator.lock_wait,
-            slow_seconds=emulator.faults.slow_seconds,
-            refuse_seconds=emulator.faults.refuse_seconds,
+            latency=world.latency,
+            lock_wait=world.lock_wait,
+            slow_seconds=world.faults.slow_seconds,
+            refuse_seconds=world.faults.refuse_seconds,
         )
 
     def _set_timing(self, body: bytes) -> object:
-        emulator, timing = self._emulator, _read(body, asked.Timing)
+        world, timing = self._world, _read(body, asked.Timing)
         if timing.latency is not None:
-            emulator.latency = timing.latency
+            world.latency = timing.latency
         if timing.lock_wait is not None:
-            emulator.lock_wait = timing.lock_wait
+            world.lock_wait = timing.lock_wait
         if timing.slow_seconds is not None:
-            emulator.faults.slow_seconds = timing.slow_seconds
+            world.faults.slow_seconds = timing.slow_seconds
         if timing.refuse_seconds is not None:
-            emulator.faults.refuse_seconds = timing.refuse_seconds
+            world.faults.refuse_seconds = timing.refuse_seconds
         return self._timing(b"")
 
     def _limits(self, _body: bytes) -> object:
-        return self._emulator.limits
+        return self._world.limits
 
     def _set_limits(self, body: bytes) -> object:
         given = msgspec.json.decode(body or b"{}", type=asked.Limits | None)
-        self._emulator.limits = (
+        self._world.limits = (
             None if given is None else Limits(**msgspec.structs.asdict(given))
         )
         return self._limits(b"")
 
     def _add(self, body: bytes) -> object:
         given = msgspec.structs.asdict(_read(body, asked.Refund))
-        return self._refund(self._emulator.add_refund(**given))
+        return self._refund(self._world.add_refund(**given))
 
     def _seed(self, body: bytes) -> object:
         given = msgspec.structs.asdict(_read(body, asked.Seed))
-        return {"ids": self._emulator.seed_refunds(given.pop("count"), **given)}
+        return {"ids": self._world.seed_refunds(given.pop("count"), **given)}
 
     def _add_account(self, body: bytes) -> object:
         account = _read(body, asked.Account)
-        self._emulator.add_account(account.account)
+        self._world.add_account(account.account)
         return account
 
     def _expire_key(self, body: bytes) -> object:
-        self._emulator.expire_key(_read(body, asked.ExpireKey).key)
+        self._world.expire_key(_read(body, asked.ExpireKey).key)
         return {}
 
     def _restrict_key(self, body: bytes) -> object:
         given = _read(body, asked.RestrictKey)
-        self._emulator.restrict_key(given.key, allow=given.allow)
+        self._world.restrict_key(given.key, allow=given.allow)
         return {}
 
     def _refund(self, refund_id: str) -> object:
         try:
-            return self._emulator.refund(refund_id)
+            return self._world.refund(refund_id)
         except KeyError:
             raise _UnknownError(f"there is no refund {refund_id!r}") from None
 
     def _step(self, refund_id: str, step: str) -> object:
         self._refund(refund_id)
         happen: Mapping[str, Callable[[str], None]] = {
-            "expire": self._emulator.expire,
-            "give_details": self._emulator.give_details,
-            "return_money": self._emulator.return_money,
-            "succeed": self._emulator.succeed,
+            "expire": self._world.expire,
+            "give_details": self._world.give_details,
+            "return_money": self._world.return_money,
+            "succeed": self._world.succeed,
         }
         happen[step](refund_id)
         return self._refund(refund_id)

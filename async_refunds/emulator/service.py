@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from random import Random
 
     from .clock import Clock
-    from .execution import Timing
     from .incoming import Incoming
     from .ledger import Ledger
     from .limiter import Limiter
     from .refunds import Refund
+    from .timing import Timing
 
 REFUNDS = "/v1/refunds"
 BELOW = REFUNDS + "/"

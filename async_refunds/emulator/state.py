@@ -10,9 +10,9 @@ from .keys import Keys
 
 if TYPE_CHECKING:
     from .clock import Clock
-    from .execution import Timing
     from .ledger import Ledger
     from .limiter import Limiter
+    from .timing import Timing
 
 
 class State:
