@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING
 
+from . import refusal
 from .client import RefundsClient, watched
 from .errors import (
     APIConnectionError,
@@ -15,8 +17,8 @@ from .errors import (
     RefundsError,
 )
 from .privacy import without_email
-from .protocol import Cause
-from .results import CancelResult
+from .protocol import Cause, Failure, cancel_request
+from .results import CancelResult, is_unexplained
 from .retry import RetryPolicy
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from .journal import Journal
     from .lanes import Item
     from .models import Refund
+    from .protocol import Reply
     from .results import CancelOutcome
     from .turns import Turns
 
@@ -37,6 +40,9 @@ _KEY_SECONDS = 23 * 3600.0
 _NOT_THERE = frozenset(
     {Cause.REFUSED.value, Cause.CONNECT_TIMEOUT.value, Cause.CERTIFICATE.value}
 )
+
+# Seconds. A restart of what stands before Stripe is over by then.
+_SILENCE = 5.0
 
 # Between two calls for the same refund, each of which had its own retries before.
 _BETWEEN_CALLS = RetryPolicy(initial_delay=1.0, max_delay=15.0)
@@ -70,6 +76,7 @@ class Asking:
         self._patience = patience
         self._timeout = timeout
         self._random = random
+        self._began = asyncio.get_running_loop().time()
 
     async def ask(self, item: Item) -> CancelResult | None:
         """Make one call for an item.
@@ -83,13 +90,14 @@ class Asking:
             JournalError: A fresh key could not be kept.
         """
         if item.lane.refused is not None:
-            outcome: CancelOutcome = "unknown" if item.ambiguous else "failed"
-            return self._result(item, outcome, error=item.lane.refused)
+            return self._refused(item, item.lane.refused)
         item.calls += 1
         refunds = watched(self._refunds, item)
         try:
-            if item.ambiguous and time.time() - item.claim.keyed_at > _KEY_SECONDS:
+            if _is_stale(item):
+                item.reading = True
                 found = await self._found(refunds, item)
+                item.reading = False
                 if found is not None:
                     return found
             refund = await refunds.cancel(
@@ -103,6 +111,23 @@ class Asking:
         except RefundsError as error:
             return self._failed(item, error)
         return self._result(item, "canceled", refund=refund)
+
+    def _refused(self, item: Item, reply: Reply) -> CancelResult:
+        """Return the result of an item whose account another one's reply has closed."""
+        request = cancel_request(
+            item.claim.refund_id,
+            idempotency_key=item.claim.idempotency_key,
+            stripe_account=item.claim.stripe_account,
+        )
+        if item.ambiguous:
+            error = refusal.unsettled(
+                request, reply, None, ambiguous=True, attempts=item.attempts
+            )
+            return self._result(item, "unknown", error=error)
+        error = refusal.error_of(request, reply, item.attempts)
+        result = self._result(item, "failed", error=error)
+        error.idempotency_key = result.idempotency_key
+        return result
 
     def interrupted(self, item: Item) -> CancelResult:
         """Return the result of an item whose call was not waited for."""
@@ -118,8 +143,8 @@ class Asking:
     async def _found(self, refunds: RefundsClient, item: Item) -> CancelResult | None:
         """Read what a key did that Stripe may have forgotten; ``None``: nothing.
 
-        A day after it was last used, what was lost on the way will not land any more,
-        so that the state is the whole truth, and a fresh key asks anew.
+        A day later, what was lost on the way will not land any more, so that the state
+        is the whole truth, and a fresh key asks anew.
         """
         claim = item.claim
         try:
@@ -142,6 +167,14 @@ class Asking:
             return None
         if refund.status == "canceled":
             return self._result(item, "canceled", refund=refund)
+        if refund.status is None:
+            raise OutcomeUnknownError(
+                f"{claim.refund_id} may or may not be canceled: its key is over a day "
+                "old, and it was read without a status",
+                refund=without_email(refund),
+                idempotency_key=claim.idempotency_key,
+                attempts=refund.last_response.attempts,
+            )
         raise RefundNotCancelableError(
             f"{claim.refund_id}: it is {refund.status}, and only a refund in "
             "requires_action can be canceled",
@@ -163,14 +196,14 @@ class Asking:
             # An answer that is saved and says nothing comes again for a day, and a read
             # that did not settle it has shown why.
             hopeless = item.fixed and error.refund is not None
-            if not hopeless and self._may_ask_again(item):
-                return None
-            return self._result(item, "unknown", refund=error.refund, error=error)
+            known = self._result(item, "unknown", refund=error.refund, error=error)
+            return known if hopeless else self._again_or(item, known)
         self._notice_silence(item)
+        known = self._result(item, "failed", error=error)
         passing = isinstance(error, (APIConnectionError, RateLimitError))
-        if passing and self._may_ask_again(item):
-            return None
-        return self._result(item, "failed", error=error)
+        if (passing and not item.fixed) or is_unexplained(error):
+            return self._again_or(item, known)
+        return known
 
     def _notice_silence(self, item: Item) -> None:
         """Refuse the account if nobody was ever there to ask.
@@ -178,24 +211,29 @@ class Asking:
         That is no disturbance, but a wrong address or no network: to ask for all the
         others would take long, and say the same of each.
         """
-        if not self._turns.heard_from and all(
-            attempt.failure in _NOT_THERE for attempt in item.attempts
+        if (
+            not self._turns.heard_from
+            and item.lane.clock() - self._began > _SILENCE
+            and all(attempt.failure in _NOT_THERE for attempt in item.attempts)
         ):
-            item.lane.refused = APIConnectionError(
+            text = (
                 f"{self._refunds.base_url} cannot be reached, and could not be in all "
                 f"of this run ({item.attempts[-1].failure})"
             )
+            item.lane.refused = Failure(Cause.REFUSED, text, sent=False)
 
-    def _may_ask_again(self, item: Item) -> bool:
-        """Set when, unless its time is over."""
+    def _again_or(self, item: Item, known: CancelResult) -> CancelResult | None:
+        """Set when to ask again, unless its time is over and this is what is known."""
         now = item.lane.clock()
         pause = _BETWEEN_CALLS.backoff(item.calls, self._random())
-        item.not_before = now + pause
-        return (
-            not self._turns.stopped
-            and item.lane.refused is None
-            and item.not_before < item.began + self._patience
-        )
+        item.open, item.not_before = known, now + pause
+        if (
+            self._turns.stopped
+            or item.lane.refused is not None
+            or item.not_before >= item.began + self._patience
+        ):
+            return known
+        return None
 
     def _result(
         self,
@@ -218,3 +256,14 @@ class Asking:
             attempts=item.attempts,
             seconds=item.lane.clock() - item.began,
         )
+
+
+def _is_stale(item: Item) -> bool:
+    """Tell whether Stripe may have forgotten what came of an item's key.
+
+    One that this process has sent is not: what it did is remembered from then on, and
+    may yet land.
+    """
+    age = time.time() - item.claim.keyed_at
+    sent = any(attempt.method == "POST" for attempt in item.attempts)
+    return item.ambiguous and not sent and age > _KEY_SECONDS

@@ -20,6 +20,7 @@ from .client import RefundsClient
 from .errors import JournalError
 from .journal import WINDOW, MemoryJournal, Run, SqliteJournal
 from .pacing import Pace
+from .privacy import scrub
 from .turns import Turns
 
 if TYPE_CHECKING:
@@ -209,9 +210,15 @@ class Batch:
         """Return the journal, and whether it is this batch's to close."""
         if self._journal is None:
             return MemoryJournal(window=max(WINDOW, 2 * self._concurrency)), True
+        run = Run(base_url=self._refunds.base_url, livemode=self._refunds.livemode)
         if isinstance(self._journal, (str, os.PathLike)):
-            run = Run(base_url=self._refunds.base_url, livemode=self._refunds.livemode)
             return SqliteJournal.open(self._journal, run), True
+        if isinstance(self._journal, SqliteJournal):
+            kept = self._journal.run
+            if (kept.base_url, kept.livemode) != (run.base_url, run.livemode):
+                raise JournalError(
+                    "the journal is of another base URL or mode than the client"
+                )
         return self._journal, False
 
     async def _run(self, journal: Journal) -> AsyncGenerator[CancelResult]:
@@ -220,7 +227,7 @@ class Batch:
             journal,
             new_pace=lambda: Pace(rate=self._rate, now=clock()),
             clock=clock,
-            most_again=self._concurrency,
+            workers=self._concurrency,
         )
         asking = Asking(
             self._refunds,
@@ -239,13 +246,13 @@ class Batch:
             for _ in range(self._concurrency)
         ]
         recording = asyncio.create_task(self._record(journal, turns))
-        ending = asyncio.create_task(self._end(loading, workers, recording))
+        ending = asyncio.create_task(self._end(loading, workers, recording, turns))
         try:
             while (result := await self._told.get()) is not None:
                 self._count_untold(-1)
                 yield result
         finally:
-            await self._drain(ending)
+            await self._drain(ending, turns)
         if self._error is not None:
             raise self._error
 
@@ -255,14 +262,19 @@ class Batch:
                 await self._room.wait()
                 if (item := await turns.next()) is None:
                     return
-                result = await self._asked(asking, item)
+                try:
+                    result = await self._asked(asking, item)
+                except Exception:
+                    if item.attempts or item.ambiguous:
+                        self._know(item.claim, item.open or asking.interrupted(item))
+                    else:
+                        item.lane.fresh.append(item.claim)  # to be given back
+                    raise
                 if result is None:
                     turns.ask_again(item)
                     continue
                 turns.done(item)
-                self._known.append((item.claim, result))
-                self._news.set()
-                self._count_untold(1)
+                self._know(item.claim, result)
         except Exception as error:  # noqa: BLE001 - raised again where it is waited for
             # Of the journal, or a misuse of the client: no refund's own.
             self._end_all(error)
@@ -281,6 +293,11 @@ class Batch:
         finally:
             self._asking.discard(task)
 
+    def _know(self, claim: Claim, result: CancelResult) -> None:
+        self._known.append((claim, result))
+        self._news.set()
+        self._count_untold(1)
+
     async def _record(self, journal: Journal, turns: Turns) -> None:
         """Record what is known, then tell it, until no more can come."""
         try:
@@ -292,9 +309,9 @@ class Batch:
                 await journal.settle(known)
                 for _, result in known:
                     self._tell(result)
-            if (unsent := turns.unsent()) and self._error is None:
+            if (unsent := turns.unsent()) and not isinstance(self._error, JournalError):
                 await journal.give_back(unsent)
-        except JournalError as error:
+        except Exception as error:  # noqa: BLE001 - raised again where it is waited for
             self._end_all(error)
 
     def _tell(self, result: CancelResult) -> None:
@@ -315,7 +332,7 @@ class Batch:
     def _fail(self, error: Exception, what: str) -> None:
         # Also in the log: who has left the loop is not raised at.
         with contextlib.suppress(Exception):  # of the caller's logging
-            logger.error("%s: %s", what, error)
+            logger.error("%s: %s", what, scrub(str(error)))
         if self._error is None:
             self._error = error
 
@@ -352,16 +369,21 @@ class Batch:
         loading: asyncio.Task[None],
         workers: list[asyncio.Task[None]],
         recording: asyncio.Task[None],
+        turns: Turns,
     ) -> None:
-        await asyncio.wait(workers)
-        loading.cancel()
-        await asyncio.wait([loading])
-        self._over = True
-        self._news.set()
-        await asyncio.wait([recording])
-        self._told.put_nowait(None)
+        try:
+            await asyncio.wait(workers)
+            loading.cancel()
+            await asyncio.wait([loading], timeout=_GRACE)
+            for known in turns.left_open():
+                self._know(*known)
+            self._over = True
+            self._news.set()
+            await asyncio.wait([recording])
+        finally:  # also when the loop ends, and cancels everything in it
+            self._told.put_nowait(None)
 
-    async def _drain(self, ending: asyncio.Task[None]) -> None:
+    async def _drain(self, ending: asyncio.Task[None], turns: Turns) -> None:
         """See to it that nothing is under way any more, and that all is told."""
         self.stop()
         loop = asyncio.get_running_loop()
@@ -381,6 +403,9 @@ class Batch:
                         self._log_untold(result)
         finally:
             giving_up.cancel()
+            if not self._over:  # the loop itself ends, and our tasks before us
+                for _, result in [*self._known, *turns.left_open()]:
+                    self._log_untold(result)
         if cancelled is not None:
             raise cancelled
 

@@ -19,6 +19,9 @@ Requests: TypeAlias = Iterable[str | CancelRequest] | AsyncIterable[str | Cancel
 CHUNK = 100
 """The most requests that are read at once."""
 
+# Seconds for an input to end when nobody reads it any more.
+_PATIENCE = 1.0
+
 # Characters of what is no id, in its result: a line.
 _SHOWN = 80
 
@@ -61,7 +64,8 @@ async def chunks(requests: Requests) -> AsyncGenerator[list[str | CancelRequest]
                 return
     finally:
         reading.cancel()
-        await asyncio.wait([reading])
+        # An input that swallows its cancellation is left behind.
+        await asyncio.wait([reading], timeout=_PATIENCE)
 
 
 def _piece(
@@ -72,8 +76,8 @@ def _piece(
     try:
         for request in islice(source, CHUNK):
             chunk.append(request)  # noqa: PERF402 - what came before an error stays
-    except Exception as error:  # noqa: BLE001 - the input's own, raised where it ends
-        return chunk, error
+    except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the input's own, raised where it ends
+        return chunk, _told(error)
     return chunk, None
 
 
@@ -85,9 +89,21 @@ async def _read(
     try:
         async for request in requests:
             await read.put(request)
-    except Exception as broke:  # noqa: BLE001 - raised again where it is waited for
-        error = broke
+    except (Exception, asyncio.CancelledError) as broke:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        error = _told(broke)
     await read.put(_End(error))
+
+
+def _told(error: Exception | asyncio.CancelledError) -> Exception:
+    """Return the error of an input as one that does not pass for our own end."""
+    if isinstance(error, Exception):
+        return error
+    told = RuntimeError("the input was cancelled")
+    told.__cause__ = error
+    return told
 
 
 def checked(request: str | CancelRequest, stripe_account: str | None) -> CancelRequest:
@@ -107,7 +123,7 @@ def refused(request: object, error: Exception) -> CancelResult:
     """Return the result of what cannot be a refund's id; nothing is sent for it."""
     given = request.refund_id if isinstance(request, CancelRequest) else request
     # Whatever it is, a key or an address that came in by mistake goes no further.
-    shown = scrub(given if isinstance(given, str) else repr(given))[:_SHOWN]
+    shown = scrub(given if isinstance(given, str) else f"<{type(given).__name__}>")
     return CancelResult(
-        refund_id=shown, stripe_account=None, outcome="failed", error=error
+        refund_id=shown[:_SHOWN], stripe_account=None, outcome="failed", error=error
     )

@@ -12,18 +12,18 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from . import refusal
-from .advice import Outcome, is_replay
+from .advice import Outcome
 from .protocol import Failure, Response
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .call import Attempted
-    from .errors import RefundsError
     from .journal import Claim
     from .models import Attempt
     from .pacing import Pace
-    from .protocol import Request
+    from .protocol import Reply, Request
+    from .results import CancelResult
 
 # The statuses with which Stripe, or what stands before it, says that it is unwell
 # rather than that the request is. 424: a dependency of Stripe's failed.
@@ -49,6 +49,8 @@ class Item:
         "fixed",
         "lane",
         "not_before",
+        "open",
+        "reading",
     )
 
     def __init__(self, claim: Claim, lane: Lane) -> None:
@@ -65,7 +67,12 @@ class Item:
         self.not_before = -math.inf
         """On the event loop's clock, when the next call may begin."""
         self.fixed = False
-        """Whether Stripe has saved an answer that says nothing: it will not change."""
+        """Whether the last answer to a cancel will not change: Stripe says so, or has
+        saved it under the key."""
+        self.open: CancelResult | None = None
+        """What is told of it if it is not asked for again."""
+        self.reading = False
+        """Whether a read comes first, as the request that the pace is kept with."""
         self._locked = False
         self._serial = False
 
@@ -76,14 +83,11 @@ class Item:
         self.attempts += (attempt,)
         self.lane.requests += 1
         self.lane.retries += attempt.slept > 0
-        if request.method == "POST":
-            reply, advice = attempted.reply, attempted.advice
-            self._locked = self.lane.heard(request, attempted)
-            self.fixed = (
-                advice.outcome is Outcome.AMBIGUOUS
-                and isinstance(reply, Response)
-                and is_replay(reply)
-            )
+        cancel = request.method == "POST"
+        locked = self.lane.heard(attempted, cancel=cancel, paced=cancel or self.reading)
+        if cancel:
+            self._locked = locked
+            self.fixed = not attempted.advice.retry
 
     async def pause(self, until: float, seconds: float) -> None:
         """Sleep before a retry, then wait for a turn as everybody else."""
@@ -140,8 +144,10 @@ class Lane:
         """Whether the journal has no more of it for now."""
         self.news = 0
         """How often the journal got more of it."""
-        self.refused: RefundsError | None = None
-        """Why nothing of this account can be asked any more."""
+        self.refused: Reply | None = None
+        """The reply after which nothing of this account can be asked any more."""
+        self.out = 0
+        """Items given out and not yet done."""
         self.requests = self.retries = 0
         """Sent, and how many of these after a pause."""
         self.heard_from = False
@@ -155,8 +161,18 @@ class Lane:
         self._retrying = 0
         self._stirred = asyncio.Event()
 
-    def heard(self, request: Request[Any], attempted: Attempted[Any]) -> bool:
-        """Learn from an attempt; return whether a lock was in its way."""
+    def heard(self, attempted: Attempted[Any], *, cancel: bool, paced: bool) -> bool:
+        """Learn from an attempt.
+
+        Args:
+            attempted: What came of it.
+            cancel: Whether it asked to cancel, and not to read.
+            paced: Whether it had a turn. Of others, such as the reads that settle a
+                cancel, only what goes wrong counts.
+
+        Returns:
+            Whether a lock was in its way.
+        """
         reply, now = attempted.reply, self.clock()
         limit = refusal.limited_by(reply)
         if limit is refusal.Limit.RATE:
@@ -165,14 +181,15 @@ class Lane:
             self.pace.crowded(now, self.under_way)
         elif _is_unwell(attempted):
             self.pace.failed(now)
-        else:
+        elif paced:
             self.pace.admitted(now)
             self._stir()
         if isinstance(reply, Response):
             self.heard_from = True
-            if reply.status in (401, 403):
-                # The key is no good for this account, whatever the refund.
-                self.refused = refusal.error_of(request, reply, ())
+            if isinstance(self.refused, Failure):
+                self.refused = None  # there is somebody after all
+            if _refuses_key(reply, cancel=cancel):
+                self.refused = reply
         return limit is refusal.Limit.LOCK
 
     def leave(self) -> None:
@@ -218,17 +235,22 @@ class Lane:
         """Whether it has nothing to give out for now."""
         return self.dry and not self.fresh and not self.again
 
-    def free_at(self, most_again: int) -> float:
-        """Return when the next item may go out, ``inf`` if something must end first."""
+    def free_at(self, most_again: int, share: int) -> float:
+        """Return when the next item may go out, ``inf`` if something must end first.
+
+        Args:
+            most_again: With so many that wait to be asked again, none is begun: a
+                bound to them is a bound to memory.
+            share: How many items of it may be out.
+        """
         if self.empty:
             return math.inf
         if self.refused is not None:
             return -math.inf
-        if self.under_way >= self.pace.concurrency:
+        if self.under_way >= self.pace.concurrency or self.out >= share:
             return math.inf
         if self._queueing or self._retrying:  # these go before what is new
             return math.inf
-        # A bound to those that wait to be asked again is a bound to memory.
         fresh = (self.fresh or not self.dry) and len(self.again) < most_again
         when = -math.inf if fresh else self.again[0][0]
         return max(self.pace.free_at, when)
@@ -244,6 +266,17 @@ async def event_or(event: asyncio.Event, seconds: float) -> None:
         await event.wait()
     finally:
         timer.cancel()
+
+
+def _refuses_key(response: Response, *, cancel: bool) -> bool:
+    """Tell whether the key is no good for the account, whatever the refund.
+
+    A key may be good for cancels and not for reads. And it has to be Stripe that says
+    so: a proxy's page says nothing of keys.
+    """
+    return (
+        response.status == 401 or (response.status == 403 and cancel)  # noqa: PLR2004 - Unauthorized, Forbidden
+    ) and refusal.envelope(response).type is not None
 
 
 def _is_unwell(attempted: Attempted[Any]) -> bool:

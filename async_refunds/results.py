@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import msgspec
 
-from .errors import InvalidRequestError
+from .errors import InvalidRequestError, RefundNotCancelableError
 
 if TYPE_CHECKING:
     from .models import Attempt, Refund
@@ -69,5 +69,21 @@ class CancelResult(msgspec.Struct, frozen=True, kw_only=True):
         mended: the key, its permissions, the limits, the network.
         """
         if self.outcome == "failed":
-            return isinstance(self.error, (InvalidRequestError, ValueError, TypeError))
+            final = (InvalidRequestError, ValueError, TypeError)
+            return isinstance(self.error, final) and not is_unexplained(self.error)
         return self.outcome != "unknown"
+
+
+def is_unexplained(error: Exception) -> bool:
+    """Tell whether an error is the refusal of a refund's state that no read explained.
+
+    Stripe gives it no code and no parameter, and its text misleads: the refund may be
+    canceled already.
+    """
+    return (
+        isinstance(error, InvalidRequestError)
+        and not isinstance(error, RefundNotCancelableError)
+        and error.status_code == 400  # noqa: PLR2004 - Bad Request
+        and error.code is None
+        and error.param is None
+    )

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
     from .journal import Claim, Journal
     from .pacing import Pace
+    from .results import CancelResult
 
-# Claims held in memory over all lanes: a few hundred kilobytes, with ten thousand
-# accounts too.
-_CLAIMS = 2000
+# Claims held in memory over all lanes: some megabytes. With a thousand accounts a
+# commit still serves twenty.
+_CLAIMS = 20_000
 # At most, of one account: a commit serves so many. A killed run has to ask again for
 # what it had claimed, so it is no more than goes out in about a second.
 _PAGE = 100
@@ -34,8 +35,8 @@ class Turns:
         journal: Where the items come from.
         new_pace: Makes the pace of an account.
         clock: The event loop's time, in seconds.
-        most_again: Of an account, how many may wait to be asked again before no new
-            one is begun.
+        workers: How many ask for items. With as many of an account that wait to be
+            asked again, no new one of it is begun.
     """
 
     def __init__(
@@ -44,12 +45,12 @@ class Turns:
         *,
         new_pace: Callable[[], Pace],
         clock: Callable[[], float],
-        most_again: int,
+        workers: int,
     ) -> None:
         self._journal = journal
         self._new_pace = new_pace
         self._clock = clock
-        self._most_again = most_again
+        self._workers = workers
         self.lanes: dict[str | None, Lane] = {}
         self._queue: list[tuple[float, int, Lane]] = []
         self._count = 0
@@ -70,6 +71,11 @@ class Turns:
             lane.dry = False
             lane.news += 1
             self._stir(lane)
+
+    def _free_at(self, lane: Lane) -> float:
+        # Half of the workers are for the others: one account may keep its own long.
+        share = self._workers if len(self.lanes) == 1 else max(1, self._workers // 2)
+        return lane.free_at(self._workers, share)
 
     def complete(self) -> None:
         """Say that no more will come."""
@@ -97,6 +103,11 @@ class Turns:
         heapq.heappush(item.lane.again, (item.not_before, self._count, item))
         self.done(item)
 
+    def left_open(self) -> list[tuple[Claim, CancelResult]]:
+        """Return what is known of the items that were to be asked for again."""
+        waiting = [item for lane in self.lanes.values() for _, _, item in lane.again]
+        return [(item.claim, item.open) for item in waiting if item.open is not None]
+
     def unsent(self) -> list[Claim]:
         """Return the claims that never became an item."""
         return [claim for lane in self.lanes.values() for claim in lane.fresh]
@@ -105,6 +116,7 @@ class Turns:
         """Note that an item that was given out is not under way any more."""
         self.under_way -= 1
         item.over()
+        item.lane.out -= 1
         item.lane.leave()
 
     async def next(self) -> Item | None:
@@ -126,7 +138,7 @@ class Turns:
         self._changed.set()
 
     def _enqueue(self, lane: Lane) -> None:
-        when = lane.free_at(self._most_again)
+        when = self._free_at(lane)
         if when < lane.noted:  # what is noted later is looked at again when it is due
             self._count += 1
             lane.noted = when
@@ -136,7 +148,7 @@ class Turns:
         """Return the lane that is free first, and how long that is from now."""
         while self._queue:
             noted, _, lane = self._queue[0]
-            when = lane.free_at(self._most_again)
+            when = self._free_at(lane)
             if noted == lane.noted >= when:
                 return lane, when - self._clock()
             # An older entry; or its pace has slowed down, or it has nothing any more.
@@ -156,10 +168,11 @@ class Turns:
         else:
             if not lane.fresh:
                 await self._fetch(lane)
-            if lane.fresh:
+            if lane.fresh and not self._stopped:
                 item = Item(lane.fresh.popleft(), lane)
                 item.began = now
         if item is not None:
+            lane.out += 1
             lane.under_way += 1
             self.under_way += 1
             if lane.refused is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from contextlib import aclosing
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from batches import KEY, asked, canceled_many, client, emulator
+from multidict import CIMultiDict
 from scripted import CANCELED, RE, Act, answer, error_json, refund_json, scripted
 
 from async_refunds import (
@@ -19,14 +21,23 @@ from async_refunds import (
     OutcomeUnknownError,
     PermissionDeniedError,
     RateLimitError,
+    Refund,
     RefundNotCancelableError,
     RefundNotFoundError,
     RefundsClient,
+    RefundsError,
     RetryPolicy,
     cancel_many,
 )
+from async_refunds.advice import Advice, Outcome
 from async_refunds.batch import Batch
+from async_refunds.call import Attempted
 from async_refunds.emulator import Emulator, Limits
+from async_refunds.journal import MemoryJournal
+from async_refunds.lanes import Lane
+from async_refunds.pacing import Pace
+from async_refunds.protocol import Cause, Failure, Response
+from async_refunds.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -119,7 +130,9 @@ async def test_what_is_no_id_is_told_without_its_secrets() -> None:
     assert [type(result.error) for result in results] == [
         *(ValueError, TypeError, TypeError, ValueError, ValueError),
     ]
-    assert [result.refund_id for result in results[1:4]] == ["7", "None", "re_1"]
+    assert [result.refund_id for result in results[1:4]] == [
+        *("<int>", "<NoneType>", "re_1"),
+    ]
     assert KEY not in str(results)
     assert "a@b" not in str(results)
     assert not stripe.books.requests
@@ -277,6 +290,244 @@ async def test_key_that_expires_in_mid_run_leaves_no_false_no() -> None:
         assert (results[refund_id].outcome == "canceled") == (
             stripe.books.cancellations[refund_id] == 1
         )
+
+
+async def test_error_of_a_refused_account_is_each_refunds_own() -> None:
+    stripe = emulator()
+    ids = stripe.seed_refunds(4)
+    stripe.faults.script("reset_after", "stall")
+    async with client(stripe, retry=ONCE, attempt_timeout=1) as refunds:
+        batch = Batch(refunds, ids, concurrency=1)
+        asyncio.get_running_loop().call_later(0.5, stripe.expire_key, KEY)
+        results = {result.refund_id: result async for result in batch.results()}
+    for refund_id, result in results.items():
+        assert refund_id in str(result.error)
+        assert isinstance(result.error, RefundsError)
+        assert result.error.idempotency_key == result.idempotency_key
+    assert results[ids[0]].outcome == "unknown"
+    assert isinstance(results[ids[0]].error, OutcomeUnknownError)
+    assert [results[each].idempotency_key for each in ids[2:]] == [None, None]
+
+
+@pytest.mark.parametrize("ending", ["stop", "break", "cancel", "interrupt", "close"])
+async def test_what_waits_to_be_asked_again_is_told_at_the_end(
+    ending: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    stripe = emulator()
+    ids = stripe.seed_refunds(6)
+    # All are canceled, and nobody hears of it.
+    stripe.faults.storm(1, names=["reset_after"])
+    told: set[str] = set()
+
+    async def consume() -> None:
+        async with aclosing(batch.results()) as results:
+            async for result in results:
+                told.add(result.refund_id)
+
+    async with client(stripe, retry=ONCE) as refunds:
+        batch = Batch(refunds, ids, rate=FAST)
+        task = asyncio.create_task(consume())
+        await asyncio.sleep(0.5)
+        assert stripe.books.cancellations.total() == 6
+        if ending == "stop":
+            batch.stop()
+        elif ending == "interrupt":
+            batch.interrupt()
+        elif ending == "close":
+            await refunds.close()
+        else:
+            task.cancel()
+        await asyncio.wait([task])
+    told |= {each for each in ids if f"{each}: unknown" in caplog.text}
+    assert told == set(ids)
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"),
+    [("canceled", "already_canceled"), ("succeeded", "not_cancelable")],
+)
+async def test_state_is_told_also_where_reads_are_limited(
+    status: str, outcome: str
+) -> None:
+    stripe = emulator(Limits(global_rate=25))  # as a sandbox has it, reads included
+    ids = [stripe.add_refund(status=status) for _ in range(400)]
+    async with client(stripe) as refunds:
+        results = await canceled_many(refunds, ids, patience=600)
+    assert {result.outcome for result in results.values()} == {outcome}
+
+
+async def test_state_that_could_not_be_read_is_no_final_no() -> None:
+    no = answer(400, error_json(type="invalid_request_error", message="Charges must"))
+    async with scripted(no, reads=[answer(503, b"{}")]) as server:
+        refunds = server.client()
+        results = await canceled_many(refunds, [RE], patience=5)
+        await refunds.close()
+    assert results[RE].outcome == "failed"
+    assert not results[RE].settled
+    assert len(server.cancel_keys) == 1
+
+
+async def test_page_of_a_proxy_is_no_word_on_the_key() -> None:
+    forbidden = answer(403, b"<html>Forbidden</html>")
+    async with scripted(forbidden) as server:
+        refunds = server.client()
+        ids = [f"{RE}{letter}" for letter in "ABCD"]
+        results = await canceled_many(refunds, ids, concurrency=1)
+        await refunds.close()
+    assert server.methods() == "POST POST POST POST"
+    assert {result.outcome for result in results.values()} == {"failed"}
+
+
+async def test_service_that_comes_up_a_little_later_is_waited_for() -> None:
+    stripe = emulator()
+    ids = stripe.seed_refunds(200)
+    stripe.faults.refuse_seconds = 3
+    async with client(stripe) as refunds:
+        stripe.faults.script("refuse")
+        results = await canceled_many(refunds, ids)
+    assert {result.outcome for result in results.values()} == {"canceled"}
+
+
+async def test_told_not_to_ask_again_it_does_not() -> None:
+    final = {"Stripe-Should-Retry": "false"}
+    waiting = answer(200, refund_json("requires_action"))
+    for status in (500, 429):
+        no = answer(status, error_json(type="api_error"), headers=final)
+        async with scripted(no, reads=[waiting]) as server:
+            refunds = server.client()
+            results = await canceled_many(refunds, [RE])
+            await refunds.close()
+        assert results[RE].outcome == ("unknown" if status == 500 else "failed")
+        assert server.methods().count("POST") == 1
+
+
+async def test_account_that_takes_long_leaves_workers_to_the_others() -> None:
+    loop = asyncio.get_running_loop()
+    journal = MemoryJournal()
+    turns = Turns(
+        journal,
+        new_pace=lambda: Pace(rate=FAST, now=loop.time()),
+        clock=loop.time,
+        workers=10,
+    )
+    long = [CancelRequest(f"re_{n}", "acct_long") for n in range(50)]
+    await journal.add(long)
+    turns.more(["acct_long"])
+    # Alone, it has all; and once there are others, no more than half.
+    alone = [await turns.next() for _ in range(10)]
+    await journal.add([CancelRequest(f"re_{n}") for n in range(50)])
+    turns.more([None])
+    accounts: list[str | None] = []
+    for item in alone:
+        assert item is not None
+        turns.done(item)
+        following = await turns.next()
+        assert following is not None
+        accounts.append(following.claim.stripe_account)
+    assert accounts.count(None) == 5
+    assert accounts.count("acct_long") == 5
+
+
+async def test_input_that_is_cancelled_by_itself_is_told() -> None:
+    stripe = emulator()
+    ids = stripe.seed_refunds(3)
+
+    async def later() -> AsyncIterator[str]:
+        for refund_id in ids:
+            yield refund_id
+        raise asyncio.CancelledError
+
+    def now() -> Iterator[str]:
+        yield from ids
+        raise asyncio.CancelledError
+
+    for given in (later(), now()):
+        async with client(stripe) as refunds:
+            results = cancel_many(refunds, given)
+            for _ in ids:
+                await anext(results)
+            with pytest.raises(RuntimeError, match="the input was cancelled"):
+                await anext(results)
+
+
+async def test_input_that_is_waited_for_is_let_go_when_the_loop_is_left() -> None:
+    stripe = emulator()
+    (refund_id,) = stripe.seed_refunds(1)
+    ended = False
+
+    async def feed() -> AsyncIterator[str]:
+        nonlocal ended
+        try:
+            yield refund_id
+            await asyncio.Event().wait()
+        finally:
+            ended = True
+
+    async with client(stripe) as refunds:
+        async with aclosing(cancel_many(refunds, feed())) as results:
+            await anext(results)
+        assert ended
+
+
+async def test_account_that_was_given_up_is_taken_up_when_somebody_answers() -> None:
+    loop = asyncio.get_running_loop()
+    lane = Lane(None, Pace(now=loop.time()), loop.time, lambda _: None)
+    lane.refused = Failure(Cause.REFUSED, "nobody there", sent=False)
+    reply = Response(503, CIMultiDict[str](), b"")
+    advice = Advice[Refund](Outcome.AMBIGUOUS, retry=True)
+    lane.heard(Attempted(reply, advice), cancel=True, paced=True)
+    assert lane.refused is None
+
+
+async def test_input_that_will_not_end_is_left_behind() -> None:
+    stripe = emulator()
+    ids = stripe.seed_refunds(2)
+    release = asyncio.Event()
+
+    async def stubborn() -> AsyncIterator[str]:
+        for refund_id in ids:
+            yield refund_id
+        while not release.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await release.wait()
+
+    async with client(stripe) as refunds:
+        async with aclosing(cancel_many(refunds, stubborn())) as results:
+            await anext(results)
+        release.set()
+
+
+def test_loop_that_ends_in_the_midst_of_a_batch_ends() -> None:
+    stripe = Emulator()
+    ids = stripe.seed_refunds(500)
+
+    async def consume() -> None:
+        async with client(stripe) as refunds:
+            async for _ in cancel_many(refunds, ids, rate=50):
+                begun.set()
+
+    async def leave() -> None:
+        tasks = [asyncio.create_task(consume()) for _ in range(1)]
+        await begun.wait()
+        del tasks
+
+    for _ in range(5):
+        begun = asyncio.Event()
+        asyncio.run(leave())
+
+
+async def test_secrets_in_an_error_of_the_input_are_not_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def broken() -> Iterator[str]:
+        yield from ()
+        raise LookupError(f"no row for a@b.example with {KEY}")
+
+    async with client(emulator()) as refunds:
+        with pytest.raises(LookupError):
+            await anext(cancel_many(refunds, broken()))
+    assert KEY not in caplog.text
+    assert "a@b" not in caplog.text
 
 
 async def test_wrong_key_is_asked_with_once() -> None:

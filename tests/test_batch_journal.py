@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections import Counter, deque
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 from batches import KEY, asked, canceled_many, client, emulator
+from scripted import CANCELED, RE, answer, refund_json, scripted
 
 from async_refunds import (
     AuthenticationError,
@@ -32,7 +33,7 @@ from async_refunds.emulator import Emulator
 from async_refunds.journal import JournalReader, MemoryJournal, Run, SqliteJournal
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
     from async_refunds import CancelResult
     from async_refunds.emulator import ReceivedRequest
@@ -164,18 +165,12 @@ async def test_what_was_refused_for_its_key_is_asked_with_another_one(
     refund_id = stripe.add_refund()
     path = tmp_path / "run.sqlite3"
     stripe.expire_key(KEY)
-    async with client(stripe) as refunds:
-        first = await canceled_many(refunds, [refund_id], journal=path)
-    assert isinstance(first[refund_id].error, AuthenticationError)
-    async with (
-        stripe.serve() as base_url,
-        RefundsClient("sk_test_other", base_url=base_url) as refunds,
-    ):
-        with pytest.raises(JournalError, match=r"127\.0\.0\.1"):  # another port
-            await canceled_many(refunds, (), journal=path)
-        run = SqliteJournal.open(path)
-        second = await canceled_many(refunds, (), journal=run)
-        await run.close()
+    async with stripe.serve() as base_url:
+        async with RefundsClient(KEY, base_url=base_url) as refunds:
+            first = await canceled_many(refunds, [refund_id], journal=path)
+        assert isinstance(first[refund_id].error, AuthenticationError)
+        async with RefundsClient("sk_test_other", base_url=base_url) as refunds:
+            second = await canceled_many(refunds, (), journal=path)
     assert second[refund_id].outcome == "canceled"
     keys = asked(stripe, refund_id)
     assert keys == [first[refund_id].idempotency_key, second[refund_id].idempotency_key]
@@ -337,11 +332,12 @@ class Unwritable(Yesterday):
 
 
 async def test_key_that_cannot_be_kept_is_not_sent() -> None:
+    told: set[str] = set()
     stripe = emulator()
     ids = stripe.seed_refunds(3)
     async with client(stripe) as refunds:
         with pytest.raises(JournalError, match="no room for the key"):
-            await anext(cancel_many(refunds, ids, journal=Unwritable(DAY)))
+            await tell(cancel_many(refunds, ids, journal=Unwritable(DAY)), told)
     assert stripe.books.requests.keys() == {"retrieve"}
 
 
@@ -372,6 +368,72 @@ async def test_error_of_the_journal_after_the_loop_is_in_the_log(
         async with aclosing(batch.results()) as results:
             await anext(results)
     assert "the disk is full" in caplog.text
+
+
+class Foreign(MemoryJournal):
+    """A journal that fails as no journal should."""
+
+    async def settle(self, known: Sequence[tuple[Claim, CancelResult]]) -> None:
+        raise OSError(f"{len(known)} lost")
+
+
+async def test_journal_that_fails_in_its_own_way_ends_the_batch() -> None:
+    stripe = emulator()
+    async with client(stripe) as refunds:
+        with pytest.raises(OSError, match="lost"):
+            await canceled_many(refunds, stripe.seed_refunds(5), journal=Foreign())
+
+
+async def test_first_of_two_errors_is_raised(caplog: pytest.LogCaptureFixture) -> None:
+    stripe = emulator()
+
+    async def broken() -> AsyncIterator[str]:
+        for refund_id in stripe.seed_refunds(3):
+            yield refund_id
+        raise LookupError("the database is gone")
+
+    async with client(stripe) as refunds:
+        with pytest.raises(LookupError):
+            await canceled_many(refunds, broken(), journal=Foreign())
+    assert "lost" in caplog.text
+
+
+@real
+@pytest.mark.parametrize("mode", ["path", "object"])
+async def test_journal_of_another_server_is_refused(tmp_path: Path, mode: str) -> None:
+    stripe = Emulator()
+    path = tmp_path / "run.sqlite3"
+    with SqliteJournal.open(path, Run("http://127.0.0.1:9", livemode=False)) as journal:
+        journal.load([CancelRequest(stripe.add_refund())])
+    async with client(stripe) as refunds, AsyncExitStack() as stack:
+        given: Path | SqliteJournal = path
+        if mode == "object":
+            given = await stack.enter_async_context(SqliteJournal.open(path))
+        with pytest.raises(JournalError, match=r"base URL|127"):
+            await canceled_many(refunds, (), journal=given)
+    assert not stripe.books.requests
+
+
+async def test_key_that_was_sent_again_today_is_not_forgotten() -> None:
+    stripe = emulator()
+    refund_id = stripe.add_refund()
+    journal = Yesterday(DAY)
+    async with client(stripe, retry=ONCE, attempt_timeout=1) as refunds:
+        # Read, keyed anew, sent: lost. Asked again, its answer is lost once more.
+        stripe.faults.script("ok", "reset_before", "503", "reset_before", "503")
+        results = await canceled_many(refunds, [refund_id], journal=journal)
+    assert results[refund_id].outcome == "canceled"
+    assert journal.rekeyed == [refund_id]
+    assert len(set(asked(stripe, refund_id))) == 1
+
+
+async def test_old_key_of_a_refund_without_a_status_stays_unknown() -> None:
+    async with scripted(CANCELED, reads=[answer(200, refund_json(None))]) as server:
+        refunds = server.client()
+        results = await canceled_many(refunds, [RE], journal=Yesterday(DAY), patience=5)
+        await refunds.close()
+    assert results[RE].outcome == "unknown"
+    assert not server.cancel_keys
 
 
 class Stuck(MemoryJournal):

@@ -19,22 +19,13 @@ HOUSE: dict[str, set[str]] = {
     | {"protocol", "results", "retry", "validate", "version"},
     "__init__": {"batch", "client", "errors", "models", "protocol", "results", "retry"}
     | {"version"},
-    "batch": {
-        "asking",
-        "client",
-        "errors",
-        "intake",
-        "journal",
-        "lanes",
-        "pacing",
-        "results",
-    }
-    | {"turns", "validate"},
+    "batch": {"asking", "client", "errors", "intake", "journal", "lanes", "pacing"}
+    | {"privacy", "results", "turns", "validate"},
     "asking": {"client", "errors", "journal", "lanes", "models", "privacy", "protocol"}
-    | {"results", "retry", "turns"},
-    "turns": {"journal", "lanes", "pacing"},
-    "lanes": {"advice", "call", "errors", "journal", "models", "pacing", "protocol"}
-    | {"refusal"},
+    | {"refusal", "results", "retry", "turns"},
+    "turns": {"journal", "lanes", "pacing", "results"},
+    "lanes": {"advice", "call", "journal", "models", "pacing", "protocol", "refusal"}
+    | {"results"},
     "intake": {"privacy", "results", "validate"},
     "client": {"call", "models", "privacy", "protocol", "refusal", "retry", "session"}
     | {"validate", "version"},
