@@ -6,7 +6,11 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import msgspec
 
-from .errors import InvalidRequestError, RefundNotCancelableError
+from .errors import (
+    InvalidRequestError,
+    RefundNotCancelableError,
+    RefundNotFoundError,
+)
 
 if TYPE_CHECKING:
     from .models import Attempt, Refund
@@ -66,11 +70,16 @@ class CancelResult(msgspec.Struct, frozen=True, kw_only=True):
         """Whether to ask again would change nothing.
 
         Open is what is unknown, and what failed for a reason that passes or can be
-        mended: the key, its permissions, the limits, the network.
+        mended: the key, its permissions, the limits, the network. A refund that is not
+        found is open too: another account's key does not find it either.
         """
         if self.outcome == "failed":
             final = (InvalidRequestError, ValueError, TypeError)
-            return isinstance(self.error, final) and not is_unexplained(self.error)
+            return (
+                isinstance(self.error, final)
+                and not isinstance(self.error, RefundNotFoundError)
+                and not is_unexplained(self.error)
+            )
         return self.outcome != "unknown"
 
 

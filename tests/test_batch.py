@@ -114,7 +114,7 @@ async def test_what_happens_to_one_refund_is_its_result() -> None:
     assert error.refund.status == "succeeded"
     assert results["re_none"].outcome == "failed"
     assert isinstance(results["re_none"].error, RefundNotFoundError)
-    assert results["re_none"].settled
+    assert not results["re_none"].settled  # another key may find it
     assert results["ch_1"].outcome == "failed"
     assert isinstance(results["ch_1"].error, ValueError)
     assert results["ch_1"].idempotency_key is None
@@ -330,7 +330,7 @@ async def test_what_waits_to_be_asked_again_is_told_at_the_end(
         for _ in range(1000):  # however time jumps, until each was asked for
             if stripe.books.cancellations.total() == 6:
                 break
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
         if ending == "stop":
             batch.stop()
         elif ending == "interrupt":

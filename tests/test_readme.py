@@ -141,9 +141,9 @@ async def test_many_refunds(
         await page.names["cancel_tonight"](refunds, ids)
         await page.names["cancel_tonight"](refunds, ids)
     assert re.fullmatch(
-        r"re_none failed re_none was not canceled: .*\n", capsys.readouterr().out
+        r"(re_none failed re_none was not canceled: .*\n){2}", capsys.readouterr().out
     )
-    assert stripe_emulator.books.requests == {"cancel": 6}
+    assert stripe_emulator.books.requests == {"cancel": 7}
 
 
 def test_many_refunds_on_the_command_line(
@@ -221,13 +221,13 @@ def test_demo_prints_what_the_page_shows() -> None:
         refunds=200,
         canceled=200,
         canceled_exactly_once=200,
-        requests=467,
-        retries=138,
-        settled_by_a_read=15,
-        asked_again=82,
-        replays=28,
-        faults={"424": 81},
-        seconds=1.23,
+        requests=316,
+        retries=106,
+        settled_by_a_read=9,
+        asked_again=1,
+        replays=22,
+        faults={"424": 72},
+        seconds=3.03,
     )
     told = [re.sub(r" \(.*", "", line) for line in story(report)]
     assert told == [re.sub(r" \(.*", "", line) for line in shown.splitlines()[1:]]

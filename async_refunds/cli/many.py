@@ -105,6 +105,10 @@ def resume(
     ],
     *,
     live: options.Live = False,
+    base_url: Annotated[
+        str | None,
+        typer.Option(help="Where the run is; to be given for a live one elsewhere."),
+    ] = None,
     rate: options.Rate = None,
     concurrency: options.Concurrency = None,
     timeout: options.Timeout = None,
@@ -133,6 +137,13 @@ def resume(
     with ExitStack() as stack:
         kept = opened(stack, journal, None)
         run = kept.journal.run
+        if base_url is None and run.livemode and run.base_url != connect.BASE_URL:
+            connect.refuse(
+                f"{journal!r} is a live run at {run.base_url}: to send a live key "
+                f"there, add --base-url {run.base_url}"
+            )
+        if base_url is not None and base_url.rstrip("/") != run.base_url:
+            connect.refuse(f"{journal!r} is a run at {run.base_url}; nothing was sent")
         refunds = connect.client(live=live, base_url=run.base_url, account=None)
         if refunds.livemode != run.livemode:
             connect.refuse(
@@ -158,10 +169,11 @@ def carry_out(
     Returns:
         The exit code.
     """
+    if ids is not None:
+        # Of this call, and not of the journal, whose own refunds name their accounts.
+        ids.account = chosen.account
     if kept is not None:
         chosen = chosen.or_else(of_journal(kept))
-    if ids is not None:
-        ids.account = chosen.account
     if kept is None:
         assert ids is not None  # noqa: S101 - a run without a journal has its ids
         job = Job(output, chosen, ids, total=ids.count, brief=brief)

@@ -211,7 +211,10 @@ class Job:
             self._output.say(STOPPING)
 
         loop = asyncio.get_running_loop()
-        signals = (signal.SIGINT, signal.SIGTERM)
+        signals = [signal.SIGINT, signal.SIGTERM]
+        # A terminal that is closed; under nohup it is ignored, and stays so.
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signals.append(signal.SIGHUP)
         for number in signals:
             with suppress(NotImplementedError):  # Windows has none
                 loop.add_signal_handler(number, interrupt)

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import struct
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -159,8 +160,9 @@ class Damage:
             status=visit.status, headers=visit.answer_headers()
         )
         response.content_length = len(body)
-        await response.prepare(request)
-        await response.write(body[: len(body) // 2])
+        with suppress(ConnectionError):  # the client has left by itself
+            await response.prepare(request)
+            await response.write(body[: len(body) // 2])
         # Said after the headers: they have promised to keep the connection.
         response.force_close()
         return response
