@@ -213,8 +213,9 @@ class Job:
         loop = asyncio.get_running_loop()
         signals = [signal.SIGINT, signal.SIGTERM]
         # A terminal that is closed; under nohup it is ignored, and stays so.
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-            signals.append(signal.SIGHUP)
+        hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+        if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
+            signals.append(hangup)
         for number in signals:
             with suppress(NotImplementedError):  # Windows has none
                 loop.add_signal_handler(number, interrupt)

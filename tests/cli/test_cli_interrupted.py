@@ -1,16 +1,31 @@
 from __future__ import annotations
 
 import signal
+import sys
 
 import pytest
-from terminal import Gate, Screen, emulator_of, run, started
+from terminal import Gate, Screen, emulator_of, run, run_in_shell, started
 
 pytestmark = pytest.mark.asyncio(loop_factories=["real"])
 
 BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+HANGUP = pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+)
 
 
-@BOTH
+async def test_hangup_that_is_ignored_ends_nothing() -> None:
+    emulator, ids = emulator_of(1)
+    async with emulator.serve() as base_url:
+        ended = await run_in_shell(
+            f"nohup {sys.executable} -m async_refunds cancel {ids[0]} "
+            f"--base-url {base_url}"
+        )
+    assert ended.code == 0
+    assert [line["outcome"] for line in ended.lines] == ["canceled"]
+
+
+@HANGUP
 async def test_interrupt_lets_what_is_under_way_end_and_accounts_for_the_rest(
     number: signal.Signals,
 ) -> None:

@@ -491,3 +491,38 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (262_144, 262_144))
 sys.argv += ["--base-url", sys.argv.pop(1)]
 runpy.run_module("async_refunds", run_name="__main__", alter_sys=True)
 """
+
+
+async def test_live_run_elsewhere_is_resumed_only_where_it_is_told_to(
+    tmp_path: Path,
+) -> None:
+    there = Run("http://127.0.0.1:9", livemode=True)
+    with SqliteJournal.open(tmp_path / "run.sqlite3", there) as journal:
+        journal.load([CancelRequest("re_1")])
+    resume = ("resume", "run.sqlite3", "--live")
+    unasked, elsewhere, told = [
+        await run(*resume, *more, key=LIVE_KEY, folder=tmp_path)
+        for more in (
+            (),
+            ("--base-url", "http://127.0.0.1:8"),
+            ("--base-url", "http://127.0.0.1:9", "--patience", "0.1"),
+        )
+    ]
+    assert (unasked.code, elsewhere.code, told.code) == (2, 2, 1)
+    assert "add --base-url http://127.0.0.1:9" in unasked.err
+    assert "is a run at http://127.0.0.1:9; nothing was sent" in elsewhere.err
+    assert told.lines[0]["outcome"] == "failed"
+
+
+async def test_account_of_a_journal_is_not_that_of_the_next_call(
+    tmp_path: Path,
+) -> None:
+    emulator, ids = emulator_of(1)
+    theirs = emulator.add_refund(account=THEM)
+    async with emulator.serve() as base_url:
+        how = ("--journal", "run.sqlite3", "--base-url", base_url)
+        await run("cancel", theirs, "--account", THEM, *how, folder=tmp_path)
+        ended = await run("cancel", *ids, *how, folder=tmp_path)
+    assert ended.code == 0
+    assert ended.lines[0]["stripe_account"] is None
+    assert emulator.books.cancellations == {theirs: 1, ids[0]: 1}
