@@ -96,8 +96,10 @@ class Asking:
         try:
             if _is_stale(item):
                 item.reading = True
-                found = await self._found(refunds, item)
-                item.reading = False
+                try:
+                    found = await self._found(refunds, item)
+                finally:
+                    item.reading = False
                 if found is not None:
                     return found
             refund = await refunds.cancel(
@@ -139,6 +141,12 @@ class Asking:
             attempts=item.attempts,
         )
         return self._result(item, "unknown", error=error)
+
+    def last_known(self, item: Item) -> CancelResult:
+        """Return the result of an item whose call broke off by a misuse or a fault."""
+        if item.open is None or item.open.attempts is not item.attempts:
+            return self.interrupted(item)
+        return item.open  # nothing was sent since
 
     async def _found(self, refunds: RefundsClient, item: Item) -> CancelResult | None:
         """Read what a key did that Stripe may have forgotten; ``None``: nothing.
@@ -201,7 +209,8 @@ class Asking:
         self._notice_silence(item)
         known = self._result(item, "failed", error=error)
         passing = isinstance(error, (APIConnectionError, RateLimitError))
-        if (passing and not item.fixed) or is_unexplained(error):
+        unread = is_unexplained(error) and _failed_to_read(item)
+        if (passing and not item.fixed) or unread:
             return self._again_or(item, known)
         return known
 
@@ -267,3 +276,15 @@ def _is_stale(item: Item) -> bool:
     age = time.time() - item.claim.keyed_at
     sent = any(attempt.method == "POST" for attempt in item.attempts)
     return item.ambiguous and not sent and age > _KEY_SECONDS
+
+
+def _failed_to_read(item: Item) -> bool:
+    """Tell whether a read was the last, and failed for a reason that passes.
+
+    A key that may not read will not be able to in a minute either.
+    """
+    last = item.attempts[-1]
+    return last.method == "GET" and (
+        last.failure is not None
+        or (last.status is not None and (last.status == 429 or last.status >= 500))  # noqa: PLR2004 - too many requests, server errors
+    )

@@ -35,9 +35,6 @@ logger = logging.getLogger("async_refunds")
 # Stripe answers in one or two.
 _GRACE = 10.0
 
-# Requests a second: more than any limit of Stripe's, and than one process can send.
-_MOST_RATE = 1e6
-
 
 class Progress(msgspec.Struct, frozen=True):
     """How far a batch has come."""
@@ -143,12 +140,11 @@ class Batch:
         self._refunds = refunds
         self._requests = requests
         self._concurrency = validate.whole("concurrency", concurrency, least=1)
-        self._rate = None if rate is None else _rate(rate)
+        self._rate = None if rate is None else validate.rate("rate", rate)
         self._patience = validate.seconds("patience", patience)
         self._timeout = (
             None if timeout is None else validate.seconds("timeout", timeout)
         )
-        self._given = journal
         self._journal = journal
         self._outcomes: Counter[str] = Counter()
         self._turns: Turns | None = None
@@ -266,7 +262,7 @@ class Batch:
                     result = await self._asked(asking, item)
                 except Exception:
                     if item.attempts or item.ambiguous:
-                        self._know(item.claim, item.open or asking.interrupted(item))
+                        self._know(item.claim, asking.last_known(item))
                     else:
                         item.lane.fresh.append(item.claim)  # to be given back
                     raise
@@ -418,11 +414,3 @@ class Batch:
                     result.outcome,
                     result.idempotency_key,
                 )
-
-
-def _rate(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"rate must be a number, not {type(value).__name__}")
-    if not 0 < value <= _MOST_RATE:
-        raise ValueError("rate must be above 0, in requests a second")
-    return float(value)

@@ -38,6 +38,8 @@ _OBJECT_ID = re.compile(r"[A-Za-z0-9_]{1,255}")
 _REQUEST_ID = re.compile(r"req_[A-Za-z0-9]{1,251}")
 # Labels of 1 to 63 characters: Python's own look-up fails on others with a bare error.
 _AGES = 1e9  # seconds, over 30 years; more is a mistake, and overflows event loops
+# Requests a second: more than any limit of Stripe's, and than one process can send.
+_MOST_RATE = 1e6
 _HOST = re.compile(r"(?!.{254})[a-z0-9-]{1,63}(?:\.[a-z0-9-]{1,63})*\.?")
 
 # What somebody is likely to hold in their hand instead of a refund's id.
@@ -247,6 +249,20 @@ def seconds(name: str, value: float) -> float:
         raise TypeError(f"{name} must be a number, not {type(value).__name__}")
     if not 0 < value < _AGES:
         raise ValueError(f"{name} must be a positive number of seconds, under 1e9")
+    return float(value)
+
+
+def rate(name: str, value: object) -> float:
+    """Return a number of requests a second.
+
+    Raises:
+        TypeError: Not a number.
+        ValueError: Zero, negative, not a number at all, or more than can be sent.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, not {type(value).__name__}")
+    if not 0 < value <= _MOST_RATE:
+        raise ValueError(f"{name} must be above 0, in requests a second")
     return float(value)
 
 

@@ -366,7 +366,20 @@ async def test_state_that_could_not_be_read_is_no_final_no() -> None:
         await refunds.close()
     assert results[RE].outcome == "failed"
     assert not results[RE].settled
+    assert server.methods().count("POST") > 1
     assert len(server.cancel_keys) == 1
+
+
+async def test_key_that_may_not_read_is_not_asked_with_over_and_over() -> None:
+    no = answer(400, error_json(type="invalid_request_error", message="Charges must"))
+    unseen = answer(403, error_json(type="invalid_request_error"))
+    async with scripted(no, reads=[unseen]) as server:
+        refunds = server.client()
+        results = await canceled_many(refunds, [RE])
+        await refunds.close()
+    assert results[RE].outcome == "failed"
+    assert not results[RE].settled
+    assert server.methods() == "POST GET"
 
 
 async def test_page_of_a_proxy_is_no_word_on_the_key() -> None:

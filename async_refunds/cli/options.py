@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated
 
 import msgspec
@@ -64,8 +63,6 @@ JournalFile = Annotated[
     ),
 ]
 
-_MOST_RATE = 1e6  # more than one process can send
-
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How to go about a batch; what is None was not given. Kept in the journal."""
@@ -95,9 +92,8 @@ def checked(options: Options) -> Options:
             validate.seconds("--patience", options.patience)
         if options.account is not None:
             validate.account_id(options.account)
+        if options.rate is not None:
+            validate.rate("--rate", options.rate)
     except ValueError as error:
         refuse(f"{error}; nothing was sent")
-    rate = options.rate
-    if rate is not None and (math.isnan(rate) or not 0 < rate <= _MOST_RATE):
-        refuse("--rate must be above 0, in requests a second; nothing was sent")
     return options
