@@ -883,6 +883,28 @@ def test_loop_that_ends_with_a_batch_left_open_ends(
     assert told < 20
 
 
+def test_what_waits_to_be_asked_again_when_the_loop_ends_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stripe = Emulator()
+    stripe.faults.storm(1, names=["503"])
+    ids = stripe.seed_refunds(3)
+    kept: list[object] = []
+
+    async def leave() -> None:
+        async with client(stripe, retry=ONCE) as refunds:
+            batch = Batch(refunds, ["no id", *ids], rate=FAST)
+            results = batch.results()
+            kept.append(results)  # as a traceback might: nothing closes it
+            await anext(results)
+            while batch.progress().waiting < len(ids):  # noqa: ASYNC110 - no event tells
+                await asyncio.sleep(0)
+
+    asyncio.run(leave())
+    for refund_id in ids:
+        assert f"{refund_id}: unknown" in caplog.text
+
+
 async def test_stopped_batch_tells_what_is_under_way_and_begins_nothing() -> None:
     stripe = emulator()
     stripe.faults.storm(1, names=["slow"])
