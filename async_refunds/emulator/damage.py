@@ -68,7 +68,8 @@ def refusal(name: str, visit: Visit) -> StripeError | None:
 def answer(visit: Visit, **changes: str) -> web.Response:
     """Return what the visit has come to as a response."""
     headers = visit.answer_headers()
-    headers.update(changes)
+    if changes:
+        headers.update(changes)
     visit.record.status = visit.status
     return web.Response(status=visit.status, body=visit.body, headers=headers)
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .errors import StripeError
     from .faults import Faults
     from .service import Service
+    from .visit import Visit
 
 # The longest body that is read. The largest form of these endpoints is a few
 # expand[] lines.
@@ -65,7 +66,24 @@ class Handling:
         connection = request.protocol
         self._busy.add(connection)
         try:
-            response = await self._respond(request)
+            # A coroutine less for all that have no body.
+            incoming = (
+                await self._read(request)
+                if request.body_exists
+                else _incoming(request, b"", None)
+            )
+            if incoming.path.startswith(CONTROL):
+                response: web.StreamResponse = self._controlled(incoming)
+            else:
+                visit = self._service.visit(incoming)
+                self._log(visit.record)
+                fault = self._faults.draw()
+                if fault is not None:
+                    response = await self._damaged(fault, request, visit)
+                else:
+                    if not self._executions.run_at_once(visit):
+                        await self._executions.run(visit)
+                    response = answer(visit)
             self._faults.settle()
             if self.closing:
                 response.force_close()
@@ -77,28 +95,16 @@ class Handling:
         """End at once what takes its time."""
         await self._executions.close()
 
-    async def _respond(self, request: web.BaseRequest) -> web.StreamResponse:
-        # A coroutine less for all that have no body.
-        incoming = (
-            await self._read(request)
-            if request.body_exists
-            else _incoming(request, b"", None)
-        )
-        if incoming.path.startswith(CONTROL):
-            status, body = self._control.answer(incoming)
-            return web.Response(
-                status=status, body=body, content_type="application/json"
-            )
-        visit = self._service.visit(incoming)
-        self._log(visit.record)
-        name = self._faults.draw()
-        if name is None:
-            if not self._executions.run_at_once(visit):
-                await self._executions.run(visit)
-            return answer(visit)
-        visit.record.fault = name
-        self._service.books.faults[name] += 1
-        return await self._damage.do(name, request, visit)
+    def _controlled(self, incoming: Incoming) -> web.Response:
+        status, body = self._control.answer(incoming)
+        return web.Response(status=status, body=body, content_type="application/json")
+
+    async def _damaged(
+        self, fault: str, request: web.BaseRequest, visit: Visit
+    ) -> web.StreamResponse:
+        visit.record.fault = fault
+        self._service.books.faults[fault] += 1
+        return await self._damage.do(fault, request, visit)
 
     async def _read(self, request: web.BaseRequest) -> Incoming:
         body = b""

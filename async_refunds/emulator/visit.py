@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from . import errors
 from .books import ReceivedRequest
 from .errors import StripeError
-from .idempotency import LONGEST_KEY, Saved, Standing
+from .idempotency import LONGEST_KEY, NOTHING, Standing
 from .incoming import DEFAULT_VERSION, is_version
 from .keys import no_access
 from .params import Params, parse_form
@@ -15,6 +15,7 @@ from .params import Params, parse_form
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from .idempotency import Entry
     from .incoming import Incoming
     from .refunds import Refund, Shelf
     from .state import State
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
 # The account that the keys themselves belong to; only messages name it.
 PLATFORM = "acct_1Platform00000000"
 
-# What most answers carry besides every answer's headers.
-NOTHING: Mapping[str, str] = {}
+NO_PARAMS: Params = ()
 
 
 class Visit:
@@ -49,14 +49,19 @@ class Visit:
         writes: Whether the request changes it; set by its endpoint.
     """
 
-    # Thousands are made in a second.
-    __slots__ = (
-        *("_begun", "_entered", "_extra", "_found", "_headers", "_holds_key"),
-        *("_malformed", "_original", "_replayed", "_run", "_state", "_work"),
-        *("admitted", "body", "endpoint", "idempotency_key", "incoming", "named"),
-        *("params", "record", "refund_id", "request_id", "shelf", "status", "writes"),
-    )
     shelf: Shelf
+    admitted = False
+    status = 0
+    body = b""
+    writes = False
+    _found = False
+    _entered = False
+    _begun = False
+    _replayed = False
+    _held: Entry | None = None
+    _original: str | None = None
+    _extra: Mapping[str, str] = NOTHING
+    _work: Callable[[], bytes] | None = None
 
     def __init__(
         self,
@@ -72,27 +77,18 @@ class Visit:
         headers = incoming.headers
         self._state = state
         self._run = run
-        self._work: Callable[[], bytes] | None = None
         self._headers = headers
+        self._malformed = incoming.malformed
+        self._version = headers.get("Stripe-Version") or DEFAULT_VERSION
         self.incoming = incoming
         self.endpoint = endpoint
         self.refund_id = refund_id
         self.request_id = f"req_{number:014x}"
         self.idempotency_key = headers.get("Idempotency-Key") or None
-        self.admitted = False
-        self.status = 0
-        self.body = b""
         self.named = named
-        self.writes = False
-        self._found = False
-        self._extra = NOTHING
-        self._original: str | None = None
-        self._replayed = False
-        self._entered = False
-        self._holds_key = False
-        self._begun = False
-        self._malformed = incoming.malformed
-        self.params = self._read_params()
+        self.params = (
+            self._read_params() if incoming.body or incoming.query else NO_PARAMS
+        )
         self.record = ReceivedRequest(
             incoming.method,
             incoming.path,
@@ -121,8 +117,9 @@ class Visit:
             self._enter()
             self._take_key()
             if not self.status:
-                # What has no endpoint was refused before.
-                self._work = cast("Endpoint", self._run)(self)
+                run = self._run
+                assert run is not None  # noqa: S101 - refused by now if there is none
+                self._work = run(self)
         except StripeError as error:
             self.refuse(error)
 
@@ -135,28 +132,26 @@ class Visit:
         if self.status:
             return
         self._begun = True
-        # Who is admitted has some. It is forgotten, since it knows the visit: circles
-        # are left to the garbage collector, which takes its time for them.
-        work, self._work = cast("Callable[[], bytes]", self._work), None
+        # It is forgotten, since it knows the visit: circles are left to the garbage
+        # collector, which takes its time for them.
+        work, self._work = self._work, None
+        assert work is not None  # noqa: S101 - who is admitted has some
         try:
             self.body = work()
             self.status = 200
         except StripeError as error:
             self.refuse(error)
         if broken:
-            self.refuse(errors.server_error(500, saved=self._holds_key))
+            self.refuse(errors.server_error(500, saved=self._held is not None))
 
     def finish(self) -> None:
         """End the request: its answer is kept under the key if it executed."""
-        if self._holds_key:
-            keys, key = self._state.idempotency, self.idempotency_key or ""
-            if self._begun:
-                saved = Saved(self.status, self.body, self.request_id, self._extra)
-                keys.save(self.shelf, key, saved)
-                self._original = self.request_id
-            else:
-                keys.release(self.shelf, key)
-            self._holds_key = False
+        held, self._held = self._held, None
+        if held is not None and self._begun:
+            held.save(self.status, self.body, self.request_id, self._extra)
+            self._original = self.request_id
+        elif held is not None:
+            self._state.idempotency.release(self.shelf, self.idempotency_key or "")
         if self._entered:
             self._state.limiter.leave(self.shelf, self.endpoint)
             self._entered = False
@@ -176,7 +171,7 @@ class Visit:
 
     def answer_headers(self) -> dict[str, str]:
         """Return the headers of the answer as it stands."""
-        version = self._headers.get("Stripe-Version") or DEFAULT_VERSION
+        version = self._version
         headers = {
             "Content-Type": "application/json",
             "Request-Id": self.request_id,
@@ -201,8 +196,6 @@ class Visit:
         """Return what can be read; what is wrong is told once the key is good."""
         incoming = self.incoming
         body = incoming.body if incoming.method == "POST" else b""
-        if not body and not incoming.query:
-            return ()
         try:
             kind = self._headers.get("Content-Type", "").partition(";")[0].strip()
             if body and kind and kind.lower() != "application/x-www-form-urlencoded":
@@ -242,9 +235,8 @@ class Visit:
             state.keys.permit(key, self.endpoint, account or PLATFORM)
 
     def _check_version(self) -> None:
-        version = self._headers.get("Stripe-Version")
-        if version and not is_version(version):
-            raise errors.invalid_version(version)
+        if not is_version(self._version):
+            raise errors.invalid_version(self._version)
 
     def _enter(self) -> None:
         limiter, now = self._state.limiter, self.record.received_at
@@ -263,29 +255,27 @@ class Visit:
             return
         if len(key) > LONGEST_KEY:
             raise errors.key_too_long(LONGEST_KEY)
-        state = self._state
         path = self.incoming.path
         params = tuple(sorted(self.params)) if self.params else ()
-        found = state.idempotency.begin(
+        standing, entry = self._state.idempotency.begin(
             self.shelf, key, path, params, now=self.record.received_at
         )
-        if isinstance(found, Saved):
-            self._replay(found)
-        elif found is Standing.FRESH:
-            self._holds_key = True
-        elif found is Standing.IN_FLIGHT:
+        if standing is Standing.FRESH:
+            self._held = entry
+        elif standing is Standing.ANSWERED:
+            self._replay(entry)
+        elif standing is Standing.IN_FLIGHT:
             raise errors.key_in_use(key)
-        elif found is Standing.OTHER_PATH:
-            first = state.idempotency.first_path(self.shelf, key)
-            raise errors.key_used_otherwise(key, (first, path))
+        elif standing is Standing.OTHER_PATH:
+            raise errors.key_used_otherwise(key, (entry.path, path))
         else:
             raise errors.key_used_otherwise(key, None)
 
-    def _replay(self, saved: Saved) -> None:
-        self.status = saved.status
-        self.body = saved.body
-        self._extra = saved.headers
-        self._original = saved.request_id
+    def _replay(self, entry: Entry) -> None:
+        self.status = entry.status
+        self.body = entry.body
+        self._extra = entry.headers
+        self._original = entry.request_id
         self._replayed = True
         self.record.replayed = True
         self._state.books.replays += 1
