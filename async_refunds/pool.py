@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -15,6 +16,8 @@ import aiohttp
 if TYPE_CHECKING:
     from aiohttp.connector import Connection
     from aiohttp.tracing import Trace
+
+    from .deadline import Deadlines
 
 
 class NotConnectedError(aiohttp.ClientConnectionError):
@@ -56,6 +59,56 @@ class Connector(aiohttp.TCPConnector):
                 return conn
             conn.close()
         raise StaleConnectionError
+
+
+class Room:
+    """So many requests at a time, one for each connection: first come, first served.
+
+    In aiohttp's own queue for a full pool whoever comes takes a connection that came
+    free for somebody who waits: with five requests in flight for each connection, one
+    in a hundred waited twice as long (``benchmarks/bench_cancel.py``, p99). And who is
+    cancelled there may take the wake-up of the next one with it.
+
+    Args:
+        size: How many.
+        deadlines: End the waits that are too long.
+    """
+
+    __slots__ = ("_deadlines", "_queue", "free")
+
+    def __init__(self, size: int, deadlines: Deadlines) -> None:
+        self.free = size
+        """How many may come in now, without a `wait`; to be counted down by each."""
+        self._deadlines = deadlines
+        self._queue: deque[asyncio.Future[None]] = deque()
+
+    async def wait(self, seconds: float) -> float:
+        """Wait for a place, and return the seconds it took.
+
+        Raises:
+            TimeoutError: There was none in time.
+        """
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        place = loop.create_future()
+        self._queue.append(place)
+        try:
+            with self._deadlines.start(seconds):
+                await place
+        except BaseException:
+            if place.done() and not place.cancelled():
+                self.leave()  # got one at the moment of giving up
+            raise
+        return loop.time() - began
+
+    def leave(self) -> None:
+        """Give a place back, to who has waited longest."""
+        while self._queue:
+            place = self._queue.popleft()
+            if not place.done():  # else given up
+                place.set_result(None)
+                return
+        self.free += 1
 
 
 class Witness:

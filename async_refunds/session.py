@@ -20,6 +20,7 @@ from .deadline import Deadlines
 from .pool import (
     Connector,
     NotConnectedError,
+    Room,
     StaleConnectionError,
     Witness,
     is_cancelled,
@@ -148,11 +149,8 @@ class Session:
         self._each: Mapping[str, str] = {} if borrowed is None else headers
         self._loop: asyncio.AbstractEventLoop | None = None
         self._deadlines: Deadlines | None = None
+        self._room: Room | None = None
         self._closed = False
-        # aiohttp's own total is off: the deadline around the whole attempt is ours.
-        # Half of it may go into the wait for a connection, so that what does go out
-        # has as long for its answer; and since the wait ends first, a time-out in it
-        # proves that nothing was sent.
         self._timeout = _connect_within(attempt_timeout / 2)
         self._attempt_timeout = attempt_timeout
 
@@ -175,15 +173,42 @@ class Session:
         self._loop = loop
         self._deadlines = Deadlines(loop, self._attempt_timeout)
         if self._owned:
+            connector = Connector()
+            self._room = Room(connector.limit, Deadlines(loop, self._attempt_timeout / 2))
             self._session = aiohttp.ClientSession(
-                connector=Connector(),
+                connector=connector,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers=CIMultiDict(self._headers),
             )
         return loop
 
     async def send(self, request: Request[Any], seconds: float) -> Reply:
-        """Send once and return what came back, within so many seconds."""
+        """Send once and return what came back, within so many seconds.
+
+        Half of them may go into the wait for a connection, so that what does go out has
+        as long for its answer; and since the wait ends first, a time-out in it proves
+        that nothing was sent.
+        """
+        room = self._room
+        if room is None:
+            return await self._exchange(request, seconds, seconds / 2)
+        waited = 0.0
+        if room.free:
+            room.free -= 1
+        else:
+            try:
+                waited = await room.wait(seconds / 2)
+            except TimeoutError:
+                text = "no connection was free in time"
+                return Failure(Cause.CONNECT_TIMEOUT, text, sent=False)
+        try:
+            return await self._exchange(request, seconds - waited, seconds / 2 - waited)
+        finally:
+            room.leave()
+
+    async def _exchange(
+        self, request: Request[Any], seconds: float, connect_seconds: float
+    ) -> Reply:
         session, deadlines = self._session, self._deadlines
         if session is None or deadlines is None or session.closed or self._closed:
             # Not an error of its own: an attempt before this one may have landed.
@@ -199,7 +224,7 @@ class Session:
                     allow_redirects=False,
                     raise_for_status=False,
                     auto_decompress=True,
-                    timeout=self._timeout_of(seconds),
+                    timeout=self._timeout_of(connect_seconds),
                     middlewares=() if witness is None else (witness,),
                 )
                 try:
@@ -230,10 +255,11 @@ class Session:
             return URL(f"{url}?{request.query}", encoded=True)
         return url
 
-    def _timeout_of(self, seconds: float) -> aiohttp.ClientTimeout:
-        if seconds >= self._attempt_timeout:
+    def _timeout_of(self, connect_seconds: float) -> aiohttp.ClientTimeout:
+        # aiohttp's own total is off: the deadline around the whole attempt is ours.
+        if connect_seconds == self._timeout.connect:
             return self._timeout
-        return _connect_within(seconds / 2)
+        return _connect_within(connect_seconds)
 
     def _headers_of(self, request: Request[Any]) -> dict[str, str]:
         headers = {**self._each}
