@@ -36,13 +36,22 @@ class Outcome(enum.Enum):
     """A cancel may have canceled."""
 
 
-class Advice(msgspec.Struct, Generic[T], frozen=True):
+class Advice(msgspec.Struct, Generic[T], frozen=True, gc=False):
     """What is known after a reply, and whether the same request may go out again."""
 
+    reply: Reply
     outcome: Outcome
     retry: bool
     value: T | None = None
     """What a good answer decoded to."""
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether there was none for want of time."""
+        return isinstance(self.reply, Failure) and self.reply.cause in (
+            Cause.TIMEOUT,
+            Cause.CONNECT_TIMEOUT,
+        )
 
 
 def advise(request: Request[T], reply: Reply) -> Advice[T]:
@@ -55,33 +64,26 @@ def advise(request: Request[T], reply: Reply) -> Advice[T]:
     """
     if isinstance(reply, Failure):
         return Advice(
+            reply,
             Outcome.AMBIGUOUS if reply.sent else Outcome.NOT_SENT,
             retry=reply.cause not in _FINAL,
         )
-    if _is_of_another(request, reply):
-        return Advice(Outcome.AMBIGUOUS, retry=True)
-    if is_success(reply):
-        return _of_success(request, reply)
-    return _of_refusal(reply)
-
-
-def _is_of_another(request: Request[Any], response: Response) -> bool:
     # Stripe repeats the key in its answer. Another one's answer, which a proxy mixed
     # up, says nothing about this request.
     key = request.idempotency_key
-    return key is not None and response.headers.get("Idempotency-Key", key) != key
-
-
-def _of_success(request: Request[T], response: Response) -> Advice[T]:
-    value = decoded(request.expects, response.body)
+    if key is not None and reply.headers.get("Idempotency-Key", key) != key:
+        return Advice(reply, Outcome.AMBIGUOUS, retry=True)
+    if not is_success(reply):
+        return _of_refusal(reply)
+    value = decoded(request.expects, reply.body)
     if value is None or not _answers(request, value):
         # Cut, mangled, or about something else: the answer was lost on the way, and
         # under the same key Stripe repeats it.
-        return Advice(Outcome.AMBIGUOUS, retry=True)
+        return Advice(reply, Outcome.AMBIGUOUS, retry=True)
     if request.method == "POST" and getattr(value, "status", None) != "canceled":
         # Nothing documented answers so. The saved answer would come again.
-        return Advice(Outcome.AMBIGUOUS, retry=False)
-    return Advice(Outcome.DONE, retry=False, value=value)
+        return Advice(reply, Outcome.AMBIGUOUS, retry=False)
+    return Advice(reply, Outcome.DONE, retry=False, value=value)
 
 
 def _answers(request: Request[Any], value: object) -> bool:
@@ -110,7 +112,7 @@ def _of_refusal(response: Response) -> Advice[Any]:
         retry = advised == "true"
     if outcome is Outcome.AMBIGUOUS and is_replay(response):
         retry = False  # saved under the key: it will never change
-    return Advice(outcome, retry=retry)
+    return Advice(response, outcome, retry=retry)
 
 
 def is_success(response: Response) -> bool:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 
@@ -43,26 +43,6 @@ _SETTLING_SHARE, _SETTLING_LIMIT = 0.25, 10.0
 _ROOM_SHARE, _ROOM_LIMIT = 0.1, 1.0
 
 
-class Attempted(msgspec.Struct, Generic[T], frozen=True):
-    """An attempt that ended: what came back, and what to make of it."""
-
-    reply: Reply
-    advice: Advice[T]
-
-    @property
-    def retry(self) -> bool:
-        """Whether the same request may go out again."""
-        return self.advice.retry
-
-    @property
-    def timed_out(self) -> bool:
-        """Whether it failed for want of time."""
-        return isinstance(self.reply, Failure) and self.reply.cause in (
-            Cause.TIMEOUT,
-            Cause.CONNECT_TIMEOUT,
-        )
-
-
 class Watch(Protocol):
     """Somebody who has an eye on a call's requests: the batch that it is a part of."""
 
@@ -72,7 +52,7 @@ class Watch(Protocol):
         ...
 
     def ended(
-        self, request: Request[Any], attempted: Attempted[Any], attempt: Attempt
+        self, request: Request[Any], advice: Advice[Any], attempt: Attempt
     ) -> None:
         """Take note of an attempt, and of what the log says of it."""
         ...
@@ -127,15 +107,15 @@ class Call:
         return self.deadline - min(self._timeout * _SETTLING_SHARE, _SETTLING_LIMIT)
 
     async def insist(
-        self, first: Attempted[T], request: Request[T], until: float
-    ) -> Attempted[T]:
+        self, first: Advice[T], request: Request[T], until: float
+    ) -> Advice[T]:
         """Return the last attempt after a first one that asks for a retry."""
         caller, watch = self._caller, self._caller.watch
 
-        async def again(slept: float) -> Attempted[T]:
+        async def again(slept: float) -> Advice[T]:
             return await self.attempt(request, until, slept)
 
-        def note(failed: Attempted[T], pause: float) -> None:
+        def note(failed: Advice[T], pause: float) -> None:
             with contextlib.suppress(Exception):  # of the caller's logging
                 logger.info(
                     "%s %s: attempt %d failed (%s), next in %.2f s [key %s]",
@@ -162,7 +142,7 @@ class Call:
 
     async def attempt(
         self, request: Request[T], until: float, slept: float = 0.0
-    ) -> Attempted[T]:
+    ) -> Advice[T]:
         """Send once, ending before ``until``, and write it down.
 
         Apart from `insist`, so that a success passes through no frame that it has no
@@ -181,22 +161,10 @@ class Call:
             caller.budget.succeeded()
         elif advice.outcome is Outcome.AMBIGUOUS and request.method == "POST":
             self.ambiguous = True
-        attempted = Attempted(reply, advice)
-        self._note(request, attempted, self._clock() - began, slept)
-        return attempted
-
-    def _note(
-        self,
-        request: Request[Any],
-        attempted: Attempted[Any],
-        seconds: float,
-        slept: float,
-    ) -> None:
-        reply = attempted.reply
         status = failure = name = None
         if isinstance(reply, Response):
             status, name = reply.status, request_id(reply)
-            if attempted.advice.value is None and is_success(reply):
+            if advice.value is None and is_success(reply):
                 failure = UNREADABLE
         else:
             failure = reply.cause.value
@@ -207,21 +175,15 @@ class Call:
             status=status,
             failure=failure,
             request_id=name,
-            seconds=seconds,
+            seconds=self._clock() - began,
             slept=slept,
         )
         self.attempts += (attempt,)
-        if self._caller.watch is not None:
-            self._caller.watch.ended(request, attempted, attempt)
-        if self._caller.on_attempt is None:
-            return
-        try:
-            self._caller.on_attempt(attempt)
-        except (Exception, asyncio.CancelledError):
-            # The caller's own hook must not change what the caller is told of money,
-            # nor may the caller's logging.
-            with contextlib.suppress(Exception):
-                logger.exception("on_attempt raised; the call goes on")
+        if caller.watch is not None:
+            caller.watch.ended(request, advice, attempt)
+        if caller.on_attempt is not None:
+            _tell(caller.on_attempt, attempt)
+        return advice
 
     def remember(self, refund: Refund, reply: Reply, key: str | None) -> None:
         """Attach to a refund the answer that it was read from, and the way there."""
@@ -237,3 +199,13 @@ class Call:
                 body=reply.body,
             ),
         )
+
+
+def _tell(on_attempt: Callable[[Attempt], object], attempt: Attempt) -> None:
+    try:
+        on_attempt(attempt)
+    except (Exception, asyncio.CancelledError):
+        # The caller's own hook must not change what the caller is told of money,
+        # nor may the caller's logging.
+        with contextlib.suppress(Exception):
+            logger.exception("on_attempt raised; the call goes on")

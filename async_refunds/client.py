@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     import aiohttp
 
-    from .call import Attempted, Watch
+    from .advice import Advice
+    from .call import Watch
     from .models import Attempt, Refund
     from .protocol import CreatedRange, RefundPage, Request
 
@@ -195,7 +196,7 @@ class RefundsClient:
         last = await call.attempt(request, until)
         if last.retry:
             last = await call.insist(last, request, until)
-        refund = last.advice.value
+        refund = last.value
         if refund is not None:
             call.remember(refund, last.reply, request.idempotency_key)
             return refund
@@ -244,10 +245,10 @@ class RefundsClient:
         )
         call = self._begin(timeout)
         last = await _read(call, request)
-        if last.advice.value is None:
+        if last.value is None:
             raise refusal.error_of(request, last.reply, call.attempts)
-        call.remember(last.advice.value, last.reply, None)
-        return last.advice.value
+        call.remember(last.value, last.reply, None)
+        return last.value
 
     def list(
         self,
@@ -301,7 +302,7 @@ class RefundsClient:
         while True:
             call = self._begin(timeout)
             last = await _read(call, request)
-            page = last.advice.value
+            page = last.value
             if page is None:
                 raise refusal.error_of(request, last.reply, call.attempts)
             for refund in page.data:
@@ -348,7 +349,7 @@ class RefundsClient:
             request.refund_id, expand=expand, stripe_account=request.stripe_account
         )
         last = await _read(call, read)
-        refund = last.advice.value
+        refund = last.value
         if refund is not None:
             call.remember(refund, last.reply, request.idempotency_key)
         return refund
@@ -368,7 +369,7 @@ def watched(refunds: RefundsClient, watch: Watch) -> RefundsClient:
     return same
 
 
-async def _read(call: Call, request: Request[T]) -> Attempted[T]:
+async def _read(call: Call, request: Request[T]) -> Advice[T]:
     """Exchange a read within what is left of the call."""
     last = await call.attempt(request, call.deadline)
     return await call.insist(last, request, call.deadline) if last.retry else last

@@ -36,21 +36,14 @@ class Deadlines:
     def start(self, seconds: float) -> Deadline:
         """Return a deadline from now, to enter with ``with`` in the same task."""
         if seconds < self._seconds:
-            deadline = Deadline(self, self._loop.time() + seconds)
+            deadline = Deadline(self._waiting, self._loop.time() + seconds)
             deadline.timer = self._loop.call_at(deadline.when, deadline.expire)
             return deadline
-        deadline = Deadline(self, self._loop.time() + self._seconds)
+        deadline = Deadline(self._waiting, self._loop.time() + self._seconds)
         self._waiting[deadline] = None
         if self._timer is None:
             self._timer = self._loop.call_at(deadline.when, self._expire)
         return deadline
-
-    def end(self, deadline: Deadline) -> None:
-        """Forget one that was left in time."""
-        if deadline.timer is None:
-            self._waiting.pop(deadline, None)
-        else:
-            deadline.timer.cancel()
 
     def close(self) -> None:
         """Take the timer back, unless somebody's end still hangs on it."""
@@ -77,20 +70,19 @@ class Deadline:
     rules as `asyncio.timeout`, whose place it takes.
     """
 
-    __slots__ = ("_cancelling", "_deadlines", "_expired", "_task", "timer", "when")
+    timer: asyncio.TimerHandle | None = None
+    """Its own, if it does not wait for the common one."""
+    _expired = False
 
-    def __init__(self, deadlines: Deadlines, when: float) -> None:
+    def __init__(self, waiting: dict[Deadline, None], when: float) -> None:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a deadline is for the code of a task")
         self.when = when
         """On the event loop's clock."""
-        self.timer: asyncio.TimerHandle | None = None
-        """Its own, if it does not wait for the common one."""
-        self._deadlines = deadlines
+        self._waiting = waiting
         self._task = task
         self._cancelling = task.cancelling()
-        self._expired = False
 
     def expire(self) -> None:
         """Cancel the task, which turns that into `TimeoutError` on its way out."""
@@ -107,7 +99,10 @@ class Deadline:
         traceback: TracebackType | None,
     ) -> None:
         if not self._expired:
-            self._deadlines.end(self)
+            if self.timer is None:
+                self._waiting.pop(self, None)
+            else:
+                self.timer.cancel()
         elif (
             self._task.uncancel() <= self._cancelling
             and kind is not None

@@ -12,13 +12,12 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from . import refusal
-from .advice import Outcome
+from .advice import Advice, Outcome
 from .protocol import Failure, Response
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .call import Attempted
     from .journal import Claim
     from .models import Attempt
     from .pacing import Pace
@@ -77,17 +76,17 @@ class Item:
         self._serial = False
 
     def ended(
-        self, request: Request[Any], attempted: Attempted[Any], attempt: Attempt
+        self, request: Request[Any], advice: Advice[Any], attempt: Attempt
     ) -> None:
         """Tell the lane what an attempt says of its account."""
         self.attempts += (attempt,)
         self.lane.requests += 1
         self.lane.retries += attempt.slept > 0
         cancel = request.method == "POST"
-        locked = self.lane.heard(attempted, cancel=cancel, paced=cancel or self.reading)
+        locked = self.lane.heard(advice, cancel=cancel, paced=cancel or self.reading)
         if cancel:
             self._locked = locked
-            self.fixed = not attempted.advice.retry
+            self.fixed = not advice.retry
 
     async def pause(self, until: float, seconds: float) -> None:
         """Sleep before a retry, then wait for a turn as everybody else."""
@@ -161,11 +160,11 @@ class Lane:
         self._retrying = 0
         self._stirred = asyncio.Event()
 
-    def heard(self, attempted: Attempted[Any], *, cancel: bool, paced: bool) -> bool:
+    def heard(self, advice: Advice[Any], *, cancel: bool, paced: bool) -> bool:
         """Learn from an attempt.
 
         Args:
-            attempted: What came of it.
+            advice: What came of it.
             cancel: Whether it asked to cancel, and not to read.
             paced: Whether it had a turn. Of others, such as the reads that settle a
                 cancel, only what goes wrong counts.
@@ -173,13 +172,13 @@ class Lane:
         Returns:
             Whether a lock was in its way.
         """
-        reply, now = attempted.reply, self.clock()
+        reply, now = advice.reply, self.clock()
         limit = refusal.limited_by(reply)
         if limit is refusal.Limit.RATE:
             self.pace.limited(now)
         elif limit is not None:
             self.pace.crowded(now, self.under_way)
-        elif _is_unwell(attempted):
+        elif _is_unwell(advice):
             self.pace.failed(now)
         elif paced:
             self.pace.admitted(now)
@@ -279,10 +278,10 @@ def _refuses_key(response: Response, *, cancel: bool) -> bool:
     ) and refusal.envelope(response).type is not None
 
 
-def _is_unwell(attempted: Attempted[Any]) -> bool:
-    reply = attempted.reply
+def _is_unwell(advice: Advice[Any]) -> bool:
+    reply = advice.reply
     if isinstance(reply, Failure):
         return True
-    if attempted.advice.outcome is not Outcome.AMBIGUOUS:
+    if advice.outcome is not Outcome.AMBIGUOUS:
         return False
     return reply.status >= 500 or reply.status < 300 or reply.status in _UNWELL  # noqa: PLR2004 - HTTP's classes

@@ -170,7 +170,7 @@ class Attempt(msgspec.Struct, frozen=True, gc=False):
     """Seconds of backoff before this attempt."""
 
 
-class LastResponse(msgspec.Struct, frozen=True):
+class LastResponse(msgspec.Struct, frozen=True, gc=False):
     """The answer that a refund was read from, and the way there."""
 
     status_code: int

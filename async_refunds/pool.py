@@ -48,14 +48,17 @@ class Connector(aiohttp.TCPConnector):
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own argument
     ) -> Connection:
         """Return a connection that has nothing to say yet."""
-        for _ in range(_TURNS):
+        turns = _TURNS
+        while turns:
+            turns -= 1
             try:
                 conn = await super().connect(req, traces, timeout)
             except asyncio.CancelledError:
                 if is_cancelled():
                     raise
                 raise NotConnectedError from None
-            if conn.protocol is not None and not conn.protocol.should_close:
+            protocol = conn.protocol
+            if protocol is not None and not protocol.should_close:
                 return conn
             conn.close()
         raise StaleConnectionError

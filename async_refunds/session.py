@@ -49,6 +49,9 @@ _OURS = frozenset({"idempotency-key", "stripe-account", "stripe-context"})
 # often; with a deadline for the whole call they have to be exact.
 _NO_CEILING = float("inf")
 
+# Not an error of its own: an attempt before may have landed.
+_CLOSED = Failure(Cause.CLOSED, "the session is closed", sent=False)
+
 # Characters of a foreign error's text: a line or two.
 _DETAIL_LIMIT = 200
 
@@ -174,7 +177,8 @@ class Session:
         self._deadlines = Deadlines(loop, self._attempt_timeout)
         if self._owned:
             connector = Connector()
-            self._room = Room(connector.limit, Deadlines(loop, self._attempt_timeout / 2))
+            waits = Deadlines(loop, self._attempt_timeout / 2)
+            self._room = Room(connector.limit, waits)
             self._session = aiohttp.ClientSession(
                 connector=connector,
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -210,10 +214,13 @@ class Session:
         self, request: Request[Any], seconds: float, connect_seconds: float
     ) -> Reply:
         session, deadlines = self._session, self._deadlines
-        if session is None or deadlines is None or session.closed or self._closed:
-            # Not an error of its own: an attempt before this one may have landed.
-            return Failure(Cause.CLOSED, "the session is closed", sent=False)
-        witness = None if self._owned else Witness()
+        if session is None or deadlines is None or self._closed:
+            return _CLOSED
+        witness = None
+        if not self._owned:
+            if session.closed:
+                return _CLOSED
+            witness = Witness()
         try:
             with deadlines.start(seconds):
                 response = await session.request(
@@ -228,7 +235,13 @@ class Session:
                     middlewares=() if witness is None else (witness,),
                 )
                 try:
-                    body = await _read(response.content)
+                    content = response.content
+                    # Most answers are here whole, the head and the body at once.
+                    body = (
+                        content.read_nowait()
+                        if content.is_eof()
+                        else await _read(content)
+                    )
                 finally:
                     # At the body's end the connection has gone back to the pool by
                     # itself; to release it again costs 2 % of a cancel. Anything less
@@ -244,7 +257,7 @@ class Session:
             # end the caller's task without a word.
             sent = witness is None or witness.sent
             return Failure(Cause.CLOSED, "the session was closed", sent=sent)
-        if body is None:
+        if len(body) > BODY_LIMIT:
             text = f"the answer is over {BODY_LIMIT} bytes"
             return Failure(Cause.TOO_LARGE, text, sent=True)
         return Response(response.status, response.headers, body)
@@ -304,16 +317,14 @@ def authorization(api_key: str) -> Hidden:
     return Hidden(f"Bearer {api_key}")
 
 
-async def _read(content: aiohttp.StreamReader) -> bytes | None:
-    # `read()` has no cap; by the chunk, a body without end is met by ours.
+async def _read(content: aiohttp.StreamReader) -> bytes:
+    # `read()` has no cap; by the chunk, a body without end ends a little over ours.
     body = Body([await content.readany()])
     size = len(body[0])
-    while not content.at_eof():
-        if size > BODY_LIMIT:
-            return None
+    while size <= BODY_LIMIT and not content.at_eof():
         body.append(await content.readany())
         size += len(body[-1])
-    return b"".join(body) if size <= BODY_LIMIT else None
+    return b"".join(body)
 
 
 def _connect_within(seconds: float) -> aiohttp.ClientTimeout:

@@ -68,6 +68,9 @@ def _shown(value: str) -> str:
 
 
 def _matching(pattern: re.Pattern[str], name: str, value: object, wanted: str) -> str:
+    # Nearly all are plain and right, and each call of a function counts in a cancel.
+    if type(value) is str and pattern.fullmatch(value):
+        return value
     text = _text(name, value)
     if not pattern.fullmatch(text):
         raise ValueError(f"{name} must be {wanted}, not {_shown(text)}")
@@ -81,6 +84,8 @@ def refund_id(value: object) -> str:
         TypeError: Not a ``str``.
         ValueError: Anything else, with what it looks like.
     """
+    if type(value) is str and _REFUND_ID.fullmatch(value):
+        return value  # as above
     text = _text("refund_id", value)
     if _REFUND_ID.fullmatch(text):
         return text

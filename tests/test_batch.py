@@ -31,7 +31,6 @@ from async_refunds import (
 )
 from async_refunds.advice import Advice, Outcome
 from async_refunds.batch import Batch
-from async_refunds.call import Attempted
 from async_refunds.emulator import Emulator, Limits
 from async_refunds.journal import MemoryJournal
 from async_refunds.lanes import Lane
@@ -489,8 +488,8 @@ async def test_account_that_was_given_up_is_taken_up_when_somebody_answers() -> 
     lane = Lane(None, Pace(now=loop.time()), loop.time, lambda _: None)
     lane.refused = Failure(Cause.REFUSED, "nobody there", sent=False)
     reply = Response(503, CIMultiDict[str](), b"")
-    advice = Advice[Refund](Outcome.AMBIGUOUS, retry=True)
-    lane.heard(Attempted(reply, advice), cancel=True, paced=True)
+    advice = Advice[Refund](reply, Outcome.AMBIGUOUS, retry=True)
+    lane.heard(advice, cancel=True, paced=True)
     assert lane.refused is None
 
 

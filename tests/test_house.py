@@ -24,15 +24,15 @@ HOUSE: dict[str, set[str]] = {
     "asking": {"client", "errors", "journal", "lanes", "models", "privacy", "protocol"}
     | {"refusal", "results", "retry", "turns"},
     "turns": {"journal", "lanes", "pacing", "results"},
-    "lanes": {"advice", "call", "journal", "models", "pacing", "protocol", "refusal"}
+    "lanes": {"advice", "journal", "models", "pacing", "protocol", "refusal"}
     | {"results"},
     "intake": {"privacy", "results", "validate"},
-    "client": {"call", "models", "privacy", "protocol", "refusal", "retry", "session"}
-    | {"validate", "version"},
+    "client": {"advice", "call", "models", "privacy", "protocol", "refusal", "retry"}
+    | {"session", "validate", "version"},
     "call": {"advice", "models", "protocol", "refusal", "retry", "session"},
     "session": {"deadline", "pool", "privacy", "protocol"},
     "retry": {"validate"},
-    "pool": set(),
+    "pool": {"deadline"},
     "deadline": set(),
     "journal": {"errors", "privacy", "results"},
     "pacing": set(),

@@ -151,6 +151,19 @@ async def test_unreadable_answer_is_named_so_in_the_log_of_attempts() -> None:
     assert 0 <= second.slept <= 0.5
 
 
+async def test_body_without_end_is_not_read_on(
+    session: aiohttp.ClientSession | None,
+) -> None:
+    begun = b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n" + b" " * 1_200_000
+    async with scripted(begun, CANCELED) as server:
+        refunds = server.client(session=session)
+        refund = await refunds.cancel(RE)
+        await refunds.close()
+    first, _ = refund.last_response.attempts
+    assert first.failure == "too_large"
+    assert first.seconds < 1.0
+
+
 async def test_redirect_is_never_followed_with_the_key() -> None:
     async with scripted(CANCELED) as elsewhere:
         away = answer(307, b"", {"Location": f"{elsewhere.url}/v1/refunds/{RE}/cancel"})
