@@ -23,9 +23,7 @@ from benchmarks import drawing, raw_http, report
 from benchmarks.emulator_child import SERVERS, Server, started
 from benchmarks.harness import Figure, figure, in_turn, ratio
 
-QUESTION = (
-    "What does a request to the emulator cost, beside a handler that does nothing?"
-)
+QUESTION = "What does a request to the emulator cost?"
 CONCURRENCY = 50
 HEADERS = (
     "Host: localhost\r\nAuthorization: Bearer sk_test_51Bench\r\n"

@@ -95,18 +95,23 @@ _HEAD = "\r\n".join(
 _NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
 
 
+def body(refund_id: bytes) -> bytes:
+    """Return a canceled refund with this id, as Stripe writes it."""
+    return _BODY.replace(_ID_MARK, refund_id)
+
+
 def answer(head: bytes) -> bytes:
     """Return the whole answer to a request with this head."""
     request = _REQUEST.match(head)
     if request is None:
         return _NOT_FOUND
-    body = _BODY.replace(_ID_MARK, request[1])
+    refund = body(request[1])
     key = _KEY.search(head)
     return (
-        _HEAD.replace(_LENGTH_MARK, b"%d" % len(body)).replace(
+        _HEAD.replace(_LENGTH_MARK, b"%d" % len(refund)).replace(
             _KEY_MARK, b"none" if key is None else key[1]
         )
-        + body
+        + refund
     )
 
 
