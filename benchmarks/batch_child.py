@@ -7,7 +7,6 @@ its end, a `Measured`.
 from __future__ import annotations
 
 import asyncio
-import resource
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from async_refunds import RefundsClient, RetryPolicy, cancel_many
+from benchmarks import memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,9 +79,7 @@ async def run(base_url: str, journal: str | None, count: int) -> Measured:
         first=first,
         seconds=time.perf_counter() - began,
         cpu=time.process_time() - cpu,
-        # Kilobytes on Linux, bytes on macOS (getrusage(2)).
-        memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        * (1 if sys.platform == "darwin" else 1024),
+        memory=memory.peak(),
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import resource
 import sys
 import time
 from functools import partial
@@ -19,7 +18,7 @@ if not __package__:  # run by its path, whose folder is first in the search path
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from async_refunds.emulator import Emulator
-from benchmarks import drawing, raw_http, report
+from benchmarks import drawing, memory, raw_http, report
 from benchmarks.emulator_child import SERVERS, Server, started
 from benchmarks.harness import Figure, figure, in_turn, ratio
 
@@ -110,10 +109,7 @@ def seed(count: int) -> tuple[float, int]:
     """Seed refunds; return the seconds of CPU and the peak of memory in bytes."""
     began = time.process_time()
     Emulator().seed_refunds(count)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Kilobytes on Linux, bytes on macOS (getrusage(2)).
-    unit = 1 if sys.platform == "darwin" else 1024
-    return time.process_time() - began, peak * unit
+    return time.process_time() - began, memory.peak()
 
 
 def found(asked: Flags) -> Report:
