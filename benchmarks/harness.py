@@ -22,6 +22,7 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 Call: TypeAlias = Callable[[str], Awaitable[object]]
@@ -72,9 +73,9 @@ class Result(msgspec.Struct, frozen=True):
     """p99 over that of a baseline."""
 
 
-def in_turn(subjects: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+def in_turn(subjects: Mapping[K, Callable[[], T]], rounds: int) -> dict[K, list[T]]:
     """Let each do its turn in every round; return what each gave, by the round."""
-    turns: dict[str, list[T]] = {name: [] for name in subjects}
+    turns: dict[K, list[T]] = {name: [] for name in subjects}
     # The round before the first fills caches and specialises bytecode: not kept.
     for number in range(rounds + 1):
         for name, turn in subjects.items():
