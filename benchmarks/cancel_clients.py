@@ -55,20 +55,25 @@ async def bare(base_url: str, concurrency: int) -> AsyncGenerator[Call, None]:
     """What a careful person writes with aiohttp, and nothing for when it fails."""
     del concurrency
     async with aiohttp.ClientSession() as session:
+        yield bare_call(session, base_url)
 
-        async def cancel(refund_id: str) -> object:
-            response = await session.post(
-                f"{base_url}/v1/refunds/{refund_id}/cancel",
-                headers={
-                    "Authorization": f"Bearer {API_KEY}",
-                    "Stripe-Version": STRIPE_VERSION,
-                    "Content-Type": "application/x-www-form-urlencoded",
-                    "Idempotency-Key": str(uuid.uuid4()),
-                },
-            )
-            return await response.json()
 
-        yield cancel
+def bare_call(session: aiohttp.ClientSession, base_url: str) -> Call:
+    """Return what `bare` does with a session."""
+
+    async def cancel(refund_id: str) -> object:
+        response = await session.post(
+            f"{base_url}/v1/refunds/{refund_id}/cancel",
+            headers={
+                "Authorization": f"Bearer {API_KEY}",
+                "Stripe-Version": STRIPE_VERSION,
+                "Content-Type": "application/x-www-form-urlencoded",
+                "Idempotency-Key": str(uuid.uuid4()),
+            },
+        )
+        return await response.json()
+
+    return cancel
 
 
 @contextlib.asynccontextmanager
@@ -111,9 +116,10 @@ async def tuned(base_url: str, concurrency: int) -> AsyncGenerator[Call, None]:
 
 
 @contextlib.asynccontextmanager
-async def _official(
+async def official(
     base_url: str, http_client: stripe.HTTPClient
 ) -> AsyncGenerator[Call, None]:
+    """Stripe's own client on an HTTP client of its kinds, which it closes."""
     client = stripe.StripeClient(
         API_KEY, base_addresses={"api": base_url}, http_client=http_client
     )
@@ -130,7 +136,7 @@ async def official_aiohttp(
     """Stripe's own client on aiohttp."""
     connector = aiohttp.TCPConnector(limit=concurrency)
     http_client = stripe.AIOHTTPClient(connector=connector)
-    async with _official(base_url, http_client) as call:
+    async with official(base_url, http_client) as call:
         yield call
 
 
@@ -138,7 +144,7 @@ async def official_aiohttp(
 async def official_httpx(base_url: str, concurrency: int) -> AsyncGenerator[Call, None]:
     """Stripe's own client as it comes: httpx is its first choice."""
     del concurrency
-    async with _official(base_url, stripe.HTTPXClient()) as call:
+    async with official(base_url, stripe.HTTPXClient()) as call:
         yield call
 
 
