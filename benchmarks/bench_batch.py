@@ -72,6 +72,7 @@ class Bench:
                     "with": lambda: batch_child.measured(base_url, next(paths), sample),
                 },
                 self._asked.rounds,
+                warm_up=False,
             )
             without, kept = (
                 [turn.cpu / sample * 1e6 for turn in each] for each in turns.values()

@@ -159,6 +159,8 @@ def draw(found: Report, path: Path) -> None:
             axes.set_xlabel("µs of CPU per call")
             # The whole story is from 0.02 ms to some ms, and the label needs room.
             axes.set_xlim(10, 100_000)
+            axes.minorticks_off()
+            axes.xaxis.set_major_formatter("{x:,.0f}")
 
 
 def main() -> None:

@@ -156,6 +156,7 @@ def table(told: Report) -> list[str]:
 
 def draw(told: Report, path: Path) -> None:
     """Write a bar for each server's CPU per request, a panel for each request."""
+    most = max(each.median for cpu in told.cpu.values() for each in cpu.values())
     with drawing.sheet(path, QUESTION, size=(8, 3.6), panels=len(told.cpu)) as sheet:
         for axes, (kind, cpu) in zip(sheet, told.cpu.items(), strict=True):
             drawing.bars(
@@ -167,6 +168,8 @@ def draw(told: Report, path: Path) -> None:
                 ours="emulator",
             )
             axes.set_title(kind)
+            # One scale for both, with room for the labels.
+            axes.set_xlim(0, most * 1.2e6)
             axes.set_xlabel("µs of the server's CPU per request")
 
 

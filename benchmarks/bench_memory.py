@@ -112,6 +112,7 @@ def measure(asked: Flags) -> list[Result]:
                     for client in CLIENTS
                 },
                 asked.rounds,
+                warm_up=False,
             )
             found += [
                 Result(

@@ -73,14 +73,22 @@ class Result(msgspec.Struct, frozen=True):
     """p99 over that of a baseline."""
 
 
-def in_turn(subjects: Mapping[K, Callable[[], T]], rounds: int) -> dict[K, list[T]]:
-    """Let each do its turn in every round; return what each gave, by the round."""
+def in_turn(
+    subjects: Mapping[K, Callable[[], T]], rounds: int, *, warm_up: bool = True
+) -> dict[K, list[T]]:
+    """Let each do its turn in every round; return what each gave, by the round.
+
+    Args:
+        subjects: What to measure, by name.
+        rounds: How many to keep.
+        warm_up: Make one more round first, which fills caches and specialises bytecode,
+            and throw it away. What starts afresh at each turn has no use for it.
+    """
     turns: dict[K, list[T]] = {name: [] for name in subjects}
-    # The round before the first fills caches and specialises bytecode: not kept.
-    for number in range(rounds + 1):
+    for number in range(-1 if warm_up else 0, rounds):
         for name, turn in subjects.items():
             found = turn()
-            if number > 0:
+            if number >= 0:
                 turns[name].append(found)
     return turns
 

@@ -39,7 +39,7 @@ class Flags(msgspec.Struct, frozen=True, kw_only=True):
     """What every benchmark can be asked for; a script's own flags go beside."""
 
     rounds: int
-    """How many are kept: one more is made first, and thrown away."""
+    """How many are kept; a round to warm up is not counted."""
     json: bool
     """One object on stdout, and nothing else there."""
     plot: Path | None
