@@ -10,16 +10,19 @@ import asyncio
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+
+if not __package__:  # run by its path, whose folder is first in the search path
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from async_refunds import RefundsClient, RetryPolicy, cancel_many
 from benchmarks import memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 KEY = "sk_test_bench"
 CONCURRENCY = 500
@@ -50,8 +53,7 @@ def ids(count: int) -> Iterator[str]:
 def command(base_url: str, journal: Path | None, count: int) -> list[str]:
     """Return what starts a batch in a process of its own."""
     path = "-" if journal is None else str(journal)
-    module = "benchmarks.batch_child"
-    return [sys.executable, "-m", module, base_url, path, str(count)]
+    return [sys.executable, str(Path(__file__).resolve()), base_url, path, str(count)]
 
 
 def measured(base_url: str, journal: Path | None, count: int) -> Measured:

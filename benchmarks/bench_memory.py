@@ -15,7 +15,6 @@ when nothing is said, so that nearly all calls wait.
 from __future__ import annotations
 
 import functools
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +27,7 @@ if not __package__:  # run by its path, whose folder is first in the search path
 from benchmarks import drawing, report
 from benchmarks.canned import canned_server
 from benchmarks.harness import Figure, figure, in_turn
-from benchmarks.memory_child import CLIENTS, POOLS
+from benchmarks.memory_child import CLIENTS, POOLS, weighed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 QUESTION = "What memory does a cancel take while it waits for its answer?"
 OURS, BARE = "async_refunds", "bare"
 KINDS = ("resident", "traced")
-ROOT = Path(__file__).resolve().parent.parent
 
 
 class Flags(report.Flags, frozen=True, kw_only=True):
@@ -83,14 +81,7 @@ def flags() -> Flags:
 def _held(client: str, pool: str, calls: int, kind: str) -> int:
     # A server for each, so that no port is waited for that was used just before.
     with canned_server() as base_url:
-        command = [sys.executable, "-m", "benchmarks.memory_child"]
-        told = subprocess.run(  # noqa: S603 - our own module, by this interpreter
-            [*command, client, pool, base_url, str(calls), kind],
-            stdout=subprocess.PIPE,
-            check=True,
-            cwd=ROOT,
-        )
-    return int(told.stdout)
+        return weighed(client, pool, base_url, calls, kind)
 
 
 def _turn(client: str, pool: str, kind: str, calls: tuple[int, ...]) -> float:

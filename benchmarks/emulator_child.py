@@ -14,10 +14,14 @@ import itertools
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 from aiohttp import web
+
+if not __package__:  # run by its path, whose folder is first in the search path
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from async_refunds.emulator import Emulator
 
@@ -53,7 +57,7 @@ class Server:
 def started(kind: str, count: int) -> Generator[Server, None, None]:
     """Run a server for a ``with`` block."""
     with subprocess.Popen(  # noqa: S603 - this module, by this interpreter
-        [sys.executable, "-m", "benchmarks.emulator_child", kind, str(count)],
+        [sys.executable, str(Path(__file__).resolve()), kind, str(count)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
