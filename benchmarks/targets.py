@@ -127,4 +127,4 @@ def summary(headlines: Mapping[str, Mapping[str, float]], *, judge: bool) -> lis
             verdict = "met" if target.kept(values) else "missed"
         seen = " / ".join(f"{value:.3f}" for value in values)
         rows.append((target.what, seen, target.promised(), verdict))
-    return report.table(["", "seen", "target", ""], rows)
+    return report.table(["", "seen", "target", "verdict"], rows)
