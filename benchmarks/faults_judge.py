@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
-import statistics
 import time
 from collections import defaultdict
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from benchmarks.faults_clients import Client, Told
+from benchmarks.harness import Figure, figure, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,10 +85,10 @@ class Result(msgspec.Struct, frozen=True):
     second_keys: int
     requests_per_call: float
     faults_per_request: float
-    cpu_per_call: float
-    """Seconds; the median over the rounds."""
-    cpu_ratio: float
-    """Times the first client's, the median over the rounds."""
+    cpu: Figure
+    """Seconds per call."""
+    cpu_ratio: Figure
+    """CPU over that of the baseline in the same rounds."""
 
 
 async def calls(
@@ -192,33 +192,24 @@ def _second_keys(requests: Sequence[Request]) -> int:
 
 
 def result(name: str, turns: Sequence[Turn], baseline: Sequence[Turn]) -> Result:
-    """Count over all turns of a client; ratios are to a baseline's same rounds."""
+    """Count over all turns of a client; its CPU is held against that of a baseline."""
     reports = [report for each in turns for report in each.reports]
-    told = {each.value: Split() for each in Told}
-    errors: defaultdict[str, Split] = defaultdict(Split)
-    for each in turns:
-        for report in each.reports:
-            truth = report.refund_id in each.canceled
-            _count(told[report.told.value], canceled=truth)
-            if report.error is not None:
-                _count(errors[report.error], canceled=truth)
+    requests = sum(each.requests for each in turns)
+    told, errors = _by_truth(turns)
     said, no, left_open = (
         told[each.value] for each in (Told.CANCELED, Told.NO, Told.OPEN)
     )
     contradicted = said.not_canceled + no.canceled
+    untold = sum(split.canceled for split in told.values()) - said.canceled
     share = 10_000 / len(reports)
-    requests = sum(each.requests for each in turns)
     return Result(
         client=name,
         calls=len(reports),
         told=told,
-        errors=dict(sorted(errors.items())),
+        errors=errors,
         wrong_per_10000=(contradicted + left_open.canceled) * share,
         contradicted_per_10000=contradicted * share,
-        untold_per_10000=(
-            sum(split.canceled for split in told.values()) - said.canceled
-        )
-        * share,
+        untold_per_10000=untold * share,
         raw=sum(report.raw for report in reports),
         hung=sum(report.hung for report in reports),
         lost=sum(report.told is Told.NOTHING for report in reports),
@@ -226,11 +217,22 @@ def result(name: str, turns: Sequence[Turn], baseline: Sequence[Turn]) -> Result
         second_keys=sum(each.second_keys for each in turns),
         requests_per_call=requests / len(reports),
         faults_per_request=sum(each.faults for each in turns) / requests,
-        cpu_per_call=statistics.median(each.cpu / len(each.reports) for each in turns),
-        cpu_ratio=statistics.median(
-            mine.cpu / other.cpu for mine, other in zip(turns, baseline, strict=True)
-        ),
+        cpu=figure(each.cpu / len(each.reports) for each in turns),
+        cpu_ratio=ratio([each.cpu for each in turns], [each.cpu for each in baseline]),
     )
+
+
+def _by_truth(turns: Sequence[Turn]) -> tuple[dict[str, Split], dict[str, Split]]:
+    """Return how many were told what, and by which errors, each by the truth."""
+    told = {each.value: Split() for each in Told}
+    errors: defaultdict[str, Split] = defaultdict(Split)
+    for each in turns:
+        for report in each.reports:
+            canceled = report.refund_id in each.canceled
+            _count(told[report.told.value], canceled=canceled)
+            if report.error is not None:
+                _count(errors[report.error], canceled=canceled)
+    return told, dict(sorted(errors.items()))
 
 
 def _count(split: Split, *, canceled: bool) -> None:

@@ -72,7 +72,7 @@ def headlines(storms: Sequence[Weather]) -> dict[str, float]:
             found[f"raw exceptions {name}"] = result.raw
             found[f"lost ids {name}"] = result.lost
             if storm.baseline != OURS:
-                found[f"CPU x {storm.baseline} {name}"] = result.cpu_ratio
+                found[f"CPU x {storm.baseline} {name}"] = result.cpu_ratio.median
     return found
 
 
@@ -105,7 +105,7 @@ def _row(found: Result) -> list[str]:
         str(found.second_keys),
         f"{found.faults_per_request:.1%}",
         f"{found.requests_per_call:.2f}",
-        f"{found.cpu_ratio:.2f}",
+        report.shown(found.cpu_ratio, 2),
     ]
 
 
