@@ -1,25 +1,30 @@
 """A batch in a process of its own, to be measured alone, or to be killed.
 
-Arguments: base URL, journal (``-`` for none), how many ids, how many of them to skip.
-Prints one line of JSON at its end: seconds until the first result, seconds, and the
-peak of the memory in bytes.
+Arguments: base URL, journal (``-`` for none), how many ids. Prints one line of JSON at
+its end, a `Measured`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import resource
+import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
+if not __package__:  # run by its path, whose folder is first in the search path
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from async_refunds import RefundsClient, RetryPolicy, cancel_many
+from benchmarks import memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+KEY = "sk_test_bench"
 CONCURRENCY = 500
 RATE = 100_000.0
 """No pace at all: the question is what this process costs."""
@@ -45,11 +50,25 @@ def ids(count: int) -> Iterator[str]:
         yield f"re_{number * 618_033_988_749_894_848_204_587 % 10**24:024d}"
 
 
+def command(base_url: str, journal: Path | None, count: int) -> list[str]:
+    """Return what starts a batch in a process of its own."""
+    path = "-" if journal is None else str(journal)
+    return [sys.executable, str(Path(__file__).resolve()), base_url, path, str(count)]
+
+
+def measured(base_url: str, journal: Path | None, count: int) -> Measured:
+    """Run a batch in a process of its own, and return what it measured."""
+    told = subprocess.run(  # noqa: S603 - this module, by this interpreter
+        command(base_url, journal, count), stdout=subprocess.PIPE, check=True
+    )
+    return msgspec.json.decode(told.stdout, type=Measured)
+
+
 async def run(base_url: str, journal: str | None, count: int) -> Measured:
     """Cancel so many, and measure."""
     began, cpu, first = time.perf_counter(), time.process_time(), 0.0
     async with RefundsClient(
-        "sk_test_bench", base_url=base_url, retry=_POLICY, attempt_timeout=0.5
+        KEY, base_url=base_url, retry=_POLICY, attempt_timeout=0.5
     ) as refunds:
         async for result in cancel_many(
             refunds, ids(count), journal=journal, concurrency=CONCURRENCY, rate=RATE
@@ -62,9 +81,7 @@ async def run(base_url: str, journal: str | None, count: int) -> Measured:
         first=first,
         seconds=time.perf_counter() - began,
         cpu=time.process_time() - cpu,
-        # Kilobytes on Linux, bytes on macOS (getrusage(2)).
-        memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        * (1 if sys.platform == "darwin" else 1024),
+        memory=memory.peak(),
     )
 
 

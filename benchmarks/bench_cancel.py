@@ -1,220 +1,196 @@
 """What does a successful cancel cost, and what do other ways to send it cost?
 
-Every client sends ``POST /v1/refunds/{id}/cancel`` over plain HTTP to a canned server
-on loopback, and makes of the answer what its users get.
-
-Pools: ``async_refunds``, ``bare`` and ``bare_plain`` are left as their users get them,
-with aiohttp's default of 100 connections, and so is ``tuned``, since a ratio between
-unlike pools would say little: 500 busy connections cost more CPU than 100 and a queue.
-``official_httpx`` has httpx's own 100, of which 20 are kept alive, since no public
-argument of it changes them. All others have a connection for each call in flight.
+The clients, and the pool of connections that each has, are in `cancel_clients`; they
+ask a canned server on loopback.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import operator
-import secrets
+import asyncio
 import sys
-import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import aiohttp
-import httpx
-import msgspec
-import stripe
-import yarl
+from typing import TYPE_CHECKING
 
 if not __package__:  # run by its path, whose folder is first in the search path
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from async_refunds import STRIPE_VERSION, Refund, RefundsClient
-from benchmarks import raw_http, report
+from benchmarks import drawing, report
+from benchmarks.cancel_clients import CLIENTS, checked
+from benchmarks.canned import canned_server
+from benchmarks.harness import Result, compare
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-    from benchmarks.harness import Call, Opener
+    from collections.abc import Callable, Sequence
 
 QUESTION = "What does a successful cancel cost?"
-BASELINES = ("bare", "bare_plain", "tuned")
+BASELINES = ("bare", "bare_plain", "tuned", "official_aiohttp")
+OURS = "async_refunds"
 
-# It never leaves the machine; of the length of a real one.
-API_KEY = "sk_test_" + "0" * 99
-HEADERS = {
-    "Authorization": f"Bearer {API_KEY}",
-    "Stripe-Version": STRIPE_VERSION,
-    "Content-Type": "application/x-www-form-urlencoded",
-}
+_MICRO, _MILLI = 1e6, 1e3
 
 
-@contextlib.asynccontextmanager
-async def async_refunds(base_url: str, concurrency: int) -> AsyncGenerator[Call, None]:
-    """This project, with all of its defaults."""
-    del concurrency
-    async with RefundsClient(API_KEY, base_url=base_url) as refunds:
-        yield refunds.cancel
+class Flags(report.Flags, frozen=True, kw_only=True):
+    """What the command line asked for."""
+
+    calls: int
+    concurrency: tuple[int, ...]
+    clients: tuple[str, ...]
+    uvloop: bool
 
 
-@contextlib.asynccontextmanager
-async def bare(base_url: str, concurrency: int) -> AsyncGenerator[Call, None]:
-    """What a careful person writes with aiohttp, and nothing for when it fails."""
-    del concurrency
-    async with aiohttp.ClientSession() as session:
+class Report(report.Report, frozen=True, kw_only=True):
+    """A whole run."""
 
-        async def cancel(refund_id: str) -> object:
-            response = await session.post(
-                f"{base_url}/v1/refunds/{refund_id}/cancel",
-                headers={
-                    "Authorization": f"Bearer {API_KEY}",
-                    "Stripe-Version": STRIPE_VERSION,
-                    "Content-Type": "application/x-www-form-urlencoded",
-                    "Idempotency-Key": str(uuid.uuid4()),
-                },
-            )
-            return await response.json()
-
-        yield cancel
+    loop: str
+    calls: int
+    results: list[Result]
 
 
-@contextlib.asynccontextmanager
-async def bare_plain(base_url: str, concurrency: int) -> AsyncGenerator[Call, None]:
-    """The same without any header: Stripe would refuse it, but nothing is cheaper."""
-    del concurrency
-    async with aiohttp.ClientSession() as session:
-
-        async def cancel(refund_id: str) -> object:
-            response = await session.post(f"{base_url}/v1/refunds/{refund_id}/cancel")
-            return await response.json()
-
-        yield cancel
-
-
-@contextlib.asynccontextmanager
-async def tuned(base_url: str, concurrency: int) -> AsyncGenerator[Call, None]:
-    """All that is known to make aiohttp fast: the floor.
-
-    No status is looked at, no deadline kept, no error named, no attempt noted.
-    """
-    del concurrency
-    decode = msgspec.json.Decoder(Refund).decode
-    timeout = aiohttp.ClientTimeout(connect=10.0)
-    async with aiohttp.ClientSession(
-        cookie_jar=aiohttp.DummyCookieJar(),
-        headers=HEADERS,
-        timeout=timeout,
-    ) as session:
-
-        async def cancel(refund_id: str) -> object:
-            response = await session.post(
-                yarl.URL(f"{base_url}/v1/refunds/{refund_id}/cancel", encoded=True),
-                headers={"Idempotency-Key": secrets.token_hex(16)},
-                allow_redirects=False,
-            )
-            return decode(await response.read())
-
-        yield cancel
-
-
-@contextlib.asynccontextmanager
-async def _official(
-    base_url: str, http_client: stripe.HTTPClient
-) -> AsyncGenerator[Call, None]:
-    client = stripe.StripeClient(
-        API_KEY, base_addresses={"api": base_url}, http_client=http_client
+def flags() -> Flags:
+    """Read the command line."""
+    parser = report.parser(QUESTION, rounds=9)
+    parser.add_argument(
+        "--calls", type=report.count, default=1000, help="of each client in each round"
     )
-    try:
-        yield client.v1.refunds.cancel_async
-    finally:
-        await http_client.close_async()  # type: ignore[no-untyped-call] # stripe's
-
-
-@contextlib.asynccontextmanager
-async def official_aiohttp(
-    base_url: str, concurrency: int
-) -> AsyncGenerator[Call, None]:
-    """Stripe's own client on aiohttp."""
-    connector = aiohttp.TCPConnector(limit=concurrency)
-    http_client = stripe.AIOHTTPClient(connector=connector)
-    async with _official(base_url, http_client) as call:
-        yield call
-
-
-@contextlib.asynccontextmanager
-async def official_httpx(base_url: str, concurrency: int) -> AsyncGenerator[Call, None]:
-    """Stripe's own client as it comes: httpx is its first choice."""
-    del concurrency
-    async with _official(base_url, stripe.HTTPXClient()) as call:
-        yield call
-
-
-@contextlib.asynccontextmanager
-async def httpx_json(base_url: str, concurrency: int) -> AsyncGenerator[Call, None]:
-    """What `bare` does, with httpx."""
-    limits = httpx.Limits(
-        max_connections=concurrency, max_keepalive_connections=concurrency
+    parser.add_argument(
+        "--concurrency",
+        type=report.counts,
+        default="1,50,500",
+        help="calls in flight, several by commas; default: %(default)s",
     )
-    # The default of five seconds is for an idle peer, not for one that queues.
-    async with httpx.AsyncClient(limits=limits, timeout=60.0) as client:
+    parser.add_argument(
+        "--clients",
+        type=report.some_of(tuple(CLIENTS)),
+        default=",".join(CLIENTS),
+        help="by commas; default: %(default)s",
+    )
+    parser.add_argument("--uvloop", action="store_true", help="instead of asyncio's")
+    asked = report.read(parser, Flags)
+    if asked.uvloop:
+        report.require(parser, "uvloop", "--uvloop")
+    return asked
 
-        async def cancel(refund_id: str) -> object:
-            response = await client.post(
-                f"{base_url}/v1/refunds/{refund_id}/cancel",
-                headers={**HEADERS, "Idempotency-Key": str(uuid.uuid4())},
+
+def measure(asked: Flags, base_url: str, concurrency: int) -> list[Result]:
+    """Return a result for each client that was asked for."""
+    with asyncio.Runner(loop_factory=_loop_factory(asked)) as runner:
+        return runner.run(
+            compare(
+                {name: checked(CLIENTS[name]) for name in asked.clients},
+                base_url,
+                concurrency=concurrency,
+                rounds=asked.rounds,
+                calls=asked.calls,
+                # With none of the usual ones, the first is what there is.
+                baselines=[name for name in BASELINES if name in asked.clients]
+                or [asked.clients[0]],
             )
-            return response.json()
-
-        yield cancel
+        )
 
 
-@contextlib.asynccontextmanager
-async def raw(base_url: str, concurrency: int) -> AsyncGenerator[Call, None]:
-    """Bytes to an open socket and bytes from it: the limit for any client."""
-    head = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
-    async with raw_http.pool(base_url, concurrency) as exchange:
+def _loop_factory(asked: Flags) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if not asked.uvloop:
+        return None
+    import uvloop  # noqa: PLC0415 - not to be had on Windows, so only when asked for
 
-        async def cancel(refund_id: str) -> object:
-            body = await exchange(
-                f"POST /v1/refunds/{refund_id}/cancel HTTP/1.1\r\n"
-                f"Host: localhost\r\n{head}"
-                f"Idempotency-Key: {secrets.token_hex(16)}\r\n"
-                "Content-Length: 0\r\n\r\n"
+    return uvloop.new_event_loop
+
+
+def headlines(results: Sequence[Result]) -> dict[str, float]:
+    """Return this project's cost, as so many times that of others."""
+    found: dict[str, float] = {}
+    for result in results:
+        if result.client != OURS:
+            continue
+        for what, ratios in (
+            ("CPU", result.cpu_ratios),
+            ("req/s", result.rate_ratios),
+            ("p99", result.p99_ratios),
+        ):
+            for baseline, value in ratios.items():
+                name = f"{what} x {baseline}, {result.concurrency} in flight"
+                found[name] = value.median
+    return found
+
+
+def table(rows: Sequence[Result]) -> list[str]:
+    """Return the lines of a table: medians, each with half its quartiles' distance."""
+    baselines = list(rows[0].cpu_ratios)
+    ratios = (f"x {name}" for name in baselines)
+    return report.table(
+        ["client", "µs CPU/call", *ratios, "req/s", "p50 ms", "p99 ms"],
+        [
+            [
+                row.client,
+                report.shown(row.cpu, 1, _MICRO),
+                *(report.shown(row.cpu_ratios[name], 3) for name in baselines),
+                report.shown(row.rate, 0),
+                report.shown(row.p50, 2, _MILLI),
+                report.shown(row.p99, 2, _MILLI),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def draw(found: Report, path: Path) -> None:
+    """Write a bar for each client's CPU per call, a panel for each concurrency."""
+    panels = list(dict.fromkeys(result.concurrency for result in found.results))
+    clients = len({result.client for result in found.results})
+    height = 0.6 + len(panels) * (0.8 + 0.3 * clients)
+    title = f"{found.question} ({found.loop})"
+    with drawing.sheet(path, title, size=(8, height), panels=len(panels)) as sheet:
+        for axes, concurrency in zip(sheet, panels, strict=True):
+            rows = [row for row in found.results if row.concurrency == concurrency]
+            baseline = next(iter(rows[0].cpu_ratios))
+            drawing.bars(
+                axes,
+                [row.client for row in rows],
+                [row.cpu.median * _MICRO for row in rows],
+                [
+                    f"{row.cpu.median * _MICRO:,.0f} µs, "
+                    f"{row.cpu_ratios[baseline].median:.2f} x {baseline}"
+                    for row in rows
+                ],
+                spreads=[row.cpu.iqr * _MICRO / 2 for row in rows],
+                log=True,
             )
-            return json.loads(body)
-
-        yield cancel
-
-
-def _checked(opener: Opener) -> Opener:
-    """Make sure once that a client does what it is measured for."""
-
-    @contextlib.asynccontextmanager
-    async def opened(base_url: str, concurrency: int) -> AsyncGenerator[Call, None]:
-        async with opener(base_url, concurrency) as call:
-            answer: Any = await call("re_check")
-            # A dictionary, or an object of the client's own.
-            is_dict = isinstance(answer, dict)
-            read = operator.itemgetter if is_dict else operator.attrgetter
-            if read("id", "status")(answer) != ("re_check", "canceled"):
-                raise RuntimeError(f"no canceled refund: {answer!r}")
-            yield call
-
-    return opened
+            axes.set_title(f"{concurrency} in flight")
+            axes.set_xlabel("µs of CPU per call")
+            # The whole story is from 0.02 ms to some ms, and the label needs room.
+            axes.set_xlim(10, 100_000)
+            axes.minorticks_off()
+            axes.xaxis.set_major_formatter("{x:,.0f}")
 
 
-CLIENTS: dict[str, Opener] = {
-    "async_refunds": async_refunds,
-    "bare": bare,
-    "bare_plain": bare_plain,
-    "tuned": tuned,
-    "official_aiohttp": official_aiohttp,
-    "official_httpx": official_httpx,
-    "httpx": httpx_json,
-    "raw": raw,
-}
+def main() -> None:
+    """Measure as the command line says; print, and draw if asked."""
+    asked = flags()
+    loop = "uvloop" if asked.uvloop else "asyncio"
+    if not asked.json:
+        how = f"medians of {asked.rounds} rounds of {asked.calls} calls, ± IQR / 2"
+        print(report.heading(QUESTION, f"loop: {loop}; {how}"), flush=True)
+    results: list[Result] = []
+    with canned_server() as base_url:
+        for concurrency in asked.concurrency:
+            report.say(f"{concurrency} in flight, {asked.rounds} rounds ...")
+            found = measure(asked, base_url, concurrency)
+            results.extend(found)
+            if not asked.json:
+                # At once: the next may take minutes, and somebody may stop it.
+                lines = ("", f"{concurrency} in flight", *table(found))
+                print("\n".join(lines), flush=True)
+    whole = Report(
+        question=QUESTION,
+        versions=report.versions(),
+        rounds=asked.rounds,
+        headlines=headlines(results),
+        loop=loop,
+        calls=asked.calls,
+        results=results,
+    )
+    report.finish(asked, whole, lambda path: draw(whole, path))
+
 
 if __name__ == "__main__":
-    openers = {name: _checked(opener) for name, opener in CLIENTS.items()}
-    report.run(QUESTION, openers, BASELINES)
+    main()

@@ -7,133 +7,63 @@ process, user and system, for each request that one plain client sends over loop
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
-import gc
-import itertools
-import resource
-import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import msgspec
-from aiohttp import web
 
 if not __package__:  # run by its path, whose folder is first in the search path
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from async_refunds.emulator import Emulator
-from benchmarks import raw_http
-from benchmarks.harness import Figure, figure, versions
+from benchmarks import drawing, memory, raw_http, report
+from benchmarks.emulator_child import SERVERS, Server, started
+from benchmarks.harness import Figure, figure, in_turn, ratio
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator, Iterator
-
-HOST = "127.0.0.1"
+QUESTION = "What does a request to the emulator cost?"
 CONCURRENCY = 50
 HEADERS = (
     "Host: localhost\r\nAuthorization: Bearer sk_test_51Bench\r\n"
     "Stripe-Version: 2026-10-28.endive\r\n"
 )
 FORM = "Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 0\r\n"
-SERVERS = ("bare", "emulator")
 REQUESTS = ("cancel", "retrieve")
 
 
-def _body() -> bytes:
-    """Return a refund's JSON, of the emulator's own length."""
-    emulator = Emulator()
-    refund_id = emulator.add_refund()
-    emulator.set_status(refund_id, "canceled")
-    return msgspec.json.encode(emulator.refund(refund_id))
+class Flags(report.Flags, frozen=True, kw_only=True):
+    """What the command line asked for."""
+
+    calls: int
+    seed: int
 
 
-@contextlib.asynccontextmanager
-async def _bare() -> AsyncGenerator[str, None]:
-    body = _body()
+class Report(report.Report, frozen=True, kw_only=True):
+    """What each request cost, and what many refunds take."""
 
-    async def handler(_request: web.Request) -> web.Response:
-        return web.Response(body=body, content_type="application/json")
-
-    application = web.Application()
-    application.router.add_get("/v1/refunds/{id}", handler)
-    application.router.add_post("/v1/refunds/{id}/cancel", handler)
-    runner = web.AppRunner(application, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, HOST, 0).start()
-    yield str(runner.addresses[0][1])
-    await runner.cleanup()
+    calls: int
+    cpu: dict[str, dict[str, Figure]]
+    """Seconds per request, by request and server."""
+    rate_ratios: dict[str, Figure]
+    """Requests per second and core over those of ``bare``, by request."""
+    seeded: int
+    seed_seconds: float
+    """Of CPU."""
+    seed_bytes: int
+    """The peak of the process, the interpreter and aiohttp among it."""
 
 
-@contextlib.asynccontextmanager
-async def _emulator(count: int) -> AsyncGenerator[str, None]:
-    emulator = Emulator()
-    ids = emulator.seed_refunds(count)
-    async with emulator.serve(host=HOST) as base_url:
-        yield " ".join([base_url.rpartition(":")[2], *ids])
-
-
-async def _serve(kind: str, count: int) -> None:
-    async with _bare() if kind == "bare" else _emulator(count) as told:
-        # What stands before the first request is no part of the question.
-        gc.collect()
-        gc.freeze()
-        print(told, flush=True)
-        loop = asyncio.get_running_loop()
-        ended = asyncio.Event()
-
-        def tell() -> None:
-            # A line asks for the time; the end of all lines is the parent's end.
-            if sys.stdin.readline():
-                print(time.process_time(), flush=True)
-            else:
-                ended.set()
-
-        loop.add_reader(sys.stdin.fileno(), tell)
-        await ended.wait()
-
-
-class _Server:
-    """A server in a process of its own."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-        port, *ids = self._line().split()
-        self.base_url = f"http://{HOST}:{port}"
-        self.ids: Iterator[str] = iter(ids) if ids else _others()
-
-    def cpu(self) -> float:
-        """Return the seconds of CPU it has used."""
-        assert self._process.stdin is not None  # noqa: S101 - asked for
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        return float(self._line())
-
-    def _line(self) -> str:
-        assert self._process.stdout is not None  # noqa: S101 - asked for
-        return self._process.stdout.readline()
-
-
-def _others() -> Iterator[str]:
-    """Ids of which none comes twice: a URL that does is found in yarl's caches."""
-    return (f"re_1{number:023d}" for number in itertools.count())
-
-
-@contextlib.contextmanager
-def _started(kind: str, count: int) -> Generator[_Server, None, None]:
-    command = [sys.executable, str(Path(__file__).resolve())]
-    with subprocess.Popen(  # noqa: S603 - this file, by this interpreter
-        [*command, "--serve", kind, "--seed", str(count)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        yield _Server(process)
-        assert process.stdin is not None  # noqa: S101 - asked for
-        process.stdin.close()
+def flags() -> Flags:
+    """Read the command line."""
+    parser = report.parser(QUESTION, rounds=9)
+    parser.add_argument(
+        "--calls", type=report.count, default=2000, help="in each round"
+    )
+    parser.add_argument(
+        "--seed", type=report.count, default=1_000_000, help="refunds, for the memory"
+    )
+    return report.read(parser, Flags)
 
 
 def _request(kind: str, refund_id: str) -> str:
@@ -145,7 +75,7 @@ def _request(kind: str, refund_id: str) -> str:
     )
 
 
-async def _turn(server: _Server, kind: str, calls: int) -> float:
+async def _turn(server: Server, kind: str, calls: int) -> float:
     """Send requests, each for an id of its own; return seconds of CPU for each."""
     waiting = iter([_request(kind, next(server.ids)) for _ in range(calls)])
     async with raw_http.pool(server.base_url, CONCURRENCY) as exchange:
@@ -159,66 +89,104 @@ async def _turn(server: _Server, kind: str, calls: int) -> float:
         return (server.cpu() - began) / calls
 
 
-async def measure(rounds: int, calls: int) -> dict[str, dict[str, list[float]]]:
+def measure(rounds: int, calls: int) -> dict[str, dict[str, list[float]]]:
     """Return seconds of CPU for each request, by request and server, of each round."""
-    found: dict[str, dict[str, list[float]]] = {}
     # The round before the first is not kept.
     count = (rounds + 1) * calls * len(REQUESTS)
     with contextlib.ExitStack() as stack:
-        servers = {name: stack.enter_context(_started(name, count)) for name in SERVERS}
-        for kind in REQUESTS:
-            found[kind] = {name: [] for name in SERVERS}
-            for number in range(rounds + 1):
-                for name, server in servers.items():
-                    cpu = await _turn(server, kind, calls)
-                    if number > 0:
-                        found[kind][name].append(cpu)
-    return found
+        servers = {name: stack.enter_context(started(name, count)) for name in SERVERS}
+
+        def turn(name: str, kind: str) -> float:
+            return asyncio.run(_turn(servers[name], kind, calls))
+
+        return {
+            kind: in_turn({name: partial(turn, name, kind) for name in servers}, rounds)
+            for kind in REQUESTS
+        }
 
 
-def seed(count: int) -> tuple[float, float]:
-    """Seed refunds; return the seconds of CPU and the peak of memory in MiB."""
+def seed(count: int) -> tuple[float, int]:
+    """Seed refunds; return the seconds of CPU and the peak of memory in bytes."""
     began = time.process_time()
     Emulator().seed_refunds(count)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return time.process_time() - began, peak / unit
+    return time.process_time() - began, memory.peak()
 
 
-def _shown(value: Figure, scale: float, digits: int) -> str:
-    return f"{value.median * scale:.{digits}f} ±{value.iqr * scale / 2:.{digits}f}"
+def found(asked: Flags) -> Report:
+    """Measure what was asked for."""
+    turns = measure(asked.rounds, asked.calls)
+    seconds, peak = seed(asked.seed)
+    rates = {
+        kind: ratio(each["bare"], each["emulator"]) for kind, each in turns.items()
+    }
+    return Report(
+        question=QUESTION,
+        versions=report.versions(),
+        rounds=asked.rounds,
+        headlines={
+            f"req/s and core x bare, {kind}": each.median
+            for kind, each in rates.items()
+        },
+        calls=asked.calls,
+        cpu={
+            kind: {name: figure(seconds) for name, seconds in each.items()}
+            for kind, each in turns.items()
+        },
+        rate_ratios=rates,
+        seeded=asked.seed,
+        seed_seconds=seconds,
+        seed_bytes=peak,
+    )
+
+
+def table(told: Report) -> list[str]:
+    """Return the lines of a table: medians, each with half its quartiles' distance."""
+    return report.table(
+        ["request", *(f"{name} µs CPU" for name in SERVERS), "req/s and core x bare"],
+        [
+            [
+                kind,
+                *(report.shown(cpu[name], 1, 1e6) for name in SERVERS),
+                report.shown(told.rate_ratios[kind], 2),
+            ]
+            for kind, cpu in told.cpu.items()
+        ],
+    )
+
+
+def draw(told: Report, path: Path) -> None:
+    """Write a bar for each server's CPU per request, a panel for each request."""
+    most = max(each.median for cpu in told.cpu.values() for each in cpu.values())
+    with drawing.sheet(path, QUESTION, size=(8, 3.6), panels=len(told.cpu)) as sheet:
+        for axes, (kind, cpu) in zip(sheet, told.cpu.items(), strict=True):
+            drawing.bars(
+                axes,
+                list(cpu),
+                [each.median * 1e6 for each in cpu.values()],
+                [f"{each.median * 1e6:.0f} µs" for each in cpu.values()],
+                spreads=[each.iqr / 2 * 1e6 for each in cpu.values()],
+                ours="emulator",
+            )
+            axes.set_title(kind)
+            # One scale for both, with room for the labels.
+            axes.set_xlim(0, most * 1.2e6)
+            axes.set_xlabel("µs of the server's CPU per request")
 
 
 def main() -> None:
-    """Measure, or be one of the servers."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=9, help="kept ones")
-    parser.add_argument("--calls", type=int, default=2000, help="in each round")
-    parser.add_argument("--seed", type=int, default=1_000_000, help="for the memory")
-    parser.add_argument("--serve", choices=SERVERS, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.serve is not None:
-        asyncio.run(_serve(given.serve, given.seed))
-        return
-    print((__doc__ or "").splitlines()[0])
-    named = ", ".join(f"{name} {version}" for name, version in versions().items())
-    print(f"{named}; {given.rounds} rounds of {given.calls} requests, ± IQR / 2")
-    for kind, turns in asyncio.run(measure(given.rounds, given.calls)).items():
-        rates = figure(
-            bare / ours
-            for bare, ours in zip(turns["bare"], turns["emulator"], strict=True)
-        )
-        shown = [
-            f"{name} {_shown(figure(iter(turns[name])), 1e6, 1)}" for name in turns
-        ]
+    """Measure as the command line says; print, and draw if asked."""
+    asked = flags()
+    if not asked.json:
+        how = f"medians of {asked.rounds} rounds of {asked.calls} requests, ± IQR / 2"
+        print(report.heading(QUESTION, how), flush=True)
+    told = found(asked)
+    if not asked.json:
+        print("\n".join(("", *table(told))))
         print(
-            f"{kind:9} µs CPU: {', '.join(shown)};"
-            f" requests per second and core: x {_shown(rates, 1, 2)}"
+            f"\n{told.seeded} refunds seeded in {told.seed_seconds:.1f} s of CPU, "
+            f"{told.seed_bytes / 2**20:.0f} MiB at most"
         )
-    seconds, mebibytes = seed(given.seed)
-    print(
-        f"{given.seed} refunds seeded in {seconds:.1f} s, {mebibytes:.0f} MiB at most"
-    )
+    report.finish(asked, told, lambda path: draw(told, path))
 
 
 if __name__ == "__main__":

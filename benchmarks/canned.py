@@ -3,6 +3,9 @@
 What it costs is spent elsewhere than in the process under measurement, and is the same
 for every client. It answers ``POST /v1/refunds/{id}/cancel`` with the refund canceled,
 and anything else with a 404; nothing is kept, so any number of calls is alike.
+
+A cancel of an id that begins with `HELD` is never answered: that is how calls are held
+in flight. ``GET /held/{count}`` is answered once so many of them have come.
 """
 
 from __future__ import annotations
@@ -21,11 +24,14 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
 HOST = "127.0.0.1"
+HELD = "re_held"
 
 # Seconds for the server to end by itself before it is killed.
 _GRACE = 5.0
 
 _REQUEST = re.compile(rb"POST /v1/refunds/([A-Za-z0-9_]+)/cancel HTTP/1\.1\r\n")
+_HELD_CANCEL = f"POST /v1/refunds/{HELD}".encode()
+_HELD_COUNT = re.compile(rb"GET /held/(\d+) HTTP/1\.1\r\n")
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _KEY = re.compile(rb"\r\nidempotency-key: *([!-~]+)", re.IGNORECASE)
 
@@ -93,6 +99,12 @@ _HEAD = "\r\n".join(
 ).encode()
 
 _NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+_OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+
+
+def body(refund_id: bytes) -> bytes:
+    """Return a canceled refund with this id, as Stripe writes it."""
+    return _BODY.replace(_ID_MARK, refund_id)
 
 
 def answer(head: bytes) -> bytes:
@@ -100,20 +112,41 @@ def answer(head: bytes) -> bytes:
     request = _REQUEST.match(head)
     if request is None:
         return _NOT_FOUND
-    body = _BODY.replace(_ID_MARK, request[1])
+    refund = body(request[1])
     key = _KEY.search(head)
     return (
-        _HEAD.replace(_LENGTH_MARK, b"%d" % len(body)).replace(
+        _HEAD.replace(_LENGTH_MARK, b"%d" % len(refund)).replace(
             _KEY_MARK, b"none" if key is None else key[1]
         )
-        + body
+        + refund
     )
+
+
+class _Held:
+    """The cancels that are not answered, and who waits for how many of them."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._waiting: dict[int, asyncio.Transport] = {}
+
+    def took(self, head: bytes, transport: asyncio.Transport) -> bool:
+        """Tell whether this request is not to be answered now."""
+        if head.startswith(_HELD_CANCEL):
+            self._count += 1
+        elif (asked := _HELD_COUNT.match(head)) is not None:
+            self._waiting[int(asked[1])] = transport
+        else:
+            return False
+        if (waiting := self._waiting.get(self._count)) is not None:
+            waiting.write(_OK)
+        return True
 
 
 class _Connection(asyncio.Protocol):
     """One connection, kept alive until the client closes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, held: _Held) -> None:
+        self._held = held
         self._received = b""
         self._transport: asyncio.Transport | None = None
 
@@ -131,13 +164,15 @@ class _Connection(asyncio.Protocol):
             if len(self._received) < whole:
                 return
             self._received = self._received[whole:]
-            self._transport.write(answer(head))
+            if not self._held.took(head, self._transport):
+                self._transport.write(answer(head))
 
 
 async def _serve() -> None:
     loop = asyncio.get_running_loop()
-    # All of 500 clients connect at once; asyncio's default backlog is 100.
-    server = await loop.create_server(_Connection, HOST, 0, backlog=1024)
+    held = _Held()
+    # Thousands of clients connect at once; asyncio's default backlog is 100.
+    server = await loop.create_server(lambda: _Connection(held), HOST, 0, backlog=4096)
     print(server.sockets[0].getsockname()[1], flush=True)
     # Standard input ends when the parent does, however it does: no server is left over.
     ended = asyncio.Event()

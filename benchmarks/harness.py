@@ -11,26 +11,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import importlib.metadata
-import platform
 import statistics
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+K = TypeVar("K")
+T = TypeVar("T")
 
 Call: TypeAlias = Callable[[str], Awaitable[object]]
 """What is measured: awaits the work for one id."""
 
 Opener: TypeAlias = Callable[[str, int], AbstractAsyncContextManager[Call]]
 """Opens a client of a base URL for so many calls at once, and closes it."""
-
-PACKAGES = ("aiohttp", "msgspec", "stripe", "httpx", "uvloop")
 
 
 class Turn(msgspec.Struct, frozen=True):
@@ -74,24 +73,29 @@ class Result(msgspec.Struct, frozen=True):
     """p99 over that of a baseline."""
 
 
-class Report(msgspec.Struct, frozen=True):
-    """A whole run: what was measured, with what."""
+def in_turn(
+    subjects: Mapping[K, Callable[[], T]], rounds: int, *, warm_up: bool = True
+) -> dict[K, list[T]]:
+    """Let each do its turn in every round; return what each gave, by the round.
 
-    question: str
-    loop: str
-    rounds: int
-    calls: int
-    versions: dict[str, str]
-    results: list[Result]
+    Args:
+        subjects: What to measure, by name.
+        rounds: How many to keep.
+        warm_up: Make one more round first, which fills caches and specialises bytecode,
+            and throw it away. What starts afresh at each turn has no use for it.
+    """
+    turns: dict[K, list[T]] = {name: [] for name in subjects}
+    for number in range(-1 if warm_up else 0, rounds):
+        for name, turn in subjects.items():
+            found = turn()
+            if number >= 0:
+                turns[name].append(found)
+    return turns
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of everything that bears on the figures."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+def ratio(own: Sequence[float], others: Sequence[float]) -> Figure:
+    """Return how many times the others' own is, each round by itself."""
+    return figure(mine / other for mine, other in zip(own, others, strict=True))
 
 
 async def compare(
@@ -187,9 +191,8 @@ def _result(
 
     def ratios(read: Callable[[Turn], float]) -> dict[str, Figure]:
         return {
-            baseline: figure(
-                read(mine) / read(other)
-                for mine, other in zip(own, turns[baseline], strict=True)
+            baseline: ratio(
+                [read(turn) for turn in own], [read(turn) for turn in turns[baseline]]
             )
             for baseline in baselines
         }
@@ -207,7 +210,7 @@ def _result(
     )
 
 
-def figure(values: Iterator[float]) -> Figure:
+def figure(values: Iterable[float]) -> Figure:
     """Return the median of one value per round, and its spread."""
     found = list(values)
     if len(found) == 1:

@@ -1,190 +1,150 @@
-"""The flags that every benchmark has, and what it prints and draws."""
+"""The flags that every benchmark has, and how it tells what it found.
+
+A script makes a `parser`, adds flags of its own, and has them `read` into its own kind
+of `Flags`. What it found is its own kind of `Report`. Unless ``--json`` is given it
+prints a `heading` and each `table` as soon as there is one; at the end it has the
+report told by `finish`.
+"""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import importlib
+import contextlib
+import importlib.metadata
 import importlib.util
+import platform
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from benchmarks.canned import canned_server
-from benchmarks.harness import Report, Result, compare, versions
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
-    from benchmarks.harness import Figure, Opener
+    from benchmarks.harness import Figure
 
-_MICRO, _MILLI = 1e6, 1e3
+PACKAGES = (
+    "async-refunds",
+    "aiohttp",
+    "msgspec",
+    "stripe",
+    "httpx",
+    "pydantic",
+    "uvloop",
+)
 
 
-class Options(msgspec.Struct, frozen=True):
-    """What the command line asked for."""
+class Flags(msgspec.Struct, frozen=True, kw_only=True):
+    """What every benchmark can be asked for; a script's own flags go beside."""
 
     rounds: int
-    calls: int
-    concurrency: tuple[int, ...]
-    clients: tuple[str, ...]
-    uvloop: bool
+    """How many are kept; a round to warm up is not counted."""
     json: bool
+    """One object on stdout, and nothing else there."""
     plot: Path | None
+    """Where to draw, ``.svg`` or ``.png``."""
 
 
-def options(question: str, clients: Sequence[str]) -> Options:
-    """Read the command line; a wrong one ends the program with a message."""
-    parser = argparse.ArgumentParser(description=question)
-    parser.add_argument("--rounds", type=_count, default=9, help="kept ones")
-    parser.add_argument(
-        "--calls", type=_count, default=1000, help="of each client in each round"
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What every benchmark tells; a script's own findings go beside."""
+
+    question: str
+    versions: dict[str, str]
+    rounds: int
+    headlines: dict[str, float]
+    """The answer in a few figures, by what each is: the summary of
+    ``python -m benchmarks`` holds them against the targets by these names."""
+
+
+F = TypeVar("F", bound=Flags)
+
+
+def parser(question: str, *, rounds: int) -> argparse.ArgumentParser:
+    """Return a parser of the flags that all have in common.
+
+    Args:
+        question: What the benchmark answers, in a line.
+        rounds: So many unless the command line says otherwise.
+    """
+    made = argparse.ArgumentParser(description=question)
+    made.add_argument(
+        "--rounds", type=count, default=rounds, help="kept ones; default: %(default)s"
     )
-    parser.add_argument(
-        "--concurrency",
-        type=_counts,
-        default="1,50,500",
-        help="calls in flight, several by commas; default: %(default)s",
-    )
-    parser.add_argument(
-        "--clients", default=",".join(clients), help="by commas; default: %(default)s"
-    )
-    parser.add_argument("--uvloop", action="store_true", help="instead of asyncio's")
-    parser.add_argument("--json", action="store_true", help="one object on stdout")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help=".svg or .png")
-    given = parser.parse_args()
-    named = tuple(given.clients.split(","))
-    if unknown := set(named) - set(clients):
-        parser.error(f"no client {min(unknown)!r}: there are {', '.join(clients)}")
-    if given.plot is not None:
+    made.add_argument("--json", action="store_true", help="one object on stdout")
+    made.add_argument("--plot", type=Path, metavar="FILE", help=".svg or .png")
+    return made
+
+
+def read(parser: argparse.ArgumentParser, kind: type[F]) -> F:
+    """Read the command line; a wrong one ends the program with a message.
+
+    Args:
+        parser: Of `parser`, with a flag for each further field of ``kind``.
+        kind: What to return.
+    """
+    flags = kind(**vars(parser.parse_args()))
+    if flags.plot is not None:
         # Said now, and not after minutes of measuring.
-        if given.plot.suffix not in (".svg", ".png"):
+        if flags.plot.suffix not in (".svg", ".png"):
             parser.error("--plot takes a file that ends in .svg or .png")
-        _require(parser, "matplotlib", "--plot")
-    if given.uvloop:
-        _require(parser, "uvloop", "--uvloop")
-    return Options(
-        rounds=given.rounds,
-        calls=given.calls,
-        concurrency=given.concurrency,
-        clients=named,
-        uvloop=given.uvloop,
-        json=given.json,
-        plot=given.plot,
-    )
+        require(parser, "matplotlib", "--plot")
+    return flags
 
 
-def _count(text: str) -> int:
+def require(parser: argparse.ArgumentParser, package: str, flag: str) -> None:
+    """End the program with a message if what a flag needs is not installed."""
+    if importlib.util.find_spec(package) is None:
+        parser.error(f"{flag} needs {package}: python -m pip install {package}")
+
+
+def count(text: str) -> int:
+    """Read a flag that is a whole number from 1 up."""
     if not (text.isdecimal() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
     return int(text)
 
 
-def _counts(text: str) -> tuple[int, ...]:
-    return tuple(_count(part) for part in text.split(","))
+def counts(text: str) -> tuple[int, ...]:
+    """Read a flag that is several such numbers, by commas."""
+    return tuple(count(part) for part in text.split(","))
 
 
-def _require(parser: argparse.ArgumentParser, package: str, flag: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        parser.error(f"{flag} needs {package}: python -m pip install {package}")
+def some_of(names: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """Return what reads a flag that is some of these names, by commas."""
+
+    def named(text: str) -> tuple[str, ...]:
+        found = tuple(text.split(","))
+        if unknown := set(found) - set(names):
+            raise argparse.ArgumentTypeError(
+                f"no {min(unknown)!r}: there are {', '.join(names)}"
+            )
+        return found
+
+    return named
 
 
-def run(
-    question: str, openers: Mapping[str, Opener], baselines: Sequence[str]
-) -> Report:
-    """Measure as the command line says; print, and draw if asked.
-
-    Args:
-        question: What the benchmark answers, in a line.
-        openers: Every client there is, by name.
-        baselines: The names to give ratios to, the most important first. Those not
-            measured are left out; with none of them, it is the first client.
-    """
-    asked = options(question, tuple(openers))
-    chosen = {name: openers[name] for name in asked.clients}
-    against = [name for name in baselines if name in chosen] or [asked.clients[0]]
-    report = Report(
-        question=question,
-        loop="uvloop" if asked.uvloop else "asyncio",
-        rounds=asked.rounds,
-        calls=asked.calls,
-        versions=versions(),
-        results=[],
-    )
-    if not asked.json:
-        print(heading(report))
-    with canned_server() as base_url:
-        for concurrency in asked.concurrency:
-            _say(f"{concurrency} in flight, {asked.rounds} rounds ...")
-            with asyncio.Runner(loop_factory=_loop_factory(asked)) as runner:
-                found = runner.run(
-                    compare(
-                        chosen,
-                        base_url,
-                        concurrency=concurrency,
-                        rounds=asked.rounds,
-                        calls=asked.calls,
-                        baselines=against,
-                    )
-                )
-            report.results.extend(found)
-            if not asked.json:
-                # At once: the next may take minutes, and somebody may stop it.
-                print("\n".join(("", f"{concurrency} in flight", *table(found))))
-    if asked.json:
-        print(msgspec.json.encode(report).decode())
-    if asked.plot is not None:
-        draw(report, asked.plot)
-    return report
+def versions() -> dict[str, str]:
+    """Return the versions of everything that bears on the figures."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
 
 
-def _loop_factory(asked: Options) -> Callable[[], asyncio.AbstractEventLoop] | None:
-    if not asked.uvloop:
-        return None
-    import uvloop  # noqa: PLC0415 - not to be had on Windows, so only when asked for
-
-    return uvloop.new_event_loop
+def heading(question: str, how: str) -> str:
+    """Return what is about to be measured, with what, and how."""
+    named = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return "\n".join((question, named, how))
 
 
-def _say(line: str) -> None:
-    # For people; stdout is for the figures.
-    print(line, file=sys.stderr, flush=True)
-
-
-def heading(report: Report) -> str:
-    """Return what was measured, and with what."""
-    named = ", ".join(f"{name} {version}" for name, version in report.versions.items())
-    return "\n".join(
-        (
-            report.question,
-            f"{named}; loop: {report.loop}",
-            f"medians of {report.rounds} rounds of {report.calls} calls, ± IQR / 2",
-        )
-    )
-
-
-def table(rows: Sequence[Result]) -> list[str]:
-    """Return the lines of a table: medians, each with half its quartiles' distance."""
-    baselines = list(rows[0].cpu_ratios)
-    head = ["client", "µs CPU/call", *(f"x {name}" for name in baselines)]
-    cells = [[*head, "req/s", "p50 ms", "p99 ms"]]
-    cells += [
-        [
-            row.client,
-            _shown(row.cpu, 1, _MICRO),
-            *(_shown(row.cpu_ratios[name], 3) for name in baselines),
-            _shown(row.rate, 0),
-            _shown(row.p50, 2, _MILLI),
-            _shown(row.p99, 2, _MILLI),
-        ]
-        for row in rows
-    ]
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table: names to the left, figures to the right."""
+    cells = [head, *rows]
     widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
     return [
         "  ".join(
-            # The name to the left, figures to the right.
             cell.rjust(width) if place else cell.ljust(width)
             for place, (cell, width) in enumerate(zip(line, widths, strict=True))
         )
@@ -192,40 +152,20 @@ def table(rows: Sequence[Result]) -> list[str]:
     ]
 
 
-def _shown(value: Figure, digits: int, scale: float = 1.0) -> str:
+def shown(value: Figure, digits: int, scale: float = 1.0) -> str:
+    """Return a median with half the distance of its quartiles."""
     return f"{value.median * scale:.{digits}f} ±{value.iqr * scale / 2:.{digits}f}"
 
 
-def draw(report: Report, path: Path) -> None:
-    """Write a bar for each client's CPU per call, a panel for each concurrency."""
-    # By name, since it is no dependency of the benchmarks and need not be installed.
-    figures = importlib.import_module("matplotlib.figure")
-    panels = list(dict.fromkeys(result.concurrency for result in report.results))
-    clients = list(dict.fromkeys(result.client for result in report.results))
-    sheet = figures.Figure(
-        figsize=(8, 0.8 + len(panels) * (0.8 + 0.3 * len(clients))),
-        layout="constrained",
-    )
-    sheet.suptitle(report.question)
-    for axes, concurrency in zip(
-        sheet.subplots(len(panels), squeeze=False, sharex=True)[:, 0],
-        panels,
-        strict=True,
-    ):
-        rows = [found for found in report.results if found.concurrency == concurrency]
-        rows.reverse()  # the first client on top
-        bars = axes.barh(
-            [row.client for row in rows],
-            [row.cpu.median * _MICRO for row in rows],
-            xerr=[row.cpu.iqr * _MICRO / 2 for row in rows],
-            color=[f"C{clients.index(row.client)}" for row in rows],
-        )
-        # The whole story is from 0.1 ms to some ms.
-        axes.set_xscale("log")
-        ratios = [next(iter(row.cpu_ratios.items())) for row in rows]
-        axes.bar_label(bars, [f" {found.median:.2f}x" for _, found in ratios])
-        axes.set_title(f"{concurrency} in flight; x is times {ratios[0][0]}")
-        axes.set_xlabel("µs of CPU per call")
-        axes.margins(x=0.15)
-    sheet.savefig(path)
-    _say(f"drawn: {path}")
+def say(line: str) -> None:
+    """Tell people how far it is: stdout is for the figures."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def finish(flags: Flags, report: Report, draw: Callable[[Path], None]) -> None:
+    """Print the report as JSON and draw it, each if asked for."""
+    if flags.json:
+        print(msgspec.json.encode(report).decode(), flush=True)
+    if flags.plot is not None:
+        draw(flags.plot)
+        say(f"drawn: {flags.plot}")

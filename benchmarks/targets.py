@@ -1,0 +1,130 @@
+"""What the project promises of its cost, held against what was measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from benchmarks import report
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class Target(msgspec.Struct, frozen=True):
+    """A promise about one or several figures of a run, all of which have to keep it."""
+
+    what: str
+    run: str
+    """The name of the run."""
+    figures: tuple[str, ...]
+    """As the headlines of its report have them."""
+    bound: float
+    unit: str = "x"
+    at_least: bool = False
+    """The bound is the least, and else the most."""
+
+    def promised(self) -> str:
+        """Return the bound in words."""
+        side = "least" if self.at_least else "most"
+        return f"at {side} {self.bound:g} {self.unit}".rstrip()
+
+    def kept(self, values: Sequence[float]) -> bool:
+        """Tell whether these figures keep the promise."""
+        if self.at_least:
+            return min(values) >= self.bound
+        return max(values) <= self.bound
+
+
+def _of_cancel(run: str, loop: str) -> tuple[Target, ...]:
+    every, many = (1, 50, 500), (50, 500)
+
+    def figures(what: str, at: Sequence[int]) -> tuple[str, ...]:
+        return tuple(f"{what}, {number} in flight" for number in at)
+
+    return (
+        Target(
+            f"CPU of a cancel to bare aiohttp's, {loop}, 1 / 50 / 500 in flight",
+            run,
+            figures("CPU x bare", every),
+            0.92,
+        ),
+        Target(
+            f"the same to aiohttp's tuned by hand, {loop}",
+            run,
+            figures("CPU x tuned", every),
+            1.08,
+        ),
+        Target(
+            f"cancels a second to the official client's, {loop}, 50 / 500 in flight",
+            run,
+            figures("req/s x official_aiohttp", many),
+            3.0,
+            at_least=True,
+        ),
+        Target(
+            f"p99 of a cancel to the official client's, {loop}, 500 in flight",
+            run,
+            figures("p99 x official_aiohttp", many[-1:]),
+            0.5,
+        ),
+    )
+
+
+TARGETS = (
+    *_of_cancel("cancel", "asyncio"),
+    *_of_cancel("cancel_uvloop", "uvloop"),
+    Target(
+        "speed of decoding to the official object's, two bodies",
+        "decode",
+        (
+            "times as fast as official, Stripe's own example",
+            "times as fast as official, a bank transfer, canceled",
+        ),
+        40.0,
+        at_least=True,
+    ),
+    Target(
+        "CPU of the import to aiohttp's", "import", ("CPU x aiohttp, imported",), 1.15
+    ),
+    Target(
+        "wrong reports in 10,000 cancels, 20 % faults",
+        "faults",
+        ("wrong reports per 10,000 of async_refunds at 20 %",),
+        0.0,
+        unit="",
+    ),
+    Target(
+        "memory of a call in flight over bare aiohttp's, its connection / waiting",
+        "memory",
+        (
+            "KiB over bare, a connection each, resident",
+            "KiB over bare, the default pool, resident",
+        ),
+        4.0,
+        unit="KiB",
+    ),
+)
+
+
+def summary(headlines: Mapping[str, Mapping[str, float]], *, judge: bool) -> list[str]:
+    """Return the lines of a table: what was seen beside what is promised.
+
+    Args:
+        headlines: Of each run, by its name; of one that failed there are none.
+        judge: Say of each whether it is met.
+    """
+    rows: list[tuple[str, ...]] = []
+    for target in TARGETS:
+        found = headlines.get(target.run, {})
+        values = [found[name] for name in target.figures if name in found]
+        if len(values) < len(target.figures):
+            verdict = "not measured"
+        elif not judge:
+            verdict = "not judged"
+        else:
+            verdict = "met" if target.kept(values) else "missed"
+        seen = " / ".join(f"{value:.3f}" for value in values)
+        rows.append((target.what, seen, target.promised(), verdict))
+    return report.table(["", "seen", "target", "verdict"], rows)
