@@ -4,7 +4,8 @@ async with RefundsClient(api_key) as refunds:
     refund = await refunds.cancel("re_1Nispe2eZvKYlo2Cd31jOCgZ")
 """
 
-from .batch import cancel_many
+from typing import TYPE_CHECKING
+
 from .client import STRIPE_VERSION, RefundsClient
 from .errors import (
     APIConnectionError,
@@ -43,6 +44,20 @@ from .protocol import CreatedRange
 from .results import CancelOutcome, CancelRequest, CancelResult
 from .retry import RetryBudget, RetryPolicy
 from .version import __version__
+
+if TYPE_CHECKING:
+    from .batch import cancel_many
+else:
+
+    def __getattr__(name: str) -> object:
+        # A service that cancels one refund at a time need not load what batches stand
+        # on, SQLite among it: a tenth of the import (``benchmarks/bench_import.py``).
+        if name == "cancel_many":
+            from .batch import cancel_many  # noqa: PLC0415 - for that reason
+
+            return cancel_many
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "APIConnectionError",

@@ -9,6 +9,7 @@ canned server), when nothing is left to be imported.
 from __future__ import annotations
 
 import functools
+import os
 import subprocess
 import sys
 import time
@@ -127,6 +128,11 @@ class Report(report.Report, frozen=True, kw_only=True):
     results: list[Result]
 
 
+# The round before the first writes the bytecode, also where somebody wants none.
+_ENVIRONMENT = {**os.environ}
+_ENVIRONMENT.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
 def _turn(code: str) -> Turn:
     began = time.perf_counter()
     told = subprocess.run(  # noqa: S603 - code of this file, by this interpreter
@@ -134,6 +140,7 @@ def _turn(code: str) -> Turn:
         stdout=subprocess.PIPE,
         check=True,
         cwd=ROOT,
+        env=_ENVIRONMENT,
     )
     return Turn(
         told=msgspec.json.decode(told.stdout, type=Told),

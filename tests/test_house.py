@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -139,3 +140,22 @@ def test_client_needs_no_extra_and_no_emulator() -> None:
                     "yarl",
                 )
             }
+
+
+def test_who_cancels_one_refund_loads_nothing_of_batches() -> None:
+    code = """
+import sys
+import async_refunds
+for name in ("async_refunds.batch", "async_refunds.journal"):
+    assert name not in sys.modules, name
+from async_refunds import cancel_many
+assert cancel_many is async_refunds.cancel_many
+assert "async_refunds.journal" in sys.modules
+try:
+    async_refunds.cancel_few
+except AttributeError as error:
+    assert "cancel_few" in str(error)
+else:
+    sys.exit("it has whatever it is asked for")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)  # noqa: S603 - our own
