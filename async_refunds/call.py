@@ -78,39 +78,36 @@ class Caller(msgspec.Struct, frozen=True):
     watch: Watch | None = None
 
 
-class Call:
-    """One awaited method of the client.
+class Call(msgspec.Struct, gc=False):
+    """One awaited method of the client."""
 
-    Args:
-        caller: What it shares with the other calls.
-        timeout: Seconds for everything: each attempt, each sleep, the settling read.
-        clock: The time in seconds.
-    """
+    caller: Caller
+    """What it shares with the other calls."""
+    clock: Callable[[], float]
+    """The time in seconds."""
+    began: float
+    timeout: float
+    """Seconds for everything: each attempt, each sleep, the settling read."""
+    ambiguous: bool
+    """Whether a cancel with this call's key may have landed without a word."""
+    attempts: tuple[Attempt, ...] = ()
+    """Every request so far, oldest first."""
 
-    __slots__ = ("_caller", "_clock", "_timeout", "ambiguous", "attempts", "deadline")
-
-    def __init__(
-        self, caller: Caller, timeout: float, clock: Callable[[], float]
-    ) -> None:
-        self._caller = caller
-        self._clock = clock
-        self._timeout = timeout
-        self.deadline = clock() + timeout
-        self.attempts: tuple[Attempt, ...] = ()
-        """Every request so far, oldest first."""
-        self.ambiguous = caller.watch is not None and caller.watch.ambiguous
-        """Whether a cancel with this call's key may have landed without a word."""
+    @property
+    def deadline(self) -> float:
+        """When all has to be over, on the call's clock."""
+        return self.began + self.timeout
 
     @property
     def settling_from(self) -> float:
         """When the attempts of a cancel have to be over, on the call's clock."""
-        return self.deadline - min(self._timeout * _SETTLING_SHARE, _SETTLING_LIMIT)
+        return self.deadline - min(self.timeout * _SETTLING_SHARE, _SETTLING_LIMIT)
 
     async def insist(
         self, first: Advice[T], request: Request[T], until: float
     ) -> Advice[T]:
         """Return the last attempt after a first one that asks for a retry."""
-        caller, watch = self._caller, self._caller.watch
+        caller, watch = self.caller, self.caller.watch
 
         async def again(slept: float) -> Advice[T]:
             return await self.attempt(request, until, slept)
@@ -133,8 +130,8 @@ class Call:
             policy=caller.policy,
             budget=caller.budget,
             until=until,
-            room=min(self._timeout * _ROOM_SHARE, _ROOM_LIMIT),
-            clock=self._clock,
+            room=min(self.timeout * _ROOM_SHARE, _ROOM_LIMIT),
+            clock=self.clock,
             sleep=caller.sleep if watch is None else partial(watch.pause, until),
             random=caller.random,
             before_sleep=note,
@@ -148,12 +145,12 @@ class Call:
         Apart from `insist`, so that a success passes through no frame that it has no
         use for: each one is 1 % of a cancel.
         """
-        caller = self._caller
-        began = self._clock()
+        caller = self.caller
+        began = self.clock() if self.attempts else self.began
         seconds = min(caller.attempt_timeout, until - began)
         reply: Reply
         if seconds > 0:
-            reply = await caller.session.send(request, seconds)
+            reply = await caller.session.send(request, seconds, began)
         else:
             reply = Failure(Cause.CONNECT_TIMEOUT, "no time left", sent=False)
         advice = advise(request, reply)
@@ -175,7 +172,7 @@ class Call:
             status=status,
             failure=failure,
             request_id=name,
-            seconds=self._clock() - began,
+            seconds=self.clock() - began,
             slept=slept,
         )
         self.attempts += (attempt,)

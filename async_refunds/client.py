@@ -339,7 +339,10 @@ class RefundsClient:
             timeout = caller.policy.deadline
         else:
             timeout = validate.seconds("timeout", timeout)
-        return Call(caller, timeout, caller.session.open().time)
+        clock, watch = caller.session.open().time, caller.watch
+        return Call(
+            caller, clock, clock(), timeout, watch is not None and watch.ambiguous
+        )
 
     async def _seen(
         self, call: Call, request: Request[Refund], expand: Sequence[str]

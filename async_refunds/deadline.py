@@ -10,7 +10,9 @@ entry each.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
+
+import msgspec
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -33,16 +35,20 @@ class Deadlines:
         self._waiting: dict[Deadline, None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def start(self, seconds: float) -> Deadline:
+    def start(self, seconds: float, now: float) -> Deadline:
         """Return a deadline from now, to enter with ``with`` in the same task."""
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a deadline is for the code of a task")
         if seconds < self._seconds:
-            deadline = Deadline(self._waiting, self._loop.time() + seconds)
+            deadline = Deadline(self._waiting, now + seconds, task, task.cancelling())
             deadline.timer = self._loop.call_at(deadline.when, deadline.expire)
             return deadline
-        deadline = Deadline(self._waiting, self._loop.time() + self._seconds)
+        when = now + self._seconds
+        deadline = Deadline(self._waiting, when, task, task.cancelling())
         self._waiting[deadline] = None
         if self._timer is None:
-            self._timer = self._loop.call_at(deadline.when, self._expire)
+            self._timer = self._loop.call_at(when, self._expire)
         return deadline
 
     def close(self) -> None:
@@ -63,31 +69,28 @@ class Deadlines:
             deadline.expire()
 
 
-class Deadline:
+class Deadline(msgspec.Struct, eq=False):
     """One attempt's, as a context manager that raises `TimeoutError`.
 
     It cancels its task, and tells that from a cancellation by somebody else by the same
     rules as `asyncio.timeout`, whose place it takes.
     """
 
+    waiting: dict[Deadline, None]
+    """Where it is to be taken out of when it was left in time."""
+    when: float
+    """On the event loop's clock."""
+    task: asyncio.Task[Any]
+    cancelling: int
+    """How often somebody had cancelled the task before."""
     timer: asyncio.TimerHandle | None = None
     """Its own, if it does not wait for the common one."""
-    _expired = False
-
-    def __init__(self, waiting: dict[Deadline, None], when: float) -> None:
-        task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("a deadline is for the code of a task")
-        self.when = when
-        """On the event loop's clock."""
-        self._waiting = waiting
-        self._task = task
-        self._cancelling = task.cancelling()
+    expired: bool = False
 
     def expire(self) -> None:
         """Cancel the task, which turns that into `TimeoutError` on its way out."""
-        self._expired = True
-        self._task.cancel()
+        self.expired = True
+        self.task.cancel()
 
     def __enter__(self) -> Self:
         return self
@@ -98,13 +101,13 @@ class Deadline:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if not self._expired:
+        if not self.expired:
             if self.timer is None:
-                self._waiting.pop(self, None)
+                self.waiting.pop(self, None)
             else:
                 self.timer.cancel()
         elif (
-            self._task.uncancel() <= self._cancelling
+            self.task.uncancel() <= self.cancelling
             and kind is not None
             and issubclass(kind, asyncio.CancelledError)
         ):

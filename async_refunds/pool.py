@@ -85,24 +85,23 @@ class Room:
         self._deadlines = deadlines
         self._queue: deque[asyncio.Future[None]] = deque()
 
-    async def wait(self, seconds: float) -> float:
-        """Wait for a place, and return the seconds it took.
+    async def wait(self, seconds: float, now: float) -> float:
+        """Wait for a place, and return the seconds it took from now.
 
         Raises:
             TimeoutError: There was none in time.
         """
         loop = asyncio.get_running_loop()
-        began = loop.time()
         place = loop.create_future()
         self._queue.append(place)
         try:
-            with self._deadlines.start(seconds):
+            with self._deadlines.start(seconds, now):
                 await place
         except BaseException:
             if place.done() and not place.cancelled():
                 self.leave()  # got one at the moment of giving up
             raise
-        return loop.time() - began
+        return loop.time() - now
 
     def leave(self) -> None:
         """Give a place back, to who has waited longest."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -51,6 +52,7 @@ _NO_CEILING = float("inf")
 
 # Not an error of its own: an attempt before may have landed.
 _CLOSED = Failure(Cause.CLOSED, "the session is closed", sent=False)
+_NO_ROOM = Failure(Cause.CONNECT_TIMEOUT, "no connection was free in time", sent=False)
 
 # Characters of a foreign error's text: a line or two.
 _DETAIL_LIMIT = 200
@@ -175,9 +177,12 @@ class Session:
             )
         self._loop = loop
         self._deadlines = Deadlines(loop, self._attempt_timeout)
-        if self._owned:
+        waits = Deadlines(loop, self._attempt_timeout / 2)
+        if not self._owned:
+            # How many its pool has room for, and for whom, is for its owner to say.
+            self._room = Room(sys.maxsize, waits)
+        else:
             connector = Connector()
-            waits = Deadlines(loop, self._attempt_timeout / 2)
             self._room = Room(connector.limit, waits)
             self._session = aiohttp.ClientSession(
                 connector=connector,
@@ -186,43 +191,33 @@ class Session:
             )
         return loop
 
-    async def send(self, request: Request[Any], seconds: float) -> Reply:
-        """Send once and return what came back, within so many seconds.
+    async def send(self, request: Request[Any], seconds: float, now: float) -> Reply:
+        """Send once and return what came back, within so many seconds from now.
 
         Half of them may go into the wait for a connection, so that what does go out has
         as long for its answer; and since the wait ends first, a time-out in it proves
         that nothing was sent.
         """
-        room = self._room
-        if room is None:
-            return await self._exchange(request, seconds, seconds / 2)
-        waited = 0.0
+        session, deadlines, room = self._session, self._deadlines, self._room
+        assert session is not None  # noqa: S101 - `open` comes before
+        assert deadlines is not None  # noqa: S101
+        assert room is not None  # noqa: S101
+        connect_seconds = seconds / 2
         if room.free:
             room.free -= 1
         else:
             try:
-                waited = await room.wait(seconds / 2)
+                waited = await room.wait(connect_seconds, now)
             except TimeoutError:
-                text = "no connection was free in time"
-                return Failure(Cause.CONNECT_TIMEOUT, text, sent=False)
+                return _NO_ROOM
+            now += waited
+            seconds -= waited
+            connect_seconds -= waited
+        witness = None if self._owned else Witness()
         try:
-            return await self._exchange(request, seconds - waited, seconds / 2 - waited)
-        finally:
-            room.leave()
-
-    async def _exchange(
-        self, request: Request[Any], seconds: float, connect_seconds: float
-    ) -> Reply:
-        session, deadlines = self._session, self._deadlines
-        if session is None or deadlines is None or self._closed:
-            return _CLOSED
-        witness = None
-        if not self._owned:
-            if session.closed:
+            if self._closed or (witness is not None and session.closed):
                 return _CLOSED
-            witness = Witness()
-        try:
-            with deadlines.start(seconds):
+            with deadlines.start(seconds, now):
                 response = await session.request(
                     request.method,
                     self._url_of(request),
@@ -257,6 +252,8 @@ class Session:
             # end the caller's task without a word.
             sent = witness is None or witness.sent
             return Failure(Cause.CLOSED, "the session was closed", sent=sent)
+        finally:
+            room.leave()
         if len(body) > BODY_LIMIT:
             text = f"the answer is over {BODY_LIMIT} bytes"
             return Failure(Cause.TOO_LARGE, text, sent=True)

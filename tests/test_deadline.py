@@ -143,7 +143,7 @@ class TestDeadlines:
     async def test_expires(self) -> None:
         deadlines = Deadlines(asyncio.get_running_loop(), 5.0)
         began = now()
-        with pytest.raises(TimeoutError), deadlines.start(5.0):
+        with pytest.raises(TimeoutError), deadlines.start(5.0, now()):
             await asyncio.sleep(60)
         assert 5.0 <= now() - began < 5.0 + SLACK
         task = asyncio.current_task()
@@ -154,10 +154,14 @@ class TestDeadlines:
     async def test_shorter_one_expires_in_its_own_time(self) -> None:
         deadlines = Deadlines(asyncio.get_running_loop(), 5.0)
         began = now()
-        with pytest.raises(TimeoutError), deadlines.start(5.0), deadlines.start(2.0):
+        with (
+            pytest.raises(TimeoutError),
+            deadlines.start(5.0, now()),
+            deadlines.start(2.0, now()),
+        ):
             await asyncio.sleep(60)
         assert 2.0 <= now() - began < 2.0 + SLACK
-        with deadlines.start(2.0):
+        with deadlines.start(2.0, now()):
             await asyncio.sleep(1)
         await asyncio.sleep(60)  # nothing is left to cancel this task
 
@@ -165,7 +169,7 @@ class TestDeadlines:
         deadlines = Deadlines(asyncio.get_running_loop(), 5.0)
 
         async def wait() -> None:
-            with deadlines.start(5.0):
+            with deadlines.start(5.0, now()):
                 await asyncio.sleep(60)
 
         task = asyncio.create_task(wait())
@@ -180,7 +184,7 @@ class TestDeadlines:
         deadlines = Deadlines(loop, 5.0)
 
         async def wait() -> None:
-            with deadlines.start(5.0):
+            with deadlines.start(5.0, now()):
                 await asyncio.sleep(60)
 
         task = asyncio.create_task(wait())
@@ -193,7 +197,7 @@ class TestDeadlines:
         deadlines = Deadlines(asyncio.get_running_loop(), 5.0)
 
         async def wait() -> None:
-            with deadlines.start(5.0):
+            with deadlines.start(5.0, now()):
                 await asyncio.sleep(60)
 
         began = now()
@@ -205,7 +209,7 @@ class TestDeadlines:
         deadlines = Deadlines(asyncio.get_running_loop(), 5.0)
         task = asyncio.current_task()
         assert task is not None
-        with deadlines.start(5.0) as deadline:
+        with deadlines.start(5.0, now()) as deadline:
             deadline.expire()  # while nothing is awaited: the cancel waits to be met
             with pytest.raises(asyncio.CancelledError):
                 await asyncio.sleep(0)
@@ -215,7 +219,7 @@ class TestDeadlines:
         deadlines = Deadlines(asyncio.get_running_loop(), 5.0)
 
         async def fail_while_cancelled() -> None:
-            with deadlines.start(5.0):
+            with deadlines.start(5.0, now()):
                 try:
                     await asyncio.sleep(60)
                 except asyncio.CancelledError:
@@ -229,12 +233,12 @@ class TestDeadlines:
         deadlines = Deadlines(loop, 5.0)
         deadlines.close()  # before there is one
         loop.call_soon(deadlines.close)  # while somebody waits
-        with pytest.raises(TimeoutError), deadlines.start(5.0):
+        with pytest.raises(TimeoutError), deadlines.start(5.0, now()):
             await asyncio.sleep(60)
-        with deadlines.start(5.0):
+        with deadlines.start(5.0, now()):
             pass
         deadlines.close()
-        with pytest.raises(TimeoutError), deadlines.start(5.0):
+        with pytest.raises(TimeoutError), deadlines.start(5.0, now()):
             await asyncio.sleep(60)
 
     def test_is_for_tasks(self) -> None:
@@ -243,7 +247,7 @@ class TestDeadlines:
 
         def start() -> None:
             try:
-                Deadlines(loop, 5.0).start(5.0)
+                Deadlines(loop, 5.0).start(5.0, loop.time())
             except RuntimeError as error:
                 errors.append(error)
 

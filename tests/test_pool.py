@@ -28,6 +28,10 @@ SIZE = 100
 """Connections of an own pool: aiohttp's default."""
 
 
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
 def room(size: int) -> Room:
     return Room(size, Deadlines(asyncio.get_running_loop(), 15.0))
 
@@ -44,7 +48,7 @@ class TestRoom:
         rest.free -= 1
 
         async def come(number: int) -> None:
-            await rest.wait(15.0)
+            await rest.wait(15.0, now())
             came.append(number)
             await asyncio.sleep(1)
             rest.leave()
@@ -63,19 +67,19 @@ class TestRoom:
         rest = room(0)
         loop = asyncio.get_running_loop()
         loop.call_later(3.0, rest.leave)
-        assert await rest.wait(15.0) == pytest.approx(3.0, abs=0.3)
+        assert await rest.wait(15.0, now()) == pytest.approx(3.0, abs=0.3)
 
     async def test_wait_ends_in_time(self) -> None:
         rest = room(0)
         with pytest.raises(TimeoutError):
-            await rest.wait(2.0)
+            await rest.wait(2.0, now())
         rest.leave()
         assert rest.free == 1, "who has given up takes no place"
 
     async def test_who_is_cancelled_lets_the_next_one_in(self) -> None:
         rest = room(0)
-        first = asyncio.create_task(rest.wait(15.0))
-        second = asyncio.create_task(rest.wait(15.0))
+        first = asyncio.create_task(rest.wait(15.0, now()))
+        second = asyncio.create_task(rest.wait(15.0, now()))
         await until_waiting(2)
         first.cancel()
         rest.leave()
@@ -84,8 +88,8 @@ class TestRoom:
 
     async def test_who_is_cancelled_with_a_place_in_hand_passes_it_on(self) -> None:
         rest = room(0)
-        first = asyncio.create_task(rest.wait(15.0))
-        second = asyncio.create_task(rest.wait(15.0))
+        first = asyncio.create_task(rest.wait(15.0, now()))
+        second = asyncio.create_task(rest.wait(15.0, now()))
         await until_waiting(2)
         rest.leave()  # it is the first one's, who has not run yet
         first.cancel()
