@@ -1,7 +1,7 @@
 """What does a successful cancel cost, and what do other ways to send it cost?
 
 The clients, and the pool of connections that each has, are in `cancel_clients`; they
-ask a canned server on loopback.
+ask a canned server on loopback, on the same core.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if not __package__:  # run by its path, whose folder is first in the search path
 from benchmarks import drawing, report
 from benchmarks.cancel_clients import CLIENTS, checked
 from benchmarks.canned import canned_server
-from benchmarks.harness import Result, compare
+from benchmarks.harness import Result, compare, on_one_core
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -171,6 +171,7 @@ def main() -> None:
         how = f"medians of {asked.rounds} rounds of {asked.calls} calls, ± IQR / 2"
         print(report.heading(QUESTION, f"loop: {loop}; {how}"), flush=True)
     results: list[Result] = []
+    on_one_core()
     with canned_server() as base_url:
         for concurrency in asked.concurrency:
             report.say(f"{concurrency} in flight, {asked.rounds} rounds ...")

@@ -3,15 +3,13 @@
 ``bare`` is an ``aiohttp.web`` application whose only handler returns the same bytes of
 JSON each time. Each server is a process of its own; measured is the CPU of that
 process, user and system, for each request that one plain client sends over loopback.
-Client and servers share one core: across two, what the kernel takes to wake up the
-other one is laid to the slower server, whose client waits, and not to the quicker.
+Client and servers share one core.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import sys
 import time
 from functools import partial
@@ -23,7 +21,7 @@ if not __package__:  # run by its path, whose folder is first in the search path
 from async_refunds.emulator import Emulator
 from benchmarks import drawing, memory, raw_http, report
 from benchmarks.emulator_child import SERVERS, Server, started
-from benchmarks.harness import Figure, figure, in_turn, ratio
+from benchmarks.harness import Figure, figure, in_turn, on_one_core, ratio
 
 QUESTION = "What does a request to the emulator cost?"
 CONCURRENCY = 50
@@ -115,15 +113,9 @@ def seed(count: int) -> tuple[float, int]:
     return time.process_time() - began, memory.peak()
 
 
-def _on_one_core() -> None:
-    """Keep this process, and those it starts, on one core, where that can be said."""
-    if sys.platform == "linux":
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-
-
 def found(asked: Flags) -> Report:
     """Measure what was asked for."""
-    _on_one_core()
+    on_one_core()
     turns = measure(asked.rounds, asked.calls)
     seconds, peak = seed(asked.seed)
     rates = {

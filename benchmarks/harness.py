@@ -11,7 +11,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import statistics
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -208,6 +210,17 @@ def _result(
         rate_ratios=ratios(lambda turn: turn.rate),
         p99_ratios=ratios(lambda turn: turn.p99),
     )
+
+
+def on_one_core() -> None:
+    """Keep this process, and those it starts, on one core, where that can be said.
+
+    Across two, what the kernel takes to wake up the other one depends on how long the
+    other side sleeps: it is laid to one client more than to another, and comes and
+    goes between runs.
+    """
+    if sys.platform == "linux":
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
 def figure(values: Iterable[float]) -> Figure:
