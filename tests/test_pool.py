@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 from batches import client, emulator
-from scripted import RE, scripted
+from scripted import KEY, RE, scripted
 
 from async_refunds import (
     APIConnectionError,
     APITimeoutError,
     OutcomeUnknownError,
+    RefundsClient,
     RefundsError,
     RetryPolicy,
 )
@@ -183,3 +184,32 @@ async def test_nobody_is_passed_over_while_the_pool_is_full() -> None:
     assert len(seconds) == 15 * SIZE
     # Three for each connection, a second each: two turns of others, and its own.
     assert max(seconds) < 4.0
+
+
+@pytest.mark.parametrize("cancelled", [True, False], ids=["cancelled", "closed"])
+async def test_look_up_that_is_broken_off_has_sent_nothing(
+    cancelled: bool,  # noqa: FBT001 - a parameter of the test
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = asyncio.Event()
+
+    async def never(*_: object, **__: object) -> list[object]:
+        asked.set()
+        await asyncio.Event().wait()
+        return []
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", never)
+    refunds = RefundsClient(KEY, base_url="https://api.stripe.invalid")
+    call = asyncio.create_task(refunds.cancel(RE))
+    await asked.wait()
+    if cancelled:
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert call.cancelled()
+        await refunds.close()
+    else:
+        await refunds.close()
+        with pytest.raises(APIConnectionError) as caught:
+            await call
+        assert [each.failure for each in caught.value.attempts] == ["closed"]
