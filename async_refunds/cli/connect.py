@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
@@ -11,10 +11,22 @@ from async_refunds.client import RefundsClient
 
 from .output import plain
 
+if TYPE_CHECKING:
+    from async_refunds.journal import Run
+
 USAGE = 2
 """Exit code of a call that cannot be right; nothing was sent."""
 
 BASE_URL = "https://api.stripe.com"
+
+
+def is_elsewhere(run: Run) -> bool:
+    """Tell whether a live key goes to a run only when its address is given again.
+
+    Whoever wrote the journal chose the address; one of this machine is for trials.
+    """
+    far = run.base_url.startswith("https:") and run.base_url != BASE_URL
+    return run.livemode and far
 
 
 def tell(text: str) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from async_refunds.results import CANCELED, CancelOutcome
 
+from .connect import is_elsewhere
 from .output import aligned
+
+if TYPE_CHECKING:
+    from async_refunds.journal import Run
 
 Outcomes: TypeAlias = Counter[CancelOutcome | None]
 """How many refunds came to which outcome; under ``None`` what has no result yet."""
@@ -24,9 +28,11 @@ _ORDER: tuple[CancelOutcome | None, ...] = (
 )
 
 
-def resume_command(journal: str, *, live: bool) -> str:
-    """Return what to type to go on."""
-    words = ["async-refunds", "resume", journal, *(["--live"] if live else [])]
+def resume_command(journal: str, run: Run) -> str:
+    """Return what to type to go on with the run that a journal is of."""
+    words = ["async-refunds", "resume", journal, *(["--live"] if run.livemode else [])]
+    if is_elsewhere(run):
+        words += ["--base-url", run.base_url]
     return shlex.join(words)
 
 

@@ -145,9 +145,7 @@ def resume(
             )
         if base_url is not None and base_url.rstrip("/") != run.base_url:
             connect.refuse(f"{journal!r} is a run at {run.base_url}; nothing was sent")
-        # Whoever wrote the file chose the address; one of this machine is for trials.
-        elsewhere = base_url is None and run.base_url != connect.BASE_URL
-        if run.livemode and elsewhere and run.base_url.startswith("https:"):
+        if base_url is None and connect.is_elsewhere(run):
             connect.refuse(
                 f"{journal!r} is a live run at {run.base_url}: to send a live key "
                 f"there, add --base-url {run.base_url}"
@@ -243,7 +241,7 @@ def opened(stack: ExitStack, path: str, run: Run | None) -> Kept:
         journal = stack.enter_context(SqliteJournal.open(path, run))
     except JournalError as error:
         connect.refuse(f"{error}; nothing was sent")
-    return Kept(journal, path, live=journal.run.livemode)
+    return Kept(journal, path)
 
 
 def of_journal(kept: Kept) -> Options:

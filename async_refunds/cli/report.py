@@ -75,7 +75,7 @@ def row(record: Record) -> dict[str, object]:
 
 
 def _summary(reader: JournalReader, tally: Tally, journal: str) -> list[str]:
-    return table(tally.outcomes, resume_command(journal, live=reader.run.livemode))
+    return table(tally.outcomes, resume_command(journal, reader.run))
 
 
 def _write(

@@ -52,7 +52,11 @@ class Kept(msgspec.Struct, frozen=True):
     journal: SqliteJournal
     path: str
     """As it was typed."""
-    live: bool
+
+    @property
+    def resume(self) -> str:
+        """What to type to go on."""
+        return resume_command(self.path, self.journal.run)
 
 
 class Job:
@@ -182,7 +186,7 @@ class Job:
         kept, say = self._kept, self._output.say
         if self._brief and exit_code(self._outcomes) == DONE:
             return
-        resume = None if kept is None else resume_command(kept.path, live=kept.live)
+        resume = None if kept is None else kept.resume
         if self._outcomes:
             for line in table(self._outcomes, resume):
                 say(line)

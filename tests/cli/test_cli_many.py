@@ -513,6 +513,8 @@ async def test_live_run_elsewhere_is_resumed_only_where_it_is_told_to(
     assert "add --base-url https://127.0.0.1:9" in unasked.err
     assert "is a run at https://127.0.0.1:9; nothing was sent" in elsewhere.err
     assert told.lines[0]["outcome"] == "failed"
+    going_on = "run.sqlite3 --live --base-url https://127.0.0.1:9`"
+    assert f"`async-refunds resume {going_on}" in told.err
 
 
 async def test_account_of_a_journal_is_not_that_of_the_next_call(

@@ -134,7 +134,8 @@ async def test_report_on_a_terminal_is_what_wants_attention(tmp_path: Path) -> N
         ["re_1", "not_cancelable"],
         ["re_2", "unknown"],
     ]
-    assert lines[4].endswith("`async-refunds resume run.sqlite3 --live`")
+    resume = "resume run.sqlite3 --live --base-url https://a.example"
+    assert lines[4].endswith(f"`async-refunds {resume}`")
 
 
 async def test_report_on_a_terminal_ends_before_it_floods(tmp_path: Path) -> None:
