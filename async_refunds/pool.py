@@ -98,10 +98,18 @@ class Room:
             with self._deadlines.start(seconds, now):
                 await place
         except BaseException:
-            if place.done() and not place.cancelled():
+            if not place.done():
+                self._queue.remove(place)  # thrown away, and not by a cancellation
+            elif not place.cancelled():
                 self.leave()  # got one at the moment of giving up
             raise
-        return loop.time() - now
+        waited = loop.time() - now
+        if waited >= seconds:
+            # The event loop was busy with something else for so long. What is sent now
+            # would be cut off; and aiohttp takes no time left for any time you like.
+            self.leave()
+            raise TimeoutError
+        return waited
 
     def leave(self) -> None:
         """Give a place back, to who has waited longest."""
