@@ -58,6 +58,9 @@ else:
             return cancel_many
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
+    def __dir__() -> list[str]:
+        return sorted({*globals(), "cancel_many"})
+
 
 __all__ = [
     "APIConnectionError",

@@ -78,8 +78,11 @@ class Caller(msgspec.Struct, frozen=True):
     watch: Watch | None = None
 
 
-class Call(msgspec.Struct, gc=False):
+class Call(msgspec.Struct):
     """One awaited method of the client."""
+
+    # Seen by the garbage collector: an error holds the frames that hold its call, which
+    # holds the hooks of its owner, who may hold the error.
 
     caller: Caller
     """What it shares with the other calls."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -11,9 +11,7 @@ from .errors import (
     RefundNotCancelableError,
     RefundNotFoundError,
 )
-
-if TYPE_CHECKING:
-    from .models import Attempt, Refund
+from .models import Attempt, Refund  # noqa: TC001 - `help` evaluates the annotations
 
 CancelOutcome: TypeAlias = Literal[
     "canceled", "already_canceled", "not_cancelable", "failed", "unknown"

@@ -146,6 +146,8 @@ def test_who_cancels_one_refund_loads_nothing_of_batches() -> None:
     code = """
 import sys
 import async_refunds
+shown = dir(async_refunds)
+assert set(async_refunds.__all__) <= set(shown), "an editor and `help` do not see it"
 for name in ("async_refunds.batch", "async_refunds.journal"):
     assert name not in sys.modules, name
 from async_refunds import cancel_many

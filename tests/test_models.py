@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import pydoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
@@ -212,6 +213,13 @@ def test_public_face_is_sorted_complete_and_there() -> None:
     assert public - modules - {"TYPE_CHECKING"} | lazy == set(names) - {"__version__"}
     for name in names:
         assert getattr(async_refunds, name) is not None
+
+
+def test_help_tells_of_all_of_it() -> None:
+    told = pydoc.plain(pydoc.render_doc(async_refunds))
+    for name in {*async_refunds.__all__} - {"__version__"}:  # told as a number
+        assert name in told
+    assert async_refunds.__version__ in told
 
 
 async def test_error_and_result_compare_the_same_refund() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
 from batches import client, emulator
+from conftest import JumpingEventLoop
 from scripted import KEY, RE, scripted
 
 from async_refunds import (
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     import aiohttp
     from aiohttp.connector import Connection
     from aiohttp.tracing import Trace
+
+    from async_refunds import Refund
 
 SIZE = 100
 """Connections of an own pool: aiohttp's default."""
@@ -98,6 +102,44 @@ class TestRoom:
         assert first.cancelled()
         assert rest.free == 0
 
+    async def test_one_that_comes_too_late_is_passed_on(self) -> None:
+        rest = room(0)
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, JumpingEventLoop)
+
+        def leave_and_be_busy() -> None:
+            rest.leave()
+            loop.jump(20.0)
+
+        loop.call_later(1.0, leave_and_be_busy)
+        with pytest.raises(TimeoutError):
+            await rest.wait(15.0, now())
+        assert rest.free == 1
+
+    async def test_who_is_thrown_away_takes_no_place(self) -> None:
+        rest = room(0)
+        waiting = rest.wait(15.0, now())
+        waiting.send(None)
+        waiting.close()
+        rest.leave()
+        assert rest.free == 1
+
+    async def test_is_for_tasks_and_leaves_nobody_behind(self) -> None:
+        rest = room(0)
+        errors: list[BaseException] = []
+
+        def wait() -> None:
+            try:
+                rest.wait(15.0, now()).send(None)
+            except RuntimeError as error:
+                errors.append(error)
+
+        asyncio.get_running_loop().call_soon(wait)
+        await until_waiting(2)
+        assert len(errors) == 1
+        rest.leave()
+        assert rest.free == 1
+
 
 async def test_wait_for_an_own_pool_is_not_sent() -> None:
     async with scripted("stall") as server:
@@ -166,6 +208,81 @@ async def test_calls_that_wait_for_a_client_that_is_closed_end() -> None:
     assert all(isinstance(each, RefundsError) for each in ended)
     waited = [each for each in ended[SIZE:] if isinstance(each, APIConnectionError)]
     assert len(waited) == 20, "they have sent nothing, and can tell"
+
+
+async def test_busy_event_loop_sends_nothing_that_has_no_time_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, JumpingEventLoop)
+    leave = Room.leave
+
+    def leave_late(self: Room) -> None:
+        leave(self)
+        monkeypatch.undo()  # once
+        loop.jump(9.0)
+
+    stripe = emulator()
+    stripe.latency = 4.0
+    ids = stripe.seed_refunds(SIZE + 1)
+    once = RetryPolicy(max_retries=0)
+    async with client(stripe, attempt_timeout=10.0, retry=once) as refunds:
+        calls = [asyncio.create_task(refunds.cancel(each)) for each in ids]
+        loop.call_later(2.0, monkeypatch.setattr, Room, "leave", leave_late)
+        await asyncio.wait(calls)
+        with pytest.raises(APITimeoutError):
+            await calls[-1]
+    assert ids[-1] not in {each.path.split("/")[3] for each in stripe.requests}
+
+
+def check(error: BaseException | None, status: object) -> None:
+    """Hold what a call has told of a refund against what became of it."""
+    if error is None:
+        assert status == "canceled"
+    elif not isinstance(error, OutcomeUnknownError):
+        assert isinstance(error, RefundsError)
+        assert status == "requires_action"
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_no_place_is_lost_whatever_ends_a_call(seed: int) -> None:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, JumpingEventLoop)
+    random = Random(seed)  # noqa: S311 - no secret
+    stripe = emulator()
+    stripe.latency = random.choice([0.0, 0.01, 0.3, 1.0])
+    ids = stripe.seed_refunds(4 * SIZE)
+    faults = ["stall", "reset_before", "reset_after", "saved_500", "cut_body", "slow"]
+    stripe.faults.script(*random.choices([*faults, *["ok"] * 10], k=8 * SIZE))
+    attempt_timeout = random.choice([4.0, 10.0, 30.0])
+    async with client(stripe, attempt_timeout=attempt_timeout) as refunds:
+        calls: list[asyncio.Task[Refund]] = []
+        for each in ids:
+            timeout = random.choice([0.2, 1.0, 5.0, 30.0])
+            calls.append(asyncio.create_task(refunds.cancel(each, timeout=timeout)))
+            if random.random() < 0.4:
+                # Some at the very moment when waits and attempts end by themselves.
+                share = random.choice([0.0, 0.5, 1.0, random.random()])
+                loop.call_later(share * attempt_timeout, calls[-1].cancel)
+            if random.random() < 0.1:
+                await asyncio.sleep(random.random() * 0.2)
+            if random.random() < 0.02:
+                loop.jump(random.random() * attempt_timeout)
+        await asyncio.wait(calls)
+        for each, call in zip(ids, calls, strict=True):
+            if not call.cancelled():
+                check(call.exception(), stripe.refund(each)["status"])
+        # All places are there again: so many can be under way at once, and no more.
+        stripe.faults.clear()
+        stripe.latency = 0.8 * attempt_timeout
+        before = len(stripe.requests)
+        ids = stripe.seed_refunds(SIZE + 50)
+        calls = [asyncio.create_task(refunds.cancel(each, timeout=90)) for each in ids]
+        await asyncio.sleep(0.4 * attempt_timeout)
+        assert len(stripe.requests) - before == SIZE
+        for call in calls:
+            call.cancel()
+        await asyncio.wait(calls)
 
 
 async def test_nobody_is_passed_over_while_the_pool_is_full() -> None:
