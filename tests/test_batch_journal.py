@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 from batches import KEY, asked, canceled_many, client, emulator
-from scripted import CANCELED, RE, answer, refund_json, scripted
+from scripted import CANCELED, RE, answer, error_json, refund_json, scripted
 
 from async_refunds import (
     AuthenticationError,
@@ -238,6 +238,18 @@ async def test_key_that_stripe_may_have_forgotten_is_not_used_again() -> None:
         assert isinstance(result.error, RefundNotCancelableError)
         assert result.error.refund.status == status
         assert status in str(result.error)
+
+
+async def test_refusal_of_a_fresh_key_leaves_nothing_unknown() -> None:
+    waiting = answer(200, refund_json("requires_action"))
+    no = answer(400, error_json(code="resource_missing", param="id"))
+    async with scripted(no, reads=[waiting]) as server:
+        refunds = server.client()
+        results = await canceled_many(refunds, [RE], journal=Yesterday(DAY))
+        await refunds.close()
+    # What the old key may have done was read before; the fresh one did nothing.
+    assert results[RE].outcome == "failed"
+    assert server.methods() == "GET POST"
 
 
 async def test_key_of_today_is_used_again_without_a_read() -> None:
