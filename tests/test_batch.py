@@ -369,6 +369,18 @@ async def test_state_that_could_not_be_read_is_no_final_no() -> None:
     assert len(server.cancel_keys) == 1
 
 
+@pytest.mark.parametrize("why", [{"param": "id"}, {"code": "resource_missing"}])
+async def test_refusal_that_says_what_is_wrong_is_final(why: dict[str, str]) -> None:
+    no = answer(400, error_json(type="invalid_request_error", **why))
+    async with scripted(no) as server:
+        refunds = server.client()
+        results = await canceled_many(refunds, [RE])
+        await refunds.close()
+    assert results[RE].outcome == "failed"
+    assert results[RE].settled
+    assert server.methods() == "POST"
+
+
 async def test_key_that_may_not_read_is_not_asked_with_over_and_over() -> None:
     no = answer(400, error_json(type="invalid_request_error", message="Charges must"))
     unseen = answer(403, error_json(type="invalid_request_error"))
@@ -921,6 +933,20 @@ async def test_stopped_batch_tells_what_is_under_way_and_begins_nothing() -> Non
             told.append(result.refund_id)
     assert 1 <= len(told) <= 9
     assert {each for each in ids if stripe.books.cancellations[each]} == set(told)
+
+
+async def test_what_stays_open_in_a_stopped_batch_is_told_at_once() -> None:
+    stripe = emulator()
+    slow, lost = stripe.seed_refunds(2)
+    stripe.faults.script("stall", "reset_after", "503")
+    loop = asyncio.get_running_loop()
+    async with client(stripe, retry=ONCE, on_attempt=lambda _: batch.stop()) as refunds:
+        batch = Batch(refunds, [slow, lost])
+        began = loop.time()
+        times = {
+            result.refund_id: loop.time() - began async for result in batch.results()
+        }
+    assert times[lost] < 5 < times[slow]
 
 
 async def test_batch_stopped_before_it_begins_sends_nothing() -> None:
