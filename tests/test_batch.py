@@ -16,6 +16,7 @@ from scripted import CANCELED, RE, Act, answer, error_json, refund_json, scripte
 
 from async_refunds import (
     APIConnectionError,
+    Attempt,
     AuthenticationError,
     CancelRequest,
     OutcomeUnknownError,
@@ -33,9 +34,9 @@ from async_refunds.advice import Advice, Outcome
 from async_refunds.batch import Batch
 from async_refunds.emulator import Emulator, Limits
 from async_refunds.journal import MemoryJournal
-from async_refunds.lanes import Lane
+from async_refunds.lanes import Item, Lane
 from async_refunds.pacing import Pace
-from async_refunds.protocol import Cause, Failure, Response
+from async_refunds.protocol import Cause, Failure, Response, cancel_request
 from async_refunds.turns import Turns
 
 if TYPE_CHECKING:
@@ -757,6 +758,37 @@ async def test_refunds_of_a_locked_charge_are_retried_one_at_a_time() -> None:
     assert [result.outcome for result in results] == ["canceled"] * 10
     # Were two of them retried at once, the limit to the concurrency would show it.
     assert set(stripe.books.rate_limited) == {"lock_timeout"}
+
+
+async def test_what_met_a_lock_goes_one_by_one_and_before_what_is_new() -> None:
+    loop = asyncio.get_running_loop()
+    journal = MemoryJournal()
+    turns = Turns(
+        journal,
+        new_pace=lambda: Pace(rate=FAST, now=loop.time()),
+        clock=loop.time,
+        workers=50,
+    )
+    await journal.add([CancelRequest(f"re_{n}") for n in range(30)])
+    turns.more([None])
+    items = [item for _ in range(20) if (item := await turns.next()) is not None]
+    reply = Response(429, CIMultiDict[str](), error_json(code="lock_timeout"))
+    advice = Advice[Refund](reply, Outcome.REFUSED, retry=True)
+    pauses: dict[asyncio.Task[None], Item] = {}
+    for item in items[:3]:
+        request = cancel_request(item.claim.refund_id, idempotency_key="key")
+        attempt = Attempt(1, "POST", request.path, 429, None, None, 0.1, 0.0)
+        item.ended(request, advice, attempt)
+        pauses[asyncio.create_task(item.pause(loop.time() + 60, 1))] = item
+    for item in items[3:10]:  # so that it is not their number that parts the three
+        turns.done(item)
+    await asyncio.sleep(5)
+    following = asyncio.create_task(turns.next())
+    for _ in range(3):
+        await asyncio.sleep(5)
+        assert following.done() == (len(pauses) == 1)
+        (over,) = (task for task in pauses if task.done())
+        turns.done(pauses.pop(over))
 
 
 async def test_refunds_of_one_charge_are_all_canceled() -> None:
