@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from async_refunds.emulator import ReceivedRequest
     from async_refunds.intake import Requests
+    from async_refunds.journal import Claim
 
 SAVED_500 = answer(
     500, error_json(type="api_error"), headers={"Idempotent-Replayed": "true"}
@@ -451,8 +452,52 @@ async def test_account_that_takes_long_leaves_workers_to_the_others() -> None:
         following = await turns.next()
         assert following is not None
         accounts.append(following.claim.stripe_account)
-    assert accounts.count(None) == 5
-    assert accounts.count("acct_long") == 5
+    assert accounts == [None] * 5 + ["acct_long"] * 5
+
+
+class Late(MemoryJournal):
+    """A journal whose answers come late: what is asked for then, it does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = asyncio.Event()
+        self.let = asyncio.Event()
+
+    async def claim(self, stripe_account: str | None, limit: int) -> list[Claim]:
+        claims = await super().claim(stripe_account, limit)
+        self.asked.set()
+        await self.let.wait()
+        return claims
+
+
+@pytest.mark.parametrize("meanwhile", ["more", "stop"])
+async def test_what_happens_while_the_journal_gives_out_items_counts(
+    meanwhile: str,
+) -> None:
+    loop = asyncio.get_running_loop()
+    journal = Late()
+    turns = Turns(
+        journal,
+        new_pace=lambda: Pace(rate=FAST, now=loop.time()),
+        clock=loop.time,
+        workers=10,
+    )
+    await journal.add([CancelRequest("re_1")])
+    turns.more([None])
+    taking = asyncio.create_task(turns.next())
+    await journal.asked.wait()
+    if meanwhile == "stop":
+        turns.stop()
+        journal.let.set()
+        assert await taking is None
+        assert [claim.refund_id for claim in turns.unsent()] == ["re_1"]
+        return
+    await journal.add([CancelRequest("re_2")])
+    turns.more([None])
+    journal.let.set()
+    async with asyncio.timeout(10):
+        items = [await taking, await turns.next()]
+    assert [item and item.claim.refund_id for item in items] == ["re_1", "re_2"]
 
 
 async def test_input_that_is_cancelled_by_itself_is_told() -> None:
@@ -928,6 +973,18 @@ def test_loop_that_ends_with_a_batch_left_open_ends(
     told = sum(f"{refund_id}: " in caplog.text for refund_id in ids)
     assert done <= told + 1
     assert told < 20
+
+
+async def test_batch_whose_tasks_are_all_cancelled_leaves_nobody_waiting() -> None:
+    async with RefundsClient(KEY, base_url="http://127.0.0.1:9") as refunds:
+        waiting = asyncio.create_task(canceled_many(refunds, ["re_1", "re_2"]))
+        others = asyncio.all_tasks()
+        await asyncio.sleep(0.5)
+        # As at the end of a loop, which may come to them before us.
+        for task in asyncio.all_tasks() - others:
+            task.cancel()
+        await asyncio.wait([waiting], timeout=60)
+        assert waiting.done()
 
 
 def test_what_waits_to_be_asked_again_when_the_loop_ends_is_logged(
