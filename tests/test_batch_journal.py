@@ -353,6 +353,41 @@ async def test_key_that_cannot_be_kept_is_not_sent() -> None:
     assert stripe.books.requests.keys() == {"retrieve"}
 
 
+class Returning(MemoryJournal):
+    """A journal that tells what it was given back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.returned: list[str] = []
+
+    async def give_back(self, claims: Sequence[Claim]) -> None:
+        self.returned += [claim.refund_id for claim in claims]
+
+
+async def test_what_a_closed_client_could_not_send_is_given_back() -> None:
+    stripe = emulator()
+    ids = stripe.seed_refunds(10)
+    journal = Returning()
+    async with client(stripe) as refunds:
+        await refunds.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            await canceled_many(refunds, ids, journal=journal)
+    assert sorted(journal.returned) == sorted(ids)
+
+
+async def test_what_may_have_landed_before_stays_unknown_with_a_closed_client() -> None:
+    stripe = emulator()
+    (refund_id,) = stripe.seed_refunds(1)
+    told: set[str] = set()
+    async with client(stripe) as refunds:
+        await refunds.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            await tell(
+                cancel_many(refunds, [refund_id], journal=Yesterday(DAY / 2)), told
+            )
+    assert told == {refund_id}
+
+
 class Closed(MemoryJournal):
     """A journal that takes no items."""
 
