@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 from batches import KEY, asked, canceled_many, client, emulator
-from scripted import CANCELED, RE, answer, refund_json, scripted
+from scripted import CANCELED, RE, answer, error_json, refund_json, scripted
 
 from async_refunds import (
     AuthenticationError,
@@ -240,6 +240,18 @@ async def test_key_that_stripe_may_have_forgotten_is_not_used_again() -> None:
         assert status in str(result.error)
 
 
+async def test_refusal_of_a_fresh_key_leaves_nothing_unknown() -> None:
+    waiting = answer(200, refund_json("requires_action"))
+    no = answer(400, error_json(code="resource_missing", param="id"))
+    async with scripted(no, reads=[waiting]) as server:
+        refunds = server.client()
+        results = await canceled_many(refunds, [RE], journal=Yesterday(DAY))
+        await refunds.close()
+    # What the old key may have done was read before; the fresh one did nothing.
+    assert results[RE].outcome == "failed"
+    assert server.methods() == "GET POST"
+
+
 async def test_key_of_today_is_used_again_without_a_read() -> None:
     stripe = emulator()
     refund_id = stripe.add_refund()
@@ -339,6 +351,41 @@ async def test_key_that_cannot_be_kept_is_not_sent() -> None:
         with pytest.raises(JournalError, match="no room for the key"):
             await tell(cancel_many(refunds, ids, journal=Unwritable(DAY)), told)
     assert stripe.books.requests.keys() == {"retrieve"}
+
+
+class Returning(MemoryJournal):
+    """A journal that tells what it was given back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.returned: list[str] = []
+
+    async def give_back(self, claims: Sequence[Claim]) -> None:
+        self.returned += [claim.refund_id for claim in claims]
+
+
+async def test_what_a_closed_client_could_not_send_is_given_back() -> None:
+    stripe = emulator()
+    ids = stripe.seed_refunds(10)
+    journal = Returning()
+    async with client(stripe) as refunds:
+        await refunds.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            await canceled_many(refunds, ids, journal=journal)
+    assert sorted(journal.returned) == sorted(ids)
+
+
+async def test_what_may_have_landed_before_stays_unknown_with_a_closed_client() -> None:
+    stripe = emulator()
+    (refund_id,) = stripe.seed_refunds(1)
+    told: set[str] = set()
+    async with client(stripe) as refunds:
+        await refunds.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            await tell(
+                cancel_many(refunds, [refund_id], journal=Yesterday(DAY / 2)), told
+            )
+    assert told == {refund_id}
 
 
 class Closed(MemoryJournal):
