@@ -510,6 +510,19 @@ async def test_batch_on_a_disk_that_hangs_can_be_cancelled() -> None:
 
 
 @real
+async def test_journal_of_the_callers_own_stays_open(tmp_path: Path) -> None:
+    stripe = Emulator()
+    first, second = stripe.seed_refunds(2)
+    async with client(stripe) as refunds:
+        run = Run(base_url=refunds.base_url, livemode=False)
+        async with SqliteJournal.open(tmp_path / "run.sqlite3", run) as journal:
+            for refund_id in (first, second):
+                results = await canceled_many(refunds, [refund_id], journal=journal)
+                assert results[refund_id].outcome == "canceled"
+            assert journal.tally().outcomes["canceled"] == 2
+
+
+@real
 async def test_second_batch_on_a_journal_is_refused(tmp_path: Path) -> None:
     stripe = Emulator()
     path = tmp_path / "run.sqlite3"
