@@ -13,9 +13,10 @@ import http.client
 import os
 import subprocess
 import sys
+import time
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -29,6 +30,10 @@ T = TypeVar("T")
 
 # Seconds for the process to end by itself before it is killed.
 _GRACE = 5.0
+
+# How often a request of the control API comes to a shut door, and the seconds between:
+# more than any ``refuse`` lasts.
+_TRIES, _PAUSE = 20, 0.05
 
 
 class Books(msgspec.Struct, frozen=True):
@@ -99,17 +104,26 @@ class Stripe:
         """Return the state that a refund is in."""
         return self._ask("GET", f"/refunds/{refund_id}", _Refund).status
 
-    def _ask(self, method: str, path: str, kind: type[T], body: Any = None) -> T:  # noqa: ANN401 - anything that is JSON
-        # A connection each: none is left that ``refuse`` could close.
+    def _ask(self, method: str, path: str, kind: type[T], body: object = None) -> T:
+        given = None if body is None else msgspec.json.encode(body)
+        for _ in range(_TRIES):
+            # The last request of a storm may have shut the door that this comes to.
+            with contextlib.suppress(ConnectionError):
+                told = self._exchange(method, f"/_emulator{path}", given)
+                return msgspec.json.decode(told, type=kind)
+            time.sleep(_PAUSE)
+        raise RuntimeError("the emulator is gone")
+
+    def _exchange(self, method: str, path: str, body: bytes | None) -> bytes:
+        # A connection each: none is kept that ``refuse`` could close.
         connection = http.client.HTTPConnection(urlsplit(self.base_url).netloc)
         with contextlib.closing(connection):
-            given = None if body is None else msgspec.json.encode(body)
-            connection.request(method, f"/_emulator{path}", given)
+            connection.request(method, path, body)
             answer = connection.getresponse()
             told = answer.read()
         if answer.status != http.client.OK:
             raise RuntimeError(f"{method} {path}: {told.decode()}")
-        return msgspec.json.decode(told, type=kind)
+        return told
 
 
 @contextlib.contextmanager
