@@ -15,19 +15,15 @@ import contextlib
 import json
 import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from benchmarks import child
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
 HOST = "127.0.0.1"
 HELD = "re_held"
-
-# Seconds for the server to end by itself before it is killed.
-_GRACE = 5.0
 
 _REQUEST = re.compile(rb"POST /v1/refunds/([A-Za-z0-9_]+)/cancel HTTP/1\.1\r\n")
 _HELD_CANCEL = f"POST /v1/refunds/{HELD}".encode()
@@ -174,35 +170,14 @@ async def _serve() -> None:
     # Thousands of clients connect at once; asyncio's default backlog is 100.
     server = await loop.create_server(lambda: _Connection(held), HOST, 0, backlog=4096)
     print(server.sockets[0].getsockname()[1], flush=True)
-    # Standard input ends when the parent does, however it does: no server is left over.
-    ended = asyncio.Event()
-    loop.add_reader(sys.stdin.fileno(), ended.set)
-    await ended.wait()
+    await child.until_left()
 
 
 @contextlib.contextmanager
 def canned_server() -> Generator[str, None, None]:
     """Run the server for a ``with`` block, which gets its base URL."""
-    process = subprocess.Popen(  # noqa: S603 - this file, by this interpreter
-        [sys.executable, str(Path(__file__).resolve())],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        assert process.stdin is not None  # noqa: S101 - asked for above
-        assert process.stdout is not None  # noqa: S101 - asked for above
-        try:
-            port = process.stdout.readline().strip()
-            if not port:
-                raise RuntimeError("the canned server did not start")
-            yield f"http://{HOST}:{port}"
-        finally:
-            process.stdin.close()
-            try:
-                process.wait(_GRACE)
-            except subprocess.TimeoutExpired:
-                process.kill()
+    with child.started("benchmarks.canned") as port:
+        yield f"http://{HOST}:{port}"
 
 
 if __name__ == "__main__":

@@ -11,25 +11,20 @@ import asyncio
 import contextlib
 import http.client
 import os
-import subprocess
-import sys
 import time
 from collections import deque
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 
 from async_refunds.emulator import Emulator
+from benchmarks import child
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
 T = TypeVar("T")
-
-# Seconds for the process to end by itself before it is killed.
-_GRACE = 5.0
 
 # How often a request of the control API comes to a shut door, and the seconds between:
 # more than any ``refuse`` lasts.
@@ -129,26 +124,8 @@ class Stripe:
 @contextlib.contextmanager
 def emulator() -> Generator[Stripe, None, None]:
     """Serve a fresh emulator for a ``with`` block."""
-    process = subprocess.Popen(  # noqa: S603 - this file, by this interpreter
-        [sys.executable, str(Path(__file__).resolve())],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        assert process.stdin is not None  # noqa: S101 - asked for above
-        assert process.stdout is not None  # noqa: S101 - asked for above
-        try:
-            base_url = process.stdout.readline().strip()
-            if not base_url:
-                raise RuntimeError("the emulator did not start")
-            yield Stripe(base_url)
-        finally:
-            process.stdin.close()
-            try:
-                process.wait(_GRACE)
-            except subprocess.TimeoutExpired:
-                process.kill()
+    with child.started("benchmarks.faults_emulator") as base_url:
+        yield Stripe(base_url)
 
 
 async def _serve() -> None:
@@ -157,10 +134,7 @@ async def _serve() -> None:
     served.requests = deque()
     async with served.serve() as base_url:
         print(base_url, flush=True)
-        # Standard input ends when the parent does, however it does.
-        ended = asyncio.Event()
-        asyncio.get_running_loop().add_reader(sys.stdin.fileno(), ended.set)
-        await ended.wait()
+        await child.until_left()
 
 
 if __name__ == "__main__":
