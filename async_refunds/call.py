@@ -15,18 +15,27 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 
-from . import refusal
-from .advice import Advice, Outcome, advise, is_replay, is_success, request_id
+from async_refunds.protocol import error_mapping
+from async_refunds.protocol.classification import (
+    Classification,
+    Outcome,
+    classify,
+    is_replay,
+    is_success,
+    request_id,
+)
+from async_refunds.protocol.requests import Cause, Reply, Response, TransportFailure
+
 from .models import Attempt, LastResponse, Refund, attach
-from .protocol import Cause, Failure, Reply, Response
 from .retry import retried
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from .protocol import Request
+    from async_refunds.protocol.requests import Request
+    from async_refunds.transport.session import Session
+
     from .retry import RetryBudget, RetryPolicy
-    from .session import Session
 
 logger = logging.getLogger("async_refunds")
 
@@ -52,7 +61,7 @@ class Watch(Protocol):
         ...
 
     def ended(
-        self, request: Request[Any], advice: Advice[Any], attempt: Attempt
+        self, request: Request[Any], advice: Classification[Any], attempt: Attempt
     ) -> None:
         """Take note of an attempt, and of what the log says of it."""
         ...
@@ -65,7 +74,7 @@ class Watch(Protocol):
         ...
 
 
-class Caller(msgspec.Struct, frozen=True):
+class CallContext(msgspec.Struct, frozen=True):
     """What the calls of one client share."""
 
     session: Session
@@ -84,7 +93,7 @@ class Call(msgspec.Struct):
     # Seen by the garbage collector: an error holds the frames that hold its call, which
     # holds the hooks of its owner, who may hold the error.
 
-    caller: Caller
+    caller: CallContext
     """What it shares with the other calls."""
     clock: Callable[[], float]
     """The time in seconds."""
@@ -107,22 +116,22 @@ class Call(msgspec.Struct):
         return self.deadline - min(self.timeout * _SETTLING_SHARE, _SETTLING_LIMIT)
 
     async def insist(
-        self, first: Advice[T], request: Request[T], until: float
-    ) -> Advice[T]:
+        self, first: Classification[T], request: Request[T], until: float
+    ) -> Classification[T]:
         """Return the last attempt after a first one that asks for a retry."""
         caller, watch = self.caller, self.caller.watch
 
-        async def again(slept: float) -> Advice[T]:
+        async def again(slept: float) -> Classification[T]:
             return await self.attempt(request, until, slept)
 
-        def note(failed: Advice[T], pause: float) -> None:
+        def note(failed: Classification[T], pause: float) -> None:
             with contextlib.suppress(Exception):  # of the caller's logging
                 logger.info(
                     "%s %s: attempt %d failed (%s), next in %.2f s [key %s]",
                     request.method,
                     request.path,
                     len(self.attempts),
-                    refusal.what_failed(failed.reply),
+                    error_mapping.what_failed(failed.reply),
                     pause,
                     request.idempotency_key,
                 )
@@ -142,7 +151,7 @@ class Call(msgspec.Struct):
 
     async def attempt(
         self, request: Request[T], until: float, slept: float = 0.0
-    ) -> Advice[T]:
+    ) -> Classification[T]:
         """Send once, ending before ``until``, and write it down.
 
         Apart from `insist`, so that a success passes through no frame that it has no
@@ -155,8 +164,8 @@ class Call(msgspec.Struct):
         if seconds > 0:
             reply = await caller.session.send(request, seconds, began)
         else:
-            reply = Failure(Cause.CONNECT_TIMEOUT, "no time left", sent=False)
-        advice = advise(request, reply)
+            reply = TransportFailure(Cause.CONNECT_TIMEOUT, "no time left", sent=False)
+        advice = classify(request, reply)
         if advice.value is not None:
             caller.budget.succeeded()
         elif advice.outcome is Outcome.AMBIGUOUS and request.method == "POST":

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 import msgspec
 
-from . import protocol, refusal, validate
-from .call import Call, Caller
-from .privacy import Hidden, without_email
+from async_refunds.protocol import error_mapping, requests, validation
+from async_refunds.protocol.redaction import SecretStr, without_email
+from async_refunds.transport.session import Session, authorization
+
+from .call import Call, CallContext
 from .retry import RetryBudget, RetryPolicy
-from .session import Session, authorization
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
 
     import aiohttp
 
-    from .advice import Advice
+    from async_refunds.protocol.classification import Classification
+    from async_refunds.protocol.requests import CreatedRange, RefundPage, Request
+
     from .call import Watch
     from .models import Attempt, Refund
-    from .protocol import CreatedRange, RefundPage, Request
 
 T = TypeVar("T")
 
@@ -83,9 +85,9 @@ class RefundsClient:
         app_info: str | None = None,
     ) -> None:
         # First of all, so that no traceback from here on can show the key.
-        secret = Hidden(api_key) if isinstance(api_key, str) else type(api_key)
+        secret = SecretStr(api_key) if isinstance(api_key, str) else type(api_key)
         del api_key
-        secret = Hidden(validate.api_key(secret))
+        secret = SecretStr(validation.api_key(secret))
         if not isinstance(retry, RetryPolicy):
             raise TypeError("retry must be a RetryPolicy")
         if on_attempt is not None and (
@@ -95,20 +97,20 @@ class RefundsClient:
         ):
             raise TypeError("on_attempt must be a plain function")
         self._stripe_account = (
-            None if stripe_account is None else validate.account_id(stripe_account)
+            None if stripe_account is None else validation.account_id(stripe_account)
         )
-        origin = validate.base_url(base_url)
-        attempt_timeout = validate.seconds("attempt_timeout", attempt_timeout)
+        origin = validation.base_url(base_url)
+        attempt_timeout = validation.seconds("attempt_timeout", attempt_timeout)
         headers = {
             "Authorization": authorization(secret),
-            "Stripe-Version": validate.version(stripe_version),
+            "Stripe-Version": validation.version(stripe_version),
             "User-Agent": f"async-refunds/{__version__}"
-            + (f" {validate.app_info(app_info)}" if app_info is not None else ""),
+            + (f" {validation.app_info(app_info)}" if app_info is not None else ""),
             "Accept": "application/json",
         }
         if stripe_context is not None:
-            headers["Stripe-Context"] = validate.context(stripe_context)
-        self._caller = Caller(
+            headers["Stripe-Context"] = validation.context(stripe_context)
+        self._caller = CallContext(
             session=Session(
                 origin=origin,
                 headers=headers,
@@ -122,7 +124,7 @@ class RefundsClient:
             sleep=asyncio.sleep,
             random=random.random,
         )
-        self._livemode = validate.is_live(secret)
+        self._livemode = validation.is_live(secret)
         self._base_url = origin
         self._shown = f"{'live' if self._livemode else 'test'} {origin}"
 
@@ -182,8 +184,8 @@ class RefundsClient:
             RuntimeError: The client is closed, or of another event loop.
         """
         # Read once: what the caller does to it meanwhile must not come in after a send.
-        expand = validate.expand(expand) if expand else ()
-        request = protocol.cancel_request(
+        expand = validation.expand(expand) if expand else ()
+        request = requests.cancel_request(
             refund_id,
             idempotency_key=(
                 secrets.token_hex(16) if idempotency_key is None else idempotency_key
@@ -200,8 +202,8 @@ class RefundsClient:
         if refund is not None:
             call.remember(refund, last.reply, request.idempotency_key)
             return refund
-        if not call.ambiguous and not refusal.is_state_refusal(last.reply):
-            raise refusal.error_of(request, last.reply, call.attempts)
+        if not call.ambiguous and not error_mapping.is_state_refusal(last.reply):
+            raise error_mapping.error_of(request, last.reply, call.attempts)
         refund = await self._seen(call, request, expand)
         if (
             refund is not None
@@ -209,7 +211,7 @@ class RefundsClient:
             and (call.ambiguous or already_canceled_ok)
         ):
             return refund
-        raise refusal.unsettled(
+        raise error_mapping.unsettled(
             request,
             last.reply,
             None if refund is None else without_email(refund),
@@ -240,13 +242,13 @@ class RefundsClient:
             TypeError, ValueError: A bad argument; nothing was sent.
             RuntimeError: The client is closed, or of another event loop.
         """
-        request = protocol.retrieve_request(
+        request = requests.retrieve_request(
             refund_id, expand=expand, stripe_account=self._account(stripe_account)
         )
         call = self._begin(timeout)
         last = await _read(call, request)
         if last.value is None:
-            raise refusal.error_of(request, last.reply, call.attempts)
+            raise error_mapping.error_of(request, last.reply, call.attempts)
         call.remember(last.value, last.reply, None)
         return last.value
 
@@ -281,7 +283,7 @@ class RefundsClient:
             APIConnectionError, APIStatusError: As `retrieve`, from the iteration.
             TypeError, ValueError: A bad argument, at once; nothing was sent.
         """
-        request = protocol.list_request(
+        request = requests.list_request(
             charge=charge,
             payment_intent=payment_intent,
             created=created,
@@ -291,7 +293,7 @@ class RefundsClient:
             stripe_account=self._account(stripe_account),
         )
         if timeout is not None:
-            validate.seconds("timeout", timeout)
+            validation.seconds("timeout", timeout)
         return self._pages(request, timeout)
 
     async def _pages(
@@ -304,13 +306,13 @@ class RefundsClient:
             last = await _read(call, request)
             page = last.value
             if page is None:
-                raise refusal.error_of(request, last.reply, call.attempts)
+                raise error_mapping.error_of(request, last.reply, call.attempts)
             for refund in page.data:
                 call.remember(refund, last.reply, None)
                 yield refund
             if not page.has_more:
                 return
-            request = protocol.next_page(request, page)
+            request = requests.next_page(request, page)
 
     async def close(self) -> None:
         """Close the connections this client opened; a session given stays open."""
@@ -338,7 +340,7 @@ class RefundsClient:
         if timeout is None:
             timeout = caller.policy.deadline
         else:
-            timeout = validate.seconds("timeout", timeout)
+            timeout = validation.seconds("timeout", timeout)
         clock, watch = caller.session.open().time, caller.watch
         return Call(
             caller, clock, clock(), timeout, watch is not None and watch.ambiguous
@@ -348,7 +350,7 @@ class RefundsClient:
         self, call: Call, request: Request[Refund], expand: Sequence[str]
     ) -> Refund | None:
         """Read the refund of a cancel, with what time the call has left."""
-        read = protocol.retrieve_request(
+        read = requests.retrieve_request(
             request.refund_id, expand=expand, stripe_account=request.stripe_account
         )
         last = await _read(call, read)
@@ -367,12 +369,12 @@ def watched(refunds: RefundsClient, watch: Watch) -> RefundsClient:
     """
     same = copy.copy(refunds)
     vars(same)["_stripe_account"] = None
-    caller: Caller = vars(refunds)["_caller"]
+    caller: CallContext = vars(refunds)["_caller"]
     vars(same)["_caller"] = msgspec.structs.replace(caller, watch=watch)
     return same
 
 
-async def _read(call: Call, request: Request[T]) -> Advice[T]:
+async def _read(call: Call, request: Request[T]) -> Classification[T]:
     """Exchange a read within what is left of the call."""
     last = await call.attempt(request, call.deadline)
     return await call.insist(last, request, call.deadline) if last.retry else last

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import msgspec
 from tenacity import AsyncRetrying, RetryCallState, retry_if_result
 
-from . import validate
+from async_refunds.protocol import validation
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -42,7 +42,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
         if retries < 0:
             raise ValueError("max_retries must be 0 or more")
         for name in ("deadline", "initial_delay", "max_delay"):
-            validate.seconds(name, getattr(self, name))
+            validation.seconds(name, getattr(self, name))
 
     def backoff(self, retry: int, chance: float) -> float:
         """Return the seconds to sleep before the ``retry``-th retry, 1 for the first.

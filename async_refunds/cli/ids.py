@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 
 import msgspec
 
-from async_refunds import validate
-from async_refunds.privacy import scrub
+from async_refunds.protocol import validation
+from async_refunds.protocol.redaction import scrub
 from async_refunds.results import CancelRequest
 
 if TYPE_CHECKING:
@@ -262,8 +262,8 @@ def _columns(head: str) -> tuple[str, int, int] | None:
 def _checked(number: int, refund_id: str, account: str | None) -> CancelRequest | Bad:
     try:
         return CancelRequest(
-            validate.refund_id(refund_id),
-            validate.account_id(account) if account else None,
+            validation.refund_id(refund_id),
+            validation.account_id(account) if account else None,
         )
     except ValueError as error:
         return number, str(error)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from async_refunds import validate
 from async_refunds.errors import JournalError
 from async_refunds.journal import Run, SqliteJournal
+from async_refunds.protocol import validation
 from async_refunds.results import CancelRequest
 
 from . import connect, options
@@ -200,7 +200,7 @@ def gather(ids: Ids, refund_ids: list[str], source: str | None, *, skip: bool) -
     """Check every id and set it aside, or refuse."""
     try:
         for each in dict.fromkeys(refund_ids):
-            ids.add(CancelRequest(validate.refund_id(each)))
+            ids.add(CancelRequest(validation.refund_id(each)))
     except ValueError as error:
         connect.refuse(f"{error}; nothing was sent")
     if source is None:

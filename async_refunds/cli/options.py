@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from async_refunds import validate
+from async_refunds.protocol import validation
 
 from .connect import refuse
 
@@ -87,13 +87,13 @@ def checked(options: Options) -> Options:
     """Return the options, or refuse what no batch can go by."""
     try:
         if options.timeout is not None:
-            validate.seconds("--timeout", options.timeout)
+            validation.seconds("--timeout", options.timeout)
         if options.patience is not None:
-            validate.seconds("--patience", options.patience)
+            validation.seconds("--patience", options.patience)
         if options.account is not None:
-            validate.account_id(options.account)
+            validation.account_id(options.account)
         if options.rate is not None:
-            validate.rate("--rate", options.rate)
+            validation.rate("--rate", options.rate)
     except ValueError as error:
         refuse(f"{error}; nothing was sent")
     return options

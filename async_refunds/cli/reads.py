@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from async_refunds import validate
 from async_refunds.errors import RefundNotFoundError, RefundsError
+from async_refunds.protocol import validation
 
 from . import connect, options
 from .output import Output, OutputLostError
@@ -37,7 +37,7 @@ def retrieve(
     Exit codes: 0 all are shown, 1 some could not be read, 2 a wrong call.
     """
     try:
-        wanted = [validate.refund_id(each) for each in refund_ids]
+        wanted = [validation.refund_id(each) for each in refund_ids]
     except ValueError as error:
         connect.refuse(str(error))
     output = Output(as_json=as_json)

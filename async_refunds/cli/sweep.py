@@ -26,7 +26,7 @@ from .run import FEW
 if TYPE_CHECKING:
     from async_refunds.client import RefundsClient
     from async_refunds.models import Refund
-    from async_refunds.protocol import CreatedRange
+    from async_refunds.protocol.requests import CreatedRange
 
 _SPAN = re.compile(r"(\d{1,5})([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}

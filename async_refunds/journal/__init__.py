@@ -1,10 +1,8 @@
 """What a batch has decided and learnt, and where it is kept."""
 
+from .base import Claim, Journal
 from .memory import WINDOW, MemoryJournal
-from .reader import JournalReader, Record
-from .schema import Run, Tally
-from .sqlite import SqliteJournal
-from .values import Claim, Journal
+from .sqlite import JournalReader, Record, Run, SqliteJournal, Tally
 
 __all__ = [
     "Claim",

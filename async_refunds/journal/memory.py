@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from .values import Claim
+from .base import Claim
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -77,7 +77,7 @@ class MemoryJournal:
                 refund_id=refund_id,
                 stripe_account=stripe_account,
                 idempotency_key=self._new_key(),
-                keyed_at=now,
+                key_created_at=now,
                 asked=False,
             )
             for number, refund_id in taken
@@ -86,7 +86,10 @@ class MemoryJournal:
     async def rekey(self, claim: Claim) -> Claim:
         """Give out the same item with a fresh key."""
         return msgspec.structs.replace(
-            claim, idempotency_key=self._new_key(), keyed_at=self._clock(), asked=False
+            claim,
+            idempotency_key=self._new_key(),
+            key_created_at=self._clock(),
+            asked=False,
         )
 
     async def give_back(self, claims: Sequence[Claim]) -> None:

@@ -1,0 +1,8 @@
+"""What is sent to Stripe, what may come back, and what it proves.
+
+Pure: no I/O, no clock, no randomness. The same values always give the same answer.
+"""
+
+from .requests import CreatedRange
+
+__all__ = ["CreatedRange"]

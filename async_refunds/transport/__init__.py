@@ -1,0 +1,1 @@
+"""The only folder that speaks aiohttp: a request goes in, a reply comes out."""

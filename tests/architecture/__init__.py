@@ -1,0 +1,1 @@
+"""The house, its arrows, and the README."""

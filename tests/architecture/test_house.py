@@ -1,0 +1,136 @@
+"""The house of the package: imports point down, and `protocol` does no I/O."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import async_refunds
+
+PACKAGE = Path(async_refunds.__path__[0])
+
+# Each room, and the rooms that it may import. A room is a folder or a top-level module.
+ROOMS: dict[str, set[str]] = {
+    "cli": {"batch", "client", "emulator", "journal", "protocol", "results", "retry"}
+    | {"errors", "models", "version"},
+    "batch": {"client", "call", "journal", "retry", "protocol", "results"}
+    | {"errors", "models"},
+    "client": {"call", "protocol", "retry", "transport", "errors", "models", "version"},
+    "call": {"transport", "retry", "protocol", "errors", "models"},
+    "transport": {"protocol"},
+    "retry": {"protocol"},
+    "journal": {"protocol", "results", "errors", "models"},
+    "protocol": {"errors", "models"},
+    "results": {"errors", "models"},
+    "errors": {"models"},
+    "models": set(),
+    "version": set(),
+    "emulator": set(),
+}
+# The two ways in stand above every room.
+ENTRANCES = {"__init__", "__main__"}
+PURE = {"protocol", "results", "errors", "models"}
+PURE_LIBRARIES = {"__future__", "collections", "enum", "ipaddress", "math", "re"} | {
+    *("msgspec", "typing", "urllib.parse", "async_refunds")
+}
+ONLY_IN = {"aiohttp": {"transport", "client", "emulator"}, "tenacity": {"retry"}}
+LIBRARIES = {"aiohttp", "async_refunds", "msgspec", "multidict", "tenacity", "yarl"}
+NO_ROOMS = {"utils", "helpers", "common", "constants"}
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports(path: Path) -> set[str]:
+    """Return the dotted names that a file imports, relative ones made absolute."""
+    found: set[str] = set()
+    parents = path.relative_to(PACKAGE.parent).parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            start = parents[: len(parents) + 1 - node.level] if node.level else ()
+            name = ".".join([*start, *([node.module] if node.module else [])])
+            if name == "async_refunds":
+                found |= {f"{name}.{alias.name}" for alias in node.names}
+            else:
+                found.add(name)
+    return found
+
+
+def roots(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imports(path)}
+
+
+def rooms_used(path: Path) -> set[str]:
+    used = {
+        name.split(".")[1]
+        for name in imports(path)
+        if name.startswith("async_refunds.")
+    }
+    return used - {room(path)}
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_room_imports_only_what_lies_below(name: str) -> None:
+    used = {lower for path in FILES if room(path) == name for lower in rooms_used(path)}
+    assert used <= ROOMS[name]
+
+
+def test_house_is_drawn_as_it_stands() -> None:
+    assert {room(path) for path in FILES} - ENTRANCES == set(ROOMS)
+    names = {part for path in FILES for part in path.relative_to(PACKAGE).parts}
+    assert not {Path(name).stem for name in names} & NO_ROOMS
+    order = list(ROOMS)
+    for upper, lowers in ROOMS.items():
+        for lower in lowers:
+            assert order.index(upper) < order.index(lower), (upper, lower)
+
+
+def test_pure_rooms_do_no_io() -> None:
+    for path in FILES:
+        if room(path) in PURE:
+            for name in imports(path):
+                root = name.split(".")[0]
+                assert root in PURE_LIBRARIES or name in PURE_LIBRARIES, (path, name)
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_library_is_used_in_its_rooms_only(library: str) -> None:
+    users = {room(path) for path in FILES if library in roots(path)}
+    assert users <= ONLY_IN[library]
+
+
+def test_library_needs_no_extra() -> None:
+    """Nothing outside the command line and the emulator imports an extra."""
+    for path in FILES:
+        if room(path) not in {"cli", "emulator"}:
+            assert roots(path) <= set(sys.stdlib_module_names) | LIBRARIES
+
+
+def test_who_cancels_one_refund_loads_nothing_of_batches() -> None:
+    code = """
+import sys
+import async_refunds
+shown = dir(async_refunds)
+assert set(async_refunds.__all__) <= set(shown), "an editor and `help` do not see it"
+for name in ("async_refunds.batch", "async_refunds.journal"):
+    assert name not in sys.modules, name
+from async_refunds import cancel_many
+assert cancel_many is async_refunds.cancel_many
+assert "async_refunds.journal" in sys.modules
+try:
+    async_refunds.cancel_few
+except AttributeError as error:
+    assert "cancel_few" in str(error)
+else:
+    sys.exit("it has whatever it is asked for")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)  # noqa: S603 - our own

@@ -1,0 +1,233 @@
+"""The README is run: its code against the emulator, its help texts by the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from async_refunds import RefundsClient
+from async_refunds.cli.demo import DemoReport, story
+from async_refunds.emulator import Emulator
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+PYTHON = [text for language, text in BLOCKS if language == "python"]
+BASH = [text for language, text in BLOCKS if language == "bash"]
+CONSOLE = [text for language, text in BLOCKS if language == "console"]
+REFUND = "re_1Nispe2eZvKYlo2Cd31jOCgZ"
+
+
+class Page:
+    """What the blocks define, run one after the other."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+        self.names: dict[str, Any] = {"__name__": "readme"}
+
+    def run(self, *blocks: str) -> None:
+        for block in blocks:
+            exec(compile(block, "README.md", "exec"), self.names)  # noqa: S102 - ours
+
+    def point_at(self, base_url: str) -> None:
+        """Let the client's default be the emulator: the page means Stripe itself."""
+        defaults: dict[str, Any] | None = RefundsClient.__init__.__kwdefaults__
+        assert defaults is not None
+        self._monkeypatch.setitem(defaults, "base_url", base_url)
+
+
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch) -> Page:
+    monkeypatch.setenv("STRIPE_API_KEY", "sk_test_readme")
+    return Page(monkeypatch)
+
+
+IMPORTS = PYTHON[0].split("async def main")[0]
+
+
+def test_every_block_is_known_to_a_test() -> None:
+    assert len(PYTHON) == 6
+    assert len(BASH) == 2
+    assert len(CONSOLE) == 3
+
+
+def test_first_script(page: Page, capsys: pytest.CaptureFixture[str]) -> None:
+    """The script makes its own loop, so the emulator is a process of its own."""
+    command = [sys.executable, "-m", "async_refunds", "emulator", "--port", "0"]
+    with subprocess.Popen(  # noqa: S603 - our own command
+        [*command, "--seed", "1"], stderr=subprocess.PIPE, text=True
+    ) as emulator:
+        assert emulator.stderr is not None
+        found = re.search(r"http://\S+?(?=;)", emulator.stderr.readline())
+        example = re.search(r"re_\w+", emulator.stderr.readline())
+        assert found is not None
+        assert example is not None
+        page.point_at(found[0])
+        page.run(PYTHON[0].replace(REFUND, example[0]))
+        emulator.terminate()
+    assert re.fullmatch(r"canceled\nreq_\w+\n", capsys.readouterr().out)
+
+
+async def test_list(page: Page) -> None:
+    page.run(IMPORTS, PYTHON[1])
+    emulator = Emulator()
+    refund_id = emulator.add_refund()
+    emulator.add_refund(status="succeeded")
+    async with (
+        emulator.serve() as url,
+        RefundsClient("sk_test_x", base_url=url) as refunds,
+    ):
+        assert await page.names["waiting"](refunds) == [refund_id]
+
+
+@pytest.mark.parametrize(
+    ("status", "faults", "code", "body"),
+    [
+        ("requires_action", (), 200, {"id": REFUND, "status": "canceled"}),
+        ("succeeded", (), 409, {"detail": "the refund is succeeded"}),
+        (
+            "requires_action",
+            ["503"] * 20,
+            503,
+            {"detail": "ask again with the same request_key"},
+        ),
+    ],
+)
+async def test_web_service(
+    status: str,
+    faults: list[str],
+    code: int,
+    body: dict[str, str],
+    page: Page,
+) -> None:
+    page.run(IMPORTS, PYTHON[2])
+    emulator, app = Emulator(), page.names["app"]
+    emulator.add_refund(status=status, refund_id=REFUND)
+    emulator.faults.script(*faults)
+    async with emulator.serve() as url:
+        page.point_at(url)
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://shop") as shop,
+        ):
+            answer = await shop.post(f"/refunds/{REFUND}/cancel?request_key=intent-1")
+    assert answer.status_code == code
+    assert answer.json() == body
+    assert emulator.requests[0].idempotency_key == "intent-1"
+
+
+@pytest.mark.asyncio(loop_factories=["real"])
+async def test_many_refunds(
+    page: Page,
+    stripe_emulator: Emulator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page.run(IMPORTS, PYTHON[3])
+    ids = [*stripe_emulator.seed_refunds(5), "re_none"]
+    async with RefundsClient("sk_test_x", base_url=stripe_emulator.base_url) as refunds:
+        await page.names["cancel_tonight"](refunds, ids)
+        await page.names["cancel_tonight"](refunds, ids)
+    assert re.fullmatch(
+        r"(re_none failed re_none was not canceled: .*\n){2}", capsys.readouterr().out
+    )
+    assert stripe_emulator.books.requests == {"cancel": 7}
+
+
+def test_many_refunds_on_the_command_line(
+    stripe_emulator: Emulator, tmp_path: Path
+) -> None:
+    ids = stripe_emulator.seed_refunds(5)
+    (tmp_path / "ids.csv").write_text("\n".join(["id", *ids]))
+    for line in BASH[0].splitlines():
+        _, command, *words = shlex.split(line)
+        if command in ("cancel", "sweep"):  # the page means Stripe itself
+            words += ["--base-url", stripe_emulator.base_url]
+        ran = subprocess.run(  # noqa: S603 - our own command
+            [sys.executable, "-m", "async_refunds", command, *words],
+            cwd=tmp_path,
+            env={**os.environ, "STRIPE_API_KEY": "sk_test_x"},
+            check=False,
+        )
+        assert ran.returncode == 0, line
+    assert all(stripe_emulator.books.cancellations[each] == 1 for each in ids)
+
+
+@pytest.mark.asyncio(loop_factories=["real"])
+async def test_test_of_your_own(page: Page, stripe_emulator: Emulator) -> None:
+    page.run(IMPORTS, PYTHON[4])
+    await page.names["test_lost_answer"](stripe_emulator)
+    assert stripe_emulator.requests[-1].replayed
+
+
+def test_test_with_the_official_client(page: Page, stripe_emulator: Emulator) -> None:
+    page.run(IMPORTS, PYTHON[4], PYTHON[5])
+    page.names["test_customer_never_answers"](stripe_emulator)
+    assert len(stripe_emulator.requests) == 1
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
+def test_emulator_is_set_over_http(stripe_emulator: Emulator) -> None:
+    """A server of the command line answers the same."""
+    address = stripe_emulator.base_url.removeprefix("http://")
+    lines = BASH[1].replace("localhost:12111", address).strip().splitlines()
+    answers = [
+        json.loads(subprocess.check_output(shlex.split(line)))  # noqa: S603 - ours
+        for line in lines
+    ]
+    added, told, down, canceled, clock, books = answers
+    assert (added["id"], added["currency"]) == ("re_1", "thb")
+    assert told["script"] == ["503", "ok"]
+    assert down["error"]["type"] == "api_error"
+    assert canceled["status"] == "canceled"
+    assert clock["now"] > 0
+    assert books["cancellations"] == {"re_1": 1}
+    assert books["faults"] == {"503": 1}
+
+
+def test_help_texts_are_the_commands_own() -> None:
+    (helps,) = (text for text in CONSOLE if "--help" in text)
+    shown = re.split(r"^\$ async-refunds (.*)\n", helps, flags=re.MULTILINE)[1:]
+    assert len(shown) == 4
+    for arguments, text in zip(shown[::2], shown[1::2], strict=True):
+        ran = subprocess.run(  # noqa: S603 - our own command
+            [sys.executable, "-m", "async_refunds", *arguments.split()],
+            capture_output=True,
+            check=True,
+            text=True,
+            env={**os.environ, "COLUMNS": "80", "NO_COLOR": "1"},
+        )
+        assert (
+            text.strip()
+            == ran.stdout.replace("python -m async_refunds", "async-refunds").strip()
+        )
+
+
+def test_demo_prints_what_the_page_shows() -> None:
+    (shown,) = (text for text in CONSOLE if "async-refunds demo" in text)
+    report = DemoReport(
+        refunds=200,
+        canceled=200,
+        canceled_exactly_once=200,
+        requests=316,
+        retries=106,
+        settled_by_a_read=9,
+        asked_again=1,
+        replays=22,
+        faults={"424": 72},
+        seconds=3.03,
+    )
+    told = [re.sub(r" \(.*", "", line) for line in story(report)]
+    assert told == [re.sub(r" \(.*", "", line) for line in shown.splitlines()[1:]]

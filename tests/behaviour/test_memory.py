@@ -1,0 +1,72 @@
+"""What is done with is let go of, errors and what they hold among it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+
+from async_refunds import (
+    Attempt,
+    RefundNotFoundError,
+    RefundsClient,
+    RefundsError,
+    RetryPolicy,
+    cancel_many,
+)
+from async_refunds.batch.account_queue import Item
+from tests.support.batches import KEY, client, emulator
+
+ONCE = RetryPolicy(max_retries=0)
+
+
+class Desk:
+    """Somebody's own class: its hook is the client's, and it keeps the last error."""
+
+    def __init__(self, base_url: str) -> None:
+        self.last_error: RefundsError | None = None
+        self.refunds = RefundsClient(
+            KEY, base_url=base_url, on_attempt=self.note, retry=ONCE
+        )
+
+    def note(self, attempt: Attempt) -> None:
+        del attempt
+
+    async def fail(self) -> None:
+        async with self.refunds:
+            try:
+                await self.refunds.cancel("re_unheardof")
+            except RefundNotFoundError as error:
+                self.last_error = error
+
+
+def items() -> int:
+    gc.collect()
+    return sum(isinstance(each, Item) for each in gc.get_objects())
+
+
+async def test_who_keeps_an_error_and_has_the_hook_can_still_go() -> None:
+    async with emulator().serve() as base_url:
+        desk = Desk(base_url)
+        await desk.fail()
+        assert desk.last_error is not None
+        gone = weakref.ref(desk)
+        del desk
+        await asyncio.sleep(1)
+        gc.collect()
+        assert gone() is None
+
+
+async def test_batch_lets_go_of_what_it_asked_for_again() -> None:
+    stripe = emulator()
+    ids = stripe.seed_refunds(100)
+    stripe.faults.script(*["reset_after", "unsaved_500", "reset_before"] * 100)
+    before = items()
+    async with client(stripe, retry=ONCE) as refunds:
+        asked_again = 0
+        async for result in cancel_many(refunds, ids):
+            asked_again += len(result.attempts) > 1
+            del result
+    assert asked_again > 2
+    await asyncio.sleep(1)
+    assert items() == before

@@ -1,0 +1,408 @@
+"""The promise of three: each row of the table of retries, over a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from typing import TYPE_CHECKING
+
+import aiohttp
+import pytest
+import trustme
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from async_refunds import (
+    APIConnectionError,
+    APIError,
+    APIStatusError,
+    APITimeoutError,
+    AuthenticationError,
+    IdempotencyError,
+    InvalidRequestError,
+    OutcomeUnknownError,
+    PermissionDeniedError,
+    RateLimitError,
+    RefundNotCancelableError,
+    RefundNotFoundError,
+    RefundsClient,
+    RefundsError,
+    RetryPolicy,
+)
+from tests.support.scripted import (
+    CANCELED,
+    CUT,
+    RE,
+    Act,
+    answer,
+    error_json,
+    refund_json,
+    scripted,
+    seen,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+WAITING = seen("requires_action")
+NO_CODE = answer(400, error_json())
+
+
+def refusal(
+    status: int, headers: Mapping[str, str] | None = None, **fields: object
+) -> bytes:
+    return answer(status, error_json(**fields), headers)
+
+
+CUT_BODY = answer(body=refund_json())[:-40] + CUT
+MISSING = refusal(404, code="resource_missing", param="id")
+EXPIRED = refusal(401, code="api_key_expired")
+IN_USE = refusal(409, code="idempotency_key_in_use")
+LIMITED = refusal(
+    429, {"Stripe-Rate-Limited-Reason": "endpoint-rate"}, code="rate_limit"
+)
+LOCKED = refusal(429, code="lock_timeout")
+REUSED = refusal(400, type="idempotency_error")
+SAVED_500 = refusal(500, {"Idempotent-Replayed": "true"}, type="api_error")
+HTML = answer(502, b"<html><h1>Bad Gateway</h1></html>")
+
+LOST: dict[str, Act] = {
+    "reset": "reset",
+    "disconnect": "close",
+    "stall": "stall",
+    "cut body": CUT_BODY,
+    "garbage": answer(body=b"not JSON"),
+    "empty": answer(body=b""),
+    "no content": b"HTTP/1.1 204 No Content\r\n\r\n",
+    "bad gzip": answer(body=b"not gzip", headers={"Content-Encoding": "gzip"}),
+    "another refund": answer(body=refund_json(id="re_another")),
+    "not HTTP": b"SSH-2.0-OpenSSH_9.2\r\n\r\n" + CUT,
+    "endless body": answer(body=b" " * (2 << 20)),
+    "in use": IN_USE,
+    "dependency": refusal(424),
+    "server 500": refusal(500, type="api_error"),
+    "server 503": refusal(503, type="api_error"),
+    "proxy 502": HTML,
+    "no status of HTTP": answer(999, b""),
+}
+"""What may have landed, and is asked again."""
+
+
+@pytest.mark.parametrize("act", LOST.values(), ids=LOST.keys())
+async def test_lost_answer_is_asked_again_with_the_same_key(act: Act) -> None:
+    async with scripted(act, CANCELED) as server, server.client() as refunds:
+        refund = await refunds.cancel(RE)
+    assert refund.status == "canceled"
+    assert server.methods() == "POST POST"
+    assert server.cancel_keys == {refund.last_response.idempotency_key}
+    assert [each.number for each in refund.last_response.attempts] == [1, 2]
+    assert refund.last_response.request_id == "req_canceled"
+
+
+@pytest.mark.parametrize("act", LOST.values(), ids=LOST.keys())
+async def test_answer_lost_to_the_last_is_settled_by_a_read(act: Act) -> None:
+    async with (
+        scripted(act, reads=[seen("canceled")]) as server,
+        server.client(attempt_timeout=5.0) as refunds,
+    ):
+        refund = await refunds.cancel(RE)
+    assert refund.status == "canceled"
+    assert server.methods() == "POST POST POST POST GET"
+    assert refund.last_response.attempts[-1].method == "GET"
+    assert refund.last_response.request_id == "req_seen"
+    assert server.cancel_keys == {refund.last_response.idempotency_key}
+
+
+@pytest.mark.parametrize("act", LOST.values(), ids=LOST.keys())
+async def test_answer_lost_to_the_last_and_refund_still_open_is_unknown(
+    act: Act,
+) -> None:
+    async with (
+        scripted(act, reads=[WAITING]) as server,
+        server.client(attempt_timeout=5.0) as refunds,
+    ):
+        with pytest.raises(OutcomeUnknownError) as caught:
+            await refunds.cancel(RE)
+    assert server.cancel_keys == {caught.value.idempotency_key}
+    assert caught.value.refund is not None
+    assert caught.value.refund.status == "requires_action"
+    assert len(caught.value.attempts) == 5
+
+
+FINAL_NO: dict[str, tuple[bytes, type[RefundsError], int]] = {
+    "unknown id": (MISSING, RefundNotFoundError, 1),
+    "no such route": (refusal(404), InvalidRequestError, 1),
+    "bad key": (refusal(401), AuthenticationError, 1),
+    "expired key": (EXPIRED, AuthenticationError, 1),
+    "no permission": (refusal(403), PermissionDeniedError, 1),
+    "key reused": (REUSED, IdempotencyError, 1),
+    "unknown parameter": (
+        refusal(400, code="parameter_unknown", param="x"),
+        InvalidRequestError,
+        1,
+    ),
+    "not acceptable": (refusal(406), InvalidRequestError, 1),
+    "a proxy's no": (answer(407, b"<html>"), APIStatusError, 1),
+    "redirect": (
+        answer(302, b"", {"Location": "http://127.0.0.1:1/"}),
+        APIStatusError,
+        1,
+    ),
+    "not modified": (b"HTTP/1.1 304 Not Modified\r\n\r\n", APIStatusError, 1),
+    "limiter": (LIMITED, RateLimitError, 4),
+    "lock": (LOCKED, RateLimitError, 4),
+    "told to retry a no": (
+        refusal(402, {"Stripe-Should-Retry": "true"}),
+        InvalidRequestError,
+        4,
+    ),
+    "told not to retry a limit": (
+        refusal(429, {"Stripe-Should-Retry": "false"}),
+        RateLimitError,
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("act", "error", "requests"), FINAL_NO.values(), ids=FINAL_NO.keys()
+)
+async def test_definite_no_is_raised_as_what_it_is(
+    act: bytes, error: type[RefundsError], requests: int
+) -> None:
+    async with scripted(act) as server, server.client() as refunds:
+        with pytest.raises(RefundsError) as caught:
+            await refunds.cancel(RE)
+    assert type(caught.value) is error
+    assert len(server.received) == len(caught.value.attempts) == requests
+    assert {caught.value.idempotency_key} == server.cancel_keys
+
+
+@pytest.mark.parametrize("lost", ["reset", "close", "stall", CUT_BODY, HTML, IN_USE])
+@pytest.mark.parametrize("state", ["canceled", "requires_action", "gone"])
+@pytest.mark.parametrize(
+    "no", [MISSING, EXPIRED, REUSED, NO_CODE, refusal(403), refusal(302)]
+)
+async def test_no_after_a_lost_answer_is_never_a_plain_no(
+    lost: Act, no: bytes, state: str
+) -> None:
+    reads: list[Act] = [MISSING if state == "gone" else seen(state)]
+    async with scripted(lost, no, reads=reads) as server, server.client() as refunds:
+        if state == "canceled":
+            assert (await refunds.cancel(RE)).status == "canceled"
+        else:
+            with pytest.raises(OutcomeUnknownError):
+                await refunds.cancel(RE)
+    assert server.methods() == "POST POST GET"
+
+
+@pytest.mark.parametrize("limited", [LIMITED, LOCKED])
+async def test_limit_after_a_lost_answer_is_settled(limited: bytes) -> None:
+    async with (
+        scripted("reset", limited, reads=[WAITING]) as server,
+        server.client() as refunds,
+    ):
+        with pytest.raises(OutcomeUnknownError):
+            await refunds.cancel(RE)
+    assert server.methods() == "POST POST POST POST GET"
+
+
+async def test_saved_500_is_not_asked_again_but_settled() -> None:
+    async with (
+        scripted(SAVED_500, reads=[seen("canceled")]) as server,
+        server.client() as refunds,
+    ):
+        assert (await refunds.cancel(RE)).status == "canceled"
+    assert server.methods() == "POST GET"
+
+
+@pytest.mark.parametrize("status", [500, 503])
+async def test_told_not_to_retry_a_500_goes_straight_to_the_read(status: int) -> None:
+    act = refusal(status, {"Stripe-Should-Retry": "false"}, type="api_error")
+    async with scripted(act, reads=[WAITING]) as server, server.client() as refunds:
+        with pytest.raises(OutcomeUnknownError):
+            await refunds.cancel(RE)
+    assert server.methods() == "POST GET"
+
+
+@pytest.mark.parametrize("state", ["succeeded", "failed"])
+async def test_lost_answer_of_a_refund_in_a_final_state_is_a_no(state: str) -> None:
+    async with (
+        scripted("reset", reads=[seen(state)]) as server,
+        server.client() as refunds,
+    ):
+        with pytest.raises(RefundNotCancelableError, match=state) as caught:
+            await refunds.cancel(RE)
+    assert caught.value.refund.status == state
+
+
+@pytest.mark.parametrize("state", ["pending", None, "a later word of Stripe's"])
+async def test_lost_answer_of_a_refund_that_may_come_back_is_unknown(
+    state: str | None,
+) -> None:
+    async with (
+        scripted("reset", reads=[seen(state)]) as server,
+        server.client() as refunds,
+    ):
+        with pytest.raises(OutcomeUnknownError):
+            await refunds.cancel(RE)
+
+
+@pytest.mark.parametrize("state", ["pending", "succeeded", "failed", "canceled", "new"])
+async def test_refusal_without_a_code_is_explained_by_one_read(state: str) -> None:
+    async with (
+        scripted(NO_CODE, reads=[seen(state)]) as server,
+        server.client() as refunds,
+    ):
+        with pytest.raises(RefundNotCancelableError, match=state) as caught:
+            await refunds.cancel(RE)
+    assert server.methods() == "POST GET"
+    assert caught.value.refund.status == state
+    assert caught.value.status_code == 400
+
+
+@pytest.mark.parametrize("read", [WAITING, seen(None), MISSING, refusal(403)])
+async def test_refusal_that_no_state_explains_stays_what_stripe_said(
+    read: bytes,
+) -> None:
+    async with scripted(NO_CODE, reads=[read]) as server, server.client() as refunds:
+        with pytest.raises(InvalidRequestError, match=r"No\.") as caught:
+            await refunds.cancel(RE)
+    assert type(caught.value) is InvalidRequestError
+
+
+async def test_refund_canceled_before_is_returned_when_that_is_fine() -> None:
+    async with (
+        scripted(NO_CODE, reads=[seen("canceled")]) as server,
+        server.client() as refunds,
+    ):
+        refund = await refunds.cancel(RE, already_canceled_ok=True)
+    assert refund.status == "canceled"
+    assert refund.last_response.idempotency_key in server.cancel_keys
+
+
+async def test_success_in_another_state_is_not_believed() -> None:
+    async with (
+        scripted(seen("pending"), reads=[WAITING]) as server,
+        server.client() as refunds,
+    ):
+        with pytest.raises(OutcomeUnknownError):
+            await refunds.cancel(RE)
+    assert server.methods() == "POST GET"
+
+
+async def test_settling_read_is_itself_retried() -> None:
+    async with (
+        scripted("reset", reads=["close", HTML, seen("canceled")]) as server,
+        server.client(retry=RetryPolicy(max_retries=2)) as refunds,
+    ):
+        # aiohttp repeats a GET by itself where a kept connection turns out dead.
+        assert (await refunds.cancel(RE)).status == "canceled"
+    assert server.methods().startswith("POST POST POST GET GET")
+
+
+def unused_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+async def test_refused_connection_is_not_sent() -> None:
+    url = f"http://127.0.0.1:{unused_port()}"
+    async with RefundsClient("sk_test_x", base_url=url) as refunds:
+        with pytest.raises(APIConnectionError, match="refused") as caught:
+            await refunds.cancel(RE)
+    assert [each.failure for each in caught.value.attempts] == ["refused"] * 4
+    assert isinstance(caught.value, ConnectionError)
+
+
+async def test_unknown_host_is_not_sent() -> None:
+    class NoSuchHost(AbstractResolver):
+        async def resolve(
+            self, host: str, port: int = 0, family: int = 0
+        ) -> list[ResolveResult]:
+            raise OSError(None, "no such host")
+
+        async def close(self) -> None:
+            pass
+
+    connector = aiohttp.TCPConnector(resolver=NoSuchHost())
+    async with aiohttp.ClientSession(connector=connector) as session:
+        refunds = RefundsClient("sk_test_x", session=session)
+        with pytest.raises(APIConnectionError) as caught:
+            await refunds.cancel(RE)
+    assert {each.failure for each in caught.value.attempts} == {"refused"}
+
+
+@pytest.mark.parametrize("seconds", [10.0, 400.0])
+async def test_wait_for_the_pool_is_not_sent(seconds: float) -> None:
+    pool = aiohttp.TCPConnector(limit=1)
+    async with (
+        scripted("stall") as server,
+        aiohttp.ClientSession(connector=pool) as session,
+    ):
+
+        async def hold() -> None:
+            no_limit = aiohttp.ClientTimeout(total=None)
+            await session.post(f"{server.url}/hold", timeout=no_limit)
+
+        holder = asyncio.create_task(hold())
+        await server.arrived.wait()  # now it has the only connection
+        with pytest.raises(APITimeoutError) as caught:
+            await server.client(session=session).cancel(RE, timeout=seconds)
+        assert {each.failure for each in caught.value.attempts} == {"connect_timeout"}
+        assert isinstance(caught.value, TimeoutError)
+        assert [request.target for request in server.received] == ["/hold"]
+        holder.cancel()
+        await asyncio.wait([holder])
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+async def test_certificate_nobody_trusts_is_not_sent_nor_tried_again(
+    trusted: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    authority = trustme.CA()
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    # trustme's types leave pyOpenSSL, which it may also serve, unknown.
+    authority.issue_cert("127.0.0.1").configure_cert(tls)  # pyright: ignore[reportUnknownMemberType]
+    context = ssl.create_default_context()
+    if trusted:
+        authority.configure_trust(context)  # pyright: ignore[reportUnknownMemberType]
+    connector = aiohttp.TCPConnector(ssl=context)
+    async with (
+        scripted(CANCELED, tls=tls) as server,
+        aiohttp.ClientSession(connector=connector) as session,
+    ):
+        refunds = server.client(session=session)
+        if trusted:
+            assert (await refunds.cancel(RE)).status == "canceled"
+        else:
+            with pytest.raises(APIConnectionError, match="certificate") as caught:
+                await refunds.cancel(RE)
+            assert len(caught.value.attempts) == 1
+            assert not server.received
+
+
+READ_ERRORS: dict[str, tuple[Act, type[RefundsError]]] = {
+    "reset": ("reset", APIConnectionError),
+    "stall": ("stall", APITimeoutError),
+    "cut body": (CUT_BODY, APIError),
+    "garbage": (answer(body=b"?"), APIError),
+    "not HTTP": (b"?\r\n\r\n" + CUT, APIError),
+    "in use": (IN_USE, IdempotencyError),
+    "server": (HTML, APIError),
+    "missing": (MISSING, RefundNotFoundError),
+    "no status of HTTP": (answer(999, b""), APIError),
+}
+
+
+@pytest.mark.parametrize(("act", "error"), READ_ERRORS.values(), ids=READ_ERRORS.keys())
+async def test_failed_read_is_raised_as_what_it_is(
+    act: Act, error: type[RefundsError]
+) -> None:
+    async with scripted(reads=[act]) as server, server.client() as refunds:
+        with pytest.raises(error) as caught:
+            await refunds.retrieve(RE)
+    assert type(caught.value) is error
+    assert caught.value.idempotency_key is None

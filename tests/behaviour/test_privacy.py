@@ -1,0 +1,294 @@
+"""A canary key and a canary address are looked for in all that can be printed."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+import pickle
+import pprint
+import traceback
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+from rich.console import Console
+
+from async_refunds import (
+    Attempt,
+    RefundNotCancelableError,
+    RefundsClient,
+    RefundsError,
+)
+from async_refunds.protocol.redaction import SecretStr, scrub
+from tests.support.scripted import (
+    CUT,
+    RE,
+    Act,
+    Scripted,
+    answer,
+    error_json,
+    refund_json,
+    scripted,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+KEY = "sk_live_CANARYofTheKey51"
+EMAIL = "canary.of@the-customer.example"
+
+PERSONAL: dict[str, Any] = {
+    "instructions_email": EMAIL,
+    "metadata": {"buyer": f"<{EMAIL}>", EMAIL: "x"},
+    "description": f"for {EMAIL}",
+    "charge": {"id": "ch_1", "emails": [EMAIL], "billing_details": {"email": EMAIL}},
+    "next_action": {
+        "type": "display_details",
+        "display_details": {
+            "email_sent": {"email_sent_at": 1, "email_sent_to": EMAIL},
+            "expires_at": 2,
+        },
+    },
+}
+WAITING = answer(body=refund_json("requires_action", **PERSONAL))
+SUCCEEDED = answer(body=refund_json("succeeded", **PERSONAL))
+TELLTALE: dict[str, Any] = {
+    "message": f"Invalid API Key provided: {KEY}, see {EMAIL}",
+    "code": KEY,
+    "param": EMAIL,
+}
+NAMED = {"Request-Id": KEY, "Stripe-Should-Retry": EMAIL, "X-Key": KEY}
+
+
+def told(status: int, **fields: object) -> bytes:
+    return answer(status, error_json(**{**TELLTALE, **fields}), NAMED)
+
+
+PATHS: dict[str, tuple[Act, Act]] = {
+    "reset": ("reset", WAITING),
+    "stall": ("stall", WAITING),
+    "stalled read": ("stall", "stall"),
+    "cut body": (answer(body=refund_json(**PERSONAL))[:-9] + CUT, WAITING),
+    "undecodable": (answer(body=f"{EMAIL} {KEY}".encode()), WAITING),
+    "bad gzip": (
+        answer(body=f"{EMAIL} {KEY}".encode(), headers={"Content-Encoding": "gzip"}),
+        WAITING,
+    ),
+    "not HTTP": (f"{KEY} {EMAIL}\r\n\r\n".encode() + CUT, WAITING),
+    "bad header": (
+        f"HTTP/1.1 200 OK\r\n{KEY} {EMAIL}\r\n\r\n".encode() + CUT,
+        WAITING,
+    ),
+    "wrong type": (answer(body=refund_json(amount=EMAIL, **PERSONAL)), WAITING),
+    "wrong id": (answer(body=refund_json(id=KEY, **PERSONAL)), WAITING),
+    "state": (answer(400, error_json(message=f"{KEY} {EMAIL}")), SUCCEEDED),
+    "final state": ("reset", SUCCEEDED),
+    "unexplained": (answer(400, error_json(message=f"{KEY} {EMAIL}")), WAITING),
+    "too large": (answer(body=EMAIL.encode() * 50_000), WAITING),
+    **{
+        str(status): (told(status), WAITING)
+        for status in (302, 400, 401, 403, 404, 409, 418, 424, 429, 500)
+    },
+}
+
+
+def spelled(text: str) -> bool:
+    return "CANARYofTheKey" in text or EMAIL in text or "canary.of" in text
+
+
+class Lines(logging.Handler):
+    """Every log record of every logger, with all that is in it."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.NOTSET)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts += [record.getMessage(), repr(vars(record)), self.format(record)]
+
+
+@pytest.fixture
+def log() -> Iterator[Lines]:
+    root, handler = logging.getLogger(), Lines()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    yield handler
+    root.removeHandler(handler)
+    root.setLevel(level)
+
+
+def printed(error: BaseException) -> Iterator[str]:
+    """Yield all that an error gives away, but for what its caller's own frames hold."""
+    yield from (str(error), repr(error), repr(error.args), pprint.pformat(vars(error)))
+    yield repr(pickle.dumps(error))
+    yield repr(vars(copy.deepcopy(error)))
+    yield from _traceback(error)
+    console = Console(file=StringIO(), width=200)
+    console.print(error)
+    console.print(vars(error))
+    assert isinstance(console.file, StringIO)
+    yield console.file.getvalue()
+
+
+def _traceback(error: BaseException) -> Iterator[str]:
+    tree: traceback.TracebackException | None
+    tree = traceback.TracebackException.from_exception(error, capture_locals=True)
+    while tree is not None:
+        for frame in tree.stack:
+            # This file's frames hold the canaries by design.
+            if frame.filename != __file__:
+                yield f"{frame.filename}:{frame.lineno} {frame.locals}"
+        tree = tree.__cause__ or tree.__context__
+    linked: BaseException | None = error
+    while linked is not None:
+        yield repr(linked)
+        linked = linked.__cause__ or linked.__context__
+
+
+def client(server: Scripted, **options: Any) -> RefundsClient:  # noqa: ANN401 - passed on
+    return RefundsClient(KEY, base_url=server.url, **options)
+
+
+@pytest.mark.parametrize("borrowed", [False, True], ids=["own", "borrowed"])
+@pytest.mark.parametrize(("act", "read"), PATHS.values(), ids=PATHS.keys())
+async def test_no_error_gives_the_key_or_the_address_away(
+    act: Act,
+    read: Act,
+    log: Lines,
+    borrowed: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    asyncio.get_running_loop().set_debug(True)
+    attempts: list[Attempt] = []
+    async with scripted(act, reads=[read]) as server, aiohttp.ClientSession() as own:
+        refunds = client(
+            server, session=own if borrowed else None, on_attempt=attempts.append
+        )
+        with pytest.raises(RefundsError) as caught:
+            await refunds.cancel(RE)
+        await refunds.close()
+    for text in [*printed(caught.value), *log.texts, repr(attempts), repr(refunds)]:
+        assert not spelled(text), text
+    assert any("attempt 1 failed" in text for text in log.texts) or len(attempts) < 3
+
+
+async def test_refund_of_an_error_says_what_it_can_without_the_address() -> None:
+    no = answer(400, error_json())
+    async with scripted(no, reads=[SUCCEEDED]) as server, client(server) as refunds:
+        with pytest.raises(RefundNotCancelableError) as caught:
+            await refunds.cancel(RE)
+    refund = caught.value.refund
+    assert (refund.id, refund.status, refund.amount) == (RE, "succeeded", 100)
+    assert refund.instructions_email == "[e-mail]"
+    assert refund.last_response.body == b""
+    assert refund.last_response.attempts == caught.value.attempts
+
+
+async def test_refund_returned_keeps_the_address_out_of_its_repr() -> None:
+    act = answer(body=refund_json(**PERSONAL))
+    async with scripted(act) as server, client(server) as refunds:
+        refund = await refunds.cancel(RE)
+    assert refund.instructions_email == EMAIL
+    assert EMAIL.encode() in refund.last_response.body
+    console = Console(file=StringIO(), width=200)
+    console.print(refund, refund.last_response, refund.next_action)
+    assert isinstance(console.file, StringIO)
+    shown = [repr(refund), repr(refund.last_response), repr(refund.next_action)]
+    for text in [*shown, console.file.getvalue()]:
+        assert not spelled(text), text
+    assert RE in shown[0]
+
+
+@pytest.mark.parametrize("borrowed", [False, True], ids=["own", "borrowed"])
+@pytest.mark.parametrize(
+    "act", ["stall", "trickle", answer(body=EMAIL.encode() * 9)[:-1]]
+)
+async def test_cancellation_gives_nothing_away_either(
+    act: Act,
+    log: Lines,
+    borrowed: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    async with scripted(act) as server, aiohttp.ClientSession() as own:
+        refunds = client(server, session=own if borrowed else None)
+        task = asyncio.create_task(refunds.cancel(RE))
+        await asyncio.sleep(2.0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await task
+        await refunds.close()
+    frames = [text for text in _traceback(caught.value) if "aiohttp" in text]
+    assert frames, "the traceback does not lead through aiohttp any more"
+    for text in [*_traceback(caught.value), *log.texts]:
+        assert not spelled(text), text
+
+
+@pytest.mark.parametrize(
+    ("key", "options"),
+    [
+        (KEY, {"base_url": "http://example.com"}),
+        (KEY, {"stripe_account": "nobody"}),
+        (KEY, {"attempt_timeout": 0}),
+        (KEY, {"session": "no session"}),
+        (KEY + "\n", {}),
+        (f"pk_live_{KEY}", {}),
+        (f"{KEY}-{KEY}", {}),
+        (KEY.encode(), {}),
+        ([KEY], {}),
+    ],
+)
+def test_constructor_that_refuses_does_not_show_the_key(
+    key: Any,  # noqa: ANN401 - also what is no key
+    options: dict[str, Any],
+) -> None:
+    with pytest.raises((TypeError, ValueError)) as caught:
+        RefundsClient(key, **options)
+    for text in printed(caught.value):
+        assert not spelled(text), text
+
+
+def test_client_holds_the_key_where_no_repr_finds_it() -> None:
+    refunds = RefundsClient(KEY)
+    assert not spelled(repr(refunds))
+    assert not spelled(repr(vars(refunds)))
+    assert "live" in repr(refunds)
+
+
+def test_hidden_string_is_itself_and_shows_nothing() -> None:
+    hidden = SecretStr(KEY)
+    assert hidden == KEY
+    assert f"{hidden}" == KEY
+    assert repr([hidden]) == "['***']"
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        (f"key {KEY}!", "key sk_live_***!"),
+        ("SK_TEST_abc rk_x pk_test_1", "SK_TEST_*** rk_*** pk_test_***"),
+        ("write to <a@b.example>, now", "write to [e-mail] now"),
+        (
+            "a%40b.example a&#64;b.example a\uff20b.example",
+            "[e-mail] [e-mail] [e-mail]",
+        ),
+        ("nothing of note", "nothing of note"),
+    ],
+)
+def test_scrub_cuts_out_keys_and_addresses(text: str, clean: str) -> None:
+    assert scrub(text) == clean
+
+
+def test_scrub_of_a_megabyte_without_a_space_is_linear() -> None:
+    assert scrub("a" * 2**20) == "a" * 2**20
+
+
+async def test_hook_that_fails_harms_nothing_and_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def hook(attempt: Attempt) -> None:
+        raise RuntimeError("the hook's own")
+
+    async with scripted(answer()) as server, server.client(on_attempt=hook) as refunds:
+        assert (await refunds.cancel(RE)).status == "canceled"
+    assert "on_attempt raised" in caplog.text

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import signal
+import socket
+
+import aiohttp
+import pytest
+
+from tests.support.terminal import run, run_each, started
+
+pytestmark = pytest.mark.asyncio(loop_factories=["real"])
+
+HINT = r"STRIPE_API_KEY=sk_test_123 async-refunds cancel (\S+) --base-url (\S+)"
+
+
+async def test_emulator_serves_what_its_hint_says_until_interrupted() -> None:
+    async with started(
+        *("emulator", "--port", "0", "--seed", "3"), key=None
+    ) as emulator:
+        base_url = (await emulator.says(r"^3 refunds in requires_action at (\S+);"))[1]
+        hint = await emulator.says(HINT)
+        assert hint[2] == base_url
+        canceled = await run("cancel", hint[1], "--base-url", base_url)
+        listed = await run(
+            *("list", "--status", "requires_action", "--base-url", base_url)
+        )
+        emulator.process.send_signal(signal.SIGINT)
+        ended = await emulator.ended()
+    assert canceled.code == 0
+    assert len(listed.lines) == 2
+    assert (ended.code, ended.out) == (0, "")
+
+
+async def test_emulator_ends_on_a_termination_too() -> None:
+    async with started("emulator", "--port", "0", "--seed", "0") as emulator:
+        hint = await emulator.says(HINT)
+        emulator.process.send_signal(signal.SIGTERM)
+        ended = await emulator.ended()
+    assert hint[1] == "re_..."
+    assert (ended.code, ended.out) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("host", "listens", "reached"),
+    [
+        ("0.0.0.0", "http://0.0.0.0:", "http://127.0.0.1:"),  # noqa: S104 - the point
+        ("::", "http://[::]:", "http://[::1]:"),
+    ],
+)
+async def test_emulator_for_others_is_reached_from_here_over_the_loopback(
+    host: str, listens: str, reached: str
+) -> None:
+    async with started("emulator", "--port", "0", "--host", host) as emulator:
+        assert (await emulator.says(r"at (\S+);"))[1].startswith(listens)
+        assert (await emulator.says(HINT))[2].startswith(reached)
+        emulator.process.send_signal(signal.SIGTERM)
+        assert (await emulator.ended()).code == 0
+
+
+async def test_emulator_has_weather_and_limits_when_asked() -> None:
+    async with started(
+        *("emulator", "--port", "0", "--seed", "1", "--limits"),
+        *("--faults", "script:ok,503"),
+    ) as emulator:
+        hint = await emulator.says(HINT)
+        command = ("cancel", hint[1], "--base-url", hint[2])
+        canceled = await run(*command)
+        again = await run(*command)
+    assert canceled.lines[0]["attempts"] == 1
+    # A 503, the refusal, and the read that names the state.
+    assert again.lines[0]["attempts"] == 3
+
+
+async def test_port_that_is_taken_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = await run("emulator", "--port", str(port), "--seed", "1")
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith(
+        f"async-refunds: cannot listen on 127.0.0.1:{port}: Address already in use"
+    )
+    assert len(ended.err.splitlines()) == 1
+
+
+async def test_weather_that_there_is_not_is_named() -> None:
+    wrong = {
+        "script:ok,nosuch": "--faults: no fault 'nosuch'; there are: refuse, ",
+        "storm:2": "--faults: '2' is no probability",
+        "503": "--faults: '503' has no probability: write 503=0.1",
+    }
+    refused = await run_each(*(("emulator", "--faults", words) for words in wrong))
+    for named, ended in zip(wrong.values(), refused, strict=True):
+        assert ended.err.startswith(f"async-refunds: {named}")
+        assert (ended.code, ended.out) == (2, "")
+
+
+async def test_emulator_takes_its_time_and_locks_charges_when_asked() -> None:
+    async with started(
+        *("emulator", "--port", "0", "--seed", "2"),
+        *("--per-charge", "2", "--latency", "0.001"),
+    ) as emulator:
+        hint = await emulator.says(HINT)
+        listed = await run("list", "--base-url", hint[2])
+        async with aiohttp.request("GET", f"{hint[2]}/_emulator/timing") as response:
+            timing = await response.json()
+    assert len({refund["charge"] for refund in listed.lines}) == 1
+    assert timing["latency"] == 0.001

@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.terminal import (
+    TEST_KEY,
+    Gate,
+    Screen,
+    emulator_of,
+    run,
+    run_in_shell,
+    started,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.asyncio(loop_factories=["real"])
+
+
+@pytest.fixture
+def full() -> Iterator[int]:
+    """A disk with no space left."""
+    with Path("/dev/full").open("wb") as file:
+        yield file.fileno()
+
+
+@pytest.fixture
+def unread() -> Iterator[int]:
+    """A pipe whose reader has left."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    yield writer
+    os.close(writer)
+
+
+@pytest.mark.parametrize(
+    ("stdout", "reason"),
+    [("full", "No space left on device"), ("unread", "Broken pipe")],
+)
+async def test_results_of_a_cancel_go_on_to_stderr_when_stdout_breaks(
+    request: pytest.FixtureRequest, stdout: str, reason: str
+) -> None:
+    emulator, ids = emulator_of(3)
+    async with emulator.serve() as base_url:
+        ended = await run(
+            *("cancel", *ids, "--base-url", base_url),
+            stdout=request.getfixturevalue(stdout),
+        )
+    assert ended.code == 1
+    said, *results = ended.err.splitlines()
+    assert said == f"stdout broke ({reason}): the results go on here"
+    told = [json.loads(line) for line in results]
+    assert sorted(line["refund_id"] for line in told) == sorted(ids)
+    assert {line["outcome"] for line in told} == {"canceled"}
+
+
+async def test_results_of_a_cancel_go_to_stderr_when_stdout_is_closed() -> None:
+    emulator, ids = emulator_of(2)
+    async with emulator.serve() as base_url:
+        ended = await run_in_shell(
+            f"refunds cancel {' '.join(ids)} --base-url {base_url} >&-"
+        )
+    assert ended.code == 1
+    said, *results = ended.err.splitlines()
+    assert said == "stdout broke (it is closed): the results go on here"
+    told = [json.loads(line) for line in results]
+    assert sorted(line["refund_id"] for line in told) == sorted(ids)
+
+
+async def test_unknown_outcome_outranks_a_lost_stdout(full: int) -> None:
+    emulator, ids = emulator_of(1)
+    emulator.faults.load("reset_after=1")
+    async with emulator.serve() as base_url:
+        ended = await run(
+            *("cancel", *ids, "--base-url", base_url, "--timeout", "1"),
+            *("--patience", "0.1"),
+            stdout=full,
+        )
+    assert ended.code == 3
+    assert json.loads(ended.err.splitlines()[1])["outcome"] == "unknown"
+
+
+@pytest.mark.parametrize("where", [">/dev/full 2>/dev/full", ">&- 2>&-"])
+async def test_nothing_more_is_canceled_once_nobody_can_be_told(where: str) -> None:
+    emulator, ids = emulator_of(3)
+    async with emulator.serve() as base_url:
+        ended = await run_in_shell(
+            f"refunds cancel {' '.join(ids)} --concurrency 1 --base-url {base_url} "
+            + where
+        )
+    # 120 is how Python says that stderr could not be flushed at exit.
+    assert ended.code in (1, 120)
+    assert emulator.books.cancellations == {ids[0]: 1}
+
+
+async def test_stderr_that_nobody_reads_takes_no_result_with_it(unread: int) -> None:
+    emulator, ids = emulator_of(3)
+    emulator.set_status(ids[0], "succeeded")
+    async with emulator.serve() as base_url:
+        ended = await run("cancel", *ids, "--base-url", base_url, stderr=unread)
+    assert ended.code == 1
+    assert sorted(line["refund_id"] for line in ended.lines) == sorted(ids)
+
+
+async def test_bar_s_terminal_that_is_gone_takes_no_result_with_it() -> None:
+    emulator, ids = emulator_of(3)
+    screen = Screen()
+    async with emulator.serve() as behind:
+        gate = Gate(behind)
+        async with (
+            gate.serve() as base_url,
+            started(
+                *("cancel", *ids, "--concurrency", "1", "--base-url", base_url),
+                stderr=screen.terminal,
+            ) as running,
+        ):
+            await gate.holds(1)
+            screen.leave_to_process()
+            screen.unplug()
+            gate.open()
+            ended = await running.ended()
+    assert ended.code == 0
+    assert sorted(line["refund_id"] for line in ended.lines) == sorted(ids)
+
+
+async def test_results_of_a_cancel_outlive_the_terminal() -> None:
+    emulator, ids = emulator_of(2)
+    screen = Screen()
+    async with emulator.serve() as behind:
+        gate = Gate(behind)
+        async with (
+            gate.serve() as base_url,
+            started(
+                *("cancel", *ids, "--base-url", base_url), stdout=screen.terminal
+            ) as running,
+        ):
+            await gate.holds(2)
+            screen.leave_to_process()
+            screen.unplug()
+            gate.open()
+            ended = await running.ended()
+    assert ended.code == 1
+    said, *results = ended.err.splitlines()
+    assert said == "stdout broke (Input/output error): the results go on here"
+    told = [json.loads(line) for line in results]
+    assert sorted(line["refund_id"] for line in told) == sorted(ids)
+
+
+async def test_reader_who_has_enough_ends_a_list_without_a_word() -> None:
+    emulator, ids = emulator_of(500)
+    async with emulator.serve() as base_url:
+        ended = await run_in_shell(
+            f"{{ refunds list --base-url {base_url}; echo code $? >&2; }} | head -1"
+        )
+    assert [line["id"] for line in ended.lines] == ids[-1:]
+    assert ended.err == "code 1\n"
+
+
+async def test_full_disk_under_a_list_is_told(full: int) -> None:
+    emulator, _ = emulator_of(2)
+    async with emulator.serve() as base_url:
+        ended = await run("list", "--base-url", base_url, stdout=full)
+    assert ended.code == 1
+    assert ended.err == "async-refunds: stdout broke (No space left on device)\n"
+
+
+async def test_closed_stdout_under_a_retrieve_is_told() -> None:
+    emulator, ids = emulator_of(1)
+    async with emulator.serve() as base_url:
+        ended = await run_in_shell(
+            f"refunds retrieve {ids[0]} --base-url {base_url} >&-"
+        )
+    assert ended.code == 1
+    assert ended.err == "async-refunds: stdout broke (it is closed)\n"
+
+
+async def test_full_disk_under_a_demo_is_told_after_its_story(full: int) -> None:
+    ended = await run("demo", "--refunds", "3", "--json", stdout=full)
+    assert ended.code == 1
+    assert ended.err.startswith("3 of 3 refunds canceled\n")
+    assert ended.err.endswith("async-refunds: stdout broke (No space left on device)\n")
+
+
+async def test_json_is_utf8_whatever_the_terminal_can_write() -> None:
+    emulator, _ = emulator_of(0)
+    emulator.add_refund(metadata={"kraj": "Łódź"})
+    async with emulator.serve() as base_url:
+        ended = await run("list", "--base-url", base_url, encoding="ascii")
+    assert ended.code == 0
+    assert ended.lines[0]["metadata"] == {"kraj": "Łódź"}
+
+
+async def test_table_shows_text_as_it_is_and_obeys_none_of_it() -> None:
+    emulator, _ = emulator_of(0)
+    emulator.add_refund(status="[bold]:boom:\x1b[31mŁ", refund_id="re_odd")
+    screen = Screen()
+    async with (
+        emulator.serve() as base_url,
+        started(
+            *("list", "--base-url", base_url), stdout=screen.terminal, encoding="ascii"
+        ) as running,
+    ):
+        ended, shown = await screen.shows(running)
+    assert ended.code == 0
+    assert shown.splitlines()[1].split()[:2] == [
+        "re_odd",
+        r"[bold]:boom:\x1b[31m\u0141",
+    ]
+
+
+async def test_odd_error_text_is_shown_to_people_as_it_is() -> None:
+    emulator, _ = emulator_of(0)
+    async with emulator.serve() as base_url:
+        ended = await run(
+            "list", "--charge", "ch_[bold]:boom:\x1b", "--base-url", base_url
+        )
+    assert ended.code == 2
+    assert r"ch_[bold]:boom:\x1b" in ended.err
+
+
+async def test_no_command_ever_shows_the_key() -> None:
+    # Every output of this suite is checked for it; this shows that the check can fail.
+    emulator, _ = emulator_of(0)
+    emulator.add_refund(metadata={"pasted": TEST_KEY})
+    async with emulator.serve() as base_url:
+        with pytest.raises(AssertionError):
+            await run("list", "--base-url", base_url)

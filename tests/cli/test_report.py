@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from async_refunds.errors import OutcomeUnknownError
+from async_refunds.journal import Run, SqliteJournal
+from async_refunds.models import Refund
+from async_refunds.results import CancelRequest, CancelResult
+from tests.support.terminal import Screen, run, run_each, run_in_shell, started
+
+if TYPE_CHECKING:
+    from async_refunds.results import CancelOutcome
+
+pytestmark = pytest.mark.asyncio(loop_factories=["real"])
+
+COLUMNS = [
+    *("refund_id", "stripe_account", "outcome", "status", "idempotency_key"),
+    *("attempts", "request_id", "error", "settled"),
+]
+
+
+async def journal_of(
+    path: Path, *outcomes: CancelOutcome, status: str | None = None
+) -> None:
+    """Make a journal with a refund of each outcome, and an open one."""
+    failure = OutcomeUnknownError(
+        "no answer", refund=None, idempotency_key=None, attempts=()
+    )
+    seen = Refund("re_0", "refund", 500, "jpy", 0, status)
+    async with SqliteJournal.open(
+        path, Run("https://a.example", livemode=True)
+    ) as made:
+        await made.add([CancelRequest(f"re_{n}") for n in range(len(outcomes) + 1)])
+        for claim, outcome in zip(
+            await made.claim(None, max(1, len(outcomes))), outcomes, strict=False
+        ):
+            bad = outcome not in ("canceled", "already_canceled")
+            result = CancelResult(
+                refund_id=claim.refund_id,
+                stripe_account=None,
+                outcome=outcome,
+                refund=seen if status else None,
+                error=failure if bad else None,
+                idempotency_key=claim.idempotency_key,
+            )
+            await made.settle([(claim, result)])
+
+
+async def test_report_has_every_refund_in_the_order_of_the_input(
+    tmp_path: Path,
+) -> None:
+    await journal_of(
+        tmp_path / "run.sqlite3", "canceled", "unknown", "already_canceled"
+    )
+    as_json, as_csv = await run_each(
+        *(("report", "run.sqlite3", how) for how in ("--json", "--csv")),
+        key=None,
+        folder=tmp_path,
+    )
+    assert as_json.code == as_csv.code == 3
+    assert as_json.err == as_csv.err == ""
+    assert all(list(line) == COLUMNS for line in as_json.lines)
+    assert [line["outcome"] for line in as_json.lines] == [
+        *("canceled", "unknown", "already_canceled", None)
+    ]
+    _, unknown, _, last = as_json.lines
+    assert unknown["error"].endswith("no answer")
+    assert unknown["settled"] is False
+    assert unknown["attempts"] == 0
+    assert len(unknown["idempotency_key"]) == 32
+    assert last == {**dict.fromkeys(COLUMNS), **last}
+    rows = list(csv.DictReader(io.StringIO(as_csv.out, newline="")))
+    assert list(rows[0]) == COLUMNS
+    for row, line in zip(rows, as_json.lines, strict=True):
+        assert row == {
+            name: "" if value is None else str(value) for name, value in line.items()
+        }
+
+
+async def test_report_changes_nothing_and_is_the_journal_s_only(tmp_path: Path) -> None:
+    await journal_of(tmp_path / "run.sqlite3", "canceled")
+    before = (tmp_path / "run.sqlite3").read_bytes()
+    wrong = {
+        ("missing.sqlite3",): "there is no journal",
+        (".",): "is no file, but a folder",
+        ("run.sqlite3", "--csv", "--json"): "--csv or --json, not both",
+    }
+    good, *refused = await run_each(
+        ("report", "run.sqlite3"),
+        *(("report", *words) for words in wrong),
+        key=None,
+        folder=tmp_path,
+    )
+    assert good.code == 1
+    assert (tmp_path / "run.sqlite3").read_bytes() == before
+    for said, ended in zip(wrong.values(), refused, strict=True):
+        assert said in ended.err
+        assert (ended.code, ended.out) == (2, "")
+
+
+@pytest.mark.parametrize("status", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1\r\n=2"])
+async def test_spreadsheet_finds_no_formula_in_the_csv(
+    tmp_path: Path, status: str
+) -> None:
+    await journal_of(tmp_path / "run.sqlite3", "unknown", status=status)
+    ended = await run("report", "run.sqlite3", "--csv", key=None, folder=tmp_path)
+    _, row, _ = csv.reader(io.StringIO(ended.out, newline=""))
+    assert row[3] == (f"'{status}" if status[0] in "=+-@" else r"\t=1\r\n=2")
+
+
+async def test_report_on_a_terminal_is_what_wants_attention(tmp_path: Path) -> None:
+    await journal_of(
+        tmp_path / "run.sqlite3", "canceled", "not_cancelable", "unknown", "canceled"
+    )
+    screen = Screen()
+    async with started(
+        "report", "run.sqlite3", stdout=screen.terminal, key=None, folder=tmp_path
+    ) as running:
+        ended, shown = await screen.shows(running)
+    assert (ended.code, ended.err) == (3, "")
+    lines = shown.splitlines()
+    assert [line.split()[:2] for line in lines] == [
+        ["outcome", "refunds"],
+        ["canceled", "2"],
+        ["not_cancelable", "1"],
+        ["unknown", "1"],
+        ["open", "1"],
+        ["refund", "id"],
+        ["re_1", "not_cancelable"],
+        ["re_2", "unknown"],
+    ]
+    resume = "resume run.sqlite3 --live --base-url https://a.example"
+    assert lines[4].endswith(f"`async-refunds {resume}`")
+
+
+async def test_report_on_a_terminal_ends_before_it_floods(tmp_path: Path) -> None:
+    await journal_of(tmp_path / "run.sqlite3", *301 * ("unknown",))
+    screen = Screen()
+    async with started(
+        "report", "run.sqlite3", stdout=screen.terminal, key=None, folder=tmp_path
+    ) as running:
+        ended, shown = await screen.shows(running)
+    assert ended.err == "the first 300 that want attention; --json has all\n"
+    assert len(shown.splitlines()) == 3 + 1 + 300
+
+
+async def test_report_that_nobody_reads_to_its_end_ends_without_a_word(
+    tmp_path: Path,
+) -> None:
+    await journal_of(tmp_path / "run.sqlite3", *1500 * ("canceled",))
+    ended = await run_in_shell(
+        "{ refunds report run.sqlite3; echo code $? >&2; } | head -1", folder=tmp_path
+    )
+    assert [line["refund_id"] for line in ended.lines] == ["re_0"]
+    assert ended.err == "code 1\n"
+
+
+async def test_full_disk_under_a_report_is_told(tmp_path: Path) -> None:
+    await journal_of(tmp_path / "run.sqlite3", "canceled")
+    with Path("/dev/full").open("wb") as full:  # noqa: ASYNC230 - it never waits
+        ended = await run(
+            "report", "run.sqlite3", stdout=full.fileno(), key=None, folder=tmp_path
+        )
+    assert ended.code == 1
+    assert ended.err == "async-refunds: stdout broke (No space left on device)\n"

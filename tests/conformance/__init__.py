@@ -1,0 +1,1 @@
+"""Stripe's own clients take the emulator for Stripe."""

@@ -1,0 +1,99 @@
+"""What Stripe's description allows, and what it does not: no 500, no other answer."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+
+from async_refunds.emulator import Emulator
+from tests.support.stripe_schema import EXPIRE, Json, check_answer, read_document
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+EXAMPLES = 40
+OPERATIONS = (
+    ("GET", "/v1/refunds"),
+    ("GET", "/v1/refunds/{refund}"),
+    ("POST", "/v1/refunds/{refund}/cancel"),
+    ("POST", EXPIRE),
+)
+# Its types are partly unknown to type checkers: they name packages that it can do
+# without.
+SCHEMA: Any = schemathesis.openapi.from_dict(read_document())
+CHECKS = import_module("schemathesis.checks")
+CHECKS.load_all_checks()
+NAMES = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_schema_conformance",
+)
+REFUNDS = [f"re_{number}" for number in range(4)]
+
+
+@pytest.fixture(scope="module")
+def emulator() -> Generator[Emulator]:
+    emulator = Emulator()
+    for refund_id in REFUNDS:
+        emulator.add_refund(refund_id=refund_id)
+    with emulator.serve_in_thread():
+        yield emulator
+
+
+@pytest.fixture(scope="module")
+def session() -> Generator[requests.Session]:
+    with requests.Session() as session:
+        session.trust_env = False
+        yield session
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.name)
+@pytest.mark.parametrize("operation", OPERATIONS, ids=" ".join)
+def test_no_request_makes_it_stumble_or_say_what_stripe_does_not(
+    operation: tuple[str, str],
+    mode: GenerationMode,
+    emulator: Emulator,
+    session: requests.Session,
+) -> None:
+    method, path = operation
+    cases = SCHEMA[path][method].as_strategy(generation_mode=mode)
+    statuses: set[int] = set()
+
+    @settings(
+        max_examples=EXAMPLES,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=[
+            HealthCheck.filter_too_much,
+            HealthCheck.large_base_example,
+            HealthCheck.too_slow,
+        ],
+    )
+    @given(cases, st.none() | st.sampled_from(REFUNDS))
+    def run(case: Json, refund_id: str | None) -> None:
+        if refund_id is not None and "{refund}" in path:
+            # What is generated is never the id of one that is there.
+            case.path_parameters = {"refund": refund_id}
+            emulator.set_status(refund_id, "requires_action")
+        answer = case.call(
+            base_url=emulator.base_url,
+            session=session,
+            headers={"Authorization": "Bearer sk_test_1"},
+        )
+        statuses.add(answer.status_code)
+        case.validate_response(answer, checks=CHECKS.CHECKS.get_by_names(NAMES))
+        check_answer(method, case.formatted_path, answer.status_code, answer.content)
+
+    run()
+    assert 400 in statuses
+    if mode is GenerationMode.POSITIVE:
+        assert 200 in statuses

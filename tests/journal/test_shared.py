@@ -1,0 +1,426 @@
+"""Several processes and one journal: one writes, any read, each may be killed."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from async_refunds.errors import JournalError
+from async_refunds.journal import JournalReader, Run, SqliteJournal
+from async_refunds.journal.sqlite import file, lock
+from async_refunds.results import CancelRequest, CancelResult
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from async_refunds.journal import Record
+
+real = pytest.mark.asyncio(loop_factories=["real"])
+
+RUN = Run("https://api.stripe.com", livemode=False)
+AGES = 60.0  # seconds until a process that hangs is given up
+
+# Says what it was told, line by line, and is killed while it does.
+WORKER = """
+import asyncio, sys
+from async_refunds.errors import OutcomeUnknownError
+from async_refunds.journal import Run, SqliteJournal
+from async_refunds.results import CancelRequest, CancelResult
+
+def say(*words):
+    sys.stdout.write(" ".join(map(str, words)) + "\\n")
+    sys.stdout.flush()
+
+async def ask(journal, claim):
+    if claim.number % 7 == 3 and not claim.asked:
+        claim = await journal.rekey(claim)
+    say("key", claim.refund_id, claim.idempotency_key, int(claim.asked))
+    lost = claim.number % 5 == 0 and not claim.asked
+    result = CancelResult(
+        refund_id=claim.refund_id, stripe_account=claim.stripe_account,
+        outcome="unknown" if lost else "canceled",
+        idempotency_key=claim.idempotency_key,
+        error=OutcomeUnknownError("lost", refund=None) if lost else None,
+    )
+    await journal.settle([(claim, result)])
+    say("result", claim.refund_id, result.outcome)
+
+async def work(journal, account):
+    while claims := await journal.claim(account, 3):
+        await asyncio.gather(*(ask(journal, claim) for claim in claims))
+
+async def main():
+    run = Run("https://api.stripe.com", False)
+    async with SqliteJournal.open(sys.argv[1], run) as journal:
+        for first in range(0, 600, 60):
+            batch = [
+                CancelRequest(f"re_{number}", (None, "acct_1", "acct_2")[number % 3])
+                for number in range(first, first + 60)
+            ]
+            await journal.add(batch)
+            say("added", first + 60)
+            await asyncio.gather(*(work(journal, a) for a in await journal.accounts()))
+    say("end")
+
+asyncio.run(main())
+"""
+
+LOADER = """
+import sys
+from async_refunds.journal import Run, SqliteJournal
+from async_refunds.results import CancelRequest
+
+def items():
+    for number in range(40_000):
+        if number % 100 == 0:
+            sys.stdout.write(f"{number}\\n")
+            sys.stdout.flush()
+        yield CancelRequest(f"re_{number * 7919 % 40_000}")
+    sys.stdout.write("last\\n")
+    sys.stdout.flush()
+
+journal = SqliteJournal.open(sys.argv[1], Run("https://api.stripe.com", False))
+journal.load(items())
+sys.stdout.write("loaded\\n")
+sys.stdout.flush()
+sys.stdin.read()
+"""
+
+HOLDER = """
+import sys
+from async_refunds.journal import Run, SqliteJournal
+journal = SqliteJournal.open(sys.argv[1], Run("https://api.stripe.com", False))
+journal.load([])
+print("held", flush=True)
+sys.stdin.read()
+journal.close_now()
+"""
+
+FORGETFUL = """
+import asyncio, sys
+from async_refunds.journal import Run, SqliteJournal
+from async_refunds.results import CancelRequest
+journal = SqliteJournal.open(sys.argv[1], Run("https://api.stripe.com", False))
+asyncio.run(journal.add([CancelRequest("re_1")]))
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run.sqlite3"
+
+
+@contextmanager
+def child(script: str, path: Path) -> Generator[subprocess.Popen[str]]:
+    with subprocess.Popen(  # noqa: S603 - our own interpreter and script
+        [sys.executable, "-c", script, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def said(process: subprocess.Popen[str], lines: int) -> list[str]:
+    """Kill a child after so many lines, and return all it said."""
+    assert process.stdout is not None
+    found: list[str] = []
+    for line in process.stdout:
+        found.append(line)
+        if len(found) == lines:
+            process.send_signal(signal.SIGKILL)
+    process.wait(AGES)
+    return [line.rstrip() for line in found if line.endswith("\n")]
+
+
+def records(path: Path) -> dict[str, Record]:
+    return {each.refund_id: each for each in JournalReader(path).records()}
+
+
+def left(path: Path) -> list[str]:
+    return sorted(each.name for each in path.parent.iterdir())
+
+
+# ------------------------------------------------------------------- killed
+
+
+def test_what_was_told_is_kept_whenever_it_is_killed(path: Path) -> None:
+    chance = random.Random(4)  # noqa: S311 - the same moments in every run
+    keys: dict[str, str] = {}  # the last key told, by item
+    owners: dict[str, str] = {}
+    outcomes: dict[str, str] = {}
+    known: dict[str, Record] = {}
+    added = rounds = 0
+    lines: list[str] = []
+    while "end" not in lines:
+        rounds += 1
+        with child(WORKER, path) as process:
+            lines = said(process, chance.randrange(1, 250) if rounds < 25 else -1)
+        for line in lines:
+            what, *words = line.split()
+            if what == "added":
+                added = max(added, int(words[0]))
+            elif what == "key":
+                item, key, asked = words
+                assert owners.setdefault(key, item) == item
+                # With a result that is not final, or without one: the same key.
+                assert asked == "1" or item not in keys
+                assert keys.setdefault(item, key) == key
+            elif what == "result":
+                item, outcome = words
+                assert outcomes.get(item, "unknown") == "unknown"  # not asked again
+                outcomes[item] = outcome
+        known = records(path) if added else {}
+        assert len(known) >= added
+        for item, key in keys.items():
+            assert known[item].idempotency_key == key
+        for item, outcome in outcomes.items():
+            assert known[item].outcome in {outcome, "canceled"}
+    assert rounds > 10
+    assert {each.outcome for each in known.values()} <= {"canceled", "unknown"}
+    assert len({each.idempotency_key for each in known.values()}) == len(known) == 600
+    assert left(path) == ["run.sqlite3"]
+
+
+def test_load_that_is_killed_leaves_nothing_or_all(tmp_path: Path) -> None:
+    chance = random.Random(5)  # noqa: S311 - the same moments in every run
+    moments = [1, 2, 401, 402, *(chance.randrange(3, 401) for _ in range(12))]
+    for lines in moments:
+        path = tmp_path / f"{lines}.sqlite3"
+        with child(LOADER, path) as process:
+            heard = said(process, lines)
+        try:
+            found = JournalReader(path).tally().open
+        except JournalError:
+            assert "loaded" not in heard
+            with pytest.raises(JournalError, match="holds no run"):
+                SqliteJournal.open(path)
+            with SqliteJournal.open(path, RUN) as journal:
+                assert journal.load(items(0, 2)) == 2
+        else:
+            assert "last" in heard
+            assert found == 40_000
+            with SqliteJournal.open(path) as journal:
+                assert journal.tally().open == 40_000
+    assert left(tmp_path / "any") == [
+        f"{lines}.sqlite3" for lines in sorted(moments, key=str)
+    ]
+
+
+def test_process_that_forgets_to_close_ends_and_loses_nothing(path: Path) -> None:
+    with child(FORGETFUL, path) as process:
+        assert process.wait(AGES) == 0
+    with SqliteJournal.open(path) as journal:
+        assert journal.tally().open == 1
+
+
+# ------------------------------------------------------------------ one at a time
+
+
+def refused(path: Path) -> None:
+    with pytest.raises(JournalError, match="is in use by another process") as caught:
+        SqliteJournal.open(path, RUN)
+    assert repr(str(path)) in str(caught.value)
+
+
+def test_second_process_is_refused(path: Path) -> None:
+    with child(HOLDER, path) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        refused(path)
+        refused(path)  # the first refusal let go of nothing
+        link = path.with_name("link")
+        link.symlink_to(path)
+        with pytest.raises(JournalError, match="is in use by another process"):
+            SqliteJournal.open(link)
+        assert JournalReader(path).run == RUN
+        process.send_signal(signal.SIGKILL)
+        process.wait(AGES)
+    assert "run.sqlite3-lock" in left(path)
+    with SqliteJournal.open(path):
+        pass
+    assert left(path) == ["link", "run.sqlite3"]
+
+
+def test_second_object_of_a_process_is_refused(path: Path) -> None:
+    with SqliteJournal.open(path, RUN) as journal:
+        refused(path)
+        refused(path)
+        journal.load([])
+    with SqliteJournal.open(path), child(HOLDER, path) as process:
+        # Nor did the refusals take the lock from the first.
+        assert process.wait(AGES) == 1
+
+
+def test_process_that_ends_lets_the_next_one_in(path: Path) -> None:
+    with child(HOLDER, path) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        process.stdin.close()
+        assert process.wait(AGES) == 0
+    assert left(path) == ["run.sqlite3"]
+    with SqliteJournal.open(path) as journal:
+        assert journal.run == RUN
+
+
+@pytest.mark.parametrize("then", ["gone", "another's"])
+def test_lock_that_was_removed_while_it_was_waited_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    """Its holder ends between our opening of the file and our lock on it."""
+    name = path.with_name("run.sqlite3-lock")
+    connect: Callable[..., sqlite3.Connection] = sqlite3.connect
+    others: list[lock.Lock] = []
+
+    def late(*args: str, **details: object) -> sqlite3.Connection:
+        db = connect(*args, **details)
+        if not others:
+            name.unlink()
+            if then == "another's":
+                monkeypatch.undo()
+                others.append(lock.Lock(str(path)))
+            monkeypatch.setattr(sqlite3, "connect", connect)
+        return db
+
+    name.touch()
+    monkeypatch.setattr(sqlite3, "connect", late)
+    if then == "gone":
+        ours = lock.Lock(str(path))
+        with pytest.raises(JournalError, match="in use"):
+            lock.Lock(str(path))
+        ours.release()
+    else:
+        with pytest.raises(JournalError, match="in use"):
+            lock.Lock(str(path))
+        others[0].release()
+    assert left(path) == []
+
+
+def test_lock_is_let_go_when_opening_fails(path: Path) -> None:
+    with SqliteJournal.open(path, RUN) as journal:
+        journal.load([])
+    for _ in range(2):
+        with pytest.raises(JournalError, match="holds a run on"):
+            SqliteJournal.open(path, Run("http://127.0.0.1:1", livemode=False))
+        assert left(path) == ["run.sqlite3"]
+
+
+def test_lock_that_cannot_be_removed_stays_and_is_taken_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def in_use(_: Path) -> None:
+        raise PermissionError(13, "as on Windows")
+
+    monkeypatch.setattr(Path, "unlink", in_use)
+    for _ in range(2):
+        with SqliteJournal.open(path, RUN):
+            pass
+        assert left(path) == ["run.sqlite3", "run.sqlite3-lock"]
+
+
+# ------------------------------------------------------------------- readers
+
+
+def items(first: int, count: int) -> list[CancelRequest]:
+    return [CancelRequest(f"re_{number}") for number in range(first, first + count)]
+
+
+@real
+async def test_reader_sees_a_run_that_goes_on(path: Path) -> None:
+    async with SqliteJournal.open(path, RUN) as journal:
+        with pytest.raises(JournalError, match="holds no run"):
+            JournalReader(path)
+        journal.load(items(0, 1500))
+        before = left(path)
+        reader = JournalReader(path)
+        pages = reader.records()
+        assert next(pages).number == 1
+        claims = await journal.claim(None, 1500)
+        for claim in (claims[0], claims[-1]):
+            result = CancelResult(
+                refund_id=claim.refund_id, stripe_account=None, outcome="canceled"
+            )
+            await journal.settle([(claim, result)])
+        await journal.add(items(1500, 10))
+        rest = list(pages)
+        assert [each.number for each in rest] == list(range(2, 1511))
+        assert rest[1498].outcome == "canceled"  # as of when its page was read
+        assert reader.tally().open == 1508
+        assert left(path) == before
+    assert left(path) == ["run.sqlite3"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 999, 1000, 1001, 2000])
+def test_reader_gives_every_record(path: Path, count: int) -> None:
+    with SqliteJournal.open(path, RUN) as journal:
+        journal.load(items(0, count))
+    assert len(list(JournalReader(path).records())) == count
+
+
+def test_reader_changes_nothing(path: Path) -> None:
+    with SqliteJournal.open(path, RUN) as journal:
+        journal.load(items(0, 10))
+    before = (path.read_bytes(), path.stat().st_mtime_ns)
+    reader = JournalReader(path)
+    assert len(list(reader.records())) == reader.tally().open == 10
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+    assert left(path) == ["run.sqlite3"]
+    path.unlink()
+    for use in (reader.tally, lambda: list(reader.records())):
+        with pytest.raises(JournalError, match="there is no journal"):
+            use()
+
+
+def test_slow_reader_holds_up_nobody(path: Path) -> None:
+    with SqliteJournal.open(path, RUN) as journal:
+        journal.load(items(0, 2000))
+        pages = JournalReader(path).records()
+        next(pages)
+    assert left(path) == ["run.sqlite3"]
+    with SqliteJournal.open(path):
+        assert len(list(pages)) == 1999
+
+
+def test_reader_in_the_way_of_the_end_is_cleaned_up_after(path: Path) -> None:
+    journal = SqliteJournal.open(path, RUN)
+    journal.load(items(0, 3))
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN")
+        other.execute("SELECT * FROM items").fetchone()
+        asyncio.run(journal.add(items(3, 3)))
+        journal.close_now()
+        assert "run.sqlite3-lock" not in left(path)
+        with SqliteJournal.open(path) as journal:
+            assert journal.tally().open == 6
+    with SqliteJournal.open(path):
+        pass
+    assert left(path) == ["run.sqlite3"]
+
+
+def test_other_writer_in_the_way_is_named(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file, "PATIENCE", 0.0)
+    with SqliteJournal.open(path, RUN) as journal:
+        journal.load(items(0, 3))
+    use: Callable[[], object]
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        for use in (lambda: SqliteJournal.open(path), lambda: JournalReader(path)):
+            with pytest.raises(JournalError, match="is locked by another program"):
+                use()
+    with SqliteJournal.open(path) as journal:
+        assert journal.tally().open == 3

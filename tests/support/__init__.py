@@ -1,0 +1,1 @@
+"""Servers, processes and checks that tests share."""

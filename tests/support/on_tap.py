@@ -1,0 +1,65 @@
+"""The emulator as clients of every kind meet it."""
+
+from __future__ import annotations
+
+import http.client
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from async_refunds.emulator import Emulator
+from async_refunds.emulator.threads import in_thread
+from tests.support.tap import Tap
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+
+@dataclass
+class Stripe:
+    """An emulator in a thread, with a tap before it.
+
+    Args:
+        base_url: Where clients are to go.
+        emulator: What they are to take for Stripe.
+        tap: What they have been answered.
+    """
+
+    base_url: str
+    emulator: Emulator
+    tap: Tap
+
+
+@contextmanager
+def on_tap() -> Generator[Stripe]:
+    """Serve an emulator; at the end each answer is held against the description."""
+    emulator = Emulator()
+    with emulator.serve_in_thread() as upstream:
+        tap = Tap(upstream)
+        with in_thread(tap.serve()) as base_url:
+            yield Stripe(base_url, emulator, tap)
+    assert tap.check() > 0
+
+
+@contextmanager
+def hanging(emulator: Emulator, refund_id: str, key: str) -> Generator[None]:
+    """Let somebody else's cancel be under way, and never come to its end."""
+    emulator.faults.script("stall")
+    connection = http.client.HTTPConnection(urlsplit(emulator.base_url).netloc)
+    connection.request(
+        "POST",
+        f"/v1/refunds/{refund_id}/cancel",
+        headers={
+            "Authorization": "Bearer sk_test_51Somebody",
+            "Idempotency-Key": key,
+        },
+    )
+    # It is another thread that takes it in.
+    while not emulator.requests:
+        time.sleep(0)
+    try:
+        yield
+    finally:
+        connection.close()

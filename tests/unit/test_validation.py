@@ -1,0 +1,159 @@
+"""A bad argument is refused with a sentence that says what to give instead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from async_refunds import RefundsClient
+from tests.support.scripted import RE
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("ch_3Mmlxz", "is the id of a charge"),
+        ("pi_3Mmlxz", "is the id of a payment intent"),
+        ("", "re_ or pyr_"),
+        (" re_1", "re_ or pyr_"),
+        ("re_1/../x", "re_ or pyr_"),
+        ("re_" + "a" * 300, r"\.\.\. is no refund id"),
+    ],
+)
+async def test_refund_id(value: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        await RefundsClient("sk_test_x").cancel(value)
+
+
+WORDS = {
+    "idempotency_key": "idempotency_key must be",
+    "stripe_account": "stripe_account must be",
+    "expand": "expand must be",
+    "timeout": "timeout must be",
+}
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "error"),
+    [
+        ("idempotency_key", "", ValueError),
+        ("idempotency_key", 7, TypeError),
+        ("stripe_account", "", ValueError),
+        ("stripe_account", 7, TypeError),
+        ("expand", "charge", TypeError),
+        ("expand", [7], TypeError),
+        ("expand", ["charge&x"], ValueError),
+        ("timeout", 0, ValueError),
+        ("timeout", -1.0, ValueError),
+        ("timeout", float("inf"), ValueError),
+        ("timeout", "3", TypeError),
+        ("timeout", True, TypeError),
+        ("timeout", 10**400, ValueError),
+    ],
+)
+async def test_argument_of_cancel(
+    option: str, value: object, error: type[Exception]
+) -> None:
+    options: dict[str, Any] = {option: value}
+    with pytest.raises(error, match=WORDS[option]):
+        await RefundsClient("sk_test_x").cancel(RE, **options)
+
+
+async def test_refund_id_that_is_no_text() -> None:
+    wrong: Any = 7
+    with pytest.raises(TypeError, match="refund_id must be a str, not int"):
+        await RefundsClient("sk_test_x").cancel(wrong)
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("", "is empty"),
+        ("sk_test_x\n", "white space"),
+        ("pk_test_x", "publishable"),
+        ("whsec_x", "must be a secret key"),
+        ("sk_test_x y", "must be a secret key"),
+        ("sk_test_é", "must be a secret key"),
+    ],
+)
+def test_api_key(key: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        RefundsClient(key)
+
+
+@pytest.mark.parametrize(
+    ("key", "mode"),
+    [
+        ("sk_test_x", "test"),
+        ("rk_test_x", "test"),
+        ("sk_live_x", "live"),
+        ("rk_live_x", "live"),
+        ("sk_org_x", "live"),
+        ("sk_live_a_test_b", "live"),
+    ],
+)
+def test_key_that_is_not_plainly_a_test_key_counts_as_live(key: str, mode: str) -> None:
+    assert repr(RefundsClient(key)) == f"<RefundsClient {mode} https://api.stripe.com>"
+
+
+@pytest.mark.parametrize(
+    ("url", "origin"),
+    [
+        ("https://api.stripe.com/", "https://api.stripe.com"),
+        ("HTTPS://API.Stripe.com", "https://api.stripe.com"),
+        ("https://10.0.0.7:8443", "https://10.0.0.7:8443"),
+        ("http://localhost:12111", "http://localhost:12111"),
+        ("http://127.8.8.8", "http://127.8.8.8"),
+        ("http://[0:0::1]:1", "http://[::1]:1"),
+    ],
+)
+def test_base_url_is_put_together_anew(url: str, origin: str) -> None:
+    assert repr(RefundsClient("sk_test_x", base_url=url)).endswith(f" {origin}>")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://api.stripe.com",
+        "http://0.0.0.0:1",
+        "http://localhost.example",
+        "ftp://127.0.0.1",
+        "https://",
+        "https://user:pass@api.stripe.com",
+        "https://api.stripe.com/v1",
+        "https://api.stripe.com?x=y",
+        "https://api.stripe.com#x",
+        "https://api stripe.com",
+        "https://[::1",
+        "https://host:port",
+        "http://[::1%25eth0]",
+        "api.stripe.com",
+        "",
+    ],
+)
+def test_base_url_that_is_none_or_would_show_the_key(url: str) -> None:
+    with pytest.raises(ValueError, match="base_url"):
+        RefundsClient("sk_test_x", base_url=url)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "error"),
+    [
+        ("base_url", 7, TypeError),
+        ("stripe_version", "2026\r\nX: y", ValueError),
+        ("stripe_version", 2026, TypeError),
+        ("stripe_account", "7", ValueError),
+        ("stripe_context", "a//b", ValueError),
+        ("stripe_context", 7, TypeError),
+        ("app_info", "shop\n", ValueError),
+        ("app_info", 7, TypeError),
+        ("attempt_timeout", 0, ValueError),
+    ],
+)
+def test_option_of_the_client(
+    option: str, value: object, error: type[Exception]
+) -> None:
+    options: dict[str, Any] = {option: value}
+    with pytest.raises(error):
+        RefundsClient("sk_test_x", **options)
