@@ -26,6 +26,7 @@ if not __package__:  # run by its path, whose folder is first in the search path
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from async_refunds import Refund
+from async_refunds.protocol.classification import decode_or_none
 from async_refunds.protocol.requests import retrieve_request
 from benchmarks import canned, drawing, report
 from benchmarks.harness import Figure, figure, in_turn, ratio

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import heapq
+import itertools
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -210,16 +211,17 @@ class Traffic:
         self.random = random.Random(seed)  # noqa: S311 - no secret
         self.policy = RetryPolicy()
         self.events: list[tuple[float, int, Callable[[float], None]]] = []
+        self.order = itertools.count()
         self.unknown = 0
         self.calls = self.requests = 0
         """Those that began during the failure, and their requests."""
 
     def at(self, when: float, event: Callable[[float], None]) -> None:
-        heapq.heappush(self.events, (when, len(self.events), event))
+        heapq.heappush(self.events, (when, next(self.order), event))
 
     def run(self, *, rate: float, count: int, fails: tuple[float, float]) -> None:
         for number in range(count):
-            self.at(number / rate, functools.partial(self.attempt, fails, 0, True))
+            self.at(number / rate, functools.partial(self.attempt, fails, 0))
         while self.events:
             when, _, event = heapq.heappop(self.events)
             event(when)
@@ -228,9 +230,9 @@ class Traffic:
         self,
         fails: tuple[float, float],
         retry: int,
-        is_cancel: bool,  # noqa: FBT001 - the next argument is the time
         now: float,
         *,
+        is_cancel: bool = True,
         counted: bool | None = None,
     ) -> None:
         first = counted is None
@@ -244,15 +246,17 @@ class Traffic:
             self.unknown += not is_cancel
             return
         now += 0.05
-        go_on = functools.partial(self.attempt, fails, counted=counted)
+        go_on = functools.partial(
+            self.attempt, fails, is_cancel=is_cancel, counted=counted
+        )
         if retry < self.policy.max_retries and (
             self.budget is None or self.budget.take(now, timed_out=False)
         ):
             bound = min(8.0, 0.5 * 2**retry)
             pause = self.random.uniform(0.0, bound)
-            self.at(now + pause, functools.partial(go_on, retry + 1, is_cancel))
+            self.at(now + pause, functools.partial(go_on, retry + 1))
         elif is_cancel:
-            self.at(now, functools.partial(go_on, 0, False))
+            self.at(now, functools.partial(go_on, 0, is_cancel=False))
         else:
             self.unknown += 1
 
