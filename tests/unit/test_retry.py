@@ -132,7 +132,7 @@ async def test_retry_costs_a_token_and_two_after_a_timeout() -> None:
         assert budget.tokens == 20
         await refunds.cancel(RE)
     # One for the 503, two for each time-out; time and the success give some back.
-    assert 15.0 < budget.tokens <= 20 - 5 + 0.5 + 0.02 + 20 * 4 / 60
+    assert 15.0 < budget.tokens <= 20 - 5 + 0.5 + 0.02 + 20 * 6 / 60
 
 
 async def test_what_was_not_sent_is_retried_free() -> None:
