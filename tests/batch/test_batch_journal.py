@@ -214,7 +214,7 @@ class Yesterday(MemoryJournal):
 
     async def claim(self, stripe_account: str | None, limit: int) -> list[Claim]:
         return [
-            msgspec.structs.replace(claim, asked=True)
+            msgspec.structs.replace(claim, maybe_sent=True)
             for claim in await super().claim(stripe_account, limit)
         ]
 
