@@ -133,9 +133,9 @@ async def test_wrong_call_is_exit_code_2() -> None:
             "re_1",
             "--account",
             "123",
-        ): "stripe_account must be acct_, letters and digits",
+        ): "--account must be acct_, letters and digits",
         (): "give refunds, or --from FILE; nothing was sent",
-        ("--journal", "run.sqlite3"): "to go on, `async-refunds resume run.sqlite3`",
+        ("--journal", "run.sqlite3"): "to continue, `async-refunds resume run.sqlite3`",
     }
     for words, said in wrong.items():
         ended = CliRunner().invoke(app, ["cancel", *words])

@@ -54,7 +54,7 @@ def days_old(emulator: Emulator, *ages: float, **fields: Unpack[Fields]) -> list
 async def test_sum_is_in_the_currency_s_own_unit(
     amount: int, currency: str, shown: str
 ) -> None:
-    assert money.shown(amount, currency) == shown
+    assert money.in_major_units(amount, currency) == shown
 
 
 async def test_old_refunds_are_canceled_and_the_others_are_not() -> None:
@@ -198,7 +198,7 @@ async def test_sweep_that_cannot_be_right_asks_nothing() -> None:
         ("--older-than", "14"): "must be a number with s, m, h, d or w, such as 14d",
         (*old, "--since", "14d"): "--older-than 14d is not within --since 14d",
         (*old, "--currency", "jpy,yen!"): "three letters each, such as jpy,eur, not",
-        old: "nobody can be asked here: add --yes, or --dry-run",
+        old: "there is no terminal to ask on: add --yes, or --dry-run",
     }
     refused = [CliRunner().invoke(app, ["sweep", *words]) for words in wrong]
     for said, ended in zip(wrong.values(), refused, strict=True):
@@ -245,6 +245,6 @@ async def test_long_search_says_that_it_goes_on() -> None:
         )
     assert (ended.code, ended.out) == (0, "")
     assert ended.err.splitlines() == [
-        "10,000 looked at, 0 match",
+        "10,000 searched, 0 match",
         "0 of 10,050 refunds match; nothing to cancel",
     ]

@@ -1,8 +1,7 @@
-"""Read the ids of refunds from a file, check them all, and set them aside.
+"""Read and check the refunds of a file before anything is sent.
 
-Nothing may be sent while a line is still unread that turns out to be wrong, and a pipe
-can be read only once: so what is good goes to a nameless file first, a line each, and
-memory stays flat however long the list is.
+A pipe can be read only once, and its last line may be wrong. So the refunds are kept in
+a temporary file until all are checked, and memory does not grow with the list.
 """
 
 from __future__ import annotations
@@ -28,50 +27,52 @@ if TYPE_CHECKING:
 
 STDIN = "-"
 
-# Bytes of a line. The longest that can be right holds two ids of 255 characters, and a
-# CSV has other columns; what has no line end at all is no list.
+# Bytes of a line. An id has up to 255 characters, and CSV has other columns; a file
+# without line ends is no list.
 _LONGEST = 65_536
-# Bytes of the list that are kept in memory: some thirty thousand ids.
+# Bytes of the list that stay in memory: about thirty thousand ids.
 _IN_MEMORY = 1_000_000
-# Characters of a header that is shown: a line.
+# Characters of a header that a message shows: one line.
 _SHOWN = 80
 
 _ID_COLUMNS = ("refund_id", "id")
 _ACCOUNT_COLUMN = "stripe_account"
-_DELIMITERS = ",;\t"  # the second is a spreadsheet's in half of Europe
+_DELIMITERS = ",;\t"  # spreadsheets in half of Europe write the second
 _JSON_LINES = (".jsonl", ".ndjson")
 
-# Every byte that is not UTF-8 becomes one of these, and none of them is in an id: a
-# column that nobody needs may be in any encoding.
+# Bytes that are not UTF-8 become surrogates, which no id contains: a column that is not
+# read may be in any encoding.
 _UNDECODED = "surrogateescape"
 
-Bad: TypeAlias = "tuple[int, str]"
-"""The number of a line that is of no use, and why."""
+BadLine: TypeAlias = "tuple[int, str]"
+"""The number of a line that is not a refund, and the reason."""
 
 
 class UnreadableError(Exception):
-    """A list that cannot be read at all, in words."""
+    """Says why a list cannot be read at all."""
 
 
-class Ids:
-    """The refunds to cancel, each checked, set aside on disk if they are many.
+class RefundList:
+    """The refunds to cancel, each checked; many of them are kept on disk.
 
-    They can be gone through more than once, one after the other. To be closed.
+    It can be iterated more than once, one time after the other. Close it.
+
+    Args:
+        account: The connected account of those that name none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, account: str | None = None) -> None:
         self.count = 0
-        self.account: str | None = None
-        """The connected account of those that name none."""
+        self._account = account
         self._file = SpooledTemporaryFile(  # noqa: SIM115 - closed by __exit__
             _IN_MEMORY, mode="w+", encoding="ascii"
         )
 
     def add(self, request: CancelRequest) -> None:
-        """Set one aside.
+        """Add a refund.
 
         Raises:
-            OSError: There is no room for it.
+            OSError: The disk is full.
         """
         self._file.write(f"{request.refund_id}\t{request.stripe_account or ''}\n")
         self.count += 1
@@ -80,7 +81,7 @@ class Ids:
         self._file.seek(0)
         for line in self._file:
             refund_id, _, account = line.rstrip("\n").partition("\t")
-            yield CancelRequest(refund_id, account or self.account)
+            yield CancelRequest(refund_id, account or self._account)
 
     def __enter__(self) -> Self:
         return self
@@ -94,32 +95,34 @@ class Ids:
         self._file.close()
 
 
-def read(source: str, ids: Ids, bad: Callable[[Bad], object]) -> None:
-    """Add the ids of a file that are good, and tell of each line that is not.
+def read_list(
+    source: str, requests: RefundList, on_bad_line: Callable[[BadLine], object]
+) -> None:
+    """Add the refunds of a file.
 
     Args:
         source: A path, or ``-`` for stdin.
-        ids: Where they go.
-        bad: Told of each line that is of no use. What it is told holds no API key and
-            no e-mail address.
+        requests: Where they are added.
+        on_bad_line: Called for each line that is not a refund. The reason that it gets
+            holds no API key and no e-mail address.
 
     Raises:
-        UnreadableError: No such file, no text, or nothing in it that can be told from
-            what is wrong with it.
+        UnreadableError: The file cannot be opened, is no text, or has an error that
+            leaves the rest of it in doubt.
     """
     try:
         with _opened(source) as file:
             for entry in _entries(source, _lines(file)):
                 if isinstance(entry, CancelRequest):
-                    ids.add(entry)
+                    requests.add(entry)
                 else:
-                    bad(entry)
+                    on_bad_line(entry)
     except OSError as error:
         raise UnreadableError(f"cannot be read: {error.strerror}") from error
 
 
-def name(source: str) -> str:
-    """Return what a source is called before a line's number."""
+def display_name(source: str) -> str:
+    """Return the name of a source for messages."""
     return "stdin" if source == STDIN else source
 
 
@@ -128,14 +131,14 @@ def _opened(source: str) -> Generator[BinaryIO]:
     if source != STDIN:
         with Path(source).open("rb") as file:
             yield file
-    elif sys.stdin is None:  # as a process may be started
+    elif sys.stdin is None:  # the process was started without it
         raise UnreadableError("is closed")
     else:
         yield sys.stdin.buffer
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """Yield the lines, each within bounds, without the mark that some begin with."""
+    """Yield the lines, each within bounds, the first without a byte order mark."""
     number = 0
     while line := file.readline(_LONGEST + 1):
         number += 1
@@ -152,8 +155,8 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
         yield line
 
 
-def _entries(source: str, lines: Iterator[bytes]) -> Iterator[CancelRequest | Bad]:
-    """Read by what the name ends with, or else by what the first line looks like."""
+def _entries(source: str, lines: Iterator[bytes]) -> Iterator[CancelRequest | BadLine]:
+    """Yield the entries in the format of the name's ending, or of the first line."""
     ending = Path(source).suffix.lower()
     head: list[bytes] = []
     for line in lines:
@@ -177,7 +180,7 @@ def _entries(source: str, lines: Iterator[bytes]) -> Iterator[CancelRequest | Ba
     return _from_text(lines)
 
 
-def _from_text(lines: Iterable[bytes]) -> Iterator[CancelRequest | Bad]:
+def _from_text(lines: Iterable[bytes]) -> Iterator[CancelRequest | BadLine]:
     for number, line in enumerate(lines, 1):
         text = _decoded(line).strip()
         if text and not text.startswith("#"):
@@ -185,14 +188,14 @@ def _from_text(lines: Iterable[bytes]) -> Iterator[CancelRequest | Bad]:
 
 
 class _Object(msgspec.Struct):
-    """A line of JSON, as `list --json` and `report --json` write it."""
+    """A line of JSON as `list --json` and `report --json` write it."""
 
     refund_id: str | None = None
     id: str | None = None
     stripe_account: str | None = None
 
 
-def _from_json(lines: Iterable[bytes]) -> Iterator[CancelRequest | Bad]:
+def _from_json(lines: Iterable[bytes]) -> Iterator[CancelRequest | BadLine]:
     decoder = msgspec.json.Decoder(_Object)
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -211,7 +214,7 @@ def _from_json(lines: Iterable[bytes]) -> Iterator[CancelRequest | Bad]:
 
 def _from_csv(
     first: bytes, before: int, lines: Iterable[bytes]
-) -> Iterator[CancelRequest | Bad]:
+) -> Iterator[CancelRequest | BadLine]:
     head = _decoded(first)
     columns = _columns(head)
     if columns is None:
@@ -220,7 +223,7 @@ def _from_csv(
             f"{scrub(ascii(head.strip()))[:_SHOWN]}"
         )
     delimiter, id_at, account_at = columns
-    # Strict, or a quote that is never closed would take the rest of the list with it.
+    # Strict: otherwise an open quote would swallow the rest of the list.
     rows = csv.reader(map(_decoded, lines), delimiter=delimiter, strict=True)
     while True:
         number = before + rows.line_num + 1
@@ -259,7 +262,9 @@ def _columns(head: str) -> tuple[str, int, int] | None:
     return None
 
 
-def _checked(number: int, refund_id: str, account: str | None) -> CancelRequest | Bad:
+def _checked(
+    number: int, refund_id: str, account: str | None
+) -> CancelRequest | BadLine:
     try:
         return CancelRequest(
             validation.refund_id(refund_id),
