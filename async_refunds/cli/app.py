@@ -17,7 +17,7 @@ stdout: a table on a terminal, one JSON object a line otherwise. What is for
 people goes to stderr.
 
 Exit codes: 0 done (cancel: all are canceled), 1 some not, 2 wrong usage
-(nothing was sent), 3 the outcome of some is unknown."""
+(nothing was sent), 3 the outcome of some is unknown, 130 interrupted."""
 
 app = typer.Typer(
     add_completion=False,

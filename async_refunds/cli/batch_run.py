@@ -20,6 +20,7 @@ from async_refunds.results import CANCELED, CancelRequest, CancelResult
 from .progress import ProgressDisplay
 from .summary import (
     DONE,
+    INTERRUPTED,
     NOT_ALL,
     UNKNOWN,
     exit_code,
@@ -28,7 +29,7 @@ from .summary import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator, Sequence
 
     from async_refunds.client import RefundsClient
     from async_refunds.journal import SqliteJournal
@@ -81,6 +82,7 @@ class BatchRun:
         done: The number of them that were settled before.
         kept: The journal, if there is one.
         brief: Show no summary if all are canceled.
+        notes: Lines for the end of the summary.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class BatchRun:
         done: int = 0,
         kept: OpenJournal | None = None,
         brief: bool = False,
+        notes: Sequence[str] = (),
     ) -> None:
         self._output = output
         self._options = options
@@ -100,11 +103,13 @@ class BatchRun:
         self._done = done
         self._kept = kept
         self._brief = brief
+        self._notes = notes
         # Those that the batch took and has not reported.
         self._pending: dict[tuple[str | None, str], None] = {}
         self._requests = self._noting(requests)
         self._outcomes: Outcomes = Counter()
         self._open = 0
+        self._left = False
         self._listed = self._unlisted = 0
         self._interrupted = False
 
@@ -131,6 +136,8 @@ class BatchRun:
                 finally:
                     self._output.table(RESULT_COLUMNS)
         code = exit_code(self._outcomes)
+        if code == NOT_ALL and self._interrupted and self._left:
+            code = INTERRUPTED
         if broken is not None:
             self._output.say(f"async-refunds: {broken}")
             # After a request, no journal may hold the outcome of some refund.
@@ -179,8 +186,9 @@ class BatchRun:
         """Count what the journal holds, or report what was never started."""
         if self._kept is not None:
             tally = self._kept.journal.tally()
-            self._outcomes = tally.outcomes
+            self._outcomes = Counter(tally.outcomes)
             self._open = tally.open
+            self._left = tally.open > 0
             return
         pending = [CancelRequest(each, account) for account, each in self._pending]
         for request in chain(pending, self._requests):
@@ -189,12 +197,17 @@ class BatchRun:
                 stripe_account=request.stripe_account,
                 outcome="failed",
             )
+            self._left = True
             self._write("failed", {**result_record(result), "error": NOT_SENT})
 
     def _summarize(self, *, broken: bool) -> None:
+        if not (self._brief and exit_code(self._outcomes) == DONE):
+            self._summarize_outcomes(broken=broken)
+        for note in self._notes:
+            self._output.say(note)
+
+    def _summarize_outcomes(self, *, broken: bool) -> None:
         kept, say = self._kept, self._output.say
-        if self._brief and exit_code(self._outcomes) == DONE:
-            return
         resume = None if kept is None else kept.resume
         if self._outcomes:
             for line in outcome_table(self._outcomes, resume):
@@ -206,7 +219,7 @@ class BatchRun:
                 f"{self._open:,} of {self._total:,} are open: `{resume}` continues "
                 "with them"
             )
-        if self._output.as_table and self._total > MAX_ROWS:
+        if self._listed:
             where = "--output or --journal keeps them all"
             if kept is not None:
                 report = shlex.join(["async-refunds", "report", kept.path])

@@ -17,10 +17,12 @@ from async_refunds.results import CancelRequest
 
 from . import config, options
 from .batch_run import BatchRun, OpenJournal
-from .output import Output, print_error, refuse, to_stderr
+from .output import Output, os_reason, refuse, to_stderr
 from .refund_lists import RefundList, UnreadableError, display_name, read_list
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from async_refunds.client import RefundsClient
 
     from .options import BatchOptions, ConnectionOptions, OutputOptions
@@ -40,7 +42,8 @@ Use --journal for many: after a kill at any moment, the run continues where it
 was, with the same keys. It keeps the ids and the options, never the API key.
 
 Exit codes: 0 all are canceled, 1 some are not, 2 wrong usage, 3 the outcome
-of some is unknown: run the same command again, which cancels nothing twice."""
+of some is unknown: run the same command again, which cancels nothing twice,
+130 interrupted with refunds left."""
 
 
 @options.with_options
@@ -77,12 +80,13 @@ def cancel(
     refunds = config.client(live=connection.live, base_url=connection.base_url)
     with ExitStack() as stack:
         requests = stack.enter_context(RefundList(connection.account))
-        _collect(requests, refund_ids or [], source, skip_bad=skip_bad)
+        notes = _collect(requests, refund_ids or [], source, skip_bad=skip_bad)
         kept = open_journal(stack, journal, refunds, batch, connection)
         output = open_output(stack, written, source, journal)
         code = run_batch(
             *(refunds, requests, batch, output, kept),
             brief=source is None and kept is None,
+            notes=notes,
         )
     raise typer.Exit(code)
 
@@ -98,7 +102,7 @@ must be of the journal's mode.
 The output has the results of this run; `async-refunds report` shows all.
 
 Exit codes: 0 all of the journal are canceled, 1 some are not, 2 wrong usage,
-3 the outcome of some is unknown."""
+3 the outcome of some is unknown, 130 interrupted with refunds left."""
 
 
 @options.with_options
@@ -145,6 +149,7 @@ def run_batch(
     kept: OpenJournal | None,
     *,
     brief: bool = False,
+    notes: Sequence[str] = (),
 ) -> int:
     """Cancel the refunds as a batch, with the journal if there is one.
 
@@ -155,13 +160,19 @@ def run_batch(
         output: Where everything is written.
         kept: The journal.
         brief: Show no summary if all are canceled.
+        notes: Lines for the end of the summary.
 
     Returns:
         The exit code.
     """
     if kept is None:
         assert requests is not None  # noqa: S101 - without a journal there is a list
-        run = BatchRun(output, batch, requests, total=requests.count, brief=brief)
+        run = BatchRun(
+            *(output, batch, requests),
+            total=requests.count,
+            brief=brief,
+            notes=notes,
+        )
         return asyncio.run(run.run(refunds))
     batch = batch.or_else(_journal_options(kept))
     try:
@@ -178,21 +189,25 @@ def run_batch(
             f"{tally.total:,} refunds are open{new}"
         )
     done = tally.total - tally.open
-    run = BatchRun(output, batch, total=tally.total, done=done, kept=kept)
+    run = BatchRun(output, batch, total=tally.total, done=done, kept=kept, notes=notes)
     return asyncio.run(run.run(refunds))
 
 
 def _collect(
     requests: RefundList, refund_ids: list[str], source: str | None, *, skip_bad: bool
-) -> None:
-    """Add every refund that was given, or refuse."""
+) -> list[str]:
+    """Add every refund that was given, or refuse.
+
+    Returns:
+        What the summary says about lines that are not in the list.
+    """
     try:
-        for each in dict.fromkeys(refund_ids):
+        for each in refund_ids:
             requests.add(CancelRequest(validation.refund_id(each)))
     except ValueError as error:
         refuse(f"{error}; nothing was sent")
     if source is None:
-        return
+        return _duplicates(requests)
     name, bad = display_name(source), 0
 
     def on_bad_line(line: BadLine) -> None:
@@ -212,10 +227,18 @@ def _collect(
             f"{lines} of {name} {'is' if bad == 1 else 'are'} wrong; nothing was sent: "
             "fix them, or leave them out with --skip-bad"
         )
-    if bad:
-        print_error(f"{lines} of {name} skipped")
     if not requests.count:
         refuse(f"{name} holds no ids; nothing was sent")
+    skipped = f"{lines} of {name} {'was' if bad == 1 else 'were'} skipped"
+    return [*([skipped] if bad else []), *_duplicates(requests)]
+
+
+def _duplicates(requests: RefundList) -> list[str]:
+    count = requests.duplicates
+    if not count:
+        return []
+    lines = "1 line names" if count == 1 else f"{count:,} lines name"
+    return [f"{lines} a refund that was given before; each is canceled once"]
 
 
 def open_journal(
@@ -270,7 +293,7 @@ def open_output(
     try:
         output = Output(as_json=written.as_json, path=path, rescue=True)
     except OSError as error:
-        refuse(f"--output {path!r}: {error.strerror}; nothing was sent")
+        refuse(f"--output {path!r}: {os_reason(error)}; nothing was sent")
     stack.callback(output.close)
     return output
 

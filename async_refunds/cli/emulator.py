@@ -12,7 +12,7 @@ import typer
 from async_refunds.emulator import FAULTS, Emulator, Limits
 
 from . import options
-from .output import Output, refuse
+from .output import Output, os_reason, refuse
 
 FAULTS_HELP = (
     "What goes wrong: storm:0.3 (each request, with this probability), "
@@ -85,4 +85,4 @@ def emulator(
     try:
         asyncio.run(run())
     except OSError as error:
-        refuse(f"cannot listen on {host}:{port}: {error.strerror}")
+        refuse(f"cannot listen on {host}:{port}: {os_reason(error)}")

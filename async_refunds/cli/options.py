@@ -6,6 +6,7 @@ the group into an option of the command.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -19,7 +20,7 @@ from .config import BASE_URL
 from .output import OutputLostError, print_error, refuse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 REFUND_HELP = "re_... or pyr_..."
 
@@ -138,6 +139,18 @@ class BatchOptions(OptionGroup, frozen=True, kw_only=True, omit_defaults=True):
             if value is not None
         }
         return msgspec.structs.replace(others, **given)
+
+
+def known(option: str, value: str, values: Iterable[str]) -> None:
+    """Refuse a value that is none of the known ones, and show those."""
+    names = sorted(values)
+    if value not in names:
+        close = difflib.get_close_matches(value, names, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        refuse(
+            f"{option}: {value!r} is unknown{hint}; known are {', '.join(names)}; "
+            "nothing was sent"
+        )
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -39,6 +39,14 @@ class OutputLostError(Exception):
         self.reader_left = reader_left
 
 
+def os_reason(error: OSError) -> str:
+    """Return why a system call failed, in words.
+
+    Not ``os.strerror(error.errno)``: a resolver numbers its errors in its own way.
+    """
+    return error.strerror or str(error) or type(error).__name__
+
+
 def to_stderr(text: str) -> None:
     """Write a line to stderr, before there is an `Output`."""
     typer.echo(printable(text), err=True)
@@ -183,7 +191,7 @@ class Output:
         self.as_table = False
         lost = OutputLostError(
             self._name,
-            error.strerror or "",
+            os_reason(error),
             reader_left=error.errno == errno.EPIPE,
         )
         if not self._rescue:

@@ -1,17 +1,17 @@
 """Read and check the refunds of a file before anything is sent.
 
 A pipe can be read only once, and its last line may be wrong. So the refunds are kept in
-a temporary file until all are checked, and memory does not grow with the list.
+a temporary file until all are checked. Memory does not grow with the list.
 """
 
 from __future__ import annotations
 
 import csv
+import sqlite3
 import sys
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from tempfile import SpooledTemporaryFile
 from typing import TYPE_CHECKING, Self, TypeAlias
 
 import msgspec
@@ -19,6 +19,8 @@ import msgspec
 from async_refunds.protocol import validation
 from async_refunds.protocol.redaction import scrub
 from async_refunds.results import CancelRequest
+
+from .output import os_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
@@ -30,8 +32,6 @@ STDIN = "-"
 # Bytes of a line. An id has up to 255 characters, and CSV has other columns; a file
 # without line ends is no list.
 _LONGEST = 65_536
-# Bytes of the list that stay in memory: about thirty thousand ids.
-_IN_MEMORY = 1_000_000
 # Characters of a header that a message shows: one line.
 _SHOWN = 80
 
@@ -44,6 +44,8 @@ _JSON_LINES = (".jsonl", ".ndjson")
 # read may be in any encoding.
 _UNDECODED = "surrogateescape"
 
+_ADD = "INSERT OR IGNORE INTO refunds (refund_id, account) VALUES (?, ?)"
+
 BadLine: TypeAlias = "tuple[int, str]"
 """The number of a line that is not a refund, and the reason."""
 
@@ -53,9 +55,9 @@ class UnreadableError(Exception):
 
 
 class RefundList:
-    """The refunds to cancel, each checked; many of them are kept on disk.
+    """The refunds to cancel, each once, in the order in which they were added.
 
-    It can be iterated more than once, one time after the other. Close it.
+    They are kept in a temporary file, which SQLite removes. Close the list.
 
     Args:
         account: The connected account of those that name none.
@@ -63,25 +65,38 @@ class RefundList:
 
     def __init__(self, account: str | None = None) -> None:
         self.count = 0
+        self.duplicates = 0
+        """How often a refund was added that is in the list already."""
         self._account = account
-        self._file = SpooledTemporaryFile(  # noqa: SIM115 - closed by __exit__
-            _IN_MEMORY, mode="w+", encoding="ascii"
+        # https://www.sqlite.org/inmemorydb.html#temp_db
+        self._db = sqlite3.connect("", isolation_level=None)
+        self._db.execute("PRAGMA journal_mode = OFF")
+        self._db.execute(
+            "CREATE TABLE refunds (number INTEGER PRIMARY KEY, refund_id, account, "
+            "UNIQUE (refund_id, account))"
         )
+        self._db.execute("BEGIN")
 
     def add(self, request: CancelRequest) -> None:
-        """Add a refund.
+        """Add a refund, unless it is in the list.
 
         Raises:
             OSError: The disk is full.
         """
-        self._file.write(f"{request.refund_id}\t{request.stripe_account or ''}\n")
-        self.count += 1
+        account = request.stripe_account or self._account or ""
+        try:
+            added = self._db.execute(_ADD, (request.refund_id, account)).rowcount
+        except sqlite3.Error as error:
+            raise OSError(f"the temporary file: {error}") from error
+        self.count += added
+        self.duplicates += 1 - added
 
     def __iter__(self) -> Iterator[CancelRequest]:
-        self._file.seek(0)
-        for line in self._file:
-            refund_id, _, account = line.rstrip("\n").partition("\t")
-            yield CancelRequest(refund_id, account or self._account)
+        rows = self._db.execute(
+            "SELECT refund_id, account FROM refunds ORDER BY number"
+        )
+        for refund_id, account in rows:
+            yield CancelRequest(refund_id, account or None)
 
     def __enter__(self) -> Self:
         return self
@@ -92,7 +107,7 @@ class RefundList:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._file.close()
+        self._db.close()
 
 
 def read_list(
@@ -118,7 +133,7 @@ def read_list(
                 else:
                     on_bad_line(entry)
     except OSError as error:
-        raise UnreadableError(f"cannot be read: {error.strerror}") from error
+        raise UnreadableError(f"cannot be read: {os_reason(error)}") from error
 
 
 def display_name(source: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,12 +16,14 @@ from async_refunds.results import CANCELED
 from . import options
 from .batch_run import MAX_ROWS, RESULT_COLUMNS
 from .output import Output, printable, refuse
-from .summary import exit_code, outcome_table, resume_command
+from .summary import IN_FLIGHT, exit_code, outcome_table, resume_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from async_refunds.journal import Record
+
+    from .summary import Outcomes
 
 COLUMNS = (
     *("refund_id", "stripe_account", "outcome", "status", "idempotency_key"),
@@ -60,10 +63,14 @@ def report(
     output = Output(as_json=form.as_json or as_csv)
     try:
         reader = JournalReader(journal)
-        outcomes = reader.tally().outcomes
+        outcomes: Outcomes = Counter(reader.tally().outcomes)
+        going_on = reader.in_use
         if output.as_table:
+            if going_on:
+                _count_in_flight(outcomes, reader)
+                output.say(f"{journal} is in use: its run is going on")
             output.text(outcome_table(outcomes, resume_command(journal, reader.run)))
-            _show_rows(output, reader)
+            _show_rows(output, reader, going_on=going_on)
         elif as_csv:
             for line in _csv_lines(reader.records()):
                 output.raw(line)
@@ -79,11 +86,25 @@ def _row(record: Record) -> dict[str, object]:
     return {name: getattr(record, name) for name in COLUMNS}
 
 
-def _show_rows(output: Output, reader: JournalReader) -> None:
+def _is_in_flight(record: Record) -> bool:
+    """Tell whether a record was sent, or is about to be, and has no result yet."""
+    return record.outcome == "unknown" and record.seconds is None
+
+
+def _count_in_flight(outcomes: Outcomes, reader: JournalReader) -> None:
+    """Count as in flight what a running process has sent, in place of unknown."""
+    count = sum(map(_is_in_flight, reader.records()))
+    outcomes["unknown"] -= count
+    outcomes[IN_FLIGHT] += count
+
+
+def _show_rows(output: Output, reader: JournalReader, *, going_on: bool) -> None:
     """Show the refunds that need attention, up to the limit of a table."""
     shown = 0
     for record in reader.records():
         if record.outcome is None or record.outcome in CANCELED:
+            continue
+        if going_on and _is_in_flight(record):
             continue
         if shown == MAX_ROWS:
             output.say(f"the first {MAX_ROWS} that need attention; --json has all")

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from async_refunds.models import Refund
 
+# https://docs.stripe.com/api/refunds/object#refund_object-status
+STATUSES = ("pending", "requires_action", "succeeded", "failed", "canceled")
+
 REFUND_COLUMNS = ("id", "status", "amount", "currency", "created", "failure_reason")
 
 RETRIEVE_HELP = """Show refunds as they are now.
@@ -81,6 +84,8 @@ def list_(
     form: options.Format,
 ) -> None:
     """List refunds, newest first."""
+    if status is not None:
+        options.known("--status", status, STATUSES)
     output = Output(as_json=form.as_json)
 
     async def read() -> bool:

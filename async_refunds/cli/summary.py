@@ -6,7 +6,7 @@ import shlex
 from collections import Counter
 from typing import TYPE_CHECKING, TypeAlias
 
-from async_refunds.results import CANCELED, CancelOutcome
+from async_refunds.results import CANCELED
 
 from .config import needs_address
 from .output import aligned
@@ -14,17 +14,22 @@ from .output import aligned
 if TYPE_CHECKING:
     from async_refunds.journal import Run
 
-Outcomes: TypeAlias = Counter[CancelOutcome | None]
+Outcomes: TypeAlias = Counter[str | None]
 """The number of refunds of each outcome; ``None`` counts those without a result."""
 
 DONE = 0
 NOT_ALL = 1
 UNKNOWN = 3
+INTERRUPTED = 130
+"""Interrupted with refunds left, as shells number SIGINT; an unknown outcome is 3."""
+
+IN_FLIGHT = "in flight"
+"""Counts the refunds that a running process may be canceling."""
 
 # In the order of the table.
-_ORDER: tuple[CancelOutcome | None, ...] = (
+_ORDER: tuple[str | None, ...] = (
     *("canceled", "already_canceled", "not_cancelable", "failed", "unknown"),
-    None,
+    *(IN_FLIGHT, None),
 )
 
 
@@ -44,13 +49,14 @@ def outcome_table(outcomes: Outcomes, resume: str | None) -> list[str]:
         resume: The command that continues the run, if there is a journal.
     """
     again = f"`{resume}`" if resume else "run the same command again"
-    next_steps: dict[CancelOutcome | None, str] = {
+    next_steps: dict[str | None, str] = {
         "canceled": "",
         "already_canceled": "nothing: canceled before this run asked",
         "not_cancelable": "nothing can be: it is no longer in requires_action",
         "failed": f"not canceled: read the error, fix its cause, then {again}",
         "unknown": f"maybe canceled: {again}; nothing is canceled twice",
-        None: again,
+        IN_FLIGHT: "nothing yet: the run is going on",
+        None: "nothing yet: the run is going on" if outcomes[IN_FLIGHT] else again,
     }
     rows = [
         [outcome or "open", f"{outcomes[outcome]:,}", next_steps[outcome]]

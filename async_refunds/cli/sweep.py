@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 _SPAN = re.compile(r"(\d{1,5})([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
-_CURRENCY = re.compile(r"[a-z]{3}")
 
 # A long search says how far it is after this many refunds: 100 pages.
 _PROGRESS_INTERVAL = 10_000
@@ -120,7 +119,8 @@ returned waits again, long after it was made. So the search goes back 180
 days; --since takes it further, at a request per hundred refunds.
 
 Exit codes: 0 all are canceled, or there is none, 1 some are not, or the answer
-was no, 2 wrong usage, 3 the outcome of some is unknown."""
+was no, 2 wrong usage, 3 the outcome of some is unknown, 130 interrupted with
+refunds left."""
 
 
 @options.with_options
@@ -175,7 +175,7 @@ def sweep(
         except RefundsError as error:
             print_error(f"{error}; nothing was canceled")
             raise typer.Exit(1) from None
-        _show_found(output, found, matches.count)
+        _show_found(output, found, matches.count, limit)
         if dry_run or not matches.count:
             raise typer.Exit(0)
         refunds = config.client(live=connection.live, base_url=connection.base_url)
@@ -231,22 +231,24 @@ def _seconds(option: str, text: str) -> int:
 def _currencies(text: str) -> frozenset[str]:
     names = [each.strip().lower() for each in text.split(",")]
     for each in names:
-        if not _CURRENCY.fullmatch(each):
-            refuse(
-                f"--currency must be three letters each, such as jpy,eur, not "
-                f"{each!r}; nothing was sent"
-            )
+        options.known("--currency", each, money.CURRENCIES)
     return frozenset(names)
 
 
-def _show_found(output: Output, found: Found, matches: int) -> None:
+def _show_found(output: Output, found: Found, matches: int, limit: int | None) -> None:
     output.table(REFUND_COLUMNS)
     if output.as_table and matches > MAX_ROWS:
         output.say(f"the first {MAX_ROWS}; --json has all")
     if not matches:
         output.say(f"0 of {found.seen:,} refunds match; nothing to cancel")
         return
-    output.say(f"{matches:,} of {found.seen:,} refunds match:")
+    if matches == limit:
+        output.say(
+            f"the first {matches:,} that match, after {found.seen:,} refunds; --max "
+            "ended the search:"
+        )
+    else:
+        output.say(f"{matches:,} of {found.seen:,} refunds match:")
     rows = [
         [currency, f"{count:,}", money.in_major_units(found.sums[currency], currency)]
         for currency, count in sorted(found.counts.items())

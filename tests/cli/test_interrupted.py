@@ -44,7 +44,7 @@ async def test_interrupt_lets_what_is_under_way_end_and_accounts_for_the_rest(
             await running.says("no new refund is started")
             gate.open()
             ended = await running.ended()
-    assert ended.code == 1
+    assert ended.code == 130
     told = {line["refund_id"]: line for line in ended.lines}
     assert len(told) == len(ended.lines) == 6
     assert [told[each]["outcome"] for each in ids] == ["canceled"] * 2 + ["failed"] * 4

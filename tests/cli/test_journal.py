@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from typing import TYPE_CHECKING
 
@@ -169,6 +170,38 @@ async def test_interrupt_leaves_the_rest_open_in_the_journal(tmp_path: Path) -> 
     assert resumed.code == 0
     assert emulator.books.cancellations == dict.fromkeys(ids, 1)
     assert all(len(keys(emulator, each)) == 1 for each in ids)
+
+
+async def test_report_of_a_run_that_is_going_on_says_so(tmp_path: Path) -> None:
+    emulator, ids = emulator_of(5)
+    screen = Screen()
+    async with emulator.serve() as behind:
+        gate = Gate(behind)
+        async with gate.serve() as base_url:
+            how = ("--journal", "run.sqlite3", "--concurrency", "2", "--rate", "2000")
+            async with started(
+                *("cancel", *ids, *how, "--base-url", base_url), folder=tmp_path
+            ) as running:
+                await gate.holds(2)
+                async with started(
+                    *("report", "run.sqlite3"),
+                    stdout=screen.terminal,
+                    key=None,
+                    folder=tmp_path,
+                ) as reporting:
+                    reported, shown = await screen.shows(reporting)
+                gate.open()
+                ended = await running.ended()
+    assert reported.code == 1
+    assert reported.err == "run.sqlite3 is in use: its run is going on\n"
+    head, in_flight, *left = shown.splitlines()
+    assert head.split() == ["outcome", "refunds", "what", "to", "do"]
+    assert in_flight.startswith("in flight  ")
+    rows = [re.split("  +", line) for line in (in_flight, *left)]
+    assert sum(int(count) for _, count, _ in rows) == 5
+    assert {step for *_, step in rows} == {"nothing yet: the run is going on"}
+    assert "resume" not in shown
+    assert ended.code == 0
 
 
 async def test_options_are_remembered_and_may_be_given_again(tmp_path: Path) -> None:
@@ -418,7 +451,7 @@ async def test_many_that_were_never_begun_do_not_flood_a_terminal(
             await running.says("no new refund is started")
             gate.open()
             ended, shown = await screen.shows(running)
-    assert ended.code == 1
+    assert ended.code == 130
     assert len(shown.splitlines()) == 300
     assert shown.splitlines()[0] == f"{ids[2]}  failed    interrupted, nothing was sent"
     assert "canceled  2\n" in ended.err
@@ -444,7 +477,7 @@ async def test_interrupted_file_accounts_for_every_line(tmp_path: Path) -> None:
             await running.says("no new refund is started")
             gate.open()
             ended = await running.ended()
-    assert ended.code == 1
+    assert ended.code == 130
     assert [line["refund_id"] for line in ended.lines[2:]] == ids[2:]
     assert {line["refund_id"] for line in ended.lines[:2]} == {*ids[:2]}
     assert len(ended.lines) == 1300

@@ -186,6 +186,39 @@ def test_memory_is_flat_however_long_the_list_is(
     assert peak < 3_000_000  # of a file of 3.4 MB; a list of them takes 20
 
 
+def test_refund_is_in_the_list_once_for_each_account() -> None:
+    with RefundList("acct_1Ours") as requests:
+        for account in (None, "acct_1Ours", "acct_1Them", None):
+            requests.add(CancelRequest("re_1", account))
+        assert list(requests) == [
+            CancelRequest("re_1", "acct_1Ours"),
+            CancelRequest("re_1", "acct_1Them"),
+        ]
+        assert (requests.count, requests.duplicates) == (2, 2)
+
+
+@real
+async def test_list_that_does_not_fit_on_the_disk_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "ids.txt").write_text("".join(f"re_{n:0200}\n" for n in range(30_000)))
+    ended = await run(
+        *("cancel", "--from", "ids.txt"), python=("-c", SMALL_DISK), folder=tmp_path
+    )
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == (
+        "async-refunds: ids.txt cannot be read: the temporary file: disk I/O error; "
+        "nothing was sent\n"
+    )
+
+
+# No file of this process gets larger than 256 KiB.
+SMALL_DISK = """
+import resource, runpy, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (262_144, 262_144))
+runpy.run_module("async_refunds", run_name="__main__", alter_sys=True)
+"""
+
+
 def test_directory_is_no_list(tmp_path: Path, ids: RefundList) -> None:
     with pytest.raises(UnreadableError, match="cannot be read: Is a directory"):
         read_list(str(tmp_path), ids, unexpected)
@@ -239,7 +272,7 @@ async def test_bad_lines_are_skipped_when_told_and_each_is_named(
     tmp_path: Path,
 ) -> None:
     emulator, ids = emulator_of(2)
-    lines = [ids[0], *(f"ch_{number}" for number in range(11)), ids[1]]
+    lines = [ids[0], *(f"ch_{number}" for number in range(11)), ids[1], *ids]
     (tmp_path / "ids.txt").write_text("\n".join(lines))
     async with emulator.serve() as base_url:
         ended = await run(
@@ -249,7 +282,12 @@ async def test_bad_lines_are_skipped_when_told_and_each_is_named(
     assert ended.code == 0
     said = ended.err.splitlines()
     assert [line.split(":")[1] for line in said[:11]] == [str(n) for n in range(2, 13)]
-    assert said[11] == "async-refunds: 11 lines of ids.txt skipped"
+    assert said[11:] == [
+        "outcome   refunds  what to do",
+        "canceled  2",
+        "11 lines of ids.txt were skipped",
+        "2 lines name a refund that was given before; each is canceled once",
+    ]
     assert {line["refund_id"] for line in ended.lines} == set(ids)
     assert emulator.books.cancellations == dict.fromkeys(ids, 1)
 

@@ -114,6 +114,9 @@ async def test_dry_run_shows_them_and_cancels_nothing() -> None:
         "jpy       2        10,000",
     ]
     assert [line["id"] for line in one.lines] == yen[:1]
+    assert one.err.startswith(
+        "the first 1 that match, after 1 refunds; --max ended the search:\n"
+    )
     assert (none.out, none.err) == ("", "0 of 4 refunds match; nothing to cancel\n")
     assert len(shown.splitlines()) == 5
     assert not emulator.books.cancel_requests
@@ -197,7 +200,8 @@ async def test_sweep_that_cannot_be_right_asks_nothing() -> None:
         (*old, "--expiring-within", "3d"): "give --older-than or --expiring-within",
         ("--older-than", "14"): "must be a number with s, m, h, d or w, such as 14d",
         (*old, "--since", "14d"): "--older-than 14d is not within --since 14d",
-        (*old, "--currency", "jpy,yen!"): "three letters each, such as jpy,eur, not",
+        (*old, "--currency", "jpy,yen!"): "--currency: 'yen!' is unknown; known are",
+        (*old, "--currency", "jyp"): "'jyp' is unknown (did you mean jpy?); known are",
         old: "there is no terminal to ask on: add --yes, or --dry-run",
     }
     refused = [CliRunner().invoke(app, ["sweep", *words]) for words in wrong]

@@ -12,6 +12,7 @@ from async_refunds.errors import JournalError
 from async_refunds.results import CancelOutcome  # noqa: TC001 - a struct's field
 
 from .file import connect, refuse, resolved
+from .lock import is_held
 from .schema import OUTCOME, check, explained, stored_run, tally
 
 if TYPE_CHECKING:
@@ -77,6 +78,11 @@ class JournalReader:
     def run(self) -> Run:
         """What it is about."""
         return self._run
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a process is working on the run now."""
+        return is_held(self._place)
 
     def tally(self) -> Tally:
         """Count the items. A million take about half a second."""
