@@ -26,6 +26,7 @@ from .errors import (
 from .models import (
     Attempt,
     BankDestination,
+    CallRecord,
     CardDestination,
     CryptoDestination,
     DestinationDetails,
@@ -70,6 +71,7 @@ __all__ = [
     "Attempt",
     "AuthenticationError",
     "BankDestination",
+    "CallRecord",
     "CancelOutcome",
     "CancelRequest",
     "CancelResult",

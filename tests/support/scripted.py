@@ -105,7 +105,7 @@ class Scripted:
 
     def client(self, **options: Any) -> RefundsClient:  # noqa: ANN401 - passed on
         """Return a client of this server."""
-        return RefundsClient(KEY, base_url=self.url, **options)
+        return RefundsClient(options.pop("api_key", KEY), base_url=self.url, **options)
 
     def say(self, stray: bytes) -> None:
         """Write on every open connection what nobody asked for."""
