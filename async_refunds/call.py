@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from logging import DEBUG
 from time import time
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -29,6 +30,7 @@ from .protocol.error_mapping import error_for, subject
 from .protocol.outcome import Conclusion, conclude, conclude_interrupted, needs_read
 from .protocol.requests import Cause, Response, TransportFailure, settling_read
 from .retry import retrying
+from .telemetry import logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -152,7 +154,8 @@ class Call(msgspec.Struct, eq=False):
     stopped: StopReason | None = None
     """Why no further retry came."""
     in_flight: bool = False
-    """Whether a cancel was handed to the session and its reply is not classified."""
+    """Whether a cancel was handed to the session, and what it did is not accounted for
+    by `maybe_sent` or by a refusal."""
     refused_before: tuple[int, str | None] | None = None
     """Status and code of the last refusal that is not confirmed."""
     key_generation: int = 0
@@ -380,14 +383,10 @@ class Call(msgspec.Struct, eq=False):
                 failure = UNREADABLE
         else:
             failure = reply.cause.value
-        if not result.confirmed:
-            result = self._confirm(result)
-        if is_cancel and (
-            result.outcome is Outcome.AMBIGUOUS or result.outcome is Outcome.DONE
-        ):
-            # Also for a success: an error on its way to the caller must not hide it.
-            self.maybe_sent = True
-        self.in_flight = False
+        if is_cancel and result.value is None:
+            result = self._remember(result)
+        # Also after a success: an error on its way to the caller must not hide it.
+        self.in_flight = is_cancel and result.value is not None
         attempt = Attempt(
             len(self.attempts) + 1,
             request.method,
@@ -407,18 +406,26 @@ class Call(msgspec.Struct, eq=False):
             self.observer.attempt_finished(request, result, attempt)
         if context.on_attempt is not None:
             telemetry.call_hook("on_attempt", context.on_attempt, attempt)
-        telemetry.log_attempt(request, attempt)
+        if logger.isEnabledFor(DEBUG):
+            telemetry.log_attempt(request, attempt)
         return result
 
-    def _confirm(self, refused: Classification[T]) -> Classification[T]:
-        """Believe a refusal that may answer another request if it comes twice."""
-        assert isinstance(refused.reply, Response)  # noqa: S101 - only answers refuse
-        seen = (refused.reply.status, refused.envelope.code)
+    def _remember(self, failed: Classification[T]) -> Classification[T]:
+        """Remember what a failed cancel leaves possible.
+
+        A refusal that may answer another request is believed if it comes twice.
+        """
+        if failed.outcome is Outcome.AMBIGUOUS:
+            self.maybe_sent = True
+        if failed.confirmed:
+            return failed
+        assert isinstance(failed.reply, Response)  # noqa: S101 - only answers refuse
+        seen = (failed.reply.status, failed.envelope.code)
         twice = seen == self.refused_before
         self.refused_before = seen
         if not twice:
-            return refused
-        return msgspec.structs.replace(refused, confirmed=True, retry=False)
+            return failed
+        return msgspec.structs.replace(failed, confirmed=True, retry=False)
 
     def attach_last_response(
         self, refund: Refund, reply: Reply, key: str | None
