@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from async_refunds.client import RefundsClient, watched
 from async_refunds.errors import (
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from async_refunds.journal import Journal
-    from async_refunds.models import Refund
-    from async_refunds.protocol.requests import Reply
+    from async_refunds.models import Attempt, Refund
+    from async_refunds.protocol.classification import Classification
+    from async_refunds.protocol.requests import Reply, Request
     from async_refunds.results import CancelOutcome
 
     from .account_queue import Item
@@ -50,12 +51,13 @@ _BETWEEN_CALLS = RetryPolicy(initial_delay=1.0, max_delay=15.0)
 
 
 class CancelWorker:
-    """How a batch asks for a refund: as often as it takes, within its patience.
+    """Cancels the refunds of a batch, each as often as it takes within its patience.
 
     Args:
         refunds: The client.
-        journal: Where fresh keys are kept.
-        turns: Of this batch; its clock counts.
+        journal: Where new keys are kept.
+        scheduler: Of this batch.
+        clock: The event loop's time, in seconds.
         patience: Seconds for which an open outcome is asked for again.
         timeout: Seconds for each call; ``None`` is the client's own.
         random: Draws from [0, 1).
@@ -65,42 +67,46 @@ class CancelWorker:
         self,
         refunds: RefundsClient,
         journal: Journal,
-        turns: Scheduler,
+        scheduler: Scheduler,
         *,
+        clock: Callable[[], float],
         patience: float,
         timeout: float | None,
         random: Callable[[], float],
     ) -> None:
         self._refunds = refunds
         self._journal = journal
-        self._turns = turns
+        self._scheduler = scheduler
+        self._clock = clock
         self._patience = patience
         self._timeout = timeout
         self._random = random
-        self._began = asyncio.get_running_loop().time()
+        self._began_at = clock()
 
-    async def ask(self, item: Item) -> CancelResult | None:
+    async def process(self, item: Item) -> CancelResult | None:
         """Make one call for an item.
 
         Returns:
-            What became of it, or ``None`` if it is to be asked for again, at the time
-            that the item then has.
+            What became of it, or ``None`` if the scheduler has it back, for another
+            call.
 
         Raises:
             RuntimeError: The client is closed, or of another event loop.
             JournalError: A fresh key could not be kept.
         """
-        if item.lane.refused is not None:
-            return self._refused(item, item.lane.refused)
+        reply = self._scheduler.closed_by(item)
+        if reply is not None:
+            return self._refused(item, reply)
         item.calls += 1
-        refunds = watched(self._refunds, item)
+        hooks = _Hooks(self._scheduler, item)
+        refunds = watched(self._refunds, hooks)
         try:
             if _is_stale(item):
-                item.reading = True
+                hooks.reading = True
                 try:
                     found = await self._found(refunds, item)
                 finally:
-                    item.reading = False
+                    hooks.reading = False
                 if found is not None:
                     return found
             refund = await refunds.cancel(
@@ -112,7 +118,7 @@ class CancelWorker:
         except JournalError:
             raise  # no refund's own: nothing more may be sent
         except RefundsError as error:
-            return self._failed(item, error)
+            return self._failed(item, error, fixed=hooks.fixed)
         return self._result(item, "canceled", refund=refund)
 
     def _refused(self, item: Item, reply: Reply) -> CancelResult:
@@ -122,7 +128,7 @@ class CancelWorker:
             idempotency_key=item.claim.idempotency_key,
             stripe_account=item.claim.stripe_account,
         )
-        if item.ambiguous:
+        if item.maybe_sent:
             error = error_mapping.unsettled(
                 request, reply, None, ambiguous=True, attempts=item.attempts
             )
@@ -132,22 +138,29 @@ class CancelWorker:
         error.idempotency_key = result.idempotency_key
         return result
 
-    def interrupted(self, item: Item) -> CancelResult:
-        """Return the result of an item whose call was not waited for."""
-        error = OutcomeUnknownError(
+    def last_known(self, item: Item, error: BaseException) -> CancelResult | None:
+        """Return the result of an item whose call was broken off.
+
+        Returns:
+            ``None`` if certainly nothing was sent for it.
+        """
+        cancelled = isinstance(error, asyncio.CancelledError)
+        if not item.attempts and not item.maybe_sent and not cancelled:
+            return None
+        if (
+            not cancelled
+            and item.known is not None
+            and item.known.attempts is item.attempts
+        ):
+            return item.known  # nothing was sent since
+        unknown = OutcomeUnknownError(
             f"{item.claim.refund_id} may or may not be canceled: interrupted while it "
             "was asked for",
             refund=None,
             idempotency_key=item.claim.idempotency_key,
             attempts=item.attempts,
         )
-        return self._result(item, "unknown", error=error)
-
-    def last_known(self, item: Item) -> CancelResult:
-        """Return the result of an item whose call broke off by a misuse or a fault."""
-        if item.open is None or item.open.attempts is not item.attempts:
-            return self.interrupted(item)
-        return item.open  # nothing was sent since
+        return self._result(item, "unknown", error=unknown)
 
     async def _found(self, refunds: RefundsClient, item: Item) -> CancelResult | None:
         """Read what a key did that Stripe may have forgotten; ``None``: nothing.
@@ -172,7 +185,7 @@ class CancelWorker:
             ) from error
         if refund.status == "requires_action":
             item.claim = await self._journal.rekey(claim)
-            item.ambiguous = False
+            item.maybe_sent = False
             return None
         if refund.status == "canceled":
             return self._result(item, "canceled", refund=refund)
@@ -192,7 +205,9 @@ class CancelWorker:
             attempts=refund.last_response.attempts,
         )
 
-    def _failed(self, item: Item, error: RefundsError) -> CancelResult | None:
+    def _failed(
+        self, item: Item, error: RefundsError, *, fixed: bool
+    ) -> CancelResult | None:
         if isinstance(error, RefundNotCancelableError):
             if error.refund.status == "canceled":  # as was asked for
                 return self._result(item, "already_canceled", refund=error.refund)
@@ -200,18 +215,18 @@ class CancelWorker:
                 item, "not_cancelable", refund=error.refund, error=error
             )
         if isinstance(error, OutcomeUnknownError):
-            item.ambiguous = True
+            item.maybe_sent = True
             self._notice_silence(item)
             # An answer that is saved and says nothing comes again for a day, and a read
             # that did not settle it has shown why.
-            hopeless = item.fixed and error.refund is not None
+            hopeless = fixed and error.refund is not None
             known = self._result(item, "unknown", refund=error.refund, error=error)
             return known if hopeless else self._again_or(item, known)
         self._notice_silence(item)
         known = self._result(item, "failed", error=error)
         passing = isinstance(error, (APIConnectionError, RateLimitError))
         unread = is_unexplained(error) and _failed_to_read(item)
-        if (passing and not item.fixed) or unread:
+        if (passing and not fixed) or unread:
             return self._again_or(item, known)
         return known
 
@@ -222,27 +237,30 @@ class CancelWorker:
         others would take long, and say the same of each.
         """
         if (
-            not self._turns.heard_from
-            and item.lane.clock() - self._began > _SILENCE
+            not self._scheduler.has_answered
+            and self._clock() - self._began_at > _SILENCE
             and all(attempt.failure in _NOT_THERE for attempt in item.attempts)
         ):
             text = (
                 f"{self._refunds.base_url} cannot be reached, and could not be in all "
                 f"of this run ({item.attempts[-1].failure})"
             )
-            item.lane.refused = TransportFailure(Cause.REFUSED, text, sent=False)
+            self._scheduler.close_account(
+                item, TransportFailure(Cause.REFUSED, text, sent=False)
+            )
 
     def _again_or(self, item: Item, known: CancelResult) -> CancelResult | None:
-        """Set when to ask again, unless its time is over and this is what is known."""
-        now = item.lane.clock()
-        pause = _BETWEEN_CALLS.backoff(item.calls, self._random())
-        item.open, item.not_before = known, now + pause
+        """Put an item back for another call, or return what is known if it is over."""
+        now = self._clock()
+        not_before = now + _BETWEEN_CALLS.backoff(item.calls, self._random())
+        item.known = known
         if (
-            self._turns.stopped
-            or item.lane.refused is not None
-            or item.not_before >= item.began + self._patience
+            self._scheduler.stopped
+            or self._scheduler.closed_by(item) is not None
+            or not_before >= item.began_at + self._patience
         ):
             return known
+        self._scheduler.put_back(item, not_before)
         return None
 
     def _result(
@@ -261,11 +279,44 @@ class CancelWorker:
             refund=refund,
             error=error,
             idempotency_key=(
-                claim.idempotency_key if item.calls or item.ambiguous else None
+                claim.idempotency_key if item.calls or item.maybe_sent else None
             ),
             attempts=item.attempts,
-            seconds=item.lane.clock() - item.began,
+            seconds=self._clock() - item.began_at,
         )
+
+
+class _Hooks:
+    """What one call tells the scheduler, and how it waits."""
+
+    def __init__(self, scheduler: Scheduler, item: Item) -> None:
+        self._scheduler = scheduler
+        self._item = item
+        self.fixed = False
+        self.reading = False
+
+    @property
+    def ambiguous(self) -> bool:
+        return self._item.maybe_sent
+
+    def ended(
+        self, request: Request[Any], advice: Classification[Any], attempt: Attempt
+    ) -> None:
+        item = self._item
+        item.attempts += (attempt,)
+        cancel = request.method == "POST"
+        if cancel:
+            self.fixed = not advice.retry
+        self._scheduler.record_reply(
+            item,
+            request,
+            advice,
+            paced=cancel or self.reading,
+            retry=attempt.slept > 0,
+        )
+
+    async def pause(self, until: float, seconds: float) -> None:
+        await self._scheduler.wait_to_retry(self._item, seconds, until)
 
 
 def _is_stale(item: Item) -> bool:
@@ -276,7 +327,7 @@ def _is_stale(item: Item) -> bool:
     """
     age = time.time() - item.claim.key_created_at
     sent = any(attempt.method == "POST" for attempt in item.attempts)
-    return item.ambiguous and not sent and age > _KEY_SECONDS
+    return item.maybe_sent and not sent and age > _KEY_SECONDS
 
 
 def _failed_to_read(item: Item) -> bool:

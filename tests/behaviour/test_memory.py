@@ -14,7 +14,6 @@ from async_refunds import (
     RetryPolicy,
     cancel_many,
 )
-from async_refunds.batch.account_queue import Item
 from tests.support.batches import KEY, client, emulator
 
 ONCE = RetryPolicy(max_retries=0)
@@ -40,9 +39,9 @@ class Desk:
                 self.last_error = error
 
 
-def items() -> int:
+def errors() -> int:
     gc.collect()
-    return sum(isinstance(each, Item) for each in gc.get_objects())
+    return sum(isinstance(each, RefundsError) for each in gc.get_objects())
 
 
 async def test_who_keeps_an_error_and_has_the_hook_can_still_go() -> None:
@@ -61,7 +60,7 @@ async def test_batch_lets_go_of_what_it_asked_for_again() -> None:
     stripe = emulator()
     ids = stripe.seed_refunds(100)
     stripe.faults.script(*["reset_after", "unsaved_500", "reset_before"] * 100)
-    before = items()
+    before = errors()
     async with client(stripe, retry=ONCE) as refunds:
         asked_again = 0
         async for result in cancel_many(refunds, ids):
@@ -69,4 +68,4 @@ async def test_batch_lets_go_of_what_it_asked_for_again() -> None:
             del result
     assert asked_again > 2
     await asyncio.sleep(1)
-    assert items() == before
+    assert errors() == before
