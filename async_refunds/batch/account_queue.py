@@ -128,9 +128,9 @@ class AccountQueue:
         return self._pace.in_trouble
 
     @property
-    def waiting_to_retry(self) -> list[Item]:
-        """The items that wait for another call."""
-        return [item for _, _, item in self._retry_heap]
+    def waiting(self) -> int:
+        """How many items wait for another call."""
+        return len(self._retry_heap)
 
     @property
     def unsent(self) -> list[Claim]:
@@ -226,6 +226,12 @@ class AccountQueue:
         self._pushed += 1
         heapq.heappush(self._retry_heap, (not_before, self._pushed, item))
         self.release(item)
+
+    def take_waiting(self) -> list[Item]:
+        """Remove and return the items that wait for another call."""
+        taken = [item for _, _, item in self._retry_heap]
+        self._retry_heap.clear()
+        return taken
 
     def release(self, item: Item) -> None:
         """Note that a worker is done with an item."""

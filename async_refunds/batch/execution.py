@@ -7,7 +7,8 @@ import contextlib
 import logging
 import random
 from contextlib import aclosing
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
 
 from async_refunds.errors import JournalError
 from async_refunds.protocol.redaction import scrub
@@ -20,7 +21,7 @@ from .worker import CancelWorker
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import AsyncGenerator, Coroutine
+    from collections.abc import AsyncGenerator, Callable, Coroutine
 
     from async_refunds.client import RefundsClient
     from async_refunds.journal import Journal
@@ -29,11 +30,17 @@ if TYPE_CHECKING:
     from .account_queue import Item
     from .source import Requests
 
+Work: TypeAlias = "Callable[[], Coroutine[object, object, None]]"
+
 logger = logging.getLogger("async_refunds")
 
 # Seconds that calls under way have to end when the caller does not wait for results any
 # more. Stripe answers in one or two.
 _GRACE = 10.0
+
+# How often an essential task that was cancelled from outside starts again. A loop that
+# ends cancels all of its tasks once.
+_RESTARTS = 3
 
 
 class Execution:
@@ -90,7 +97,8 @@ class Execution:
         self._error: BaseException | None = None
         self._calling: set[asyncio.Task[None]] = set()
         self._interrupted = False
-        self._all_recorded = False
+        self._dismissed: asyncio.Task[None] | None = None  # cancelled by us
+        self._restarts = _RESTARTS
 
     @property
     def outcomes(self) -> Counter[str]:
@@ -120,54 +128,63 @@ class Execution:
             Exception: What ended the batch, or broke off the input, after all results.
         """
         self._scheduler.extend(await self._journal.accounts())
-        ending = asyncio.create_task(self._run())
-        ending.add_done_callback(self._end)
+        self._loading = self._start(self._load)
+        self._claiming = self._start(
+            partial(claim_ahead, self._journal, self._scheduler)
+        )
+        self._workers = [self._start(self._work) for _ in range(self._concurrency)]
+        self._recording = self._start(self._recorder.run, essential=True)
+        self._finishing = self._start(self._finish, essential=True)
         try:
             while (result := await self._recorder.take()) is not None:
                 yield result
         finally:
-            await self._drain(ending)
+            await self._drain()
         if self._error is not None:
             raise self._error
 
     # --------------------------------------------------------------------- tasks
 
-    def _start(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        task.add_done_callback(self._look_after)
+    def _start(self, work: Work, *, essential: bool = False) -> asyncio.Task[None]:
+        """Start a task; an essential one goes on also after it was cancelled."""
+        task = asyncio.create_task(work())
+        task.add_done_callback(partial(self._look_after, work if essential else None))
         return task
 
-    def _look_after(self, task: asyncio.Task[None]) -> None:
+    def _look_after(self, essential: Work | None, task: asyncio.Task[None]) -> None:
         """End the batch if a task ends as none should."""
-        if task.cancelled():
-            self._abort(RuntimeError("a task of the batch was cancelled from outside"))
-        elif (error := task.exception()) is not None:
-            self._abort(error)
+        if not task.cancelled():
+            if (error := task.exception()) is not None:
+                self._abort(error)
+        elif task is not self._dismissed:
+            self._abort_cancelled()
+            if essential is not None and self._restarts:
+                self._restarts -= 1
+                again = self._start(essential, essential=True)
+                if task is self._recording:
+                    self._recording = again
+                else:
+                    self._finishing = again
+                return
+        if task is self._finishing:
+            self._recorder.close()
 
-    async def _run(self) -> None:
-        """Start the tasks, and see each kind to its end."""
-        loading = self._start(self._load())
-        claiming = self._start(claim_ahead(self._journal, self._scheduler))
-        recording = self._start(self._recorder.run())
-        workers = [self._start(self._work()) for _ in range(self._concurrency)]
-        await asyncio.wait(workers)
+    async def _finish(self) -> None:
+        """See the workers to their end, then record and give back what they leave."""
+        await asyncio.wait(self._workers)
         self._scheduler.stop()
-        loading.remove_done_callback(self._look_after)
-        loading.cancel()
-        await asyncio.wait([loading, claiming], timeout=_GRACE)
-        for item in self._scheduler.unfinished():
+        self._dismissed = self._loading
+        self._loading.cancel()
+        await asyncio.wait([self._loading, self._claiming], timeout=_GRACE)
+        for item in self._scheduler.take_unfinished():
             assert item.known is not None  # noqa: S101 - a call was made for it
             self._recorder.record(item.claim, item.known)
         self._recorder.finish()
-        await asyncio.wait([recording])
-        self._all_recorded = not self._recorder.unrecorded()
+        while not self._recording.done():
+            await asyncio.wait([self._recording])
         unsent = self._scheduler.unsent()
         if unsent and not isinstance(self._error, JournalError):
             await self._journal.give_back(unsent)
-
-    def _end(self, ending: asyncio.Task[None]) -> None:
-        self._look_after(ending)
-        self._recorder.close()
 
     async def _load(self) -> None:
         """Read the input into the journal, which makes it wait for room."""
@@ -228,19 +245,24 @@ class Execution:
         self._note(error, "the batch ends, and nothing more is sent")
         self.interrupt()
 
+    def _abort_cancelled(self) -> None:
+        if self._error is None:  # else it is known why: often all tasks are cancelled
+            self._abort(RuntimeError("a task of the batch was cancelled from outside"))
+        self.interrupt()
+
     def _note(self, error: BaseException, what: str) -> None:
         # Also in the log: a caller that stopped iterating does not see the exception.
         _log(logging.ERROR, "%s: %s", what, scrub(str(error)))
         if self._error is None:
-            self._error = error
+            self._error = source.presentable(error)
 
-    async def _drain(self, ending: asyncio.Task[None]) -> None:
+    async def _drain(self) -> None:
         """Wait until nothing is under way, and log what the caller does not take."""
         self.stop()
         giving_up = asyncio.get_running_loop().call_later(_GRACE, self.interrupt)
         cancelled: asyncio.CancelledError | None = None
         try:
-            while not ending.done() or self._recorder.has_recorded:
+            while not self._finishing.done() or self._recorder.has_recorded:
                 try:
                     result = await self._recorder.take()
                 except asyncio.CancelledError as error:
@@ -253,12 +275,11 @@ class Execution:
                         self._log_result(result)
         finally:
             giving_up.cancel()
-            if not self._all_recorded:
-                # The journal failed, or the loop itself ends, and our tasks first.
-                known = [item.known for item in self._scheduler.unfinished()]
-                for result in [*self._recorder.unrecorded(), *known]:
-                    if result is not None:
-                        self._log_result(result)
+            # The journal failed, or the loop itself ends, and our tasks first.
+            known = [item.known for item in self._scheduler.take_unfinished()]
+            for result in [*self._recorder.unrecorded(), *known]:
+                if result is not None:
+                    self._log_result(result)
         if cancelled is not None:
             raise cancelled
 

@@ -109,17 +109,17 @@ class Scheduler:
         busy = [queue for queue in queues if queue.busy]
         return Figures(
             under_way=self._checked_out,
-            waiting=sum(len(queue.waiting_to_retry) for queue in queues),
+            waiting=sum(queue.waiting for queue in queues),
             requests=self._requests,
             retries=self._retries,
             rate=sum(queue.rate for queue in busy),
             in_trouble=any(queue.in_trouble for queue in busy),
         )
 
-    def unfinished(self) -> list[Item]:
-        """Return the items that wait for another call."""
+    def take_unfinished(self) -> list[Item]:
+        """Remove and return the items that wait for another call."""
         return [
-            item for queue in self._queues.values() for item in queue.waiting_to_retry
+            item for queue in self._queues.values() for item in queue.take_waiting()
         ]
 
     def unsent(self) -> list[Claim]:

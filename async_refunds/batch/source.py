@@ -53,7 +53,7 @@ async def read_chunks(requests: Requests) -> AsyncGenerator[Chunk]:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # noqa: BLE001 - the input's own
-        yield Chunk([], _presentable(error))
+        yield Chunk([], presentable(error))
         return
     while True:
         chunk = _read_some(source)
@@ -73,7 +73,7 @@ def _read_some(source: Iterator[str | CancelRequest]) -> Chunk:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # noqa: BLE001 - the input's own
-        return Chunk(requests, _presentable(error))
+        return Chunk(requests, presentable(error))
     return Chunk(requests)
 
 
@@ -111,15 +111,15 @@ async def _read_async(
                 yield chunk
         error = asyncio.CancelledError() if reading.cancelled() else reading.exception()
         if error is not None:
-            yield Chunk([], _presentable(error))
+            yield Chunk([], presentable(error))
     finally:
         reading.cancel()
         # An input that swallows its cancellation is left behind.
         await asyncio.wait([reading], timeout=_PATIENCE)
 
 
-def _presentable(error: BaseException) -> BaseException:
-    """Return the error of an input as one that means nothing else to our caller.
+def presentable(error: BaseException) -> BaseException:
+    """Return an error of the caller's code as one that means nothing else to asyncio.
 
     A CancelledError or a GeneratorExit would pass for the end of the caller's own task
     or of our generator.
@@ -128,7 +128,7 @@ def _presentable(error: BaseException) -> BaseException:
         return error
     cancelled = isinstance(error, asyncio.CancelledError)
     shown = RuntimeError(
-        "the input was cancelled" if cancelled else "the input raised GeneratorExit"
+        "the input was cancelled" if cancelled else "GeneratorExit was raised"
     )
     shown.__cause__ = error
     return shown
