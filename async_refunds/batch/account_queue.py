@@ -30,6 +30,15 @@ if TYPE_CHECKING:
 # not the request's. 424: something that Stripe depends on failed.
 _OUTAGE = frozenset({408, 424})
 
+# Statuses below 500 that say nothing about a key: timed out, limited, or forbidden by a
+# proxy.
+_NO_WORD = frozenset({401, 403, 408, 429})
+
+# Refusals in a row of the key (of different calls) or of its permissions (of different
+# refunds), with no other answer between, before the account is closed. One may concern
+# the refund alone; after several every further request is wasted.
+_EVIDENCE = 3
+
 # Claims held ahead for one account: a commit of the journal serves so many.
 _PAGE = 100
 
@@ -86,6 +95,7 @@ class AccountQueue:
         self._checked_out = 0  # items that a worker has
         self._under_way = 0  # calls that are not between two attempts
         self._closed_by: Reply | None = None
+        self._refused: set[tuple[int, int]] = set()  # since a cancel was not refused
         self._has_answered = False
         self._slot_line = asyncio.Lock()  # first come, first served
         self._retrying = 0  # calls that wait for a slot
@@ -286,8 +296,23 @@ class AccountQueue:
             self._has_answered = True
             if isinstance(self._closed_by, TransportFailure):
                 self._closed_by = None  # the service can be reached after all
-            if _refuses_key(reply, cancel=cancel):
+            self._judge_key(item, reply, cancel=cancel)
+
+    def _judge_key(self, item: Item, reply: Response, *, cancel: bool) -> None:
+        """Close the account once there is evidence that the key is no good for it.
+
+        A key may be good for cancels and not for reads. Only Stripe can refuse it: a
+        page of a proxy says nothing about keys.
+        """
+        unauthorized = reply.status == 401  # noqa: PLR2004 - Unauthorized
+        forbids = unauthorized or (reply.status == 403 and cancel)  # noqa: PLR2004 - Forbidden
+        if forbids and error_mapping.envelope(reply).type is not None:
+            # A 403 may always concern this refund, a 401 says something each time.
+            self._refused.add((item.claim.number, item.calls if unauthorized else 0))
+            if len(self._refused) >= _EVIDENCE:
                 self.close(reply)
+        elif cancel and reply.status < 500 and reply.status not in _NO_WORD:  # noqa: PLR2004 - server errors
+            self._refused.clear()
 
     async def wait_to_retry(self, item: Item, seconds: float, until: float) -> None:
         """Sleep before a retry of a call, then wait for its slot, not beyond a time."""
@@ -355,17 +380,6 @@ async def event_or(event: asyncio.Event, seconds: float) -> None:
         await event.wait()
     finally:
         timer.cancel()
-
-
-def _refuses_key(response: Response, *, cancel: bool) -> bool:
-    """Tell whether the key is no good for the account, whatever the refund.
-
-    A key may be good for cancels and not for reads. Only Stripe can say so: a page of
-    a proxy says nothing about keys.
-    """
-    return (
-        response.status == 401 or (response.status == 403 and cancel)  # noqa: PLR2004 - Unauthorized, Forbidden
-    ) and error_mapping.envelope(response).type is not None
 
 
 def _is_outage(classification: Classification[Any]) -> bool:
