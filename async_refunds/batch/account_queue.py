@@ -12,8 +12,13 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from async_refunds.protocol import error_mapping
-from async_refunds.protocol.classification import Classification, Outcome
+from async_refunds.protocol.classification import (
+    Classification,
+    Limit,
+    Outcome,
+    decode_or_none,
+    is_from_stripe,
+)
 from async_refunds.protocol.requests import Response, TransportFailure
 
 if TYPE_CHECKING:
@@ -21,7 +26,7 @@ if TYPE_CHECKING:
 
     from async_refunds.journal import Claim
     from async_refunds.models import Attempt
-    from async_refunds.protocol.requests import Reply, Request
+    from async_refunds.protocol.requests import Request
     from async_refunds.results import CancelResult
 
     from .rate_control import RateController
@@ -29,10 +34,6 @@ if TYPE_CHECKING:
 # Statuses below 500 by which Stripe, or a proxy before it, reports its own failure and
 # not the request's. 424: something that Stripe depends on failed.
 _OUTAGE = frozenset({408, 424})
-
-# Statuses below 500 that say nothing about a key: timed out, limited, or forbidden by a
-# proxy.
-_NO_WORD = frozenset({401, 403, 408, 429})
 
 # Refusals in a row of the key (of different calls) or of its permissions (of different
 # refunds), with no other answer between, before the account is closed. One may concern
@@ -51,7 +52,15 @@ class Item:
         began_at: On the event loop's clock, when its first call may begin.
     """
 
-    __slots__ = ("attempts", "began_at", "calls", "claim", "known", "maybe_sent")
+    __slots__ = (
+        "attempts",
+        "began_at",
+        "calls",
+        "claim",
+        "in_call",
+        "known",
+        "maybe_sent",
+    )
 
     def __init__(self, claim: Claim, began_at: float) -> None:
         self.claim = claim
@@ -62,8 +71,23 @@ class Item:
         """How many calls were begun."""
         self.maybe_sent = claim.maybe_sent
         """Whether a request with the claim's key may have landed."""
+        self.in_call = False
+        """Whether a call began, and has not come to its conclusion."""
         self.known: CancelResult | None = None
         """Its result if no call follows the last one."""
+
+
+class _Endpoint:
+    """What Stripe limits together: the cancels of an account, or its reads."""
+
+    __slots__ = ("line", "pace", "waiting")
+
+    def __init__(self, pace: RateController) -> None:
+        self.pace = pace
+        self.line = asyncio.Lock()
+        """First come, first served."""
+        self.waiting = 0
+        """How many stand in line."""
 
 
 class AccountQueue:
@@ -71,7 +95,7 @@ class AccountQueue:
 
     Args:
         account: ``acct_...``, or ``None`` for the key's own.
-        pace: Of this account.
+        new_pace: Makes the pace of one endpoint.
         clock: The event loop's time, in seconds.
         changed: Called when an item may go out sooner than `next_at` said.
     """
@@ -79,12 +103,13 @@ class AccountQueue:
     def __init__(
         self,
         account: str | None,
-        pace: RateController,
+        new_pace: Callable[[], RateController],
         clock: Callable[[], float],
         changed: Callable[[AccountQueue], object],
     ) -> None:
         self.account = account
-        self._pace = pace
+        self._cancels = _Endpoint(new_pace())
+        self._reads = _Endpoint(new_pace())
         self._clock = clock
         self._changed = changed
         self._pending: deque[Claim] = deque()
@@ -94,11 +119,9 @@ class AccountQueue:
         self._version = 0  # how often the journal got more of it
         self._checked_out = 0  # items that a worker has
         self._under_way = 0  # calls that are not between two attempts
-        self._closed_by: Reply | None = None
+        self._closed_by: Classification[Any] | None = None
         self._refused: set[tuple[int, int]] = set()  # since a cancel was not refused
         self._has_answered = False
-        self._slot_line = asyncio.Lock()  # first come, first served
-        self._retrying = 0  # calls that wait for a slot
         self._retry_lock = asyncio.Lock()
         self._lock_holder: Item | None = None
         self._lock_waiting = 0
@@ -113,7 +136,7 @@ class AccountQueue:
         return self._has_answered
 
     @property
-    def closed_by(self) -> Reply | None:
+    def closed_by(self) -> Classification[Any] | None:
         """The reply after which nothing of this account can be canceled any more."""
         return self._closed_by
 
@@ -129,13 +152,13 @@ class AccountQueue:
 
     @property
     def rate(self) -> float:
-        """Requests a second that its pace allows now."""
-        return self._pace.rate
+        """Cancels a second that its pace allows now."""
+        return self._cancels.pace.rate
 
     @property
     def in_trouble(self) -> bool:
-        """Whether its pace is down because Stripe fails."""
-        return self._pace.in_trouble
+        """Whether a pace of it is down because Stripe fails."""
+        return self._cancels.pace.in_trouble or self._reads.pace.in_trouble
 
     @property
     def waiting(self) -> int:
@@ -166,7 +189,7 @@ class AccountQueue:
         """
         if self._exhausted or self._pending:
             return 0
-        return max(1, min(_PAGE, most, int(self._pace.rate)))
+        return max(1, min(_PAGE, most, int(self._cancels.pace.rate)))
 
     @property
     def version(self) -> int:
@@ -206,13 +229,15 @@ class AccountQueue:
         if self._closed_by is not None:
             return -math.inf
         if (
-            self._under_way >= self._pace.concurrency
+            self._under_way >= self._cancels.pace.concurrency
             or self._checked_out >= share
             or self._lock_waiting  # retries go before new items
-            or self._retrying
+            or self._cancels.waiting
         ):
             return math.inf
-        return max(self._pace.free_at, -math.inf if fresh else self._retry_heap[0][0])
+        return max(
+            self._cancels.pace.free_at, -math.inf if fresh else self._retry_heap[0][0]
+        )
 
     def check_out(self, now: float) -> Item:
         """Give out the item whose turn it is, which `next_at` says there is."""
@@ -228,7 +253,7 @@ class AccountQueue:
         self._checked_out += 1
         self._under_way += 1
         if self._closed_by is None:
-            self._pace.reserve(now)
+            self._cancels.pace.reserve(now)
         return item
 
     def put_back(self, item: Item, not_before: float) -> None:
@@ -252,7 +277,7 @@ class AccountQueue:
         self._checked_out -= 1
         self._leave()
 
-    def close(self, reply: Reply) -> None:
+    def close(self, reply: Classification[Any]) -> None:
         """Cancel nothing of this account any more, because of this reply."""
         self._closed_by = reply
         self.notify()
@@ -260,12 +285,7 @@ class AccountQueue:
     # ------------------------------------------------------------------- replies
 
     def record_reply(
-        self,
-        item: Item,
-        request: Request[Any],
-        classification: Classification[Any],
-        *,
-        paced: bool,
+        self, item: Item, request: Request[Any], classification: Classification[Any]
     ) -> None:
         """Learn from an attempt.
 
@@ -273,62 +293,96 @@ class AccountQueue:
             item: Whose attempt it was.
             request: What was asked.
             classification: What came of it.
-            paced: Whether the attempt had a slot. Of others, such as the reads that
-                settle a cancel, only what goes wrong counts.
         """
-        reply, now = classification.reply, self._clock()
+        now, limit = self._clock(), classification.limit
         cancel = request.method == "POST"
-        limit = error_mapping.limited_by(reply)
-        if limit is error_mapping.Limit.RATE:
-            self._pace.on_rate_limit(now)
+        endpoint = self._cancels if cancel else self._reads
+        limited = (
+            (self._cancels, self._reads)
+            if classification.limits_account
+            else (endpoint,)
+        )
+        if limit is Limit.RATE:
+            for each in limited:
+                each.pace.on_rate_limit(now)
         elif limit is not None:
-            self._pace.on_concurrency_limit(now, self._under_way)
-        elif _is_outage(classification):
-            self._pace.on_failure(now)
-        elif paced:
-            self._pace.on_success(now)
+            for each in limited:
+                each.pace.on_concurrency_limit(now, self._under_way)
+        elif _is_outage(request, classification):
+            endpoint.pace.on_failure(now)
+        else:
+            endpoint.pace.on_success(now)
             self.notify()
-        if cancel and limit is error_mapping.Limit.LOCK:
+        if cancel and limit is Limit.LOCK:
             self._locked.add(item)
         elif cancel:
             self._locked.discard(item)
+        reply = classification.reply
         if isinstance(reply, Response):
             self._has_answered = True
-            if isinstance(self._closed_by, TransportFailure):
+            if self._closed_by is not None and not self._closed_by.was_sent:
                 self._closed_by = None  # the service can be reached after all
-            self._judge_key(item, reply, cancel=cancel)
+            self._judge_key(item, reply, classification, cancel=cancel)
 
-    def _judge_key(self, item: Item, reply: Response, *, cancel: bool) -> None:
+    def _judge_key(
+        self,
+        item: Item,
+        reply: Response,
+        classification: Classification[Any],
+        *,
+        cancel: bool,
+    ) -> None:
         """Close the account once there is evidence that the key is no good for it.
 
         A key may be good for cancels and not for reads. Only Stripe can refuse it: a
         page of a proxy says nothing about keys.
         """
         unauthorized = reply.status == 401  # noqa: PLR2004 - Unauthorized
-        forbids = unauthorized or (reply.status == 403 and cancel)  # noqa: PLR2004 - Forbidden
-        if forbids and error_mapping.envelope(reply).type is not None:
+        forbidden = unauthorized or (cancel and reply.status == 403)  # noqa: PLR2004 - Forbidden
+        if classification.outcome is Outcome.REFUSED and forbidden:
+            if not classification.confirmed or not is_from_stripe(
+                reply, classification.envelope
+            ):
+                return
             # A 403 may always concern this refund, a 401 says something each time.
             self._refused.add((item.claim.number, item.calls if unauthorized else 0))
             if len(self._refused) >= _EVIDENCE:
-                self.close(reply)
-        elif cancel and reply.status < 500 and reply.status not in _NO_WORD:  # noqa: PLR2004 - server errors
+                self.close(classification)
+        elif cancel and not classification.limit and _is_word(classification):
             self._refused.clear()
 
-    async def wait_to_retry(self, item: Item, seconds: float, until: float) -> None:
-        """Sleep before a retry of a call, then wait for its slot, not beyond a time."""
+    async def wait_for_slot(
+        self, item: Item, request: Request[Any], seconds: float, until: float
+    ) -> bool:
+        """Sleep, then wait until the pace lets a request of a call out.
+
+        Args:
+            item: Whose call it is.
+            request: A retry, or a read that has a slot of its own.
+            seconds: At least so long.
+            until: On the event loop's clock; a slot that is free is taken also later.
+
+        Returns:
+            Whether it may go out. If not, it was not its turn in time.
+        """
+        cancel = request.method == "POST"
+        endpoint = self._cancels if cancel else self._reads
+        if seconds and self._clock() + seconds > until:
+            return False
         self._leave()
         try:
             await asyncio.sleep(seconds)
             async with asyncio.timeout_at(until):
-                if item in self._locked and self._lock_holder is not item:
+                if cancel and item in self._locked and self._lock_holder is not item:
                     await self._acquire_retry_lock(item)
                 # A service that never answered has no pace to keep to.
                 if self._has_answered:
-                    await self._acquire_slot()
+                    await self._acquire_slot(endpoint)
         except TimeoutError:
-            pass  # the call finds its time over
+            return False
         finally:
             self._under_way += 1
+        return True
 
     async def _acquire_retry_lock(self, item: Item) -> None:
         """Wait to be the only one that retries after another request held its charge.
@@ -342,23 +396,23 @@ class AccountQueue:
         finally:
             self._lock_waiting -= 1
 
-    async def _acquire_slot(self) -> None:
+    async def _acquire_slot(self, endpoint: _Endpoint) -> None:
         """Wait in line until the pace lets one more request out, and take its slot."""
-        self._retrying += 1
+        endpoint.waiting += 1
         try:
-            async with self._slot_line:
-                while (wait := self._seconds_to_slot()) > 0:
+            async with endpoint.line:
+                while (wait := self._seconds_to_slot(endpoint.pace)) > 0:
                     self._moved.clear()
                     await event_or(self._moved, wait)
-                self._pace.reserve(self._clock())
+                endpoint.pace.reserve(self._clock())
         finally:
-            self._retrying -= 1
+            endpoint.waiting -= 1
             self.notify()
 
-    def _seconds_to_slot(self) -> float:
-        if self._under_way >= self._pace.concurrency:
+    def _seconds_to_slot(self, pace: RateController) -> float:
+        if self._under_way >= pace.concurrency:
             return math.inf
-        return self._pace.free_at - self._clock()
+        return pace.free_at - self._clock()
 
     def _leave(self) -> None:
         self._under_way -= 1
@@ -382,11 +436,22 @@ async def event_or(event: asyncio.Event, seconds: float) -> None:
         timer.cancel()
 
 
-def _is_outage(classification: Classification[Any]) -> bool:
-    """Tell whether the service failed, rather than refused."""
+def _is_word(classification: Classification[Any]) -> bool:
+    """Tell whether Stripe itself decided about the request."""
+    return classification.outcome is Outcome.DONE or (
+        classification.outcome is Outcome.REFUSED and classification.confirmed
+    )
+
+
+def _is_outage(request: Request[Any], classification: Classification[Any]) -> bool:
+    """Tell whether the service failed, rather than refused.
+
+    A good status with a readable body about another refund, or in another state, is
+    wrong, but no outage.
+    """
     reply = classification.reply
     if isinstance(reply, TransportFailure):
         return True
-    if classification.outcome is not Outcome.AMBIGUOUS:
-        return False
-    return reply.status >= 500 or reply.status < 300 or reply.status in _OUTAGE  # noqa: PLR2004 - HTTP's classes
+    if classification.outcome is Outcome.AMBIGUOUS and reply.status < 300:  # noqa: PLR2004 - HTTP's successes
+        return decode_or_none(request.decoder, reply.body) is None
+    return reply.status >= 500 or reply.status in _OUTAGE  # noqa: PLR2004 - server errors

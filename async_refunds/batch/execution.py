@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
@@ -92,7 +91,6 @@ class Execution:
             clock=clock,
             patience=patience,
             timeout=timeout,
-            random=random.random,
         )
         self._error: BaseException | None = None
         self._calling: set[asyncio.Task[None]] = set()
@@ -223,7 +221,7 @@ class Execution:
             result = await self._worker.process(item)
         except BaseException as error:
             # What is known of the item is kept, whatever ended its call.
-            known = self._worker.last_known(item, error)
+            known = self._worker.last_known(item)
             if known is None:
                 self._scheduler.return_claim(item)
             else:

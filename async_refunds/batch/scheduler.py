@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from async_refunds.journal import Claim, Journal
     from async_refunds.protocol.classification import Classification
-    from async_refunds.protocol.requests import Reply, Request
+    from async_refunds.protocol.requests import Request
 
     from .rate_control import RateController
 
@@ -60,7 +60,7 @@ class Scheduler:
     """Gives out items, each account's at its own pace.
 
     Args:
-        new_pace: Makes the pace of an account.
+        new_pace: Makes the pace of one endpoint of an account.
         clock: The event loop's time, in seconds.
         workers: How many ask for items. With so many items of one account that wait
             for another call, no new one of it begins.
@@ -134,7 +134,7 @@ class Scheduler:
             queue = self._queues.get(account)
             if queue is None:
                 queue = AccountQueue(
-                    account, self._new_pace(), self._clock, self._queue_changed
+                    account, self._new_pace, self._clock, self._queue_changed
                 )
                 self._queues[account] = queue
                 self._scheduled_at[account] = math.inf
@@ -217,11 +217,11 @@ class Scheduler:
         self._queue_of(item).return_claim(item)
         self.release(item)
 
-    def closed_by(self, item: Item) -> Reply | None:
+    def closed_by(self, item: Item) -> Classification[Any] | None:
         """Return the reply after which nothing of its account can be canceled."""
         return self._queue_of(item).closed_by
 
-    def close_account(self, item: Item, reply: Reply) -> None:
+    def close_account(self, item: Item, reply: Classification[Any]) -> None:
         """Cancel nothing more of the item's account, because of this reply."""
         self._queue_of(item).close(reply)
 
@@ -233,17 +233,19 @@ class Scheduler:
         request: Request[Any],
         classification: Classification[Any],
         *,
-        paced: bool,
         retry: bool,
     ) -> None:
         """Learn from an attempt; see `AccountQueue.record_reply`."""
         self._requests += 1
         self._retries += retry
-        self._queue_of(item).record_reply(item, request, classification, paced=paced)
+        self._queue_of(item).record_reply(item, request, classification)
 
-    async def wait_to_retry(self, item: Item, seconds: float, until: float) -> None:
-        """Sleep before a retry of a call, then wait for its slot, not beyond a time."""
-        await self._queue_of(item).wait_to_retry(item, seconds, until)
+    async def wait_for_slot(
+        self, item: Item, request: Request[Any], seconds: float, until: float
+    ) -> bool:
+        """Wait until a request may go out; see `AccountQueue.wait_for_slot`."""
+        queue = self._queue_of(item)
+        return await queue.wait_for_slot(item, request, seconds, until)
 
     # ------------------------------------------------------------------ the heap
 

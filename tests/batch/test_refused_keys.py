@@ -9,7 +9,7 @@ import pytest
 from async_refunds import PermissionDeniedError, RefundsClient
 from tests.support.answering import answering, canceled
 from tests.support.batches import KEY, canceled_many
-from tests.support.scripted import answer, error_json
+from tests.support.scripted import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -29,7 +29,7 @@ class Books:
         assert method == "POST"
         self.asked.append(refund_id)
         if refund_id in self.refused:
-            return answer(self.status, error_json())
+            return refusal(self.status)
         return canceled(refund_id)
 
 
@@ -70,7 +70,7 @@ async def test_refusals_of_one_refund_again_and_again_are_no_evidence() -> None:
     def respond(method: str, refund_id: str) -> bytes:
         if books.respond(method, refund_id).startswith(b"HTTP/1.1 403"):
             headers = {"Stripe-Should-Retry": "true"}
-            return answer(403, error_json(), headers=headers)
+            return refusal(403, headers)
         return canceled(refund_id)
 
     async with (

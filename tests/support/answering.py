@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from tests.support.scripted import answer, refund_json
+from tests.support.scripted import ECHO, answer, refund_json
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -32,7 +33,10 @@ async def answering(respond: Callable[[str, str], bytes]) -> AsyncGenerator[str]
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
                 method, path, _ = head.split(" ", 2)
-                writer.write(respond(method, path.split("/")[3]))
+                key = re.search("idempotency-key: (.*)", head, re.IGNORECASE)
+                act = respond(method, path.split("/")[3])
+                echoed = key[1].strip().encode() if key else b""
+                writer.write(act.replace(ECHO.encode(), echoed))
         except (ConnectionError, asyncio.IncompleteReadError):
             pass  # the client hung up
         finally:
