@@ -1,4 +1,4 @@
-"""How far a batch is: a live bar on a terminal, or else a plain line now and then."""
+"""How far a batch is: a progress bar on a terminal, otherwise a line now and then."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ if TYPE_CHECKING:
 
     from .output import Output
 
-# Seconds. A bar that moves, and lines that a log of a long night can hold.
-_BAR_EVERY = 0.2
-_LINE_EVERY = 10.0
-# Seconds over which the speed is taken: it follows the pace, and does not flicker.
+# Seconds between two updates: of a bar that moves, and of a log that lasts a night.
+_BAR_INTERVAL = 0.2
+_LINE_INTERVAL = 10.0
+# Seconds over which the speed is measured: it follows the pace without flickering.
 _WINDOW = 30.0
 
-TROUBLE = "Stripe is in trouble, so it goes slowly"
+TROUBLE = "Stripe is failing, so the pace is low"
 
 
-class Watch:
-    """Shows a person how far a batch is.
+class ProgressDisplay:
+    """Shows how far a batch is.
 
     Args:
-        output: Its stderr, and whether results appear on the same screen.
-        progress: Tells how far the batch is.
-        total: How many refunds there are.
-        done: How many of them were settled before.
-        clock: Seconds.
+        output: Its stderr is used. If it writes JSON to the same terminal, no bar is
+            drawn: the two would mix.
+        progress: Returns the progress of the batch.
+        total: The number of refunds.
+        done: The number of them that were settled before.
+        clock: Returns seconds.
     """
 
     def __init__(
@@ -54,14 +55,13 @@ class Watch:
         self._clock = clock
         self._seen: deque[tuple[float, int]] = deque([(clock(), done)])
         self._bar: Bar | None = None
-        # JSON on the same screen would tear the bar to pieces.
-        json_there = output.to_terminal and not output.as_table
-        if output.people.is_terminal and not json_there:
+        json_on_terminal = output.on_terminal and not output.as_table
+        if output.stderr.is_terminal and not json_on_terminal:
             self._bar = Bar(
                 TextColumn("canceling"),
                 BarColumn(bar_width=20),
                 TextColumn("{task.description}"),
-                console=output.people,
+                console=output.stderr,
                 transient=True,
                 auto_refresh=False,
                 redirect_stdout=False,
@@ -71,7 +71,7 @@ class Watch:
 
     @asynccontextmanager
     async def shown(self) -> AsyncGenerator[None]:
-        """Show it until the end of the block."""
+        """Show the progress until the end of the block."""
         self._start()
         ticking = asyncio.create_task(self._tick())
         try:
@@ -80,12 +80,12 @@ class Watch:
             ticking.cancel()
             await asyncio.wait([ticking])
             if self._bar is not None:
-                self._show()
+                self._update()
                 self._stop()
 
     @contextmanager
-    def aside(self) -> Generator[None]:
-        """Make room on the screen for lines that stay."""
+    def hidden(self) -> Generator[None]:
+        """Take the bar off the screen while other lines are written."""
         self._stop()
         try:
             yield
@@ -93,12 +93,12 @@ class Watch:
             self._start()
 
     async def _tick(self) -> None:
-        every = _LINE_EVERY if self._bar is None else _BAR_EVERY
+        interval = _LINE_INTERVAL if self._bar is None else _BAR_INTERVAL
         while True:
-            await asyncio.sleep(every)
-            self._show()
+            await asyncio.sleep(interval)
+            self._update()
 
-    def _show(self) -> None:
+    def _update(self) -> None:
         progress = self._progress()
         now = self._clock()
         done = self._before + progress.outcomes.total()
@@ -107,38 +107,38 @@ class Watch:
         since, then = self._seen[0]
         speed = (done - then) / max(now - since, 1e-9)
         self._seen.append((now, done))
-        line = told(progress, done=done, total=self._total, speed=speed)
+        line = progress_line(progress, done=done, total=self._total, speed=speed)
         if self._bar is None:
             self._output.say(line)
         else:
             self._bar.update(self._task, completed=done, description=line)
-            with self._output.for_people():
+            with self._output.stderr_may_break():
                 self._bar.refresh()
 
     def _start(self) -> None:
         if self._bar is not None:
-            with self._output.for_people():
+            with self._output.stderr_may_break():
                 self._bar.start()
 
     def _stop(self) -> None:
         if self._bar is not None:
-            with self._output.for_people():
+            with self._output.stderr_may_break():
                 self._bar.stop()
 
 
-def told(progress: Progress, *, done: int, total: int, speed: float) -> str:
-    """Tell how far a batch is, in a line.
+def progress_line(progress: Progress, *, done: int, total: int, speed: float) -> str:
+    """Return the progress of a batch as a line.
 
     Args:
         progress: Of the batch.
-        done: How many refunds have their outcome.
-        total: How many there are.
-        speed: Refunds a second, lately.
+        done: The number of refunds with an outcome.
+        total: The number of refunds.
+        speed: Refunds per second over the last half minute.
     """
     parts = [f"{done:,}/{total:,}", f"{speed:.1f}/s"]
     if progress.retries:
         parts.append(f"{progress.retries:,} retries")
-    if progress.rate:  # nothing is under way any more without one
+    if progress.rate:  # 0 once nothing is left to send
         parts.append(f"pace {progress.rate:.1f}/s")
     if speed > 0 and done < total:
         left = timedelta(seconds=round((total - done) / speed))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from async_refunds.cli.ids import Ids, UnreadableError, read
+from async_refunds.cli.refund_lists import RefundList, UnreadableError, read_list
 from async_refunds.results import CancelRequest
 from tests.support.terminal import CANARY, emulator_of, run, run_each, run_in_shell
 
@@ -20,8 +20,8 @@ GOOD = [CancelRequest("re_1"), CancelRequest("pyr_2", "acct_1Them")]
 
 
 @pytest.fixture
-def ids() -> Iterator[Ids]:
-    with Ids() as made:
+def ids() -> Iterator[RefundList]:
+    with RefundList() as made:
         yield made
 
 
@@ -29,10 +29,10 @@ def unexpected(line: tuple[int, str]) -> None:
     raise AssertionError(line)
 
 
-def bad_lines(path: Path, ids: Ids, data: str | bytes) -> list[tuple[int, str]]:
+def bad_lines(path: Path, ids: RefundList, data: str | bytes) -> list[tuple[int, str]]:
     path.write_bytes(data.encode() if isinstance(data, str) else data)
     bad: list[tuple[int, str]] = []
-    read(str(path), ids, bad.append)
+    read_list(str(path), ids, bad.append)
     return bad
 
 
@@ -62,7 +62,7 @@ def bad_lines(path: Path, ids: Ids, data: str | bytes) -> list[tuple[int, str]]:
     ],
 )
 def test_list_is_read_by_its_ending_or_by_its_first_line(
-    tmp_path: Path, ids: Ids, name: str, data: str | bytes
+    tmp_path: Path, ids: RefundList, name: str, data: str | bytes
 ) -> None:
     assert bad_lines(tmp_path / name, ids, data) == []
     texts = "acct" not in str(data)
@@ -71,11 +71,11 @@ def test_list_is_read_by_its_ending_or_by_its_first_line(
     assert ids.count == 2
 
 
-def test_refunds_without_an_account_get_the_one_given(tmp_path: Path, ids: Ids) -> None:
+def test_refunds_without_an_account_get_the_one_given(tmp_path: Path) -> None:
     data = "id,stripe_account\nre_1,\npyr_2,acct_1Them\n"
-    assert bad_lines(tmp_path / "a.csv", ids, data) == []
-    ids.account = "acct_1Ours"
-    assert list(ids) == [CancelRequest("re_1", "acct_1Ours"), GOOD[1]]
+    with RefundList("acct_1Ours") as requests:
+        assert bad_lines(tmp_path / "a.csv", requests, data) == []
+        assert list(requests) == [CancelRequest("re_1", "acct_1Ours"), GOOD[1]]
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_refunds_without_an_account_get_the_one_given(tmp_path: Path, ids: Ids) 
     ],
 )
 def test_bad_line_is_named_by_its_number_and_the_others_are_read(
-    tmp_path: Path, ids: Ids, *, name: str, data: str | bytes, at: int, said: str
+    tmp_path: Path, ids: RefundList, *, name: str, data: str | bytes, at: int, said: str
 ) -> None:
     ((number, reason),) = bad_lines(tmp_path / name, ids, data)
     assert number == at
@@ -115,7 +115,7 @@ def test_bad_line_is_named_by_its_number_and_the_others_are_read(
     "pasted", [f"sk_live_{CANARY}", "jenny.rosen@example.com", 999 * "long"]
 )
 def test_what_is_shown_of_a_bad_line_is_short_and_holds_no_secret(
-    tmp_path: Path, ids: Ids, name: str, pasted: str
+    tmp_path: Path, ids: RefundList, name: str, pasted: str
 ) -> None:
     data = {
         "a.txt": pasted,
@@ -159,24 +159,26 @@ def test_what_is_shown_of_a_bad_line_is_short_and_holds_no_secret(
     ],
 )
 def test_list_that_cannot_be_trusted_is_refused_whole(
-    tmp_path: Path, ids: Ids, name: str, data: str | bytes, said: str
+    tmp_path: Path, ids: RefundList, name: str, data: str | bytes, said: str
 ) -> None:
     with pytest.raises(UnreadableError, match=f"^.*{said.replace('*', '.')}"):
         bad_lines(tmp_path / name, ids, data)
 
 
-def test_longest_line_that_is_read_is_64_kib(tmp_path: Path, ids: Ids) -> None:
+def test_longest_line_that_is_read_is_64_kib(tmp_path: Path, ids: RefundList) -> None:
     line = "re_1," + "x" * (65_536 - 6) + "\n"
     assert bad_lines(tmp_path / "a.csv", ids, f"id,note\n{line}re_2,") == []
     assert ids.count == 2
 
 
-def test_memory_is_flat_however_long_the_list_is(tmp_path: Path, ids: Ids) -> None:
+def test_memory_is_flat_however_long_the_list_is(
+    tmp_path: Path, ids: RefundList
+) -> None:
     path = tmp_path / "a.txt"
     path.write_text("".join(f"re_{number:030}\n" for number in range(100_000)))
     tracemalloc.start()
     try:
-        read(str(path), ids, unexpected)
+        read_list(str(path), ids, unexpected)
         assert sum(1 for _ in ids) == ids.count == 100_000
         _, peak = tracemalloc.get_traced_memory()
     finally:
@@ -184,9 +186,42 @@ def test_memory_is_flat_however_long_the_list_is(tmp_path: Path, ids: Ids) -> No
     assert peak < 3_000_000  # of a file of 3.4 MB; a list of them takes 20
 
 
-def test_directory_is_no_list(tmp_path: Path, ids: Ids) -> None:
+def test_refund_is_in_the_list_once_for_each_account() -> None:
+    with RefundList("acct_1Ours") as requests:
+        for account in (None, "acct_1Ours", "acct_1Them", None):
+            requests.add(CancelRequest("re_1", account))
+        assert list(requests) == [
+            CancelRequest("re_1", "acct_1Ours"),
+            CancelRequest("re_1", "acct_1Them"),
+        ]
+        assert (requests.count, requests.duplicates) == (2, 2)
+
+
+@real
+async def test_list_that_does_not_fit_on_the_disk_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "ids.txt").write_text("".join(f"re_{n:0200}\n" for n in range(30_000)))
+    ended = await run(
+        *("cancel", "--from", "ids.txt"), python=("-c", SMALL_DISK), folder=tmp_path
+    )
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == (
+        "async-refunds: ids.txt cannot be read: the temporary file: disk I/O error; "
+        "nothing was sent\n"
+    )
+
+
+# No file of this process gets larger than 256 KiB.
+SMALL_DISK = """
+import resource, runpy, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (262_144, 262_144))
+runpy.run_module("async_refunds", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_directory_is_no_list(tmp_path: Path, ids: RefundList) -> None:
     with pytest.raises(UnreadableError, match="cannot be read: Is a directory"):
-        read(str(tmp_path), ids, unexpected)
+        read_list(str(tmp_path), ids, unexpected)
 
 
 @real
@@ -225,7 +260,7 @@ async def test_bad_lines_are_named_and_nothing_is_sent(tmp_path: Path) -> None:
     assert named[0].startswith("ids.txt:2: 'ch_0' is the id of a charge")
     assert named[9].startswith("ids.txt:11: 'ch_9' is the id of a charge")
     assert last == (
-        "async-refunds: 13 lines of ids.txt are wrong; nothing was sent: mend them, or "
+        "async-refunds: 13 lines of ids.txt are wrong; nothing was sent: fix them, or "
         "leave them out with --skip-bad"
     )
     assert "1 line of one.txt is wrong; nothing was sent" in one.err
@@ -237,7 +272,7 @@ async def test_bad_lines_are_skipped_when_told_and_each_is_named(
     tmp_path: Path,
 ) -> None:
     emulator, ids = emulator_of(2)
-    lines = [ids[0], *(f"ch_{number}" for number in range(11)), ids[1]]
+    lines = [ids[0], *(f"ch_{number}" for number in range(11)), ids[1], *ids]
     (tmp_path / "ids.txt").write_text("\n".join(lines))
     async with emulator.serve() as base_url:
         ended = await run(
@@ -247,7 +282,12 @@ async def test_bad_lines_are_skipped_when_told_and_each_is_named(
     assert ended.code == 0
     said = ended.err.splitlines()
     assert [line.split(":")[1] for line in said[:11]] == [str(n) for n in range(2, 13)]
-    assert said[11] == "async-refunds: 11 lines of ids.txt skipped"
+    assert said[11:] == [
+        "outcome   refunds  what to do",
+        "canceled  2",
+        "11 lines of ids.txt were skipped",
+        "2 lines name a refund that was given before; each is canceled once",
+    ]
     assert {line["refund_id"] for line in ended.lines} == set(ids)
     assert emulator.books.cancellations == dict.fromkeys(ids, 1)
 

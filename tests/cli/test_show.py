@@ -87,6 +87,16 @@ async def test_list_of_a_status_is_chosen_here() -> None:
     assert [line["id"] for line in newest.lines] == [ids[3]]
 
 
+async def test_unknown_status_is_refused_with_the_known_ones() -> None:
+    ended = await run("list", "--status", "requires-action")
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == (
+        "async-refunds: --status: 'requires-action' is unknown (did you mean "
+        "requires_action?); known are canceled, failed, pending, requires_action, "
+        "succeeded; nothing was sent\n"
+    )
+
+
 async def test_list_stops_at_the_most_wanted() -> None:
     emulator, ids = emulator_of(150)
     async with emulator.serve() as base_url:

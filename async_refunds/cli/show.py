@@ -11,53 +11,60 @@ import typer
 from async_refunds.errors import RefundNotFoundError, RefundsError
 from async_refunds.protocol import validation
 
-from . import connect, options
-from .output import Output, OutputLostError
+from . import config, options
+from .output import Output, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from async_refunds.models import Refund
 
+# https://docs.stripe.com/api/refunds/object#refund_object-status
+STATUSES = ("pending", "requires_action", "succeeded", "failed", "canceled")
+
 REFUND_COLUMNS = ("id", "status", "amount", "currency", "created", "failure_reason")
 
+RETRIEVE_HELP = """Show refunds as they are now.
 
+Exit codes: 0 all are shown, 1 some could not be read, 2 wrong usage."""
+
+
+@options.with_options
 def retrieve(
     refund_ids: Annotated[
-        list[str], typer.Argument(metavar="REFUND", help="re_... or pyr_...")
+        list[str], typer.Argument(metavar="REFUND", help=options.REFUND_HELP)
     ],
     *,
-    live: options.Live = False,
-    base_url: options.BaseUrl = connect.BASE_URL,
-    account: options.Account = None,
-    as_json: options.Json = False,
+    connection: options.ConnectionOptions,
+    form: options.Format,
 ) -> None:
-    """Show refunds as they are now.
-
-    Exit codes: 0 all are shown, 1 some could not be read, 2 a wrong call.
-    """
+    """Show refunds as they are now."""
     try:
         wanted = [validation.refund_id(each) for each in refund_ids]
     except ValueError as error:
-        connect.refuse(str(error))
-    output = Output(as_json=as_json)
+        refuse(str(error))
+    output = Output(as_json=form.as_json)
 
-    async def run() -> bool:
-        found = True
-        async with connect.client(
-            live=live, base_url=base_url, account=account
-        ) as refunds:
+    async def read() -> bool:
+        all_found = True
+        async with config.client(**msgspec.structs.asdict(connection)) as refunds:
             for refund_id in wanted:
                 try:
                     show(output, await refunds.retrieve(refund_id))
-                except RefundNotFoundError as error:  # which the others may be spared
+                except RefundNotFoundError as error:  # the others may be there
                     output.say(f"async-refunds: {error}")
-                    found = False
-        return found
+                    all_found = False
+        return all_found
 
-    _read(output, run())
+    _read(output, read())
 
 
+LIST_HELP = """List refunds, newest first, a hundred per request.
+
+Exit codes: 0 listed, 1 a page could not be read, 2 wrong usage."""
+
+
+@options.with_options
 def list_(
     *,
     status: Annotated[
@@ -70,38 +77,33 @@ def list_(
     payment_intent: Annotated[
         str | None, typer.Option(metavar="PI", help="Only those of this payment.")
     ] = None,
-    most: Annotated[
-        int | None, typer.Option("--max", min=1, help="Stop after so many.")
+    limit: Annotated[
+        int | None, typer.Option("--max", min=1, help="Stop after this many.")
     ] = None,
-    live: options.Live = False,
-    base_url: options.BaseUrl = connect.BASE_URL,
-    account: options.Account = None,
-    as_json: options.Json = False,
+    connection: options.ConnectionOptions,
+    form: options.Format,
 ) -> None:
-    """List refunds, newest first, a hundred per request.
+    """List refunds, newest first."""
+    if status is not None:
+        options.known("--status", status, STATUSES)
+    output = Output(as_json=form.as_json)
 
-    Exit codes: 0 listed, 1 a page could not be read, 2 a wrong call.
-    """
-    output = Output(as_json=as_json)
-
-    async def run() -> bool:
+    async def read() -> bool:
         shown = 0
-        async with connect.client(
-            live=live, base_url=base_url, account=account
-        ) as refunds:
+        async with config.client(**msgspec.structs.asdict(connection)) as refunds:
             try:
                 pages = refunds.list(charge=charge, payment_intent=payment_intent)
             except ValueError as error:
-                connect.refuse(str(error))
+                refuse(str(error))
             async for refund in pages:
                 if status is None or refund.status == status:
                     show(output, refund)
                     shown += 1
-                if shown == most:
+                if shown == limit:
                     break
         return True
 
-    _read(output, run())
+    _read(output, read())
 
 
 def show(output: Output, refund: Refund) -> None:
@@ -114,14 +116,11 @@ def show(output: Output, refund: Refund) -> None:
 
 
 def _read(output: Output, reading: Coroutine[None, None, bool]) -> None:
-    """Carry a read through, and end with its exit code: 0 if it found everything."""
+    """Read, show the table, and end with exit code 0 if everything was found."""
     found = False
     try:
         found = asyncio.run(reading)
     except RefundsError as error:
         output.say(f"async-refunds: {error}")
-    except OutputLostError as error:
-        if not error.unread:  # as with `| head`: whoever read has enough
-            output.say(f"async-refunds: {error}")
     output.table(REFUND_COLUMNS)
-    raise typer.Exit(0 if found and not output.lost else 1)
+    raise typer.Exit(0 if found else 1)

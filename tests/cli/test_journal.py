@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from typing import TYPE_CHECKING
 
@@ -82,7 +83,7 @@ async def test_each_kind_that_is_not_canceled_has_its_next_step(
         emulator.faults.script(*faults)
         resumable = await run(*command, *kept, folder=tmp_path)
     again = "run the same command again"
-    failed = "not canceled: read the error, mend its cause, then"
+    failed = "not canceled: read the error, fix its cause, then"
     twice = "nothing is canceled twice"
     for ended, then in ((plain, again), (resumable, None)):
         resume = "`async-refunds resume 'a run.sqlite3'`" if then is None else then
@@ -95,7 +96,7 @@ async def test_each_kind_that_is_not_canceled_has_its_next_step(
         ]
     assert len(plain.err.splitlines()) == 4
     assert resumable.err.splitlines()[4:] == [
-        "2 of 3 are open: `async-refunds resume 'a run.sqlite3'` asks for them"
+        "2 of 3 are open: `async-refunds resume 'a run.sqlite3'` continues with them"
     ]
 
 
@@ -129,7 +130,7 @@ async def test_run_that_is_killed_goes_on_with_the_same_keys(tmp_path: Path) -> 
     assert resumed.code == 0
     assert sorted(line["refund_id"] for line in resumed.lines) == sorted(ids)
     assert resumed.err.splitlines() == [
-        f"going on with run.sqlite3, at {base_url}: 6 of 6 refunds are open",
+        f"continuing run.sqlite3, at {base_url}: 6 of 6 refunds are open",
         "outcome   refunds  what to do",
         "canceled  6",
     ]
@@ -151,7 +152,7 @@ async def test_interrupt_leaves_the_rest_open_in_the_journal(tmp_path: Path) -> 
             ) as running:
                 await gate.holds(2)
                 running.process.send_signal(signal.SIGINT)
-                await running.says("nothing more is begun")
+                await running.says("no new refund is started")
                 in_use = await run("resume", "run.sqlite3", folder=tmp_path)
                 running.process.send_signal(signal.SIGINT)
                 ended = await running.ended()
@@ -164,11 +165,43 @@ async def test_interrupt_leaves_the_rest_open_in_the_journal(tmp_path: Path) -> 
     assert {line["outcome"] for line in ended.lines} == {"unknown"}
     assert "\nopen     3        `async-refunds resume run.sqlite3`\n" in ended.err
     assert ended.err.endswith(
-        "5 of 5 are open: `async-refunds resume run.sqlite3` asks for them\n"
+        "5 of 5 are open: `async-refunds resume run.sqlite3` continues with them\n"
     )
     assert resumed.code == 0
     assert emulator.books.cancellations == dict.fromkeys(ids, 1)
     assert all(len(keys(emulator, each)) == 1 for each in ids)
+
+
+async def test_report_of_a_run_that_is_going_on_says_so(tmp_path: Path) -> None:
+    emulator, ids = emulator_of(5)
+    screen = Screen()
+    async with emulator.serve() as behind:
+        gate = Gate(behind)
+        async with gate.serve() as base_url:
+            how = ("--journal", "run.sqlite3", "--concurrency", "2", "--rate", "2000")
+            async with started(
+                *("cancel", *ids, *how, "--base-url", base_url), folder=tmp_path
+            ) as running:
+                await gate.holds(2)
+                async with started(
+                    *("report", "run.sqlite3"),
+                    stdout=screen.terminal,
+                    key=None,
+                    folder=tmp_path,
+                ) as reporting:
+                    reported, shown = await screen.shows(reporting)
+                gate.open()
+                ended = await running.ended()
+    assert reported.code == 1
+    assert reported.err == "run.sqlite3 is in use: its run is going on\n"
+    head, in_flight, *left = shown.splitlines()
+    assert head.split() == ["outcome", "refunds", "what", "to", "do"]
+    assert in_flight.startswith("in flight  ")
+    rows = [re.split("  +", line) for line in (in_flight, *left)]
+    assert sum(int(count) for _, count, _ in rows) == 5
+    assert {step for *_, step in rows} == {"nothing yet: the run is going on"}
+    assert "resume" not in shown
+    assert ended.code == 0
 
 
 async def test_options_are_remembered_and_may_be_given_again(tmp_path: Path) -> None:
@@ -194,7 +227,7 @@ async def test_options_are_remembered_and_may_be_given_again(tmp_path: Path) -> 
                 ) as running:
                     await gate.holds(at_once)
                     running.process.send_signal(signal.SIGTERM)
-                    await running.says("nothing more is begun")
+                    await running.says("no new refund is started")
                     gate.open()
                     canceled.append(len((await running.ended()).lines))
             added = await run(
@@ -213,7 +246,7 @@ async def test_options_are_remembered_and_may_be_given_again(tmp_path: Path) -> 
     }
     assert added.code == 0
     assert added.err.startswith(
-        f"going on with run.sqlite3, at {base_url}: 3 of 7 refunds are open, 1 of them "
+        f"continuing run.sqlite3, at {base_url}: 3 of 7 refunds are open, 1 of them "
         "new\n"
     )
     assert {line["stripe_account"] for line in added.lines} == {THEM}
@@ -287,7 +320,7 @@ async def test_journal_that_breaks_ends_the_run_with_what_to_do(tmp_path: Path) 
     assert said.startswith("async-refunds: ")
     assert "run.sqlite3' was in use" in said
     assert then == (
-        "what was under way is unknown: `async-refunds resume run.sqlite3` asks with "
+        "what was in flight is unknown: `async-refunds resume run.sqlite3` asks with "
         "the same keys"
     )
     assert emulator.books.cancel_requests.keys() == {*ids[:2]}
@@ -367,7 +400,7 @@ async def test_many_on_a_terminal_list_only_what_wants_attention(
         (line,) = shown.splitlines()
         assert line.startswith(f"{ids[5]}  not_cancelable  ")
         assert "301/301" in await said
-        assert f"listed are only refunds that want attention; {where}" in said.result()
+        assert f"listed are only refunds that need attention; {where}" in said.result()
 
 
 async def test_what_wants_attention_is_bounded_where_the_journal_has_it(
@@ -393,7 +426,7 @@ async def test_what_wants_attention_is_bounded_where_the_journal_has_it(
             ended, shown = await screen.shows(running)
         assert ended.code == 1
         assert len(shown.splitlines()) == listed
-        assert f"refunds that want attention{more}; " in ended.err
+        assert f"refunds that need attention{more}; " in ended.err
 
 
 async def test_many_that_were_never_begun_do_not_flood_a_terminal(
@@ -415,15 +448,15 @@ async def test_many_that_were_never_begun_do_not_flood_a_terminal(
         ):
             await gate.holds(2)
             running.process.send_signal(signal.SIGINT)
-            await running.says("nothing more is begun")
+            await running.says("no new refund is started")
             gate.open()
             ended, shown = await screen.shows(running)
-    assert ended.code == 1
+    assert ended.code == 130
     assert len(shown.splitlines()) == 300
     assert shown.splitlines()[0] == f"{ids[2]}  failed    interrupted, nothing was sent"
     assert "canceled  2\n" in ended.err
     assert "failed    318 " in ended.err
-    assert "that want attention, all but 18 of them; --output" in ended.err
+    assert "that need attention, all but 18 of them; --output" in ended.err
 
 
 async def test_interrupted_file_accounts_for_every_line(tmp_path: Path) -> None:
@@ -441,10 +474,10 @@ async def test_interrupted_file_accounts_for_every_line(tmp_path: Path) -> None:
         ):
             await gate.holds(2)
             running.process.send_signal(signal.SIGINT)
-            await running.says("nothing more is begun")
+            await running.says("no new refund is started")
             gate.open()
             ended = await running.ended()
-    assert ended.code == 1
+    assert ended.code == 130
     assert [line["refund_id"] for line in ended.lines[2:]] == ids[2:]
     assert {line["refund_id"] for line in ended.lines[:2]} == {*ids[:2]}
     assert len(ended.lines) == 1300

@@ -1,18 +1,17 @@
-"""Read the ids of refunds from a file, check them all, and set them aside.
+"""Read and check the refunds of a file before anything is sent.
 
-Nothing may be sent while a line is still unread that turns out to be wrong, and a pipe
-can be read only once: so what is good goes to a nameless file first, a line each, and
-memory stays flat however long the list is.
+A pipe can be read only once, and its last line may be wrong. So the refunds are kept in
+a temporary file until all are checked. Memory does not grow with the list.
 """
 
 from __future__ import annotations
 
 import csv
+import sqlite3
 import sys
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from tempfile import SpooledTemporaryFile
 from typing import TYPE_CHECKING, Self, TypeAlias
 
 import msgspec
@@ -21,6 +20,8 @@ from async_refunds.protocol import validation
 from async_refunds.protocol.redaction import scrub
 from async_refunds.results import CancelRequest
 
+from .output import os_reason
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
     from types import TracebackType
@@ -28,59 +29,74 @@ if TYPE_CHECKING:
 
 STDIN = "-"
 
-# Bytes of a line. The longest that can be right holds two ids of 255 characters, and a
-# CSV has other columns; what has no line end at all is no list.
+# Bytes of a line. An id has up to 255 characters, and CSV has other columns; a file
+# without line ends is no list.
 _LONGEST = 65_536
-# Bytes of the list that are kept in memory: some thirty thousand ids.
-_IN_MEMORY = 1_000_000
-# Characters of a header that is shown: a line.
+# Characters of a header that a message shows: one line.
 _SHOWN = 80
 
 _ID_COLUMNS = ("refund_id", "id")
 _ACCOUNT_COLUMN = "stripe_account"
-_DELIMITERS = ",;\t"  # the second is a spreadsheet's in half of Europe
+_DELIMITERS = ",;\t"  # spreadsheets in half of Europe write the second
 _JSON_LINES = (".jsonl", ".ndjson")
 
-# Every byte that is not UTF-8 becomes one of these, and none of them is in an id: a
-# column that nobody needs may be in any encoding.
+# Bytes that are not UTF-8 become surrogates, which no id contains: a column that is not
+# read may be in any encoding.
 _UNDECODED = "surrogateescape"
 
-Bad: TypeAlias = "tuple[int, str]"
-"""The number of a line that is of no use, and why."""
+_ADD = "INSERT OR IGNORE INTO refunds (refund_id, account) VALUES (?, ?)"
+
+BadLine: TypeAlias = "tuple[int, str]"
+"""The number of a line that is not a refund, and the reason."""
 
 
 class UnreadableError(Exception):
-    """A list that cannot be read at all, in words."""
+    """Says why a list cannot be read at all."""
 
 
-class Ids:
-    """The refunds to cancel, each checked, set aside on disk if they are many.
+class RefundList:
+    """The refunds to cancel, each once, in the order in which they were added.
 
-    They can be gone through more than once, one after the other. To be closed.
+    They are kept in a temporary file, which SQLite removes. Close the list.
+
+    Args:
+        account: The connected account of those that name none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, account: str | None = None) -> None:
         self.count = 0
-        self.account: str | None = None
-        """The connected account of those that name none."""
-        self._file = SpooledTemporaryFile(  # noqa: SIM115 - closed by __exit__
-            _IN_MEMORY, mode="w+", encoding="ascii"
+        self.duplicates = 0
+        """How often a refund was added that is in the list already."""
+        self._account = account
+        # https://www.sqlite.org/inmemorydb.html#temp_db
+        self._db = sqlite3.connect("", isolation_level=None)
+        self._db.execute("PRAGMA journal_mode = OFF")
+        self._db.execute(
+            "CREATE TABLE refunds (number INTEGER PRIMARY KEY, refund_id, account, "
+            "UNIQUE (refund_id, account))"
         )
+        self._db.execute("BEGIN")
 
     def add(self, request: CancelRequest) -> None:
-        """Set one aside.
+        """Add a refund, unless it is in the list.
 
         Raises:
-            OSError: There is no room for it.
+            OSError: The disk is full.
         """
-        self._file.write(f"{request.refund_id}\t{request.stripe_account or ''}\n")
-        self.count += 1
+        account = request.stripe_account or self._account or ""
+        try:
+            added = self._db.execute(_ADD, (request.refund_id, account)).rowcount
+        except sqlite3.Error as error:
+            raise OSError(f"the temporary file: {error}") from error
+        self.count += added
+        self.duplicates += 1 - added
 
     def __iter__(self) -> Iterator[CancelRequest]:
-        self._file.seek(0)
-        for line in self._file:
-            refund_id, _, account = line.rstrip("\n").partition("\t")
-            yield CancelRequest(refund_id, account or self.account)
+        rows = self._db.execute(
+            "SELECT refund_id, account FROM refunds ORDER BY number"
+        )
+        for refund_id, account in rows:
+            yield CancelRequest(refund_id, account or None)
 
     def __enter__(self) -> Self:
         return self
@@ -91,35 +107,37 @@ class Ids:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._file.close()
+        self._db.close()
 
 
-def read(source: str, ids: Ids, bad: Callable[[Bad], object]) -> None:
-    """Add the ids of a file that are good, and tell of each line that is not.
+def read_list(
+    source: str, requests: RefundList, on_bad_line: Callable[[BadLine], object]
+) -> None:
+    """Add the refunds of a file.
 
     Args:
         source: A path, or ``-`` for stdin.
-        ids: Where they go.
-        bad: Told of each line that is of no use. What it is told holds no API key and
-            no e-mail address.
+        requests: Where they are added.
+        on_bad_line: Called for each line that is not a refund. The reason that it gets
+            holds no API key and no e-mail address.
 
     Raises:
-        UnreadableError: No such file, no text, or nothing in it that can be told from
-            what is wrong with it.
+        UnreadableError: The file cannot be opened, is no text, or has an error that
+            leaves the rest of it in doubt.
     """
     try:
         with _opened(source) as file:
             for entry in _entries(source, _lines(file)):
                 if isinstance(entry, CancelRequest):
-                    ids.add(entry)
+                    requests.add(entry)
                 else:
-                    bad(entry)
+                    on_bad_line(entry)
     except OSError as error:
-        raise UnreadableError(f"cannot be read: {error.strerror}") from error
+        raise UnreadableError(f"cannot be read: {os_reason(error)}") from error
 
 
-def name(source: str) -> str:
-    """Return what a source is called before a line's number."""
+def display_name(source: str) -> str:
+    """Return the name of a source for messages."""
     return "stdin" if source == STDIN else source
 
 
@@ -128,14 +146,14 @@ def _opened(source: str) -> Generator[BinaryIO]:
     if source != STDIN:
         with Path(source).open("rb") as file:
             yield file
-    elif sys.stdin is None:  # as a process may be started
+    elif sys.stdin is None:  # the process was started without it
         raise UnreadableError("is closed")
     else:
         yield sys.stdin.buffer
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """Yield the lines, each within bounds, without the mark that some begin with."""
+    """Yield the lines, each within bounds, the first without a byte order mark."""
     number = 0
     while line := file.readline(_LONGEST + 1):
         number += 1
@@ -152,8 +170,8 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
         yield line
 
 
-def _entries(source: str, lines: Iterator[bytes]) -> Iterator[CancelRequest | Bad]:
-    """Read by what the name ends with, or else by what the first line looks like."""
+def _entries(source: str, lines: Iterator[bytes]) -> Iterator[CancelRequest | BadLine]:
+    """Yield the entries in the format of the name's ending, or of the first line."""
     ending = Path(source).suffix.lower()
     head: list[bytes] = []
     for line in lines:
@@ -177,7 +195,7 @@ def _entries(source: str, lines: Iterator[bytes]) -> Iterator[CancelRequest | Ba
     return _from_text(lines)
 
 
-def _from_text(lines: Iterable[bytes]) -> Iterator[CancelRequest | Bad]:
+def _from_text(lines: Iterable[bytes]) -> Iterator[CancelRequest | BadLine]:
     for number, line in enumerate(lines, 1):
         text = _decoded(line).strip()
         if text and not text.startswith("#"):
@@ -185,14 +203,14 @@ def _from_text(lines: Iterable[bytes]) -> Iterator[CancelRequest | Bad]:
 
 
 class _Object(msgspec.Struct):
-    """A line of JSON, as `list --json` and `report --json` write it."""
+    """A line of JSON as `list --json` and `report --json` write it."""
 
     refund_id: str | None = None
     id: str | None = None
     stripe_account: str | None = None
 
 
-def _from_json(lines: Iterable[bytes]) -> Iterator[CancelRequest | Bad]:
+def _from_json(lines: Iterable[bytes]) -> Iterator[CancelRequest | BadLine]:
     decoder = msgspec.json.Decoder(_Object)
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -211,7 +229,7 @@ def _from_json(lines: Iterable[bytes]) -> Iterator[CancelRequest | Bad]:
 
 def _from_csv(
     first: bytes, before: int, lines: Iterable[bytes]
-) -> Iterator[CancelRequest | Bad]:
+) -> Iterator[CancelRequest | BadLine]:
     head = _decoded(first)
     columns = _columns(head)
     if columns is None:
@@ -220,7 +238,7 @@ def _from_csv(
             f"{scrub(ascii(head.strip()))[:_SHOWN]}"
         )
     delimiter, id_at, account_at = columns
-    # Strict, or a quote that is never closed would take the rest of the list with it.
+    # Strict: otherwise an open quote would swallow the rest of the list.
     rows = csv.reader(map(_decoded, lines), delimiter=delimiter, strict=True)
     while True:
         number = before + rows.line_num + 1
@@ -259,7 +277,9 @@ def _columns(head: str) -> tuple[str, int, int] | None:
     return None
 
 
-def _checked(number: int, refund_id: str, account: str | None) -> CancelRequest | Bad:
+def _checked(
+    number: int, refund_id: str, account: str | None
+) -> CancelRequest | BadLine:
     try:
         return CancelRequest(
             validation.refund_id(refund_id),
