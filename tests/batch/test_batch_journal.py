@@ -31,8 +31,8 @@ from tests.support.scripted import (
     CANCELED,
     RE,
     answer,
-    error_json,
     refund_json,
+    refusal,
     scripted,
 )
 
@@ -210,7 +210,7 @@ class Yesterday(MemoryJournal):
 
     async def claim(self, stripe_account: str | None, limit: int) -> list[Claim]:
         return [
-            msgspec.structs.replace(claim, asked=True)
+            msgspec.structs.replace(claim, maybe_sent=True)
             for claim in await super().claim(stripe_account, limit)
         ]
 
@@ -245,7 +245,7 @@ async def test_key_that_stripe_may_have_forgotten_is_not_used_again() -> None:
 
 async def test_refusal_of_a_fresh_key_leaves_nothing_unknown() -> None:
     waiting = answer(200, refund_json("requires_action"))
-    no = answer(400, error_json(code="resource_missing", param="id"))
+    no = refusal(400, code="resource_missing", param="id")
     async with scripted(no, reads=[waiting]) as server:
         refunds = server.client()
         results = await canceled_many(refunds, [RE], journal=Yesterday(DAY))

@@ -1,4 +1,4 @@
-"""What happened at the emulator: its own account, apart from what clients think."""
+"""What happened at the emulator: its own account, whatever clients believe."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class ReceivedRequest:
-    """One request as it arrived, and what became of it; never its API key.
+    """One request and its answer; never the API key.
 
     Attributes:
         endpoint: ``cancel``, ``retrieve``, ``list``, ``expire`` or ``other``.
         params: Names and values of the query and the form, decoded, in order.
         received_at: Unix seconds on the emulator's clock.
-        status: What was answered; None if no answer was begun.
-        fault: The fault the request met, if any.
-        replayed: Whether the answer was one saved under the key.
+        status: The status of the answer; None while there is no answer.
+        fault: The fault that the request met, if any.
+        replayed: Whether the answer had been saved under the idempotency key.
     """
 
     method: str
@@ -34,18 +34,19 @@ class ReceivedRequest:
 
 @dataclass(slots=True)
 class Books:
-    """Counts of everything that can be counted wrongly elsewhere.
+    """Counts to hold against what a client reports.
 
     Attributes:
-        cancellations: By refund, how often a cancel was executed: how often its
-            status went over to ``canceled`` on a request. Never more than one.
-        requests: By endpoint, how many were received.
-        cancel_requests: By refund held here, how often its cancel was asked for.
-        retrieve_requests: By refund held here, how often it was asked for.
-        replays: How many answers came from under a key.
-        faults: By name, how often a fault was met.
-        rate_limited: By reason, how many 429s were answered; ``lock_timeout`` for
-            those with no reason in their headers.
+        cancellations: By refund id, how often a request turned its status into
+            ``canceled``. Never more than once.
+        requests: By endpoint, how many requests arrived.
+        cancel_requests: By refund id, how many cancel requests arrived. Ids of
+            refunds that do not exist are not counted.
+        retrieve_requests: The same for retrieve requests.
+        replays: How many answers had been saved under an idempotency key.
+        faults: By name, how many requests met the fault.
+        rate_limited: By reason, how many 429s were sent; ``lock_timeout`` counts
+            those that carry no ``Stripe-Rate-Limited-Reason``.
     """
 
     cancellations: Counter[str] = field(default_factory=Counter[str])

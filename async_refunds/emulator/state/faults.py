@@ -1,18 +1,19 @@
-"""What can go wrong on purpose, and when.
+"""What can go wrong on purpose, and which request meets it.
 
-This module only decides; `handling` and `server` do the damage.
+`server.fault_injection` and `server.listener` do the damage.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
+
+# At run time: the admin API reads the signatures of the methods.
+from collections.abc import Callable, Mapping, Sequence  # noqa: TC003 - as said
 from itertools import accumulate
 from random import Random
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+from .clock import Seconds
 
 FAULTS: Mapping[str, str] = {
     "refuse": "connections are refused for a moment; nothing arrives",
@@ -38,20 +39,23 @@ FAULTS: Mapping[str, str] = {
 # In a script: no fault.
 OK = "ok"
 
-# Stripe never redirects these requests, so a storm does so only when told to.
+# Stripe never redirects these requests: a storm includes it only by name.
 STORM_NAMES = tuple(name for name in FAULTS if name != "redirect")
 
 
 class Faults:
-    """Which fault the next request meets: first the script, then the storm.
+    """Chooses the fault of the next request: from the script, then from the storm.
 
     Args:
-        random: Draws the storm.
+        random: Draws the faults of a storm.
 
     Attributes:
-        refuse_seconds: How long ``refuse`` keeps the door shut.
+        refuse_seconds: How long ``refuse`` refuses connections.
         slow_seconds: How late ``slow`` answers.
     """
+
+    refuse_seconds = Seconds()
+    slow_seconds = Seconds()
 
     def __init__(self, random: Random) -> None:
         self.refuse_seconds = 0.05
@@ -59,32 +63,32 @@ class Faults:
         self._random = random
         self._script: deque[str] = deque()
         self._weights: Mapping[str, float] = {}
-        self._storm: Sequence[tuple[float, str]] = ()
+        self._bounds: Sequence[tuple[float, str]] = ()
         self._refuse: Callable[[], bool] | None = None
 
     @property
     def scripted(self) -> list[str]:
-        """What the next requests meet."""
+        """The faults of the next requests."""
         return list(self._script)
 
     @property
     def storming(self) -> dict[str, float]:
-        """With which probability each request meets which fault, after the script."""
+        """The probability of each fault, once the script is empty."""
         return dict(self._weights)
 
     def script(self, *names: str) -> None:
-        """Append to what the next requests meet, in this order; ``"ok"`` is no fault.
+        """Add faults for the next requests, in this order; ``"ok"`` is no fault.
 
-        A ``"refuse"`` acts as soon as it is next in line.
+        A ``"refuse"`` that comes next acts at once, without a request.
 
         Raises:
-            ValueError: There is no fault of that name.
+            ValueError: A name is not one of `FAULTS`.
         """
         for name in names:
             if name != OK:
                 _check_name(name)
         self._script.extend(names)
-        self.settle()
+        self.refuse_if_next()
 
     def storm(
         self,
@@ -93,15 +97,15 @@ class Faults:
         names: Sequence[str] | None = None,
         seed: int | None = None,
     ) -> None:
-        """Let each request meet a fault with this probability, any of ``names`` alike.
+        """Let each request meet a fault with this probability.
 
         Args:
             probability: From 0 to 1.
-            names: Every fault but ``redirect`` unless told otherwise.
-            seed: Makes the same storm again.
+            names: Faults that are equally likely. Default: all but ``redirect``.
+            seed: The same seed repeats the same storm.
 
         Raises:
-            ValueError: The probability or a name is not one.
+            ValueError: The probability or a name is invalid.
         """
         chosen = STORM_NAMES if names is None else tuple(names)
         if not chosen:
@@ -117,13 +121,13 @@ class Faults:
         self._set_storm({})
 
     def load(self, spec: str) -> None:
-        """Take a script or a storm from a command line's words.
+        """Parse a script or a storm as a command line gives it.
 
         ``storm:0.3``, ``storm:0.3:7`` (7 is the seed), ``script:reset_after,ok,503``
-        or a probability for each: ``reset_after=0.1,503=0.2``.
+        or a probability for each fault: ``reset_after=0.1,503=0.2``.
 
         Raises:
-            ValueError: A part is wrong; the message names it and what is possible.
+            ValueError: A part is invalid; the message names it and what is possible.
         """
         kind, _, rest = spec.partition(":")
         if kind == "script":
@@ -138,19 +142,19 @@ class Faults:
             self._set_storm(_parse_weights(spec))
 
     def draw(self) -> str | None:
-        """Return the fault that the request which just arrived meets, if any."""
+        """Return the fault of the request that has just arrived, if any."""
         if self._script:
             name = self._script.popleft()
             return None if name == OK else name
-        if self._storm:
+        if self._bounds:
             drawn = self._random.random()
-            for bound, name in self._storm:
+            for bound, name in self._bounds:
                 if drawn < bound:
                     return name
         return None
 
-    def settle(self) -> None:
-        """Shut the door if ``refuse`` is next: it cannot wait for a request."""
+    def refuse_if_next(self) -> None:
+        """Refuse connections now if ``refuse`` comes next: no request can draw it."""
         if (
             self._script
             and self._script[0] == "refuse"
@@ -159,32 +163,29 @@ class Faults:
         ):
             self._script.popleft()
 
-    def watch(self, refuse: Callable[[], bool] | None) -> None:
-        """Name who shuts the door (None: nobody does).
+    def connect_listener(self, refuse: Callable[[], bool] | None) -> None:
+        """Set the function that refuses connections (None: nothing listens).
 
-        ``refuse`` returns False when it cannot now and will `settle` later.
+        It returns False if it cannot refuse now; it calls `refuse_if_next` later.
         """
         self._refuse = refuse
-        self.settle()
+        self.refuse_if_next()
 
     def _set_storm(self, weights: Mapping[str, float]) -> None:
         for name in weights:
             _check_name(name)
         self._weights = weights
-        bounds = accumulate(weights.values())
-        self._storm = tuple(zip(bounds, weights, strict=True))
+        self._bounds = tuple(zip(accumulate(weights.values()), weights, strict=True))
 
 
 def _check_name(name: str) -> None:
     if name not in FAULTS:
-        msg = f"no fault {name!r}; there are: {', '.join(FAULTS)}"
-        raise ValueError(msg)
+        raise ValueError(f"no fault {name!r}; there are: {', '.join(FAULTS)}")
 
 
 def _check_probability(probability: float, text: str) -> None:
     if not (math.isfinite(probability) and 0 <= probability <= 1):
-        msg = f"{text!r} is no probability: a number from 0 to 1 is"
-        raise ValueError(msg)
+        raise ValueError(f"{text!r} is no probability: it must be from 0 to 1")
 
 
 def _parse_probability(text: str) -> float:
@@ -200,8 +201,7 @@ def _parse_seed(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        msg = f"{text!r} is no seed: a whole number is"
-        raise ValueError(msg) from None
+        raise ValueError(f"{text!r} is no seed: it must be a whole number") from None
 
 
 def _parse_weights(spec: str) -> dict[str, float]:
@@ -210,8 +210,7 @@ def _parse_weights(spec: str) -> dict[str, float]:
         name, equals, text = part.strip().partition("=")
         _check_name(name)
         if not equals:
-            msg = f"{part.strip()!r} has no probability: write {name}=0.1"
-            raise ValueError(msg)
+            raise ValueError(f"{name!r} has no probability: write {name}=0.1")
         weights[name] = weights.get(name, 0.0) + _parse_probability(text)
     total = sum(weights.values())
     # Ten times 0.1 is a little more than 1 in binary fractions.

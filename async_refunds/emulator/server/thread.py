@@ -1,4 +1,4 @@
-"""The emulator in a thread of its own, for code that has no event loop to share."""
+"""Serves from a thread of its own, for code that has no event loop to share."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def in_thread(serving: AbstractAsyncContextManager[str]) -> Generator[str]:
-    """Enter a context in an event loop of its own, in a thread of its own.
+    """Enter a context in a new event loop in a new thread.
 
-    What goes wrong in entering or leaving it is raised here.
+    Exceptions from entering and leaving it are raised here.
     """
     loop = asyncio.new_event_loop()
     # A daemon: a test run that is killed must not wait for it.

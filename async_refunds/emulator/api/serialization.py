@@ -1,6 +1,6 @@
-"""The JSON of a refund and of what can be expanded in it.
+"""The JSON of a refund and of the objects that can be expanded in it.
 
-Which fields there are, and which are left out while they have no value:
+Which fields exist, and which are left out while they have no value:
 https://docs.stripe.com/api/refunds/object
 """
 
@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
-from .markets import MARKETS
+from async_refunds.emulator.state.refunds import MARKETS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from .refunds import Refund
+    from async_refunds.emulator.state.refunds import Refund
 
 Json: TypeAlias = dict[str, object]
 
 # What to expand, as a tree: {"charge": {"balance_transaction": {}}}.
 Expansion: TypeAlias = dict[str, "Expansion"]
 
-# Which fields of which object can be expanded, and what they hold.
+# Which fields of each object can be expanded, and the kind of object they name.
 # https://docs.stripe.com/api/expanding_objects
 EXPANDABLE: Mapping[str, Mapping[str, str]] = {
     "refund": {
@@ -41,7 +41,7 @@ EXPANDABLE: Mapping[str, Mapping[str, str]] = {
     "balance_transaction": {"source": "refund"},
 }
 
-# What a refund that came to nothing gives as the reason, by its status.
+# The ``failure_reason`` of a refund that did not repay the customer, by its status.
 # https://docs.stripe.com/refunds#failed-refunds
 FAILURE_REASONS: Mapping[str, str] = {
     "canceled": "merchant_request",
@@ -50,7 +50,7 @@ FAILURE_REASONS: Mapping[str, str] = {
 
 
 def refund_object(refund: Refund, expand: Expansion | None = None) -> Json:
-    """Return the refund as Stripe shows it, as a JSON object."""
+    """Return the refund as the JSON object that Stripe shows."""
     status, suffix = refund.status, refund.suffix
     item: Json = {
         "id": refund.id,
@@ -94,7 +94,7 @@ def _next_action(refund: Refund) -> Json:
         "type": "display_details",
         "display_details": {
             "email_sent": {
-                "email_sent_at": refund.asked_at,
+                "email_sent_at": refund.email_sent_at,
                 "email_sent_to": refund.instructions_email,
             },
             "expires_at": refund.deadline,
@@ -114,11 +114,11 @@ def _charge(refund: Refund, expand: Expansion) -> Json:
         "amount": amount,
         "amount_captured": amount,
         "amount_refunded": refunded,
-        "balance_transaction": f"txn_{refund.charge_id.partition('_')[2]}Charge",
+        "balance_transaction": _charge_transaction(refund),
         "captured": True,
         "created": refund.created,
         "currency": refund.currency,
-        "livemode": refund.shelf.livemode,
+        "livemode": refund.partition.livemode,
         "metadata": {},
         "paid": True,
         "payment_intent": refund.payment_intent_id,
@@ -138,7 +138,7 @@ def _payment_intent(refund: Refund, expand: Expansion) -> Json:
         "created": refund.created,
         "currency": refund.currency,
         "latest_charge": refund.charge_id,
-        "livemode": refund.shelf.livemode,
+        "livemode": refund.partition.livemode,
         "metadata": {},
         "status": "succeeded",
     }
@@ -146,13 +146,13 @@ def _payment_intent(refund: Refund, expand: Expansion) -> Json:
 
 
 def _transaction(refund: Refund, name: str, expand: Expansion) -> Json:
-    # The money leaves with the refund and returns when it came to nothing.
-    charged = name == f"txn_{refund.charge_id.partition('_')[2]}Charge"
-    back = name == refund.failure_transaction
-    kind = "charge" if charged else "refund_failure" if back else "refund"
-    amount = refund.amount if back else -refund.amount
-    if charged:
-        amount = sum(each.amount for each in refund.siblings)
+    if name == _charge_transaction(refund):
+        amount, kind = sum(each.amount for each in refund.siblings), "charge"
+    elif name == refund.failure_transaction:
+        # The money returns to the balance.
+        amount, kind = refund.amount, "refund_failure"
+    else:
+        amount, kind = -refund.amount, "refund"
     item: Json = {
         "id": name,
         "object": "balance_transaction",
@@ -161,15 +161,19 @@ def _transaction(refund: Refund, name: str, expand: Expansion) -> Json:
         "currency": refund.currency,
         "fee": 0,
         "net": amount,
-        "source": refund.charge_id if charged else refund.id,
+        "source": refund.charge_id if kind == "charge" else refund.id,
         "status": "available",
         "type": kind,
     }
-    if not charged:
+    if kind != "charge":
         return _expanded(item, refund, expand)
     if "source" in expand:
         item["source"] = _charge(refund, {})
     return item
+
+
+def _charge_transaction(refund: Refund) -> str:
+    return f"txn_{refund.charge_id.partition('_')[2]}Charge"
 
 
 _MAKERS: Mapping[str, Callable[[Refund, Expansion], Json]] = {
@@ -180,14 +184,14 @@ _MAKERS: Mapping[str, Callable[[Refund, Expansion], Json]] = {
 
 
 def _expanded(item: Json, refund: Refund, expand: Expansion) -> Json:
-    """Put objects in the place of ids; a field with no value stays as it is."""
-    fields = EXPANDABLE[str(item["object"])]
+    """Put objects in the place of ids; a field without a value stays as it is."""
+    kinds = EXPANDABLE[str(item["object"])]
     for name, below in expand.items():
-        held = item.get(name)
-        if isinstance(held, str):
-            kind = fields[name]
+        object_id = item.get(name)
+        if isinstance(object_id, str):
+            kind = kinds[name]
             item[name] = (
-                _transaction(refund, held, below)
+                _transaction(refund, object_id, below)
                 if kind == "balance_transaction"
                 else _MAKERS[kind](refund, below)
             )
