@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
+import gc
+import sys
 import time
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,7 @@ from .virtual_time import VirtualTimeLoop
 from .world import Finding, Report, fixed_chance, watched_log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Collection, Generator, Iterable
 
     from .script import Script
 
@@ -27,13 +29,19 @@ class Found:
     """The first case of a kind of finding."""
 
     kind: str
-    """Of the cases: ``calls`` or ``batch``."""
+    """Of the cases: ``calls``, ``batch`` or ``journals``."""
     seed: int
     number: int
     finding: Finding
+    damages: frozenset[str]
     script: Script
     lines: list[str]
     times: int = 1
+
+    @property
+    def place(self) -> tuple[str, frozenset[str]]:
+        """What makes it another finding than the others."""
+        return self.finding.kind, self.damages
 
 
 @dataclass
@@ -45,7 +53,9 @@ class Summary:
     requests: int = 0
     seconds: float = 0.0
     told: Counter[str] = field(default_factory=Counter[str])
-    found: dict[str, Found] = field(default_factory=dict[str, Found])
+    found: dict[tuple[str, frozenset[str]], Found] = field(
+        default_factory=dict[tuple[str, frozenset[str]], "Found"]
+    )
 
     def add(self, other: Summary) -> None:
         """Add what another process has found."""
@@ -53,21 +63,66 @@ class Summary:
         self.calls += other.calls
         self.requests += other.requests
         self.told += other.told
-        for name, found in other.found.items():
-            if name in self.found:
-                self.found[name].times += found.times
-            else:
-                self.found[name] = found
+        for found in other.found.values():
+            self.note(found)
+
+    def note(self, found: Found) -> None:
+        """Keep the first one of a place, and count."""
+        known = self.found.setdefault(found.place, found)
+        if known is not found:
+            known.times += found.times
+
+    def count(self, kind: str, seed: int, number: int, script: Script, report: Report) -> None:
+        """Add what came of a case."""
+        self.cases += 1
+        self.calls += report.calls
+        self.requests += report.requests
+        self.told += report.told
+        for finding in report.findings:
+            self.note(
+                Found(
+                    *(kind, seed, number, finding),
+                    damages=report.damages,
+                    script=script,
+                    lines=report.lines,
+                )
+            )
+
+    def simplest(self) -> list[Found]:
+        """Return the findings that need the fewest damages, each kind of them once."""
+        return [
+            found
+            for found in self.found.values()
+            if not any(
+                other.finding.kind == found.finding.kind
+                and other.damages < found.damages
+                for other in self.found.values()
+            )
+        ]
 
 
 def played(kind: str, script: Script, seed: str) -> Report:
     """Play one script, alone in an event loop of its own."""
-    with (
-        asyncio.Runner(loop_factory=_quiet_loop) as runner,
-        fixed_chance(),
-        watched_log(),
-    ):
+    with _runner() as runner:
         return runner.run(_PLAYS[kind](script, seed))
+
+
+@contextmanager
+def _runner() -> Generator[asyncio.Runner]:
+    """Give an event loop on virtual time, where chance is fixed and the log searched."""
+    shown = sys.unraisablehook
+    # A full stack is also full for what aiohttp's own `__del__` does.
+    sys.unraisablehook = lambda _: None
+    try:
+        with (
+            asyncio.Runner(loop_factory=_quiet_loop) as runner,
+            fixed_chance(),
+            watched_log(),
+        ):
+            yield runner
+            gc.collect()
+    finally:
+        sys.unraisablehook = shown
 
 
 def _quiet_loop() -> VirtualTimeLoop:
@@ -82,10 +137,8 @@ def attack(
     seed: int,
     numbers: Iterable[int],
     *,
-    enough: Callable[[Summary], bool] = lambda _: False,
     without: Collection[str] = (),
     crowd: int = 64,
-    progress: Callable[[Summary], None] = lambda _: None,
 ) -> Summary:
     """Play the cases of a seed.
 
@@ -93,10 +146,8 @@ def attack(
         kind: ``calls`` or ``batch``.
         seed: Of all of them.
         numbers: Which cases.
-        enough: Tells when to stop before they are all played.
         without: Acts and options to leave out.
         crowd: How many are played at a time.
-        progress: Called now and then.
     """
     summary = Summary()
     began = time.perf_counter()
@@ -104,48 +155,19 @@ def attack(
 
     async def worker() -> None:
         for number in left:
-            if enough(summary):
-                return
             script = drawn(kind, seed, number, without)
             report = await _PLAYS[kind](
                 script, f"{seed} {number}", deep=number % 10 == 0
             )
-            _count(summary, kind, seed, number, script, report)
-            if summary.cases % 500 == 0:
-                summary.seconds = time.perf_counter() - began
-                progress(summary)
+            summary.count(kind, seed, number, script, report)
 
     async def main() -> None:
         workers = [asyncio.create_task(worker()) for _ in range(crowd)]
         for ended in asyncio.as_completed(workers):
             await ended
 
-    with (
-        asyncio.Runner(loop_factory=_quiet_loop) as runner,
-        fixed_chance(),
-        watched_log(),
-    ):
+    with _runner() as runner:
         runner.run(main())
     summary.seconds = time.perf_counter() - began
     return summary
 
-
-def _count(
-    summary: Summary, kind: str, seed: int, number: int, script: Script, report: Report
-) -> None:
-    summary.cases += 1
-    summary.calls += report.calls
-    summary.requests += report.requests
-    summary.told += report.told
-    for finding in report.findings:
-        known = summary.found.get(finding.kind)
-        if known is not None:
-            known.times += 1
-            continue
-        found = Found(kind, seed, number, finding, script, report.lines)
-        summary.found[finding.kind] = found
-
-
-def naturals(first: int = 0) -> Iterable[int]:
-    """Return all numbers of cases."""
-    return itertools.count(first)

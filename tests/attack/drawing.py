@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING
 
 from . import wire
 from .canaries import SPELLINGS
-from .script import FOREVER, Act, Call, Given, Move, Option, Part, Script
+from .script import (
+    FOREVER,
+    Act,
+    Call,
+    Damage,
+    Given,
+    Kill,
+    Move,
+    Option,
+    Part,
+    Script,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -34,7 +45,7 @@ _STATES = ("requires_action",) * 12 + (
 
 
 def drawn(kind: str, seed: int, number: int, without: Collection[str] = ()) -> Script:
-    """Return a case: of ``calls`` or of a ``batch``.
+    """Return a case: of ``calls``, of a ``batch`` or of ``journals``.
 
     Args:
         kind: Which one.
@@ -43,13 +54,15 @@ def drawn(kind: str, seed: int, number: int, without: Collection[str] = ()) -> S
         without: Names of acts and options that are left out.
     """
     chance = random.Random(f"{kind} {seed} {number}")  # noqa: S311 - no secret
-    parts = _calls(chance) if kind == "calls" else _batch(chance)
+    parts = {"calls": _calls, "batch": _batch, "journals": _journal}[kind](chance)
     return tuple(part for part in parts if not _is_left_out(part, without))
 
 
 def _is_left_out(part: Part, without: Collection[str]) -> bool:
     if isinstance(part, Act):
         return part.api in without or part.wire in without
+    if isinstance(part, Damage):
+        return part.kind in without or f"{part.kind}({part.file or 'main'})" in without
     return isinstance(part, Option) and part.name in without
 
 
@@ -65,6 +78,8 @@ def _calls(chance: random.Random) -> list[Part]:
             calls += 1
     if chance.random() < 0.05:
         parts.append(Option("close_at", round(chance.uniform(0, 3), 3)))
+    if chance.random() < 0.05:
+        parts.append(Option("session_close_at", round(chance.uniform(0, 3), 3)))
     return parts
 
 
@@ -141,6 +156,7 @@ def _call(chance: random.Random, number: int, refund: int) -> Call:
         cancel_step=cancel_step,
         frames=frames,
         ask_again=chance.random() < 0.3,
+        reads=chance.random() < 0.08,
     )
 
 
@@ -183,3 +199,55 @@ def _outage(refunds: int) -> list[Part]:
         for refund in range(refunds)
         for method in ("POST", "GET")
     ]
+
+
+_DAMAGES = {
+    **{"lose": 3, "empty": 1, "cut": 2, "flip": 6, "zero": 1, "restore": 3, "move": 3},
+    **{"alias": 1, "pair": 2},
+}
+_ALIASES = ("same", "hardlink", "symlink", "dots")
+_QUIET_WIRES = ("plain", "plain", "rst", "fin", "stall", "cut_body", "garbage", "proxy")
+
+
+def _journal(chance: random.Random) -> list[Part]:
+    runs = chance.choice((2, 2, 3, 4))
+    refunds = chance.choice((1, 3, 8, 20))
+    parts: list[Part] = [
+        Option("runs", runs),
+        Option("concurrency", chance.choice((1, 3, 8))),
+    ]
+    if chance.random() < 0.3:
+        parts.append(Option("resume_empty"))
+    for number in range(refunds):
+        state = chance.choice(_STATES)
+        parts.append(Given(number, state, chance.randrange(SPELLINGS)))
+        if chance.random() < 0.2:
+            api = chance.choice(("run", "run", "run", "skip", "500_done", "limit_rate"))
+            path, value = chance.choice(_QUIET_WIRES), chance.randrange(100_000)
+            parts.append(Act(number, "POST", 0, chance.choice((0, 0, 2)), api, path, value))
+    for run in range(runs - 1):
+        if chance.random() < 0.8:
+            phase = chance.choice(("before", "executed", "answered"))
+            delay = chance.choice((0.0, 0.0, chance.uniform(0, 0.02)))
+            request = chance.randrange(1, refunds + 2)
+            signal = chance.choice(("SIGKILL",) * 8 + ("SIGINT", "SIGTERM"))
+            parts.append(Kill(run, request, phase, round(delay, 4), signal))
+    for run in range(runs):
+        for _ in range(chance.choice((0, 1, 1, 2))):
+            parts += _damage(chance, run, refunds)
+    return parts
+
+
+def _damage(chance: random.Random, run: int, refunds: int) -> list[Part]:
+    (kind,) = chance.choices(list(_DAMAGES), list(_DAMAGES.values()))
+    value = chance.randrange(10_000_000)
+    if kind in ("alias", "pair"):
+        return [Damage(run, kind, chance.choice(_ALIASES))]
+    file = chance.choice(("", "", "-wal", "-wal", "-shm", "-lock"))
+    if kind == "restore":
+        file = chance.choice(("", "-wal", "-shm", "all"))
+    live = kind not in ("move", "flip", "zero") and chance.random() < 0.2
+    request = chance.randrange(1, refunds + 1) if live else 0
+    if run == 0 and not request:
+        return []  # there is nothing yet
+    return [Damage(run, kind, file if kind != "move" else "", value, request)]

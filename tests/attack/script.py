@@ -42,7 +42,7 @@ class Move:
 
 @dataclass(frozen=True)
 class Call:
-    """One `cancel`, and what happens to the task that awaits it."""
+    """One `cancel`, or a `retrieve`, and what happens to the task that awaits it."""
 
     number: int
     refund: int
@@ -60,6 +60,8 @@ class Call:
     """How many frames of the stack are free for it, if not 0."""
     ask_again: bool = False
     """Whether an unknown outcome is followed by a call with the error's key."""
+    reads: bool = False
+    """Whether it is a `retrieve`."""
 
 
 @dataclass(frozen=True)
@@ -86,17 +88,20 @@ class Damage:
     kind: str
     file: str = ""
     value: int = 0
+    request: int = 0
+    """The request of the run at which it happens; 0 is before the run."""
 
 
 @dataclass(frozen=True)
 class Kill:
-    """A run ends by SIGKILL, at a request of its batch and a little later."""
+    """A run gets a signal, at a request of its batch or a little later."""
 
     run: int
     request: int
     phase: str = "before"
     """Whether Stripe has carried the request out and answered it."""
     delay: float = 0.0
+    signal: str = "SIGKILL"
 
 
 Part: TypeAlias = Option | Given | Move | Call | Act | Damage | Kill

@@ -50,6 +50,8 @@ class Report:
     findings: list[Finding] = field(default_factory=list[Finding])
     calls: int = 0
     requests: int = 0
+    damages: frozenset[str] = frozenset()
+    """What was done to a journal's files."""
     told: Counter[str] = field(default_factory=Counter[str])
     lines: list[str] = field(default_factory=list[str])
     """What the server saw, for people."""
@@ -225,6 +227,11 @@ async def opened(script: Script, seed: str) -> AsyncGenerator[World]:
     if "deaf_from" in options:
         loop.call_later(options["deaf_from"], server.deafen)
     session = _session(options)
+    if session is not None and "session_close_at" in options:
+        close = session.close
+        loop.call_later(
+            options["session_close_at"], lambda: loop.create_task(close())
+        )
     url = server.url
     if session is not None and "resolver" in options:
         url = url.replace("127.0.0.1", "localhost")
