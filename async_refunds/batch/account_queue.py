@@ -11,8 +11,7 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from async_refunds.protocol import error_mapping
-from async_refunds.protocol.classification import Classification, Outcome
+from async_refunds.protocol.classification import Classification, Limit, Outcome
 from async_refunds.protocol.requests import Response, TransportFailure
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
     from async_refunds.journal import Claim
     from async_refunds.models import Attempt
-    from async_refunds.protocol.requests import Reply, Request
+    from async_refunds.protocol.requests import Request
     from async_refunds.results import CancelResult
 
     from .rate_control import RateController
@@ -76,20 +75,25 @@ class Item:
         self._locked = False
         self._serial = False
 
-    def ended(
-        self, request: Request[Any], advice: Classification[Any], attempt: Attempt
+    def attempt_finished(
+        self,
+        request: Request[Any],
+        classification: Classification[Any],
+        attempt: Attempt,
     ) -> None:
         """Tell the lane what an attempt says of its account."""
         self.attempts += (attempt,)
         self.lane.requests += 1
         self.lane.retries += attempt.slept > 0
         cancel = request.method == "POST"
-        locked = self.lane.heard(advice, cancel=cancel, paced=cancel or self.reading)
+        locked = self.lane.heard(
+            classification, cancel=cancel, paced=cancel or self.reading
+        )
         if cancel:
             self._locked = locked
-            self.fixed = not advice.retry
+            self.fixed = not classification.retry
 
-    async def pause(self, until: float, seconds: float) -> None:
+    async def wait(self, seconds: float, until: float) -> None:
         """Sleep before a retry, then wait for a turn as everybody else."""
         lane = self.lane
         lane.leave()
@@ -144,7 +148,7 @@ class AccountQueue:
         """Whether the journal has no more of it for now."""
         self.news = 0
         """How often the journal got more of it."""
-        self.refused: Reply | None = None
+        self.refused: Classification[Any] | None = None
         """The reply after which nothing of this account can be asked any more."""
         self.out = 0
         """Items given out and not yet done."""
@@ -174,8 +178,8 @@ class AccountQueue:
             Whether a lock was in its way.
         """
         reply, now = advice.reply, self.clock()
-        limit = error_mapping.limited_by(reply)
-        if limit is error_mapping.Limit.RATE:
+        limit = advice.limit
+        if limit is Limit.RATE:
             self.pace.limited(now)
         elif limit is not None:
             self.pace.crowded(now, self.under_way)
@@ -186,11 +190,11 @@ class AccountQueue:
             self._stir()
         if isinstance(reply, Response):
             self.heard_from = True
-            if isinstance(self.refused, TransportFailure):
+            if self.refused is not None and not self.refused.was_sent:
                 self.refused = None  # there is somebody after all
-            if _refuses_key(reply, cancel=cancel):
-                self.refused = reply
-        return limit is error_mapping.Limit.LOCK
+            if _refuses_key(advice, cancel=cancel):
+                self.refused = advice
+        return limit is Limit.LOCK
 
     def leave(self) -> None:
         """Note that one fewer is under way."""
@@ -268,15 +272,15 @@ async def event_or(event: asyncio.Event, seconds: float) -> None:
         timer.cancel()
 
 
-def _refuses_key(response: Response, *, cancel: bool) -> bool:
-    """Tell whether the key is no good for the account, whatever the refund.
-
-    A key may be good for cancels and not for reads. And it has to be Stripe that says
-    so: a proxy's page says nothing of keys.
-    """
+def _refuses_key(last: Classification[Any], *, cancel: bool) -> bool:
+    """Tell whether the key is no good for the account, whatever the refund."""
+    reply = last.reply
     return (
-        response.status == 401 or (response.status == 403 and cancel)  # noqa: PLR2004 - Unauthorized, Forbidden
-    ) and error_mapping.envelope(response).type is not None
+        isinstance(reply, Response)
+        and last.confirmed
+        and (reply.status == 401 or (reply.status == 403 and cancel))  # noqa: PLR2004 - Unauthorized, Forbidden
+        and last.envelope.type is not None
+    )
 
 
 def _is_failure(advice: Classification[Any]) -> bool:

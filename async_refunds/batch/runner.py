@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import random
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from contextlib import aclosing
@@ -234,7 +233,6 @@ class Batch:
             turns,
             patience=self._patience,
             timeout=self._timeout,
-            random=random.random,
         )
         turns.more(await journal.accounts())
         if self._stopping:

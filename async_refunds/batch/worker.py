@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from async_refunds.client import RefundsClient, watched
-from async_refunds.errors import (
-    APIConnectionError,
-    JournalError,
-    OutcomeUnknownError,
-    RateLimitError,
-    RefundNotCancelableError,
-    RefundsError,
+from async_refunds.client import RefundsClient, begin_call
+from async_refunds.protocol.classification import Classification, Outcome
+from async_refunds.protocol.outcome import (
+    Conclusion,
+    conclude,
+    conclude_expired_key,
+    conclude_interrupted,
 )
-from async_refunds.protocol import error_mapping
-from async_refunds.protocol.redaction import without_email
-from async_refunds.protocol.requests import Cause, TransportFailure, cancel_request
-from async_refunds.results import CancelResult, is_unexplained
+from async_refunds.protocol.requests import (
+    Cause,
+    Request,
+    TransportFailure,
+    cancel_request,
+    settling_read,
+)
+from async_refunds.results import CancelResult
 from async_refunds.retry import RetryPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from async_refunds.call import Call
     from async_refunds.journal import Journal
     from async_refunds.models import Refund
-    from async_refunds.protocol.requests import Reply
-    from async_refunds.results import CancelOutcome
 
     from .account_queue import Item
     from .scheduler import Scheduler
@@ -58,7 +58,6 @@ class CancelWorker:
         turns: Of this batch; its clock counts.
         patience: Seconds for which an open outcome is asked for again.
         timeout: Seconds for each call; ``None`` is the client's own.
-        random: Draws from [0, 1).
     """
 
     def __init__(
@@ -69,21 +68,19 @@ class CancelWorker:
         *,
         patience: float,
         timeout: float | None,
-        random: Callable[[], float],
     ) -> None:
         self._refunds = refunds
         self._journal = journal
         self._turns = turns
         self._patience = patience
         self._timeout = timeout
-        self._random = random
         self._began = asyncio.get_running_loop().time()
 
     async def ask(self, item: Item) -> CancelResult | None:
         """Make one call for an item.
 
         Returns:
-            What became of it, or ``None`` if it is to be asked for again, at the time
+            What became of it, or ``None`` if it is to be processed again, at the time
             that the item then has.
 
         Raises:
@@ -91,57 +88,43 @@ class CancelWorker:
             JournalError: A fresh key could not be kept.
         """
         if item.lane.refused is not None:
-            return self._refused(item, item.lane.refused)
+            return self._result(item, self._refused(item, item.lane.refused))
         item.calls += 1
-        refunds = watched(self._refunds, item)
-        try:
-            if _is_stale(item):
-                item.reading = True
-                try:
-                    found = await self._found(refunds, item)
-                finally:
-                    item.reading = False
-                if found is not None:
-                    return found
-            refund = await refunds.cancel(
-                item.claim.refund_id,
-                idempotency_key=item.claim.idempotency_key,
-                stripe_account=item.claim.stripe_account,
-                timeout=self._timeout,
-            )
-        except JournalError:
-            raise  # no refund's own: nothing more may be sent
-        except RefundsError as error:
-            return self._failed(item, error)
-        return self._result(item, "canceled", refund=refund)
+        if _is_stale(item):
+            conclusion = await self._settle_expired_key(item)
+            if conclusion is not None:
+                return self._concluded(item, conclusion)
+        call = self._begin(item)
+        return self._concluded(item, await call.cancel(_request(item)))
 
-    def _refused(self, item: Item, reply: Reply) -> CancelResult:
-        """Return the result of an item whose account another one's reply has closed."""
-        request = cancel_request(
-            item.claim.refund_id,
-            idempotency_key=item.claim.idempotency_key,
-            stripe_account=item.claim.stripe_account,
+    def _begin(self, item: Item) -> Call:
+        return begin_call(
+            self._refunds,
+            self._timeout,
+            maybe_sent=item.ambiguous,
+            observer=item,
+            retry_gate=item,
         )
-        if item.ambiguous:
-            error = error_mapping.unsettled(
-                request, reply, None, ambiguous=True, attempts=item.attempts
-            )
-            return self._result(item, "unknown", error=error)
-        error = error_mapping.error_of(request, reply, item.attempts)
-        result = self._result(item, "failed", error=error)
-        error.idempotency_key = result.idempotency_key
-        return result
+
+    def _refused(self, item: Item, refusal: Classification[Any]) -> Conclusion:
+        """Return the conclusion of an item whose account a reply has closed."""
+        conclusion = conclude(
+            _request(item),
+            refusal,
+            None,
+            maybe_sent=item.ambiguous,
+            attempts=item.attempts,
+        )
+        if conclusion.error is not None and not (item.calls or item.ambiguous):
+            conclusion.error.idempotency_key = None
+        return conclusion
 
     def interrupted(self, item: Item) -> CancelResult:
         """Return the result of an item whose call was not waited for."""
-        error = OutcomeUnknownError(
-            f"{item.claim.refund_id} may or may not be canceled: interrupted while it "
-            "was asked for",
-            refund=None,
-            idempotency_key=item.claim.idempotency_key,
-            attempts=item.attempts,
+        why = "it was interrupted"
+        return self._result(
+            item, conclude_interrupted(_request(item), item.attempts, why)
         )
-        return self._result(item, "unknown", error=error)
 
     def last_known(self, item: Item) -> CancelResult:
         """Return the result of an item whose call broke off by a misuse or a fault."""
@@ -149,71 +132,32 @@ class CancelWorker:
             return self.interrupted(item)
         return item.open  # nothing was sent since
 
-    async def _found(self, refunds: RefundsClient, item: Item) -> CancelResult | None:
-        """Read what a key did that Stripe may have forgotten; ``None``: nothing.
-
-        A day later, what was lost on the way will not land any more, so that the state
-        is the whole truth, and a fresh key asks anew.
-        """
-        claim = item.claim
+    async def _settle_expired_key(self, item: Item) -> Conclusion | None:
+        """Read what a key did that Stripe may have forgotten; ``None``: nothing."""
+        request = _request(item)
+        item.reading = True
         try:
-            refund = await refunds.retrieve(
-                claim.refund_id,
-                stripe_account=claim.stripe_account,
-                timeout=self._timeout,
+            call = self._begin(item)
+            read = await call.read(settling_read(request))
+        finally:
+            item.reading = False
+        if read.value is not None:
+            call.attach_last_response(
+                read.value, read.reply, item.claim.idempotency_key
             )
-        except RefundsError as error:
-            raise OutcomeUnknownError(
-                f"{claim.refund_id} may or may not be canceled: its key is over a day "
-                f"old, and it could not be read ({error})",
-                refund=None,
-                idempotency_key=claim.idempotency_key,
-                attempts=error.attempts,
-            ) from error
-        if refund.status == "requires_action":
-            item.claim = await self._journal.rekey(claim)
+        conclusion = conclude_expired_key(request, read, item.attempts)
+        if conclusion is None:
+            item.claim = await self._journal.rekey(item.claim)
             item.ambiguous = False
-            return None
-        if refund.status == "canceled":
-            return self._result(item, "canceled", refund=refund)
-        if refund.status is None:
-            raise OutcomeUnknownError(
-                f"{claim.refund_id} may or may not be canceled: its key is over a day "
-                "old, and it was read without a status",
-                refund=without_email(refund),
-                idempotency_key=claim.idempotency_key,
-                attempts=refund.last_response.attempts,
-            )
-        raise RefundNotCancelableError(
-            f"{claim.refund_id}: it is {refund.status}, and only a refund in "
-            "requires_action can be canceled",
-            refund=without_email(refund),
-            idempotency_key=claim.idempotency_key,
-            attempts=refund.last_response.attempts,
-        )
+        return conclusion
 
-    def _failed(self, item: Item, error: RefundsError) -> CancelResult | None:
-        if isinstance(error, RefundNotCancelableError):
-            if error.refund.status == "canceled":  # as was asked for
-                return self._result(item, "already_canceled", refund=error.refund)
-            return self._result(
-                item, "not_cancelable", refund=error.refund, error=error
-            )
-        if isinstance(error, OutcomeUnknownError):
+    def _concluded(self, item: Item, conclusion: Conclusion) -> CancelResult | None:
+        if conclusion.outcome == "unknown":
             item.ambiguous = True
+        if conclusion.outcome in ("unknown", "failed"):
             self._notice_silence(item)
-            # An answer that is saved and says nothing comes again for a day, and a read
-            # that did not settle it has shown why.
-            hopeless = item.fixed and error.refund is not None
-            known = self._result(item, "unknown", refund=error.refund, error=error)
-            return known if hopeless else self._again_or(item, known)
-        self._notice_silence(item)
-        known = self._result(item, "failed", error=error)
-        passing = isinstance(error, (APIConnectionError, RateLimitError))
-        unread = is_unexplained(error) and _failed_to_read(item)
-        if (passing and not item.fixed) or unread:
-            return self._again_or(item, known)
-        return known
+        known = self._result(item, conclusion)
+        return self._again_or(item, known) if conclusion.passing else known
 
     def _notice_silence(self, item: Item) -> None:
         """Refuse the account if nobody was ever there to ask.
@@ -230,12 +174,16 @@ class CancelWorker:
                 f"{self._refunds.base_url} cannot be reached, and could not be in all "
                 f"of this run ({item.attempts[-1].failure})"
             )
-            item.lane.refused = TransportFailure(Cause.REFUSED, text, sent=False)
+            item.lane.refused = Classification(
+                TransportFailure(Cause.REFUSED, text, sent=False),
+                Outcome.NOT_SENT,
+                retry=False,
+            )
 
     def _again_or(self, item: Item, known: CancelResult) -> CancelResult | None:
         """Set when to ask again, unless its time is over and this is what is known."""
         now = item.lane.clock()
-        pause = _BETWEEN_CALLS.backoff(item.calls, self._random())
+        pause = _BETWEEN_CALLS.backoff(item.calls)
         item.open, item.not_before = known, now + pause
         if (
             self._turns.stopped
@@ -245,27 +193,32 @@ class CancelWorker:
             return known
         return None
 
-    def _result(
-        self,
-        item: Item,
-        outcome: CancelOutcome,
-        *,
-        refund: Refund | None = None,
-        error: RefundsError | None = None,
-    ) -> CancelResult:
+    def _result(self, item: Item, conclusion: Conclusion) -> CancelResult:
         claim = item.claim
         return CancelResult(
             refund_id=claim.refund_id,
             stripe_account=claim.stripe_account,
-            outcome=outcome,
-            refund=refund,
-            error=error,
+            outcome=conclusion.outcome,
+            refund=conclusion.refund,
+            error=(
+                None if conclusion.outcome == "already_canceled" else conclusion.error
+            ),
             idempotency_key=(
                 claim.idempotency_key if item.calls or item.ambiguous else None
             ),
             attempts=item.attempts,
             seconds=item.lane.clock() - item.began,
+            settled=conclusion.settled,
         )
+
+
+def _request(item: Item) -> Request[Refund]:
+    claim = item.claim
+    return cancel_request(
+        claim.refund_id,
+        idempotency_key=claim.idempotency_key,
+        stripe_account=claim.stripe_account,
+    )
 
 
 def _is_stale(item: Item) -> bool:
@@ -277,15 +230,3 @@ def _is_stale(item: Item) -> bool:
     age = time.time() - item.claim.key_created_at
     sent = any(attempt.method == "POST" for attempt in item.attempts)
     return item.ambiguous and not sent and age > _KEY_SECONDS
-
-
-def _failed_to_read(item: Item) -> bool:
-    """Tell whether a read was the last, and failed for a reason that passes.
-
-    A key that may not read will not be able to in a minute either.
-    """
-    last = item.attempts[-1]
-    return last.method == "GET" and (
-        last.failure is not None
-        or (last.status is not None and (last.status == 429 or last.status >= 500))  # noqa: PLR2004 - too many requests, server errors
-    )

@@ -19,12 +19,15 @@ ROOMS: dict[str, set[str]] = {
     | {"errors", "models", "version"},
     "batch": {"client", "call", "journal", "retry", "protocol", "results"}
     | {"errors", "models"},
-    "client": {"call", "protocol", "retry", "transport", "errors", "models", "version"},
-    "call": {"transport", "retry", "protocol", "errors", "models"},
+    "client": {"call", "credentials", "telemetry", "transport", "retry", "protocol"}
+    | {"errors", "models", "version"},
+    "call": {"telemetry", "transport", "retry", "protocol", "errors", "models"},
+    "credentials": {"transport", "protocol", "errors"},
+    "telemetry": {"protocol", "models"},
     "transport": {"protocol"},
     "retry": {"protocol"},
     "journal": {"protocol", "results", "errors", "models"},
-    "protocol": {"errors", "models"},
+    "protocol": {"results", "errors", "models"},
     "results": {"errors", "models"},
     "errors": {"models"},
     "models": set(),

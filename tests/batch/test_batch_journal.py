@@ -34,8 +34,8 @@ from tests.support.scripted import (
     CANCELED,
     RE,
     answer,
-    error_json,
     refund_json,
+    refusal,
     scripted,
 )
 
@@ -249,7 +249,7 @@ async def test_key_that_stripe_may_have_forgotten_is_not_used_again() -> None:
 
 async def test_refusal_of_a_fresh_key_leaves_nothing_unknown() -> None:
     waiting = answer(200, refund_json("requires_action"))
-    no = answer(400, error_json(code="resource_missing", param="id"))
+    no = refusal(400, code="resource_missing", param="id")
     async with scripted(no, reads=[waiting]) as server:
         refunds = server.client()
         results = await canceled_many(refunds, [RE], journal=Yesterday(DAY))

@@ -158,10 +158,27 @@ class Scripted:
                     await writer.drain()
                     await asyncio.sleep(1.0)
             assert isinstance(act, bytes)
-            writer.write(act)
+            key = request.headers.get("idempotency-key", "")
+            writer.write(act.replace(ECHO.encode(), key.encode()))
             await writer.drain()
             if act.endswith(CUT):
                 return
+
+
+ECHO = "<the key of the request>"
+"""A header's value that the server replaces by the key that it received."""
+
+
+def refusal(
+    status: int,
+    headers: Mapping[str, str] | None = None,
+    *,
+    echo: bool = True,
+    **fields: object,
+) -> bytes:
+    """Return a refusal as Stripe gives it: with its name, and the request's key."""
+    named = {"Request-Id": "req_refused", **({"Idempotency-Key": ECHO} if echo else {})}
+    return answer(status, error_json(**fields), {**named, **(headers or {})})
 
 
 CUT = b"...cut"
