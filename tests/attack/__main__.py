@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .script import Script
     from .world import Report
 
+
 def main(arguments: Sequence[str]) -> int:
     """Run the command, and return its exit code: 1 if anything was found."""
     options = _options(arguments)
@@ -27,28 +28,34 @@ def main(arguments: Sequence[str]) -> int:
         return _one(options.only, options.seed, options.case, options.without)
     summary = Summary()
     began = time.perf_counter()
-    for kind, goal in (
-        ("calls", options.calls * 2 // 3),
-        ("batch", options.calls // 3),
-        ("journals", options.journals),
-    ):
+    share = 3 if options.only is None else 1
+    goals = {
+        "calls": options.calls - options.calls // 3 if share == 3 else options.calls,
+        "batch": options.calls // share,
+        "journals": options.journals,
+    }
+    for kind, goal in goals.items():
         if goal and options.only in (None, kind):
-            goal = options.calls if options.only in ("calls", "batch") else goal
             part = _attack(kind, goal, options)
-            print(f"\n{kind}: {_figures(part)}\n  told: {dict(part.told)}")  # noqa: T201
+            print(f"\n{kind}: {_figures(part)}\n  told: {dict(part.told)}")
             summary.add(part)
     summary.seconds = time.perf_counter() - began
     found = sorted(summary.simplest(), key=lambda each: -each.times)
     for each in found[: options.most]:
         _show(each, shrink=options.shrink)
-    print(f"\nin all: {_figures(summary)}, {len(found)} findings")  # noqa: T201
+    print(f"\nin all: {_figures(summary)}, {len(found)} findings")
     return 1 if found else 0
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.attack", description=__doc__)
     add = parser.add_argument
-    add("--calls", type=int, default=0, help="how many calls, a third of them in batches")
+    add(
+        "--calls",
+        type=int,
+        default=0,
+        help="how many calls, a third of them in batches",
+    )
     add("--journals", type=int, default=0, help="how many cases of journals")
     add("--seed", type=int, default=1, help="of all chance (default: 1)")
     add("--jobs", type=int, default=1, help="processes at a time (default: 1)")
@@ -56,7 +63,12 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--case", type=int, help="play one case of --only, and show it whole")
     add("--without", action="append", default=[], help="leave out an act or an option")
     add("--most", type=int, default=20, help="findings to show (default: 20)")
-    add("--no-shrink", dest="shrink", action="store_false", help="show them as they were")
+    add(
+        "--no-shrink",
+        dest="shrink",
+        action="store_false",
+        help="show them as they were",
+    )
     options = parser.parse_args(arguments)
     if options.case is not None and options.only is None:
         parser.error("--case needs --only")
@@ -68,7 +80,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 def _attack(kind: str, goal: int, options: argparse.Namespace) -> Summary:
     def progress(summary: Summary) -> None:
         line = f"{kind}: {_figures(summary)}, {len(summary.found)} findings"
-        print(f"\r{line}", end="", file=sys.stderr, flush=True)  # noqa: T201
+        print(f"\r{line}", end="", file=sys.stderr, flush=True)
 
     summary = jobs.attack(
         kind,
@@ -78,7 +90,7 @@ def _attack(kind: str, goal: int, options: argparse.Namespace) -> Summary:
         without=tuple(options.without),
         progress=progress,
     )
-    print(file=sys.stderr)  # noqa: T201
+    print(file=sys.stderr)
     return summary
 
 
@@ -88,7 +100,7 @@ def _figures(summary: Summary) -> str:
     return f"{what} in {summary.seconds:.0f} s ({pace:.0f} calls/s)"
 
 
-# -------------------------------------------------------------------------- one finding
+# ------------------------------------------------------------------------- one finding
 
 
 def _played(kind: str, script: Script, name: str) -> Report:
@@ -108,30 +120,32 @@ def _show(found: Found, *, shrink: bool) -> None:
 
     if shrink:
         if fails(script):
-            script = shrunk(script, fails, tries=60 if found.kind == "journals" else 400)
+            script = shrunk(
+                script, fails, tries=60 if found.kind == "journals" else 400
+            )
             report = _played(found.kind, script, name)
             lines = report.lines
             text = next((f.text for f in report.findings if f.kind == kind), text)
         else:
             again = " (not found again when played alone)"
     damages = f" after {', '.join(sorted(found.damages))}" if found.damages else ""
-    print(  # noqa: T201
+    print(
         f"\n== {kind}{damages}, {found.times} times{again}\n"
         f"   python -m tests.attack --only {found.kind} --seed {found.seed} "
         f"--case {found.number}\n{shown(script)}\n   {text}"
     )
     for line in lines[:30]:
-        print(f"   | {line[:300]}")  # noqa: T201
+        print(f"   | {line[:300]}")
 
 
 def _one(kind: str, seed: int, number: int, without: list[str]) -> int:
     script = drawn(kind, seed, number, without)
     report = _played(kind, script, f"{seed} {number}")
-    print(shown(script))  # noqa: T201
+    print(shown(script))
     for line in report.lines:
-        print(f"  | {line}")  # noqa: T201
+        print(f"  | {line}")
     for finding in report.findings:
-        print(f"== {finding.kind}: {finding.text}")  # noqa: T201
+        print(f"== {finding.kind}: {finding.text}")
     return 1 if report.findings else 0
 
 

@@ -98,7 +98,7 @@ async def _run(world: World, batch: Batch, outcome: Outcome) -> None:
                 return
 
 
-# ------------------------------------------------------------------------------ the judge
+# --------------------------------------------------------------------------- the judge
 
 _ENDED_EARLY = ("stop_at", "interrupt_at", "leave_at", "cancel_at", "close_at")
 
@@ -212,7 +212,7 @@ def _judge_result(world: World, result: CancelResult) -> None:
         # The second one of the same id is right: the first one canceled it.
         first = next(
             each
-            for each in world.report.lines + [""]
+            for each in [*world.report.lines, ""]
             if result.refund_id in each and each.startswith("told")
         )
         if outcome != "already_canceled" or "outcome='canceled'" not in first:

@@ -92,19 +92,19 @@ async def _made(world: World, call: Call, told: list[Told]) -> None:
 
 
 async def _ended(world: World, call: Call, key: str | None) -> Told:
-    loop = asyncio.get_running_loop()
+    loop, name = asyncio.get_running_loop(), refund_id(call.refund)
     began = loop.time()
-    timeout = {"timeout": call.timeout} if call.timeout else {}
+    timeout = call.timeout or None
     arguments: dict[str, Any] = {
         "idempotency_key": key,
         "already_canceled_ok": call.already_canceled_ok,
-        **timeout,
+        "timeout": timeout,
     }
 
     async def cancel() -> Refund:
         if call.reads:
-            return await world.refunds.retrieve(refund_id(call.refund), **timeout)
-        return await world.refunds.cancel(refund_id(call.refund), **arguments)
+            return await world.refunds.retrieve(name, timeout=timeout)
+        return await world.refunds.cancel(name, **arguments)
 
     task = asyncio.create_task(_below(call.frames, cancel))
     if call.cancel_after >= 0:
@@ -140,7 +140,7 @@ async def _below(
     return await deeper(max(0, sys.getrecursionlimit() - depth - frames))
 
 
-# ------------------------------------------------------------------------------ the judge
+# --------------------------------------------------------------------------- the judge
 
 
 def _judge(world: World, told: Told, all_told: list[Told], *, deep: bool) -> None:
@@ -155,7 +155,8 @@ def _judge(world: World, told: Told, all_told: list[Told], *, deep: bool) -> Non
         return
     if told.seconds > bound + _SLACK:
         report.add(
-            "a call that outlives its deadline", f"{told.seconds} s, not {bound}: {call}"
+            "a call that outlives its deadline",
+            f"{told.seconds} s, not {bound}: {call}",
         )
     if isinstance(outcome, Refund):
         if not call.reads:
@@ -165,7 +166,7 @@ def _judge(world: World, told: Told, all_told: list[Told], *, deep: bool) -> Non
         if call.cancel_after < 0 and call.cancel_step < 0:
             report.add("CancelledError that nobody asked for", f"{call}")
         return
-    _judge_foreign(world, told, outcome)
+    _judge_foreign(world, told, all_told, outcome)
     if call.reads:
         if isinstance(outcome, OutcomeUnknownError):
             report.add("an unknown outcome of a read", f"{outcome}")
@@ -188,15 +189,17 @@ def _judge_return(world: World, told: Told, refund: Refund) -> None:
         world.report.add("returned with another key", f"{sent}, not {told.key}")
 
 
-def _judge_foreign(world: World, told: Told, error: BaseException) -> None:
+def _judge_foreign(
+    world: World, told: Told, all_told: list[Told], error: BaseException
+) -> None:
     name = refund_id(told.call.refund)
     if isinstance(error, RefundsError):
         return
     if isinstance(error, RuntimeError) and "close" in str(error):
         return  # the client was closed by the script
     if isinstance(error, RecursionError) and told.call.frames:
-        sent = [p for p in world.books.posts if told.key in (None, p.key)]
-        if not any(post.refund_id == name for post in sent):
+        others = {each.used for each in all_told if each is not told}
+        if not set(world.books.keys(name)) - others:
             return  # the caller's own stack was full before anything was sent
     world.report.add(f"foreign {type(error).__name__}", f"{error!r} of {told.call}")
 
@@ -226,9 +229,7 @@ def _judge_no(
     kind = type(error).__name__
     if isinstance(error, RefundNotCancelableError):
         kind = f"{kind} ({error.refund.status})"
-    report.add(
-        f"{kind} though this call canceled", f"told {error}; canceled by {mine}"
-    )
+    report.add(f"{kind} though this call canceled", f"told {error}; canceled by {mine}")
 
 
 def _judge_keys(world: World, all_told: list[Told]) -> None:

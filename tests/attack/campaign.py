@@ -72,7 +72,9 @@ class Summary:
         if known is not found:
             known.times += found.times
 
-    def count(self, kind: str, seed: int, number: int, script: Script, report: Report) -> None:
+    def count(
+        self, kind: str, seed: int, number: int, script: Script, report: Report
+    ) -> None:
         """Add what came of a case."""
         self.cases += 1
         self.calls += report.calls
@@ -109,7 +111,7 @@ def played(kind: str, script: Script, seed: str) -> Report:
 
 @contextmanager
 def _runner() -> Generator[asyncio.Runner]:
-    """Give an event loop on virtual time, where chance is fixed and the log searched."""
+    """Give a loop on virtual time, with chance fixed and the log searched."""
     shown = sys.unraisablehook
     # A full stack is also full for what aiohttp's own `__del__` does.
     sys.unraisablehook = lambda _: None
@@ -138,7 +140,7 @@ def attack(
     numbers: Iterable[int],
     *,
     without: Collection[str] = (),
-    crowd: int = 64,
+    crowd: int = 16,
 ) -> Summary:
     """Play the cases of a seed.
 
@@ -170,4 +172,3 @@ def attack(
         runner.run(main())
     summary.seconds = time.perf_counter() - began
     return summary
-

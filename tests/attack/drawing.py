@@ -23,16 +23,36 @@ from .script import (
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-_APIS = {
+_APIS: dict[str, dict[str, float]] = {
     "POST": {
-        **{"run": 62, "skip": 12, "late": 6, "500_done": 3, "500_undone": 3},
-        **{"limit_rate": 2, "limit_concurrency": 1, "limit_global": 1, "lock": 2},
-        **{"401": 1, "403": 1.5, "404": 1, "424": 1, "in_use": 1, "400_param": 0.5},
+        "run": 62,
+        "skip": 12,
+        "late": 6,
+        "500_done": 3,
+        "500_undone": 3,
+        "limit_rate": 2,
+        "limit_concurrency": 1,
+        "limit_global": 1,
+        "lock": 2,
+        "401": 1,
+        "403": 1.5,
+        "404": 1,
+        "424": 1,
+        "in_use": 1,
+        "400_param": 0.5,
         "odd_status": 0.5,
     },
     "GET": {
-        **{"run": 66, "skip": 12, "limit_rate": 4, "500": 6, "503": 3},
-        **{"401": 2, "403": 2, "404": 2, "stale": 3, "odd_status": 1},
+        "run": 66,
+        "skip": 12,
+        "limit_rate": 4,
+        "500": 6,
+        "503": 3,
+        "401": 2,
+        "403": 2,
+        "404": 2,
+        "stale": 3,
+        "odd_status": 1,
     },
 }
 _PLAIN = 0.2
@@ -109,12 +129,10 @@ def _refund(chance: random.Random, number: int, *, poor: bool) -> list[Part]:
     state = chance.choice(_STATES)
     parts: list[Part] = [Given(number, state, chance.randrange(SPELLINGS))]
     for method, most in (("POST", 4), ("GET", 3)):
-        at = 0
-        for _ in range(chance.choice((0, 1, 1, most))):
+        for at in range(chance.choice((0, 1, 1, most))):
             forever = chance.random() < 0.15
             last = FOREVER if forever else at
             parts.append(_act(chance, number, method, (at, last), poor=poor))
-            at += 1
     if chance.random() < 0.06:
         to = chance.choice(("pending", "succeeded", "failed", "canceled"))
         parts.append(Move(number, round(chance.uniform(0, 20), 2), to))
@@ -122,7 +140,12 @@ def _refund(chance: random.Random, number: int, *, poor: bool) -> list[Part]:
 
 
 def _act(
-    chance: random.Random, refund: int, method: str, span: tuple[int, int], *, poor: bool
+    chance: random.Random,
+    refund: int,
+    method: str,
+    span: tuple[int, int],
+    *,
+    poor: bool,
 ) -> Act:
     apis = _APIS[method]
     (api,) = chance.choices(list(apis), list(apis.values()))
@@ -194,16 +217,26 @@ def _batch(chance: random.Random) -> list[Part]:
 def _outage(refunds: int) -> list[Part]:
     """A proxy whose backend is dead."""
     status = wire.PROXY_STATUSES.index(502)
-    return [Option("outage")] + [
-        Act(refund, method, 0, FOREVER, "skip", "proxy", status)
-        for refund in range(refunds)
-        for method in ("POST", "GET")
+    return [
+        Option("outage"),
+        *(
+            Act(refund, method, 0, FOREVER, "skip", "proxy", status)
+            for refund in range(refunds)
+            for method in ("POST", "GET")
+        ),
     ]
 
 
 _DAMAGES = {
-    **{"lose": 3, "empty": 1, "cut": 2, "flip": 6, "zero": 1, "restore": 3, "move": 3},
-    **{"alias": 1, "pair": 2},
+    "lose": 3,
+    "empty": 1,
+    "cut": 2,
+    "flip": 6,
+    "zero": 1,
+    "restore": 3,
+    "move": 3,
+    "alias": 1,
+    "pair": 2,
 }
 _ALIASES = ("same", "hardlink", "symlink", "dots")
 _QUIET_WIRES = ("plain", "plain", "rst", "fin", "stall", "cut_body", "garbage", "proxy")
@@ -224,7 +257,9 @@ def _journal(chance: random.Random) -> list[Part]:
         if chance.random() < 0.2:
             api = chance.choice(("run", "run", "run", "skip", "500_done", "limit_rate"))
             path, value = chance.choice(_QUIET_WIRES), chance.randrange(100_000)
-            parts.append(Act(number, "POST", 0, chance.choice((0, 0, 2)), api, path, value))
+            parts.append(
+                Act(number, "POST", 0, chance.choice((0, 0, 2)), api, path, value)
+            )
     for run in range(runs - 1):
         if chance.random() < 0.8:
             phase = chance.choice(("before", "executed", "answered"))

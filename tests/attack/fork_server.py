@@ -89,7 +89,7 @@ async def fork_server() -> AsyncGenerator[ForkServer]:
         await listening
 
 
-# ------------------------------------------------------------------ in the other process
+# ---------------------------------------------------------------- in the other process
 
 
 def _say(**news: object) -> None:

@@ -92,7 +92,7 @@ class JournalCase:
         self.report.calls = self.report.requests = self.server.requests
         return self.report
 
-    # ------------------------------------------------------------------- a run
+    # --------------------------------------------------------------------------- a run
 
     async def _run(self, number: int) -> None:
         for part in self._of(number, Damage):
@@ -160,16 +160,18 @@ class JournalCase:
         run, count = self.runs[-1], number - self._began_at
         loop = asyncio.get_running_loop()
         for part in self.script:
-            if isinstance(part, Kill) and part.run == run.number:
-                if part.request == count and part.phase == phase:
-                    if part.delay:
-                        loop.call_later(part.delay, self._kill, run, part.signal)
-                    else:
-                        self._kill(run, part.signal)
-            if isinstance(part, Damage) and part.run == run.number:
-                if part.request == count and phase == "executed":
+            if not isinstance(part, (Kill, Damage)):
+                continue
+            if (part.run, part.request) != (run.number, count):
+                continue
+            if isinstance(part, Damage):
+                if phase == "executed":
                     with suppress(OSError):
                         self.files.damage(part, live=True)
+            elif part.phase == phase and part.delay:
+                loop.call_later(part.delay, self._kill, run, part.signal)
+            elif part.phase == phase:
+                self._kill(run, part.signal)
 
     @staticmethod
     def _kill(run: Run, signal: str) -> None:
@@ -178,7 +180,7 @@ class JournalCase:
                 run.killed = True
                 child.kill(signal)
 
-    # ------------------------------------------------------------------ the judge
+    # ----------------------------------------------------------------------- the judge
 
     def _judge(self) -> None:
         self._judge_keys()
@@ -217,7 +219,9 @@ class JournalCase:
             if silent and not run.killed and not run.hung:
                 self.report.add("a process that died without a word", f"{child.status}")
 
-    def _judge_told(self, name: str, outcome: str | None, key: str | None, how: str) -> None:
+    def _judge_told(
+        self, name: str, outcome: str | None, key: str | None, how: str
+    ) -> None:
         entry = self.books.entries.get(name)
         if entry is None:
             self.report.add(f"{how} of an id that nobody gave", name)
@@ -231,7 +235,9 @@ class JournalCase:
             outcome in ("failed", "not_cancelable")
             or (outcome == "already_canceled" and not self.files.forgotten)
         ):
-            self.report.add(f"{how} {outcome}, and the batch canceled it", f"{name}: {mine}")
+            self.report.add(
+                f"{how} {outcome}, and the batch canceled it", f"{name}: {mine}"
+            )
 
     def _judge_count(self) -> None:
         last = self.runs[-1] if self.runs else None
@@ -248,7 +254,9 @@ class JournalCase:
             self.report.add("a journal that ended well and cannot be read", str(error))
             return
         except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
-            self.report.add(f"foreign {type(error).__name__} of the reader", repr(error))
+            self.report.add(
+                f"foreign {type(error).__name__} of the reader", repr(error)
+            )
             return
         told = {line["refund"] for run in self.runs for line in run.results}
         asked = {post.refund_id for post in self.books.posts}
@@ -256,9 +264,7 @@ class JournalCase:
         wanted = asked if resumed and not self.files.forgotten else set(self.given)
         if resumed and self.files.forgotten:
             wanted = set()
-        lost = {
-            name for name in wanted if known.get(name) is None and name not in told
-        }
+        lost = {name for name in wanted if known.get(name) is None and name not in told}
         if lost:
             self.report.add("an id that no run accounts for", f"{sorted(lost)}")
         twice = Counter(line["refund"] for line in last.results)

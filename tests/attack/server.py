@@ -64,7 +64,9 @@ class Server:
     """What the client sent that no client should."""
     lines: list[str] = field(default_factory=list[str])
     """What happened, for people."""
-    _counts: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
+    _counts: dict[tuple[str, str], int] = field(
+        default_factory=dict[tuple[str, str], int]
+    )
     _open: set[_Connection] = field(default_factory=set["_Connection"])
 
     def __post_init__(self) -> None:
@@ -101,7 +103,7 @@ class Server:
         for connection in list(self._open):
             connection.end(End.RST)
 
-    # ------------------------------------------------------------- a request
+    # ----------------------------------------------------------------------- a request
 
     def act(self, received: Received) -> Act:
         """Return what the script says of a request, and count it."""
@@ -195,7 +197,9 @@ class _Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         self._server.connections += 1
         self._server._open.add(self)  # noqa: SLF001 - of this module
-        if self._server.greets >= 0:
+        # What has a name of Stripe's came late, and once. A proxy greets every time.
+        greets = self._server.greets
+        if greets >= 0 and (self._server.connections == 1 or greets in wire.NAMELESS):
             greeting = wire.foreign(self._server.greets, faithful=True)
             self._transport.write(wire.written(greeting))
 

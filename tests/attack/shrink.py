@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 _IDENTITY = frozenset({"refund", "number", "method", "name", "run", "kind"})
 
 
-def shrunk(script: Script, fails: Callable[[Script], bool], *, tries: int = 400) -> Script:
+def shrunk(
+    script: Script, fails: Callable[[Script], bool], *, tries: int = 400
+) -> Script:
     """Return a small script that still fails.
 
     Args:

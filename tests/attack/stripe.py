@@ -94,10 +94,12 @@ class Books:
         """Return the keys that came for a refund, each once, oldest first."""
         return list(dict.fromkeys(p.key for p in self.posts if p.refund_id == name))
 
-    # ------------------------------------------------------------------ the API
+    # ------------------------------------------------------------------------- the API
 
     def cancel(self, name: str, key: str, api: str) -> Answer:
         """Answer a cancel that reached Stripe."""
+        if api == "lie":
+            return self._refund(name, key, status="canceled")
         if api in _UNSAVED:
             return self._refusal(api, name, None)
         if api in ("401", "limit_rate", "limit_concurrency", "limit_global"):
@@ -160,9 +162,7 @@ class Books:
             **({"code": code} if code else {}),
         }
         headers = self._headers(key)
-        return Answer(
-            status, (*headers, *extra), json.dumps({"error": error}).encode()
-        )
+        return Answer(status, (*headers, *extra), json.dumps({"error": error}).encode())
 
     def _refund(self, name: str, key: str | None, status: str | None = None) -> Answer:
         entry = self.entries.get(name) or Entry(name, "requires_action", 0)

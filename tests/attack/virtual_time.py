@@ -10,8 +10,8 @@ import asyncio
 import selectors
 import time
 
-# Real seconds. The kernel carries a packet over the loopback while it is sent, and rarely
-# a little later. epoll itself waits for whole milliseconds, which is most of a call.
+# Real seconds. The kernel carries a packet over the loopback while it is sent, and
+# rarely a little later. epoll waits for whole milliseconds, which is most of a call.
 _GRACE = 0.00005
 # Seconds of fake time that a jump goes too far: timers that end at nearly the same time
 # then end together, and the kernel is asked less often.

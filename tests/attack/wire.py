@@ -40,7 +40,7 @@ def written(answer: Answer, *extra: tuple[str, str], length: int | None = -1) ->
     return ("\r\n".join(head) + "\r\n\r\n").encode() + answer.body
 
 
-# ------------------------------------------------- answers of what stands before Stripe
+# ------------------------------------------------ answers of what stands before Stripe
 
 PROXY_STATUSES = (
     *(300, 301, 302, 303, 304, 305, 307, 308, 400, 401, 402, 403, 404, 405, 406, 407),
@@ -83,7 +83,7 @@ _PAGES: tuple[tuple[str, bytes], ...] = (
 )
 
 
-# --------------------------------------------- what answers something that nobody asked
+# -------------------------------------------- what answers something that nobody asked
 
 
 def foreign(value: int, *, faithful: bool) -> Answer:
@@ -113,12 +113,16 @@ def foreign(value: int, *, faithful: bool) -> Answer:
     return choices[value % len(choices)]
 
 
+NAMELESS = frozenset({11, 12, 13, 14})
+"""The foreign answers that are a proxy's own, and bear no name of Stripe's."""
+
+
 def _error(type_: str, code: str = "") -> bytes:
     error = {"type": type_, "message": f"not yours: {address(7)}"}
     return json.dumps({"error": error | ({"code": code} if code else {})}).encode()
 
 
-# ---------------------------------------------------------------------------- the kinds
+# --------------------------------------------------------------------------- the kinds
 
 
 def _cut(data: bytes, value: int) -> bytes:

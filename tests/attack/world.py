@@ -30,7 +30,7 @@ DEADLINE = 80.0
 
 
 class OddError(BaseException):
-    """What a test framework or a signal handler raises, and no `except Exception` sees."""
+    """What a test framework raises, and no `except Exception` sees."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def given_by(script: Script) -> list[Given]:
     return list(given.values())
 
 
-# ------------------------------------------------------------------- chance and the log
+# ------------------------------------------------------------------ chance and the log
 
 _CHANCE: ContextVar[random.Random] = ContextVar("_CHANCE")
 
@@ -90,11 +90,11 @@ def fixed_chance() -> Generator[None]:
     def drawn() -> float:
         return _CHANCE.get(fallback).random()
 
-    random.random = drawn  # type: ignore[method-assign]  # the fake of chance
+    random.random = drawn
     try:
         yield
     finally:
-        random.random = before  # type: ignore[method-assign]  # as it was
+        random.random = before
 
 
 _REPORT: ContextVar[Report] = ContextVar("_REPORT")
@@ -125,7 +125,7 @@ def watched_log() -> Generator[None]:
         logger.propagate = passes_on
 
 
-# ---------------------------------------------------------------- exceptions from outside
+# ------------------------------------------------------------- exceptions from outside
 
 _ODD: tuple[type[BaseException], ...] = (
     *(OddError, GeneratorExit, asyncio.CancelledError, MemoryError, RecursionError),
@@ -154,7 +154,7 @@ _EVENTS = (
 def _trace(value: float) -> aiohttp.TraceConfig:
     config = aiohttp.TraceConfig()
 
-    async def raising(*_: object) -> None:  # noqa: RUF029 - aiohttp awaits it
+    async def raising(*_: object) -> None:
         raise _raising(value // len(_EVENTS))
 
     getattr(config, _EVENTS[int(value) % len(_EVENTS)]).append(raising)
@@ -187,7 +187,7 @@ class _OddResolver(AbstractResolver):
         """Nothing is held."""
 
 
-# ------------------------------------------------------------------------------ the world
+# --------------------------------------------------------------------------- the world
 
 
 @dataclass
@@ -219,19 +219,8 @@ async def opened(script: Script, seed: str) -> AsyncGenerator[World]:
     for part in script:
         if isinstance(part, Move):
             loop.call_later(part.at, books.move, part.refund, part.status)
-    deaf = options.get("deaf_until", 0.0)
-    if not deaf:
-        await server.listen()
-    elif deaf < DEADLINE:
-        loop.call_later(deaf, lambda: loop.create_task(server.listen()))
-    if "deaf_from" in options:
-        loop.call_later(options["deaf_from"], server.deafen)
+    await _listen(server, options)
     session = _session(options)
-    if session is not None and "session_close_at" in options:
-        close = session.close
-        loop.call_later(
-            options["session_close_at"], lambda: loop.create_task(close())
-        )
     url = server.url
     if session is not None and "resolver" in options:
         url = url.replace("127.0.0.1", "localhost")
@@ -246,6 +235,7 @@ async def opened(script: Script, seed: str) -> AsyncGenerator[World]:
         attempt_timeout=options.get("attempt_timeout", 30.0),
         on_attempt=_hook(options.get("hook", 0)),
     )
+    deaf = options.get("deaf_until", 0.0)
     sendable = deaf < DEADLINE and "resolver" not in options
     try:
         yield World(server, books, refunds, report, options, sendable)
@@ -260,6 +250,17 @@ async def opened(script: Script, seed: str) -> AsyncGenerator[World]:
             report.add("a wrong request", fault)
 
 
+async def _listen(server: Server, options: dict[str, Any]) -> None:
+    loop = asyncio.get_running_loop()
+    deaf = options.get("deaf_until", 0.0)
+    if not deaf:
+        await server.listen()
+    elif deaf < DEADLINE:
+        loop.call_later(deaf, lambda: loop.create_task(server.listen()))
+    if "deaf_from" in options:
+        loop.call_later(options["deaf_from"], server.deafen)
+
+
 def _session(options: dict[str, Any]) -> aiohttp.ClientSession | None:
     if "borrowed" not in options:
         return None
@@ -268,4 +269,10 @@ def _session(options: dict[str, Any]) -> aiohttp.ClientSession | None:
     connector = aiohttp.TCPConnector(
         limit=int(options["borrowed"]), resolver=resolver, use_dns_cache=False
     )
-    return aiohttp.ClientSession(connector=connector, trace_configs=traces)
+    session = aiohttp.ClientSession(connector=connector, trace_configs=traces)
+    if "session_close_at" in options:
+        loop = asyncio.get_running_loop()
+        loop.call_later(
+            options["session_close_at"], lambda: loop.create_task(session.close())
+        )
+    return session
