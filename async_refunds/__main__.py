@@ -1,4 +1,4 @@
-"""The command's way in, which can still speak where the ``cli`` extra is missing."""
+"""The entry point of the command, which works without the ``cli`` extra too."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from logging import DEBUG
 from time import time
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -29,6 +30,7 @@ from .protocol.error_mapping import subject
 from .protocol.outcome import Conclusion, conclude, conclude_interrupted, needs_read
 from .protocol.requests import Cause, Response, TransportFailure, settling_read
 from .retry import retrying
+from .telemetry import logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -370,10 +372,8 @@ class Call(msgspec.Struct, eq=False):
                 failure = UNREADABLE
         else:
             failure = reply.cause.value
-        if not result.confirmed:
-            result = self._confirm(result)
-        if result.outcome is Outcome.AMBIGUOUS and is_cancel:
-            self.maybe_sent = True
+        if is_cancel and result.value is None:
+            result = self._remember(result)
         self.in_flight = False
         attempt = Attempt(
             len(self.attempts) + 1,
@@ -394,18 +394,26 @@ class Call(msgspec.Struct, eq=False):
             self.observer.attempt_finished(request, result, attempt)
         if context.on_attempt is not None:
             telemetry.call_hook("on_attempt", context.on_attempt, attempt)
-        telemetry.log_attempt(request, attempt)
+        if logger.isEnabledFor(DEBUG):
+            telemetry.log_attempt(request, attempt)
         return result
 
-    def _confirm(self, refused: Classification[T]) -> Classification[T]:
-        """Believe a refusal that may answer another request if it comes twice."""
-        assert isinstance(refused.reply, Response)  # noqa: S101 - only answers refuse
-        seen = (refused.reply.status, refused.envelope.code)
+    def _remember(self, failed: Classification[T]) -> Classification[T]:
+        """Remember what a failed cancel leaves possible.
+
+        A refusal that may answer another request is believed if it comes twice.
+        """
+        if failed.outcome is Outcome.AMBIGUOUS:
+            self.maybe_sent = True
+        if failed.confirmed:
+            return failed
+        assert isinstance(failed.reply, Response)  # noqa: S101 - only answers refuse
+        seen = (failed.reply.status, failed.envelope.code)
         twice = seen == self.refused_before
         self.refused_before = seen
         if not twice:
-            return refused
-        return msgspec.structs.replace(refused, confirmed=True, retry=False)
+            return failed
+        return msgspec.structs.replace(failed, confirmed=True, retry=False)
 
     def attach_last_response(
         self, refund: Refund, reply: Reply, key: str | None

@@ -59,8 +59,6 @@ def call_hook(name: str, hook: Callable[[T], object], value: T) -> None:
 
 def log_attempt(request: Request[Any], attempt: Attempt) -> None:
     """Log one attempt, for debugging."""
-    if not logger.isEnabledFor(logging.DEBUG):
-        return
     _log(
         logging.DEBUG,
         "%s %s: attempt %d: %s in %.3f s",

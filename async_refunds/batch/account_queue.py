@@ -55,7 +55,7 @@ class Item:
     def __init__(self, claim: Claim, lane: AccountQueue) -> None:
         self.claim = claim
         self.lane = lane
-        self.ambiguous = claim.asked
+        self.ambiguous = claim.maybe_sent
         """Whether a request with the claim's key may have landed."""
         self.attempts: tuple[Attempt, ...] = ()
         """Of all its calls, oldest first."""

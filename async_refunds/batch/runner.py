@@ -15,7 +15,13 @@ import msgspec
 
 from async_refunds.client import RefundsClient
 from async_refunds.errors import JournalError
-from async_refunds.journal import WINDOW, MemoryJournal, Run, SqliteJournal
+from async_refunds.journal import (
+    WINDOW,
+    MemoryJournal,
+    Run,
+    open_journal,
+    require_target,
+)
 from async_refunds.protocol import validation
 from async_refunds.protocol.redaction import scrub
 
@@ -196,11 +202,13 @@ class Batch:
             raise RuntimeError("a batch runs once: make another one")
         self._begun = True
         journal, opened = self._opened()
+        journal.begin()
         try:
             async with aclosing(self._run(journal)) as results:
                 async for result in results:
                     yield result
         finally:
+            journal.end()
             if opened:
                 await journal.close()
 
@@ -210,13 +218,8 @@ class Batch:
             return MemoryJournal(window=max(WINDOW, 2 * self._concurrency)), True
         run = Run(base_url=self._refunds.base_url, livemode=self._refunds.livemode)
         if isinstance(self._journal, (str, os.PathLike)):
-            return SqliteJournal.open(self._journal, run), True
-        if isinstance(self._journal, SqliteJournal):
-            kept = self._journal.run
-            if (kept.base_url, kept.livemode) != (run.base_url, run.livemode):
-                raise JournalError(
-                    "the journal is of another base URL or mode than the client"
-                )
+            return open_journal(self._journal, run), True
+        require_target(self._journal.run, run)
         return self._journal, False
 
     async def _run(self, journal: Journal) -> AsyncGenerator[CancelResult]:

@@ -1,8 +1,9 @@
-"""What a batch has decided and learnt, and where it is kept."""
+"""What a batch has decided and learned, and where that is kept."""
 
-from .base import Claim, Journal
+from .base import Claim, Journal, Record, Run, Tally, require_target
 from .memory import WINDOW, MemoryJournal
-from .sqlite import JournalReader, Record, Run, SqliteJournal, Tally
+from .opening import open_journal
+from .sqlite import JournalReader, SqliteJournal
 
 __all__ = [
     "Claim",
@@ -14,4 +15,6 @@ __all__ = [
     "SqliteJournal",
     "Tally",
     "WINDOW",
+    "open_journal",
+    "require_target",
 ]

@@ -1,44 +1,117 @@
-"""What every journal does for a batch, whatever it is kept in."""
+"""The contract of a journal: what a batch needs of it, wherever it is kept."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections import Counter  # noqa: TC003 - a struct's field
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from async_refunds.errors import JournalError
+from async_refunds.results import CancelOutcome  # noqa: TC001 - a struct's field
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from async_refunds.results import CancelRequest, CancelResult
+
+
+class Run(msgspec.Struct, frozen=True):
+    """What a journal is about. It never holds the API key."""
+
+    base_url: str
+    livemode: bool
+    """Whether it moves real money."""
+    options: dict[str, Any] = {}
+    """What a later process has to know besides, as JSON has it."""
+
+    @property
+    def target(self) -> str:
+        """The server and the mode, in words."""
+        return f"{self.base_url} in {'live' if self.livemode else 'test'} mode"
 
 
 class Claim(msgspec.Struct, frozen=True, gc=False):
     """One item given out to be canceled now."""
 
     number: int
-    """Its place in the input, from 1."""
+    """Its place in the input, from 1, repetitions not counted."""
     refund_id: str
     stripe_account: str | None
     idempotency_key: str
     key_created_at: float
-    """Unix seconds at which the key was made: no request with it is older."""
-    asked: bool
-    """Whether somebody may have sent this key before, and its request have landed."""
+    """Unix seconds at which the key was made. No request with it is older."""
+    maybe_sent: bool
+    """Whether an earlier batch may have sent this key, so that its request may land."""
+
+
+class Tally(msgspec.Struct, frozen=True):
+    """How far a run is."""
+
+    open: int
+    """Items that this batch or the next one still has to cancel."""
+    outcomes: Counter[CancelOutcome | None]
+    """Items by what is known of them. ``None`` counts those that were never sent."""
+
+    @property
+    def total(self) -> int:
+        """All items of the run."""
+        return self.outcomes.total()
+
+
+class Record(msgspec.Struct, frozen=True, gc=False):
+    """What a journal knows of one refund."""
+
+    number: int
+    """Its place in the input, from 1, repetitions not counted."""
+    refund_id: str
+    stripe_account: str | None
+    outcome: CancelOutcome | None
+    """``None`` if it was never sent. ``unknown`` also while it is under way."""
+    status: str | None
+    """The refund's status as last seen."""
+    idempotency_key: str | None
+    """The latest key, sent or about to be sent; ``None`` before the first."""
+    attempts: int
+    """Requests for it, over all processes, as far as their results are known."""
+    request_id: str | None
+    """Stripe's name of the last exchange that has one, ``req_...``."""
+    error: str | None
+    seconds: float | None
+    """How long the last result took; ``None`` if there is none."""
+    settled: bool
+    """Whether a resumed run leaves it alone."""
 
 
 class Journal(Protocol):
-    """What a batch has decided and learnt, item by item.
+    """What a batch has decided and learned, item by item.
 
-    An item is one refund of one account. What a method has returned from is kept as
-    safely as this journal keeps anything. One task may call it while another one
-    waits in it.
+    An item is one refund of one account. When a method returns, what it did is kept as
+    safely as this journal keeps anything. Several tasks may call it at the same time.
 
     Raises:
-        JournalError: From any method, once this journal can no longer be written.
+        JournalError: From any method, once the journal can no longer be used.
     """
 
+    @property
+    def run(self) -> Run | None:
+        """What the journal is about; ``None`` if any client may use it."""
+        ...
+
+    def begin(self) -> None:
+        """Begin a batch: every open item may be claimed, also one claimed before.
+
+        Raises:
+            JournalError: Another batch uses this object.
+        """
+        ...
+
+    def end(self) -> None:
+        """End the batch. Without one this does nothing."""
+        ...
+
     async def add(self, requests: Sequence[CancelRequest]) -> None:
-        """Remember these items; one that is there already is not there twice.
+        """Keep these items. An item that is there already is not added again.
 
         May wait until there is room for them.
         """
@@ -47,27 +120,85 @@ class Journal(Protocol):
     async def claim(self, stripe_account: str | None, limit: int) -> list[Claim]:
         """Give out the next open items of an account, oldest first.
 
-        Each only once in the life of this object, and with its key kept. Fewer than
-        ``limit`` (none at last) if there are no more for now; `add` may bring more.
+        Each is given out once in a batch, and its key is kept first. Fewer than
+        ``limit`` items (or none) means that there are no more for now; `add` may bring
+        more. An item gets a new key unless it is ``maybe_sent``.
+
+        Raises:
+            ValueError: A limit below 1.
         """
         ...
 
     async def rekey(self, claim: Claim) -> Claim:
-        """Give out the same item with a fresh key, which is kept."""
+        """Give out the same item with a new key, which is kept."""
         ...
 
     async def give_back(self, claims: Sequence[Claim]) -> None:
-        """Take back what was given out and never sent: it is as if never claimed."""
+        """Take back items that were never sent, as if they had not been claimed.
+
+        The next batch gets them. An item that an earlier batch may have sent stays
+        ``maybe_sent``.
+        """
         ...
 
     async def settle(self, known: Sequence[tuple[Claim, CancelResult]]) -> None:
-        """Keep what became of items."""
+        """Keep what became of items. An item that is settled stays as it is."""
         ...
 
     async def accounts(self) -> list[str | None]:
         """Return the accounts that have open items, ``None`` for the key's own."""
         ...
 
-    async def close(self) -> None:
-        """Keep what is not yet kept, and let go. May be called more than once."""
+    def tally(self) -> Tally:
+        """Count the items. Blocks while they are read."""
         ...
+
+    def records(self) -> Iterator[Record]:
+        """Yield what is known of each item, in input order. Blocks for each page."""
+        ...
+
+    async def close(self) -> None:
+        """Keep what is not kept yet, and release the journal. May be called twice."""
+        ...
+
+
+def require_target(kept: Run | None, wanted: Run, name: str = "the journal") -> None:
+    """Refuse to use a journal for another server or mode than its own.
+
+    Args:
+        kept: What the journal is about; ``None`` fits every client.
+        wanted: The server and the mode of the client.
+        name: How the message names the journal.
+
+    Raises:
+        JournalError: They differ.
+    """
+    if kept is not None and kept.target != wanted.target:
+        raise JournalError(
+            f"{name} holds a run on {kept.target}, and this one is on "
+            f"{wanted.target}: give another path"
+        )
+
+
+class BatchGuard:
+    """Lets one batch at a time use a journal object."""
+
+    def __init__(self) -> None:
+        self._busy = False
+
+    def begin(self) -> None:
+        """Note that a batch begins.
+
+        Raises:
+            JournalError: Another one has not ended.
+        """
+        if self._busy:
+            raise JournalError(
+                "another batch uses this journal: wait for its end, or open another "
+                "journal"
+            )
+        self._busy = True
+
+    def end(self) -> None:
+        """Note that the batch has ended."""
+        self._busy = False

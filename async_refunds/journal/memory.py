@@ -1,37 +1,40 @@
-"""The journal of a batch that has none: it knows what is under way, and forgets."""
+"""The journal of a batch without one: it holds what is under way, no more."""
 
 from __future__ import annotations
 
 import asyncio
 import secrets
 import time
-from collections import deque
+from collections import Counter, deque
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from .base import Claim
+from .base import BatchGuard, Claim, Record, Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from async_refunds.results import CancelRequest, CancelResult
+    from async_refunds.results import CancelOutcome, CancelRequest, CancelResult
 
 WINDOW = 1000
-"""Items. What is read ahead, so that a slow account in front holds up no other one."""
+"""Items read ahead, so that a slow account at the front does not hold up the others."""
 
 
-class MemoryJournal:
-    """A window on the input: what is waiting in it and what is under way.
+class MemoryJournal(BatchGuard):
+    """A `Journal` that holds a window of the input and forgets what has a result.
 
-    An item that is in it already is merged with itself.
+    An item that is in the window is not added again. The next batch on the same object
+    gets what the last one left without a result.
 
     Args:
         window: How many items it holds.
-        clock: Unix seconds.
-        new_key: Makes an idempotency key.
+        clock: Gives Unix seconds.
+        new_key: Gives an idempotency key that was never used before.
     """
+
+    run = None  # any client may use it
 
     def __init__(
         self,
@@ -40,70 +43,120 @@ class MemoryJournal:
         clock: Callable[[], float] = time.time,
         new_key: Callable[[], str] = lambda: secrets.token_hex(16),
     ) -> None:
+        super().__init__()
         self._window = window
         self._clock = clock
         self._new_key = new_key
         self._count = 0
-        self._waiting: dict[str | None, deque[tuple[int, str]]] = {}
-        self._held: set[tuple[str | None, str]] = set()
+        self._numbers: dict[tuple[str | None, str], int] = {}  # of all it holds
+        self._claims: dict[int, Claim] = {}
+        self._pending: dict[str | None, deque[tuple[int, str]]] = {}
+        self._outcomes: Counter[CancelOutcome | None] = Counter()
         self._room = asyncio.Event()
 
+    def begin(self) -> None:
+        """Begin a batch: all items may be claimed."""
+        super().begin()
+        self._pending.clear()
+        for (account, refund_id), number in self._numbers.items():
+            self._put(account, number, refund_id)
+
+    def _put(self, account: str | None, number: int, refund_id: str) -> None:
+        self._pending.setdefault(account, deque()).append((number, refund_id))
+
     async def add(self, requests: Sequence[CancelRequest]) -> None:
-        """Take the items in, as far as there is room, and wait for more."""
+        """Take the items in, as far as there is room, and wait for more room."""
         for request in requests:
             item = (request.stripe_account, request.refund_id)
-            if item in self._held:
+            if item in self._numbers:
                 continue
-            while len(self._held) >= self._window:
+            while len(self._numbers) >= self._window:
                 self._room.clear()
                 await self._room.wait()
-            self._held.add(item)
             self._count += 1
-            waiting = self._waiting.setdefault(request.stripe_account, deque())
-            waiting.append((self._count, request.refund_id))
+            self._numbers[item] = self._count
+            self._put(request.stripe_account, self._count, request.refund_id)
 
     async def claim(self, stripe_account: str | None, limit: int) -> list[Claim]:
         """Give out the next items of an account."""
-        waiting = self._waiting.get(stripe_account, deque())
-        taken = list(islice(waiting, limit))
+        if limit < 1:
+            raise ValueError(f"limit must be at least 1, not {limit}")
+        pending = self._pending.get(stripe_account, deque())
+        taken = list(islice(pending, limit))
         for _ in taken:
-            waiting.popleft()
-        if not waiting:
-            self._waiting.pop(stripe_account, None)
-        now = self._clock()
+            pending.popleft()
+        if not pending:
+            self._pending.pop(stripe_account, None)
         return [
-            Claim(
-                number=number,
-                refund_id=refund_id,
-                stripe_account=stripe_account,
-                idempotency_key=self._new_key(),
-                key_created_at=now,
-                asked=False,
-            )
+            self._claimed(number, refund_id, stripe_account)
             for number, refund_id in taken
         ]
 
+    def _claimed(self, number: int, refund_id: str, account: str | None) -> Claim:
+        known = self._claims.get(number)
+        if known is None:
+            key, now = self._new_key(), self._clock()
+            claim = Claim(number, refund_id, account, key, now, maybe_sent=False)
+        else:
+            claim = msgspec.structs.replace(known, maybe_sent=True)
+        self._claims[number] = claim
+        return claim
+
     async def rekey(self, claim: Claim) -> Claim:
-        """Give out the same item with a fresh key."""
-        return msgspec.structs.replace(
+        """Give out the same item with a new key."""
+        new = msgspec.structs.replace(
             claim,
             idempotency_key=self._new_key(),
             key_created_at=self._clock(),
-            asked=False,
+            maybe_sent=False,
         )
+        self._claims[claim.number] = new
+        return new
 
     async def give_back(self, claims: Sequence[Claim]) -> None:
-        """Do nothing: with the batch, all of it is forgotten."""
+        """Take back items that were never sent; the next batch gets them."""
+        for claim in claims:
+            if not claim.maybe_sent:
+                self._claims.pop(claim.number, None)
 
     async def settle(self, known: Sequence[tuple[Claim, CancelResult]]) -> None:
-        """Forget the items."""
-        for claim, _ in known:
-            self._held.discard((claim.stripe_account, claim.refund_id))
+        """Count the results and forget the items."""
+        for claim, result in known:
+            item = (claim.stripe_account, claim.refund_id)
+            if self._numbers.get(item) == claim.number:
+                del self._numbers[item]
+                self._claims.pop(claim.number, None)
+                self._outcomes[result.outcome] += 1
         self._room.set()
 
     async def accounts(self) -> list[str | None]:
-        """Return the accounts with items that wait."""
-        return list(self._waiting)
+        """Return the accounts with items that can be claimed."""
+        return list(self._pending)
+
+    def tally(self) -> Tally:
+        """Count the items in the window, and the results so far."""
+        outcomes = self._outcomes.copy()
+        for record in self.records():
+            outcomes[record.outcome] += 1
+        return Tally(open=len(self._numbers), outcomes=outcomes)
+
+    def records(self) -> Iterator[Record]:
+        """Yield the items in the window, none of which has a result."""
+        for (account, refund_id), number in list(self._numbers.items()):
+            claim = self._claims.get(number)
+            yield Record(
+                number=number,
+                refund_id=refund_id,
+                stripe_account=account,
+                outcome=None if claim is None else "unknown",
+                status=None,
+                idempotency_key=None if claim is None else claim.idempotency_key,
+                attempts=0,
+                request_id=None,
+                error=None,
+                seconds=None,
+                settled=False,
+            )
 
     async def close(self) -> None:
         """Do nothing: nothing is kept."""

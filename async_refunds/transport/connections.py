@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import aiohttp
+import msgspec
 
 if TYPE_CHECKING:
     from aiohttp.client_proto import ResponseHandler
@@ -37,20 +38,17 @@ class StaleConnectionError(aiohttp.ClientConnectionError):
 _MAX_TRIES = 3
 
 
-class SendEvidence:
+class SendEvidence(msgspec.Struct, eq=False):
     """Whether the current attempt has got a connection to send on.
 
     Whatever goes wrong before that sends nothing: a resolver, a thread that cannot be
     started, a tracing callback.
     """
 
-    __slots__ = ("protocol", "started")
-
-    def __init__(self) -> None:
-        self.started = False
-        """Whether the look-out for a connection has begun."""
-        self.protocol: ResponseHandler | None = None
-        """Of the connection, once there is one."""
+    started: bool = False
+    """Whether aiohttp has begun to look for a connection."""
+    protocol: ResponseHandler | None = None
+    """Of the connection, once there is one."""
 
     @property
     def sent(self) -> bool:
@@ -169,14 +167,12 @@ class ConnectionLimiter:
         self.free += 1
 
 
-class SendTracker(SendEvidence):
+class SendTracker(SendEvidence, eq=False):
     """A client middleware that sees whether a request reaches a connection.
 
     For a borrowed session, whose owner's tracing may raise anything at any time. It
     also does what `FreshConnector` does for an own session, and costs 5 % of a cancel.
     """
-
-    __slots__ = ()
 
     async def __call__(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType

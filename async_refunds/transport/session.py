@@ -229,9 +229,12 @@ class Session:
         if len(body) > BODY_LIMIT:
             text = f"the answer is over {BODY_LIMIT} bytes"
             return TransportFailure(Cause.TOO_LARGE, text, sent=True)
-        if _is_out_of_step(response, request):
+        status, headers = response.status, response.headers
+        key = request.idempotency_key
+        if status < 200 or headers.get(_IDEMPOTENCY_KEY, key) != key:  # noqa: PLR2004 - an interim answer (1xx)
+            # The answer to this request may still arrive on the connection.
             evidence.abandon_connection()
-        return Response(response.status, response.headers, body, waited)
+        return Response(status, headers, body, waited)
 
     def _url_of(self, request: Request[Any]) -> URL:
         url = self._origin.with_path(request.path, encoded=True)
@@ -318,17 +321,6 @@ async def _read(content: aiohttp.StreamReader) -> bytes:
 
 def _connect_within(seconds: float) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(connect=seconds, ceil_threshold=_NO_CEILING)
-
-
-def _is_out_of_step(response: aiohttp.ClientResponse, request: Request[Any]) -> bool:
-    """Tell whether the answer to this request may still arrive on the connection.
-
-    It may after an interim answer (1xx), and after the answer to another key.
-    """
-    key = request.idempotency_key
-    return response.status < 200 or (  # noqa: PLR2004 - the interim answers of HTTP
-        key is not None and response.headers.get(_IDEMPOTENCY_KEY, key) != key
-    )
 
 
 def _failed(

@@ -70,3 +70,14 @@ async def test_installed_command_is_the_same() -> None:
     script = Path(sysconfig.get_path("scripts")) / "async-refunds"
     ended = await run("--version", python=(str(script),))
     assert (ended.code, ended.out) == (0, f"async-refunds {__version__}\n")
+
+
+async def test_help_does_not_depend_on_docstrings() -> None:
+    commands = (("--help",), ("cancel", "--help"))
+    plain = await run_each(*commands, key=None)
+    optimized = await run_each(
+        *commands, key=None, python=("-OO", "-m", "async_refunds")
+    )
+    for ours, theirs in zip(plain, optimized, strict=True):
+        assert ours.code == theirs.code == 0
+        assert ours.out == theirs.out

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from async_refunds import RefundsClient
 from async_refunds.batch import Progress
-from async_refunds.cli.options import Options
+from async_refunds.cli.batch_run import BatchRun
+from async_refunds.cli.options import BatchOptions
 from async_refunds.cli.output import Output
-from async_refunds.cli.run import Job
-from async_refunds.cli.watch import TROUBLE, Watch, told
+from async_refunds.cli.progress import TROUBLE, ProgressDisplay, progress_line
 from async_refunds.results import CancelRequest
 from tests.support.terminal import emulator_of
 
@@ -41,9 +41,9 @@ BUSY = Progress(
 
 
 def test_line_tells_all_that_there_is_to_tell() -> None:
-    assert told(QUIET, done=0, total=2000, speed=0.0) == "0/2,000  0.0/s"
-    assert told(QUIET, done=7, total=7, speed=3.0) == "7/7  3.0/s"
-    assert told(BUSY, done=1200, total=10_000, speed=20.0) == (
+    assert progress_line(QUIET, done=0, total=2000, speed=0.0) == "0/2,000  0.0/s"
+    assert progress_line(QUIET, done=7, total=7, speed=3.0) == "7/7  3.0/s"
+    assert progress_line(BUSY, done=1200, total=10_000, speed=20.0) == (
         f"1,200/10,000  20.0/s  1,234 retries  pace 25.0/s  0:07:20 left  {TROUBLE}"
     )
 
@@ -52,8 +52,8 @@ async def test_long_run_says_how_far_it_is_every_ten_seconds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     emulator, ids = emulator_of(35)
-    output = Output(as_json=True, into=str(tmp_path / "results.jsonl"))
-    job = Job(output, Options(rate=1.0), map(CancelRequest, ids), total=35)
+    output = Output(as_json=True, path=str(tmp_path / "results.jsonl"))
+    job = BatchRun(output, BatchOptions(rate=1.0), map(CancelRequest, ids), total=35)
     async with emulator.serve() as base_url:
         code = await job.run(RefundsClient("sk_test_1", base_url=base_url))
     output.close()
@@ -88,8 +88,10 @@ async def test_speed_is_that_of_the_last_half_minute(
         )
 
     clock = asyncio.get_running_loop().time
-    watch = Watch(Output(as_json=True), progress, total=2000, done=900, clock=clock)
-    async with watch.shown():
+    display = ProgressDisplay(
+        Output(as_json=True), progress, total=2000, done=900, clock=clock
+    )
+    async with display.shown():
         for _ in range(10):
             await asyncio.sleep(10.01)
             done += 10
@@ -105,7 +107,7 @@ class Dead(io.StringIO):
         raise BrokenPipeError(text)
 
 
-async def test_closed_stderr_does_not_end_the_watch(
+async def test_closed_stderr_does_not_end_the_display(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     output = Output(as_json=True)
@@ -118,7 +120,7 @@ async def test_closed_stderr_does_not_end_the_watch(
         return QUIET
 
     monkeypatch.setattr(sys, "stderr", Dead())
-    watch = Watch(output, progress, total=1, done=0, clock=clock)
-    async with watch.shown():
+    display = ProgressDisplay(output, progress, total=1, done=0, clock=clock)
+    async with display.shown():
         await asyncio.sleep(25.0)
     assert asked == 2

@@ -54,7 +54,7 @@ def days_old(emulator: Emulator, *ages: float, **fields: Unpack[Fields]) -> list
 async def test_sum_is_in_the_currency_s_own_unit(
     amount: int, currency: str, shown: str
 ) -> None:
-    assert money.shown(amount, currency) == shown
+    assert money.in_major_units(amount, currency) == shown
 
 
 async def test_old_refunds_are_canceled_and_the_others_are_not() -> None:
@@ -114,6 +114,9 @@ async def test_dry_run_shows_them_and_cancels_nothing() -> None:
         "jpy       2        10,000",
     ]
     assert [line["id"] for line in one.lines] == yen[:1]
+    assert one.err.startswith(
+        "the first 1 that match, after 1 refunds; --max ended the search:\n"
+    )
     assert (none.out, none.err) == ("", "0 of 4 refunds match; nothing to cancel\n")
     assert len(shown.splitlines()) == 5
     assert not emulator.books.cancel_requests
@@ -197,8 +200,9 @@ async def test_sweep_that_cannot_be_right_asks_nothing() -> None:
         (*old, "--expiring-within", "3d"): "give --older-than or --expiring-within",
         ("--older-than", "14"): "must be a number with s, m, h, d or w, such as 14d",
         (*old, "--since", "14d"): "--older-than 14d is not within --since 14d",
-        (*old, "--currency", "jpy,yen!"): "three letters each, such as jpy,eur, not",
-        old: "nobody can be asked here: add --yes, or --dry-run",
+        (*old, "--currency", "jpy,yen!"): "--currency: 'yen!' is unknown; known are",
+        (*old, "--currency", "jyp"): "'jyp' is unknown (did you mean jpy?); known are",
+        old: "there is no terminal to ask on: add --yes, or --dry-run",
     }
     refused = [CliRunner().invoke(app, ["sweep", *words]) for words in wrong]
     for said, ended in zip(wrong.values(), refused, strict=True):
@@ -245,6 +249,6 @@ async def test_long_search_says_that_it_goes_on() -> None:
         )
     assert (ended.code, ended.out) == (0, "")
     assert ended.err.splitlines() == [
-        "10,000 looked at, 0 match",
+        "10,000 searched, 0 match",
         "0 of 10,050 refunds match; nothing to cancel",
     ]

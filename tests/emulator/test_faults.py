@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-from unittest.mock import Mock
 
 import aiohttp
 import pytest
 
-from async_refunds.emulator import FAULTS, Emulator, damage
+from async_refunds.emulator import FAULTS, Emulator
 from tests.support.stripe_caller import Answer, Caller, How, serving
 
 # What the client sees of each fault, and whether the cancel was executed.
@@ -416,8 +415,3 @@ async def test_patient_client_cancels_each_refund_once_in_any_storm() -> None:
         await asyncio.gather(*(persist(api, refund_id) for refund_id in refund_ids))
     assert emulator.books.cancellations == dict.fromkeys(refund_ids, 1)
     assert set(emulator.books.faults) == set(FAULTS) - {"redirect"}
-
-
-def test_reset_of_a_client_that_was_faster_is_nothing() -> None:
-    """As at Ctrl-C, when the server's connections are closed under its requests."""
-    damage.reset(Mock(transport=None))

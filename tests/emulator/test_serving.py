@@ -205,6 +205,27 @@ async def test_refusal_in_a_storm_resets_the_request_that_drew_it() -> None:
     assert emulator.books.faults == {"refuse": 1}
 
 
+async def test_refusal_closes_a_connection_whose_request_has_just_arrived(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    emulator = Emulator()
+    async with emulator.serve() as base_url:
+        port = int(base_url.rpartition(":")[2])
+        pairs = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        emulator.faults.storm(1, names=["refuse"])
+        for _, writer in pairs:
+            writer.write(b"GET /v1/refunds HTTP/1.1\r\nHost: a\r\n\r\n")
+        answers: list[bytes] = []
+        for reader, writer in pairs:
+            with suppress(ConnectionResetError):
+                answers.append(await reader.read())
+            writer.close()
+    assert b"".join(answers) == b""
+    assert emulator.books.faults == {"refuse": 2}
+    assert caplog.records == []
+
+
 async def test_refusal_met_while_the_door_is_shut_is_a_reset() -> None:
     emulator = Emulator()
     emulator.faults.script("slow", "slow")

@@ -192,8 +192,8 @@ async def test_key_is_kept_before_it_is_given_out(path: Path) -> None:
         await journal.add(requests(1, 2, 3))
         claims = await journal.claim(None, 2)
         assert claims == [
-            Claim(1, "re_1", None, "a", 12.5, asked=False),
-            Claim(2, "re_2", None, "b", 12.5, asked=False),
+            Claim(1, "re_1", None, "a", 12.5, maybe_sent=False),
+            Claim(2, "re_2", None, "b", 12.5, maybe_sent=False),
         ]
         assert [each.idempotency_key for each in records(path)] == ["a", "b", None]
 
@@ -215,17 +215,17 @@ async def test_fresh_key_takes_the_place_of_the_old_one(path: Path) -> None:
         (old,) = await journal.claim(None, 1)
         new = await journal.rekey(old)
         assert new.idempotency_key != old.idempotency_key
-        assert (new.number, new.refund_id, new.key_created_at, new.asked) == (
+        assert (new.number, new.refund_id, new.key_created_at, new.maybe_sent) == (
             *(1, "re_1", 2.0),
             False,
         )
         assert records(path)[0].idempotency_key == new.idempotency_key
     async with SqliteJournal.open(path, clock=lambda: 3.0) as journal:
         (again,) = await journal.claim(None, 1)
-        assert again == msgspec.structs.replace(new, asked=True)
+        assert again == msgspec.structs.replace(new, maybe_sent=True)
         newer = await journal.rekey(again)
         assert newer.idempotency_key not in {old.idempotency_key, new.idempotency_key}
-        assert (newer.key_created_at, newer.asked) == (3.0, False)
+        assert (newer.key_created_at, newer.maybe_sent) == (3.0, False)
 
 
 @real
@@ -264,7 +264,7 @@ async def test_key_lives_as_long_as_its_request_may_land(
         assert await journal.claim(None, 1) == []  # not twice by one object
     async with SqliteJournal.open(path, clock=lambda: 2.0) as journal:
         (again,) = await journal.claim(None, 1)
-    assert again.asked == asked_again
+    assert again.maybe_sent == asked_again
     assert (again.idempotency_key == claim.idempotency_key) == asked_again
     assert again.key_created_at == (1.0 if asked_again else 2.0)
 
@@ -276,7 +276,7 @@ async def test_key_without_a_result_is_asked_for_again(path: Path) -> None:
         claims = await journal.claim(None, 1)
     async with SqliteJournal.open(path) as journal:
         again = await journal.claim(None, 2)
-        assert [each.asked for each in again] == [True, False]
+        assert [each.maybe_sent for each in again] == [True, False]
         assert again[0].idempotency_key == claims[0].idempotency_key
     # Nothing was asked in the third process: what the first one sent may still land.
     async with SqliteJournal.open(path) as journal:
@@ -285,7 +285,7 @@ async def test_key_without_a_result_is_asked_for_again(path: Path) -> None:
         await journal.settle([(claim, unsent)])
     async with SqliteJournal.open(path) as journal:
         (claim,) = await journal.claim(None, 1)
-    assert claim.asked
+    assert claim.maybe_sent
     assert claim.idempotency_key == claims[0].idempotency_key
 
 
@@ -389,7 +389,7 @@ async def test_what_is_given_back_was_never_asked(path: Path) -> None:
     assert [record.outcome for record in records(path)] == ["unknown", None, "canceled"]
     async with SqliteJournal.open(path) as journal:
         again = await journal.claim(None, 3)
-        assert [claim.asked for claim in again] == [True, False]
+        assert [claim.maybe_sent for claim in again] == [True, False]
         assert again[0].idempotency_key == first.idempotency_key
         assert again[1].idempotency_key != second.idempotency_key
         await journal.give_back(again)  # and what may have landed stays so

@@ -41,10 +41,10 @@ def say(*words):
     sys.stdout.flush()
 
 async def ask(journal, claim):
-    if claim.number % 7 == 3 and not claim.asked:
+    if claim.number % 7 == 3 and not claim.maybe_sent:
         claim = await journal.rekey(claim)
-    say("key", claim.refund_id, claim.idempotency_key, int(claim.asked))
-    lost = claim.number % 5 == 0 and not claim.asked
+    say("key", claim.refund_id, claim.idempotency_key, int(claim.maybe_sent))
+    lost = claim.number % 5 == 0 and not claim.maybe_sent
     result = CancelResult(
         refund_id=claim.refund_id, stripe_account=claim.stripe_account,
         outcome="unknown" if lost else "canceled",

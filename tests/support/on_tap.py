@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from async_refunds.emulator import Emulator
-from async_refunds.emulator.threads import in_thread
+from async_refunds.emulator.server.thread import in_thread
 from tests.support.tap import Tap
 
 if TYPE_CHECKING:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from async_refunds.errors import JournalError
+from async_refunds.journal.base import require_target
 
 from .lock import Lock
 from .schema import check, create, explained, stored_run
 from .writer import Writer
 
 if TYPE_CHECKING:
-    from .schema import Run
+    from async_refunds.journal.base import Run
 
 PATIENCE = 5.0
 """Seconds to wait for a lock that somebody holds: a reader's or a backup's is short."""
@@ -141,16 +142,9 @@ def _agreed(place: str, stored: Run | None, run: Run | None) -> Run:
                 f"were not all there when it was killed; begin it again"
             )
         return run
-    if run is not None and _about(run) != _about(stored):
-        raise JournalError(
-            f"the journal {place!r} holds a run on {_about(stored)}, and this one is "
-            f"on {_about(run)}: give another path"
-        )
+    if run is not None:
+        require_target(stored, run, f"the journal {place!r}")
     return stored
-
-
-def _about(run: Run) -> str:
-    return f"{run.base_url} in {'live' if run.livemode else 'test'} mode"
 
 
 def _prepare(db: sqlite3.Connection) -> None:

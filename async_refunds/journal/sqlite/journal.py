@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any, Self
 import msgspec
 
 from async_refunds.errors import JournalError
-from async_refunds.journal.base import Claim
+from async_refunds.journal.base import BatchGuard, Claim, Tally
 from async_refunds.protocol.redaction import scrub
 
 from .file import opened
-from .schema import Tally
+from .reader import all_records, read_page
 from .schema import tally as counted
 
 if TYPE_CHECKING:
     import os
     import sqlite3
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import TracebackType
 
+    from async_refunds.journal.base import Record, Run
     from async_refunds.results import CancelRequest, CancelResult
 
-    from .schema import Run
     from .writer import Writer
 
 _LONGEST = 500  # characters of an error's text; Stripe's are a sentence or two
@@ -54,7 +54,7 @@ _ACCOUNTS = """WITH RECURSIVE names (name) AS (
     SELECT name FROM names WHERE name IS NOT NULL"""
 
 
-class SqliteJournal:
+class SqliteJournal(BatchGuard):
     """A `Journal` in one file, which one object at a time may write.
 
     What a method has returned from outlives a kill of the process and of the machine.
@@ -74,6 +74,7 @@ class SqliteJournal:
         new_key: Callable[[], str],
     ) -> None:
         """Use `open`."""
+        super().__init__()
         self._writer, self._run = writer, run
         self._clock, self._new_key = clock, new_key
         self._given: dict[str | None, int] = {}  # the last number claimed, by account
@@ -113,6 +114,15 @@ class SqliteJournal:
         """What the file says it is about."""
         return self._run
 
+    def begin(self) -> None:
+        """Begin a batch: every open item may be claimed, also one claimed before.
+
+        Raises:
+            JournalError: Another batch uses this object.
+        """
+        super().begin()
+        self._given.clear()
+
     # ------------------------------------------------------------ without a loop
 
     def load(self, requests: Iterable[CancelRequest]) -> int:
@@ -134,6 +144,17 @@ class SqliteJournal:
     def tally(self) -> Tally:
         """Count the items. Blocks, for about half a second with a million."""
         return self._writer.read(counted, Tally(0, Counter()))
+
+    def records(self) -> Iterator[Record]:
+        """Yield what is known of each item, in input order, a page at a time.
+
+        Blocks for each page, some milliseconds.
+        """
+        return all_records(self._page)
+
+    def _page(self, after: int) -> list[Record]:
+        none: list[Record] = []
+        return self._writer.read(lambda db: read_page(db, after), none)
 
     def close_now(self) -> None:
         """Keep what is not yet kept, and let go; blocks until it is done."""
@@ -213,7 +234,7 @@ class SqliteJournal:
         if db.execute(_KEY, (key, now, claim.number)).rowcount != 1:
             raise JournalError(f"item {claim.number} is settled: it gets no other key")
         return msgspec.structs.replace(
-            claim, idempotency_key=key, key_created_at=now, asked=False
+            claim, idempotency_key=key, key_created_at=now, maybe_sent=False
         )
 
     async def give_back(self, claims: Sequence[Claim]) -> None:
@@ -221,7 +242,7 @@ class SqliteJournal:
 
         What an earlier process may have sent stays as it is.
         """
-        rows = [(claim.number,) for claim in claims if not claim.asked]
+        rows = [(claim.number,) for claim in claims if not claim.maybe_sent]
         await self._writer.do(lambda db: db.executemany(_GIVE_BACK, rows))
 
     async def settle(self, known: Sequence[tuple[Claim, CancelResult]]) -> None:
@@ -273,7 +294,7 @@ def _settled(claim: Claim, result: CancelResult, now: float) -> tuple[Any, ...]:
     # A definite no, so the next claim makes a fresh key: its answer may be saved under
     # this one. Yet if nothing was asked now, what an earlier process sent with it may
     # still have landed.
-    refused = result.outcome == "failed" and not (key is None and claim.asked)
+    refused = result.outcome == "failed" and not (key is None and claim.maybe_sent)
     return (
         result.outcome,
         result.settled,

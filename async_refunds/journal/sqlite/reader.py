@@ -6,19 +6,18 @@ import sqlite3
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from async_refunds.errors import JournalError
-from async_refunds.results import CancelOutcome  # noqa: TC001 - a struct's field
+from async_refunds.journal.base import Record
 
 from .file import connect, refuse, resolved
+from .lock import is_held
 from .schema import OUTCOME, check, explained, stored_run, tally
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
-    from .schema import Run, Tally
+    from async_refunds.journal.base import Run, Tally
 
 _PAGE = 1000  # records; a page is read in some milliseconds
 
@@ -28,28 +27,26 @@ _SELECT = f"""SELECT number, refund_id, stripe_account, {OUTCOME}, status,
     FROM items WHERE number > ? ORDER BY number LIMIT ?"""  # noqa: S608 - ours
 
 
-class Record(msgspec.Struct, frozen=True, gc=False):
-    """What a journal knows of one refund."""
+def all_records(read: Callable[[int], list[Record]]) -> Iterator[Record]:
+    """Yield the records of every page; ``read`` gets the number before the page."""
+    last = 0
+    while True:
+        page = read(last)
+        yield from page
+        if len(page) < _PAGE:
+            return
+        last = page[-1].number
 
-    number: int
-    """Its place in the input, from 1, its repetitions left out."""
-    refund_id: str
-    stripe_account: str | None
-    outcome: CancelOutcome | None
-    """``None`` if it was never asked; ``unknown`` also while it is under way."""
-    status: str | None
-    """The refund's, as last seen."""
-    idempotency_key: str | None
-    """The latest one, sent or about to be; ``None`` before the first."""
-    attempts: int
-    """Requests for it, over all processes, as far as their results are known."""
-    request_id: str | None
-    """Stripe's name for the last exchange that has one, ``req_...``."""
-    error: str | None
-    seconds: float | None
-    """How long the last result took; ``None`` if there is none."""
-    settled: bool
-    """Whether a resumed run leaves it alone."""
+
+def read_page(db: sqlite3.Connection, after: int) -> list[Record]:
+    """Return the records of the next items after a number, as many as a page holds.
+
+    Raises:
+        sqlite3.Error: They cannot be read.
+    """
+    rows = db.execute(_SELECT, (after, _PAGE)).fetchall()
+    fields: list[list[Any]] = [[*known, bool(settled)] for *known, settled in rows]
+    return [Record(*each) for each in fields]
 
 
 class JournalReader:
@@ -78,6 +75,11 @@ class JournalReader:
         """What it is about."""
         return self._run
 
+    @property
+    def in_use(self) -> bool:
+        """Whether a process is working on the run now."""
+        return is_held(self._place)
+
     def tally(self) -> Tally:
         """Count the items. A million take about half a second."""
         with self._opened() as db:
@@ -88,16 +90,11 @@ class JournalReader:
 
         Of a run that goes on, each page is as of when it was read.
         """
-        last = 0
-        while True:
-            with self._opened() as db:
-                rows = db.execute(_SELECT, (last, _PAGE)).fetchall()
-            for *known, settled in rows:
-                fields: list[Any] = [*known, bool(settled)]
-                yield Record(*fields)
-            if len(rows) < _PAGE:
-                return
-            last = rows[-1][0]
+        return all_records(self._page)
+
+    def _page(self, after: int) -> list[Record]:
+        with self._opened() as db:
+            return read_page(db, after)
 
     @contextmanager
     def _opened(self) -> Generator[sqlite3.Connection]:

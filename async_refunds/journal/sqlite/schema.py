@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from async_refunds.errors import JournalError
-from async_refunds.results import CancelOutcome  # noqa: TC001 - a struct's field
+from async_refunds.journal.base import Run, Tally
+
+if TYPE_CHECKING:
+    from async_refunds.results import CancelOutcome
 
 APPLICATION = 0x61724A31
 """Stands in the file's header, where ``file(1)`` and we tell it from any other
@@ -75,30 +78,6 @@ _REASONS = {
     sqlite3.SQLITE_IOERR: "cannot be read or written: a limit on the size of files, "
     "a quota, or a failing disk",
 }
-
-
-class Run(msgspec.Struct, frozen=True):
-    """What a journal is about. It never holds the API key."""
-
-    base_url: str
-    livemode: bool
-    """Whether it moves real money."""
-    options: dict[str, Any] = {}
-    """What else a later process has to know, as JSON has it."""
-
-
-class Tally(msgspec.Struct, frozen=True):
-    """How far a run is."""
-
-    open: int
-    """Items to be asked in this run or the next."""
-    outcomes: Counter[CancelOutcome | None]
-    """Items by what is known of them; ``None`` for those that were never asked."""
-
-    @property
-    def total(self) -> int:
-        """All items of the run."""
-        return self.outcomes.total()
 
 
 def create(db: sqlite3.Connection, run: Run) -> None:

@@ -1,0 +1,215 @@
+"""What a batch may rely on, wherever its journal is kept: each test runs on each kind.
+
+A journal of another kind takes part by a maker in `JOURNALS`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+
+from async_refunds.errors import JournalError
+from async_refunds.journal import (
+    Claim,
+    Journal,
+    MemoryJournal,
+    Run,
+    SqliteJournal,
+    require_target,
+)
+from async_refunds.results import CancelOutcome, CancelRequest, CancelResult
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+    from pathlib import Path
+
+pytestmark = pytest.mark.asyncio(loop_factories=["real"])
+
+RUN = Run("https://api.stripe.com", livemode=False)
+
+
+def in_memory(_: Path) -> Journal:
+    return MemoryJournal()
+
+
+def in_sqlite(folder: Path) -> Journal:
+    return SqliteJournal.open(folder / "run.sqlite3", RUN)
+
+
+JOURNALS: dict[str, Callable[[Path], Journal]] = {
+    "memory": in_memory,
+    "sqlite": in_sqlite,
+}
+
+
+@pytest_asyncio.fixture(params=JOURNALS, loop_scope="function")
+async def journal(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> AsyncGenerator[Journal]:
+    made = JOURNALS[request.param](tmp_path)
+    yield made
+    await made.close()
+
+
+def items(*numbers: int, account: str | None = None) -> list[CancelRequest]:
+    return [CancelRequest(f"re_{number}", account) for number in numbers]
+
+
+def ids(claims: list[Claim]) -> list[str]:
+    return [claim.refund_id for claim in claims]
+
+
+def result(claim: Claim, outcome: CancelOutcome = "canceled") -> CancelResult:
+    return CancelResult(
+        refund_id=claim.refund_id,
+        stripe_account=claim.stripe_account,
+        outcome=outcome,
+        idempotency_key=claim.idempotency_key,
+    )
+
+
+async def test_items_of_an_account_come_in_input_order(journal: Journal) -> None:
+    await journal.add(items(3, 1))
+    await journal.add([*items(2, account="acct_1"), *items(4)])
+    assert set(await journal.accounts()) == {None, "acct_1"}
+    first = await journal.claim(None, 2)
+    assert ids(first) == ["re_3", "re_1"]
+    assert [claim.number for claim in first] == [1, 2]
+    (other,) = await journal.claim("acct_1", 5)
+    assert (other.refund_id, other.stripe_account) == ("re_2", "acct_1")
+    assert ids(await journal.claim(None, 5)) == ["re_4"]
+    assert await journal.claim(None, 5) == []
+    assert await journal.claim("acct_of_nobody", 5) == []
+
+
+async def test_item_is_there_once_for_each_account(journal: Journal) -> None:
+    await journal.add([*items(1, 1), *items(1, account="acct_1")])
+    await journal.add([*items(1, 2), *items(1, account="acct_1")])
+    assert ids(await journal.claim(None, 9)) == ["re_1", "re_2"]
+    assert ids(await journal.claim("acct_1", 9)) == ["re_1"]
+
+
+async def test_account_is_listed_while_it_has_items_to_claim(journal: Journal) -> None:
+    assert await journal.accounts() == []
+    await journal.add([*items(1), *items(2, account="acct_1")])
+    (claim,) = await journal.claim("acct_1", 1)
+    await journal.settle([(claim, result(claim))])
+    assert await journal.accounts() == [None]
+
+
+async def test_claim_of_nothing_is_refused(journal: Journal) -> None:
+    with pytest.raises(ValueError, match="limit must be at least 1, not 0"):
+        await journal.claim(None, 0)
+
+
+async def test_every_item_has_a_key_of_its_own(journal: Journal) -> None:
+    await journal.add(items(*range(50)))
+    claims = await journal.claim(None, 50)
+    assert len({claim.idempotency_key for claim in claims}) == 50
+    assert not any(claim.maybe_sent for claim in claims)
+    new = await journal.rekey(claims[0])
+    assert (new.number, new.refund_id) == (claims[0].number, claims[0].refund_id)
+    assert new.idempotency_key not in {claim.idempotency_key for claim in claims}
+    assert not new.maybe_sent
+
+
+async def test_next_batch_gets_what_was_under_way_with_its_key(
+    journal: Journal,
+) -> None:
+    journal.begin()
+    await journal.add(items(1, 2, 3, 4))
+    first, second, third = await journal.claim(None, 3)
+    second = await journal.rekey(second)
+    await journal.settle([(third, result(third))])
+    journal.end()
+    journal.begin()
+    again = await journal.claim(None, 9)
+    assert ids(again) == ["re_1", "re_2", "re_4"]
+    assert [claim.maybe_sent for claim in again] == [True, True, False]
+    assert again[0].idempotency_key == first.idempotency_key
+    assert again[1].idempotency_key == second.idempotency_key
+    assert again[0].key_created_at == first.key_created_at
+    journal.end()
+
+
+async def test_what_was_given_back_was_never_sent(journal: Journal) -> None:
+    journal.begin()
+    await journal.add(items(1, 2))
+    claims = await journal.claim(None, 2)
+    await journal.give_back(claims[1:])
+    assert [record.outcome for record in journal.records()] == ["unknown", None]
+    assert await journal.claim(None, 2) == []
+    journal.end()
+    journal.begin()
+    first, second = await journal.claim(None, 2)
+    assert (first.maybe_sent, second.maybe_sent) == (True, False)
+    await journal.give_back([first, second])
+    journal.end()
+    journal.begin()
+    again = await journal.claim(None, 2)
+    assert [claim.maybe_sent for claim in again] == [True, False]
+    assert again[0].idempotency_key == first.idempotency_key
+
+
+async def test_second_batch_on_one_journal_is_refused(journal: Journal) -> None:
+    journal.end()
+    journal.begin()
+    with pytest.raises(JournalError, match="another batch uses this journal"):
+        journal.begin()
+    await journal.add(items(1))
+    assert ids(await journal.claim(None, 1)) == ["re_1"]
+    journal.end()
+    journal.begin()
+
+
+async def test_settled_item_is_counted_and_not_claimed_again(journal: Journal) -> None:
+    await journal.add(items(1, 2, 3))
+    claims = await journal.claim(None, 2)
+    await journal.settle([(claims[0], result(claims[0], "not_cancelable"))])
+    await journal.settle([(claims[0], result(claims[0]))])  # and stays as it is
+    tally = journal.tally()
+    assert tally.open == 2
+    assert tally.outcomes == {"not_cancelable": 1, "unknown": 1, None: 1}
+    assert tally.total == 3
+    left = [record for record in journal.records() if not record.settled]
+    assert [(record.refund_id, record.idempotency_key) for record in left] == [
+        ("re_2", claims[1].idempotency_key),
+        ("re_3", None),
+    ]
+
+
+async def test_tasks_use_it_side_by_side(journal: Journal) -> None:
+    async def work(account: str) -> set[str]:
+        await journal.add(items(*range(30), account=account))
+        claims = [
+            claim
+            for page in await asyncio.gather(
+                *(journal.claim(account, 5) for _ in range(6))
+            )
+            for claim in page
+        ]
+        await asyncio.gather(
+            *(journal.settle([(claim, result(claim))]) for claim in claims)
+        )
+        return {claim.idempotency_key for claim in claims}
+
+    found = await asyncio.gather(*(work(f"acct_{number}") for number in range(5)))
+    assert len(set().union(*found)) == 150
+    assert journal.tally().open == 0
+
+
+async def test_it_can_be_closed_twice(journal: Journal) -> None:
+    await journal.close()
+
+
+async def test_journal_of_another_target_is_refused(journal: Journal) -> None:
+    require_target(journal.run, RUN)
+    other = Run(RUN.base_url, livemode=True)
+    if journal.run is None:  # of no particular client
+        require_target(journal.run, other)
+    else:
+        with pytest.raises(JournalError, match=r"holds a run on https://api\.stripe"):
+            require_target(journal.run, other)
