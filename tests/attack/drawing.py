@@ -89,7 +89,7 @@ def _is_left_out(part: Part, without: Collection[str]) -> bool:
 def _calls(chance: random.Random) -> list[Part]:
     parts = _options(chance)
     poor = Option("poor") in parts
-    refunds = chance.choice((1, 1, 2, 3, 4))
+    refunds = chance.choice((1, 1, 1, 2, 2, 3, 3, 4, 4, 12))
     calls = 0
     for number in range(refunds):
         parts += _refund(chance, number, poor=poor)
@@ -249,8 +249,15 @@ def _journal(chance: random.Random) -> list[Part]:
         Option("runs", runs),
         Option("concurrency", chance.choice((1, 3, 8))),
     ]
-    if chance.random() < 0.3:
-        parts.append(Option("resume_empty"))
+    for share, name, *values in (
+        (0.3, "resume_empty", 1),
+        (0.06, "twice", 1),
+        (0.06, "hook", *range(1, 12)),
+        (0.06, "file_size", 5_000, 30_000, 60_000, 100_000),
+        (0.05, "day_old", 1),
+    ):
+        if chance.random() < share:
+            parts.append(Option(name, chance.choice(values)))
     for number in range(refunds):
         state = chance.choice(_STATES)
         parts.append(Given(number, state, chance.randrange(SPELLINGS)))

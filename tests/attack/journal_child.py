@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
+import resource
+import time
 import traceback
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
-from async_refunds import CancelResult, JournalError, RefundsClient, RetryPolicy
+from async_refunds import (
+    Attempt,
+    CancelResult,
+    JournalError,
+    RefundsClient,
+    RetryPolicy,
+)
 from async_refunds.batch import Batch
+from async_refunds.journal import Run, SqliteJournal
 
 from .canaries import KEY, leaks
+from .world import OddError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # Real seconds, and short: the server is in the next process.
 POLICY = RetryPolicy(max_retries=2, deadline=3.0, initial_delay=0.01, max_delay=0.05)
@@ -29,6 +43,19 @@ class Job(TypedDict):
     refunds: list[str]
     """The input; empty to go on with what the journal has."""
     concurrency: int
+    twice: bool
+    """Whether two batches use one journal object, one after the other."""
+    hook: int
+    """Which exception `on_attempt` raises, and at which attempt; 0 is none."""
+    file_size: int
+    """Bytes that a file may have, 0 for any: what a full disk does."""
+    age: float
+    """Seconds by which the journal's clock is late."""
+
+
+_RAISED: tuple[type[BaseException], ...] = (
+    *(SystemExit, KeyboardInterrupt, OddError, GeneratorExit, MemoryError),
+)
 
 
 def work(job: Job) -> int:
@@ -42,6 +69,9 @@ def work(job: Job) -> int:
     def tell(**line: object) -> None:
         os.write(told, json.dumps(line).encode() + b"\n")
 
+    if job["file_size"]:
+        limit = (job["file_size"], job["file_size"])
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     try:
         asyncio.run(_run(job, tell))
     except JournalError as error:
@@ -54,21 +84,57 @@ def work(job: Job) -> int:
     return 0
 
 
-async def _run(job: Job, tell: object) -> None:
-    assert callable(tell)
+async def _run(job: Job, tell: Callable[..., None]) -> None:
     async with RefundsClient(
-        KEY, base_url=job["url"], retry=POLICY, attempt_timeout=ATTEMPT_TIMEOUT
+        KEY,
+        base_url=job["url"],
+        retry=POLICY,
+        attempt_timeout=ATTEMPT_TIMEOUT,
+        on_attempt=_hook(job["hook"]),
     ) as refunds:
-        batch = Batch(
-            refunds,
-            job["refunds"],
-            journal=job["journal"],
-            concurrency=job["concurrency"],
-            rate=5000,
-            patience=PATIENCE,
+        if not job["twice"] and not job["age"]:
+            await _batch(refunds, job, job["refunds"], job["journal"], tell)
+            return
+        run = Run(base_url=refunds.base_url, livemode=refunds.livemode)
+        journal = SqliteJournal.open(
+            job["journal"], run, clock=lambda: time.time() - job["age"]
         )
-        async for result in batch.results():
-            tell(**_line(result))
+        async with journal:
+            if job["twice"]:
+                half = job["refunds"][::2]
+                await _batch(refunds, job, half, journal, tell)
+            await _batch(refunds, job, job["refunds"], journal, tell)
+
+
+async def _batch(
+    refunds: RefundsClient,
+    job: Job,
+    names: list[str],
+    journal: str | SqliteJournal,
+    tell: Callable[..., None],
+) -> None:
+    batch = Batch(
+        refunds,
+        names,
+        journal=journal,
+        concurrency=job["concurrency"],
+        rate=5000,
+        patience=PATIENCE,
+    )
+    async for result in batch.results():
+        tell(**_line(result))
+
+
+def _hook(value: int) -> Callable[[Attempt], None] | None:
+    if not value:
+        return None
+    calls = itertools.count(1)
+
+    def raising(_: Attempt) -> None:
+        if next(calls) == value:
+            raise _RAISED[value % len(_RAISED)]("of a hook")
+
+    return raising
 
 
 def _line(result: CancelResult) -> dict[str, object]:

@@ -90,6 +90,10 @@ class Books:
             if status == "canceled":
                 entry.canceled_by.append("somebody else")
 
+    def forget(self) -> None:
+        """Let a day pass: what was saved under a key is forgotten."""
+        self._saved.clear()
+
     def keys(self, name: str) -> list[str]:
         """Return the keys that came for a refund, each once, oldest first."""
         return list(dict.fromkeys(p.key for p in self.posts if p.refund_id == name))
