@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -130,8 +131,8 @@ async def _below(
     """Await a call where only so many frames of the stack are free."""
     if not frames:
         return await cancel()
-    depth, frame = 0, sys._getframe()  # noqa: SLF001 - the documented way to the stack
-    while frame.f_back is not None:
+    depth, frame = 0, inspect.currentframe()
+    while frame is not None:
         depth, frame = depth + 1, frame.f_back
 
     async def deeper(left: int) -> Refund:

@@ -8,6 +8,10 @@ from __future__ import annotations
 import copy
 import pickle
 import traceback
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 KEY = "sk_test_CanaryKey4eC39HqLyjWDarjtT1zdp7dc"
 _WORDS = ("CanaryKey", "canary.mail")
@@ -44,16 +48,19 @@ def address(spelling: int) -> str:
     return f"canary.mail{_SIGNS[spelling % SPELLINGS]}example.com"
 
 
+_SHOWN: dict[str, Callable[[BaseException], str]] = {
+    "str": str,
+    "repr": repr,
+    "vars": lambda each: repr(vars(each)),
+    "pickle": lambda each: pickle.dumps(each).decode("latin-1"),
+    "copy": lambda each: repr(vars(copy.deepcopy(each))),
+}
+
+
 def leaks(error: BaseException, *, deep: bool) -> list[str]:
     """Return where an error shows a secret; ``deep`` looks at the locals too."""
     texts: dict[str, str] = {}
-    for name, show in (
-        ("str", str),
-        ("repr", repr),
-        ("vars", lambda each: repr(vars(each))),
-        ("pickle", lambda each: pickle.dumps(each).decode("latin-1")),
-        ("copy", lambda each: repr(vars(copy.deepcopy(each)))),
-    ):
+    for name, show in _SHOWN.items():
         try:
             texts[name] = show(error)
         except Exception as failed:  # noqa: BLE001 - whatever it is, it is a finding

@@ -41,14 +41,14 @@ class ForkServer:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
-        self._children: list[Child] = []
+        self.children: list[Child] = []
 
     async def start(self, job: Job) -> Child:
         """Return a child that has begun to work."""
         assert self._process.stdin is not None
         child = Child()
-        number = len(self._children)
-        self._children.append(child)
+        number = len(self.children)
+        self.children.append(child)
         line = json.dumps({"number": number, "job": job}) + "\n"
         self._process.stdin.write(line.encode())
         await child.started.wait()
@@ -58,8 +58,8 @@ class ForkServer:
         """Take note of what becomes of the children."""
         assert self._process.stdout is not None
         while line := await self._process.stdout.readline():
-            news = json.loads(line)
-            child = self._children[news["number"]]
+            news: dict[str, int] = json.loads(line)
+            child = self.children[news["number"]]
             if "pid" in news:
                 child.pid = news["pid"]
                 child.started.set()
@@ -81,7 +81,7 @@ async def fork_server() -> AsyncGenerator[ForkServer]:
     try:
         yield server
     finally:
-        for child in server._children:  # noqa: SLF001 - of this module
+        for child in server.children:
             child.kill()
         assert process.stdin is not None
         process.stdin.close()

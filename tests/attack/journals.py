@@ -275,7 +275,7 @@ class JournalCase:
         resumed = "resume_empty" in self.options
         wanted = asked if resumed and not self.files.forgotten else set(self.given)
         if resumed and self.files.forgotten:
-            wanted = set()
+            wanted.clear()
         lost = {name for name in wanted if known.get(name) is None and name not in told}
         if lost:
             self.report.add("an id that no run accounts for", f"{sorted(lost)}")

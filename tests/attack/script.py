@@ -114,7 +114,7 @@ def shown(script: Script) -> str:
 
 
 def _part(part: Part) -> str:
-    shown = []
+    shown: list[str] = []
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
         if field.default is dataclasses.MISSING or value != field.default:

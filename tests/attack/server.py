@@ -67,7 +67,8 @@ class Server:
     _counts: dict[tuple[str, str], int] = field(
         default_factory=dict[tuple[str, str], int]
     )
-    _open: set[_Connection] = field(default_factory=set["_Connection"])
+    open: set[_Connection] = field(default_factory=set["_Connection"])
+    """Its connections."""
 
     def __post_init__(self) -> None:
         self._acts: dict[tuple[str, str], list[Act]] = {}
@@ -100,7 +101,7 @@ class Server:
         """End everything."""
         self.deafen()
         self._socket.close()
-        for connection in list(self._open):
+        for connection in list(self.open):
             connection.end(End.RST)
 
     # ----------------------------------------------------------------------- a request
@@ -196,7 +197,7 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._server.connections += 1
-        self._server._open.add(self)  # noqa: SLF001 - of this module
+        self._server.open.add(self)
         # What has a name of Stripe's came late, and once. A proxy greets every time.
         greets = self._server.greets
         if greets >= 0 and (self._server.connections == 1 or greets in wire.NAMELESS):
@@ -204,7 +205,7 @@ class _Connection(asyncio.Protocol):
             self._transport.write(wire.written(greeting))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._server._open.discard(self)  # noqa: SLF001 - of this module
+        self._server.open.discard(self)
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -236,12 +237,12 @@ class _Connection(asyncio.Protocol):
             if isinstance(step, bytes):
                 if not self._transport.is_closing():
                     self._transport.write(step)
-            elif isinstance(step, float):
+            elif isinstance(step, End):
+                self.end(step)
+            else:
                 rest, seconds = steps[at + 1 :], step * self._server.scale
                 loop.call_later(seconds, self.play, rest, number, received)
                 return
-            else:
-                self.end(step)
         self._server.on_request(number, "answered", received)
 
     def end(self, how: End) -> None:
