@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from async_refunds.emulator.state.books import ReceivedRequest
 from async_refunds.emulator.state.idempotency import SavedAnswer
+from async_refunds.emulator.state.refunds import Cause
 
 from . import errors
 from .auth import authenticate, check_permission
@@ -142,6 +143,11 @@ class RequestContext:
             self.request_id,
             state.clock.time(),
         )
+
+    @property
+    def cause(self) -> Cause:
+        """This request as the cause of a change."""
+        return Cause(self.request_id, self.idempotency_key)
 
     @property
     def lock(self) -> LockName | None:

@@ -12,6 +12,7 @@ from .faults import Faults
 from .idempotency import IdempotencyKeys
 from .limits import Limiter, Limits
 from .store import RefundStore
+from .webhooks import Webhooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,6 +58,7 @@ class StripeState:
         self.lock_wait = lock_wait
         self.expired_keys: set[str] = set()
         self.restricted_keys: dict[str, frozenset[str]] = {}
+        self.webhooks = Webhooks()
         self.books = Books()
         self.requests: deque[ReceivedRequest] = deque(maxlen=REMEMBERED_REQUESTS)
 
