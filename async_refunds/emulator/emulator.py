@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator
 
     from async_refunds.emulator.api.serialization import Json
+    from async_refunds.emulator.state.books import ReceivedRequest
     from async_refunds.emulator.state.limits import Limits
 
 # What the admin API accepts at most: more would take minutes, and fill the memory.
@@ -105,6 +106,19 @@ class Emulator:
     @lock_wait.setter
     def lock_wait(self, lock_wait: float) -> None:
         self._state.lock_wait = lock_wait
+
+    @property
+    def on_request(self) -> Callable[[ReceivedRequest], None] | None:
+        """A function that is called with each request once it has ended.
+
+        It may be set while serving. It is called in the serving thread, also for
+        requests that got no answer; `ReceivedRequest.line` makes a line of a log.
+        """
+        return self._state.on_request
+
+    @on_request.setter
+    def on_request(self, on_request: Callable[[ReceivedRequest], None] | None) -> None:
+        self._state.on_request = on_request
 
     @property
     def base_url(self) -> str:

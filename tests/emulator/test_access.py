@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import asyncio
 import base64
+import re
 
 import pytest
 
@@ -217,3 +219,35 @@ async def test_log_forgets_the_oldest_requests(api: Caller) -> None:
     await api.get("?limit=1")
     emulator.requests.extend([emulator.requests[0]] * emulator.requests.maxlen)
     assert len(emulator.requests) == emulator.requests.maxlen
+
+
+async def test_each_request_is_reported_once_it_has_ended(
+    api: Caller, refund_id: str
+) -> None:
+    lines: list[str] = []
+    emulator = api.emulator
+    emulator.on_request = lambda record: lines.append(record.line())
+    path = f"/v1/refunds/{refund_id}/cancel"
+    emulator.faults.script("ok", "ok", "slow", "stall", "reset_before")
+    await api.cancel(refund_id, "k")
+    await api.cancel(refund_id, "schlüssel")
+    await api.get("?limit=1")
+    for error in (TimeoutError, OSError):
+        with pytest.raises(error):
+            await api.cancel(refund_id, timeout=9)
+        await asyncio.sleep(0.1)
+    await api.cancel(refund_id, "k")
+    await api.send("GET", "/_emulator/books", key=None, checked=False)
+    emulator.on_request = None
+    await api.get("")
+    shown = [re.sub(r"[0-9.]+ ms", "1 ms", line) for line in lines]
+    assert shown == [
+        f"POST {path} 200 1 ms key=k",
+        f"POST {path} 400 1 ms key=schl\\xfcssel",
+        "GET /v1/refunds 200 1 ms fault=slow",
+        f"POST {path} - 1 ms fault=stall",
+        f"POST {path} - 1 ms fault=reset_before",
+        f"POST {path} 200 1 ms key=k replayed",
+    ]
+    assert emulator.requests[-2].milliseconds is not None
+    assert emulator.requests[-1].line() == "GET /v1/refunds 200"
