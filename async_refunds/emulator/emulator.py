@@ -23,6 +23,7 @@ from async_refunds.emulator.state.webhooks import DEFAULT_EVENT_TYPES, Webhook
 from .admin_operations import admin_operations
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import AsyncGenerator, Callable, Generator
 
     from async_refunds.emulator.api.serialization import Json
@@ -58,7 +59,6 @@ class Emulator:
     Attributes:
         clock: The emulator's time.
         faults: What goes wrong.
-        requests: The last requests, oldest first.
         books: Counts of what happened.
     """
 
@@ -76,7 +76,6 @@ class Emulator:
         )
         self.clock = self._state.clock
         self.faults = self._state.faults
-        self.requests = self._state.requests
         self.books = self._state.books
         self._base_url: str | None = None
 
@@ -106,6 +105,15 @@ class Emulator:
     @lock_wait.setter
     def lock_wait(self, lock_wait: float) -> None:
         self._state.lock_wait = lock_wait
+
+    @property
+    def requests(self) -> deque[ReceivedRequest]:
+        """The last requests, oldest first; another deque may be set, of any length."""
+        return self._state.requests
+
+    @requests.setter
+    def requests(self, requests: deque[ReceivedRequest]) -> None:
+        self._state.requests = requests
 
     @property
     def on_request(self) -> Callable[[ReceivedRequest], None] | None:
