@@ -291,12 +291,14 @@ class Call(msgspec.Struct, eq=False):
             error.idempotency_key = request.idempotency_key
             return Conclusion("failed", error=error, settled=False)
         what = f"an unexpected {type(error).__name__}"
-        if self.in_flight or self.maybe_sent:
+        # A refusal that was not confirmed may have answered another request.
+        if self.in_flight or self.maybe_sent or self.refused_before is not None:
             return conclude_interrupted(request, self.attempts, f"{what} broke it off")
+        when = "after Stripe had refused it" if self.attempts else "before it was sent"
         return Conclusion(
             "failed",
             error=APIConnectionError(
-                f"{subject(request)}: {what} came before anything was sent",
+                f"{subject(request)}: {what} came {when}",
                 idempotency_key=request.idempotency_key,
                 attempts=self.attempts,
             ),
