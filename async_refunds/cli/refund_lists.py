@@ -98,6 +98,11 @@ class RefundList:
         for refund_id, account in rows:
             yield CancelRequest(refund_id, account or None)
 
+    def accounts(self) -> list[str]:
+        """Return the connected accounts of the refunds, in alphabetical order."""
+        query = "SELECT DISTINCT account FROM refunds WHERE account != '' ORDER BY 1"
+        return [account for (account,) in self._db.execute(query)]
+
     def __enter__(self) -> Self:
         return self
 
