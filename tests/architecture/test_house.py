@@ -22,8 +22,8 @@ ROOMS: dict[str, set[str]] = {
     "client": {"call", "credentials", "telemetry", "transport", "retry", "protocol"}
     | {"errors", "models", "version"},
     "call": {"telemetry", "transport", "retry", "protocol", "errors", "models"},
-    "credentials": {"transport", "protocol", "errors"},
-    "telemetry": {"protocol", "models"},
+    "credentials": {"telemetry", "transport", "protocol", "errors"},
+    "telemetry": {"protocol", "errors", "models"},
     "transport": {"protocol"},
     "retry": {"protocol"},
     "journal": {"protocol", "results", "errors", "models"},
