@@ -14,15 +14,16 @@ from async_refunds.protocol import validation
 from async_refunds.results import CancelRequest
 
 from . import config, options, plan
+from .list_files import STDIN, UnreadableError, display_name, read_list
 from .output import Output, refuse, to_stderr
-from .refund_lists import STDIN, RefundList, UnreadableError, display_name, read_list
+from .refund_list import RefundList
 from .start_batch import open_journal, open_output, run_batch
 
 if TYPE_CHECKING:
     from async_refunds.client import RefundsClient
 
+    from .list_files import BadLine
     from .options import BatchOptions
-    from .refund_lists import BadLine
 
 # When bad lines stop the command, the first few show what is wrong with all of them.
 _MAX_BAD_LINES = 10

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         OutputOptions,
         SendOptions,
     )
-    from .refund_lists import RefundList
+    from .refund_list import RefundList
 
 
 def ask_for_live(

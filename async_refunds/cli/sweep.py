@@ -18,7 +18,7 @@ from . import config, money, options, plan
 from .batch_run import MAX_ROWS
 from .output import Output, print_error, refuse
 from .progress import SearchProgress, shown
-from .refund_lists import RefundList
+from .refund_list import RefundList
 from .show import REFUND_COLUMNS, show
 from .start_batch import open_journal, open_output, run_batch
 

@@ -10,7 +10,7 @@ from async_refunds import RefundsClient
 from async_refunds.cli import money
 from async_refunds.cli.app import app
 from async_refunds.cli.output import Output
-from async_refunds.cli.refund_lists import RefundList
+from async_refunds.cli.refund_list import RefundList
 from async_refunds.cli.sweep import Filter, search
 from tests.support.terminal import (
     LIVE_KEY,
