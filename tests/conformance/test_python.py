@@ -136,6 +136,18 @@ def test_connected_account_has_its_own(
     assert code(caught.value) == "account_invalid"
 
 
+def test_organization_acts_for_its_account(
+    transport: str, stripe_on_tap: Stripe
+) -> None:
+    refund_id = stripe_on_tap.emulator.add_refund(account="acct_1")
+    with opened(transport, stripe_on_tap.base_url, key="sk_org_test_1") as client:
+        options = {"stripe_context": "acct_1"}
+        refund = client.call("cancel", refund_id, options=options)
+        assert refund.status == "canceled"
+        with pytest.raises(stripe.InvalidRequestError, match="Stripe-Context header"):
+            client.call("retrieve", refund_id)
+
+
 def test_test_helper_expires(official: Official, stripe_on_tap: Stripe) -> None:
     refund_id = stripe_on_tap.emulator.add_refund()
     assert official.expire(refund_id).status == "failed"

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import asyncio
 import base64
+import re
 
 import pytest
 
@@ -65,6 +67,8 @@ async def test_request_without_a_key_is_401(
         ("sk_test_!bc", None, "Invalid API Key provided: sk_test_***"),
         ("abc", None, "Invalid API Key provided: ***"),
         ("schlüssel", None, "Invalid API Key provided: *****ssel"),
+        ("sk_org_!bcdef", None, "Invalid API Key provided: sk_org_**cdef"),
+        ("rk_org_1", None, "Invalid API Key provided: ****rg_1"),
         ("sk_test_old", "api_key_expired", "Expired API Key provided: sk_test_***"),
         ("pk_test_123", "secret_key_required", "with a publishable API key"),
     ],
@@ -117,6 +121,37 @@ async def test_account_of_a_context_is_its_last_part(api: Caller) -> None:
     for context in ("acct_1", "acct_0/acct_1"):
         headers = {"Stripe-Context": context}
         assert (await api.get(f"/{refund_id}", headers=headers)).status == 200
+
+
+@pytest.mark.parametrize("key", ["sk_org_1", "sk_org_test_1", "sk_org_live_1"])
+async def test_key_of_an_organization_acts_for_the_account_of_its_context(
+    key: str, api: Caller
+) -> None:
+    livemode = "live" in key
+    platform = api.emulator.add_refund(livemode=livemode)
+    refund_id = api.emulator.add_refund(account="acct_1", livemode=livemode)
+    version = {"Stripe-Version": "2026-10-28.endive"}
+    for context, found in (
+        ("acct_1", refund_id),
+        ("acct_1Platform00000000/acct_1", refund_id),
+        ("acct_1Platform00000000", platform),
+    ):
+        headers = {"Stripe-Context": context, **version}
+        assert (await api.get(f"/{found}", key=key, headers=headers)).status == 200
+    unknown = {"Stripe-Context": "acct_2", **version}
+    assert (await api.get("", key=key, headers=unknown)).status == 403
+    refused = [
+        await api.get("", key=key, headers=version),
+        await api.get("", key=key, headers={"Stripe-Account": "acct_1", **version}),
+        await api.get("", key=key, headers={"Stripe-Context": "acct_1"}),
+    ]
+    assert [answer.refusal for answer in refused] == [(400, None)] * 3
+    assert refused[0].error["message"] == refused[1].error["message"]
+    assert refused[0].error["message"] == (
+        "Please include the Stripe-Context header with your target account when using"
+        " an Organization API key."
+    )
+    assert "Stripe-Version" in refused[2].error["message"]
 
 
 async def test_platform_may_name_itself(api: Caller, refund_id: str) -> None:
@@ -217,3 +252,35 @@ async def test_log_forgets_the_oldest_requests(api: Caller) -> None:
     await api.get("?limit=1")
     emulator.requests.extend([emulator.requests[0]] * emulator.requests.maxlen)
     assert len(emulator.requests) == emulator.requests.maxlen
+
+
+async def test_each_request_is_reported_once_it_has_ended(
+    api: Caller, refund_id: str
+) -> None:
+    lines: list[str] = []
+    emulator = api.emulator
+    emulator.on_request = lambda record: lines.append(record.line())
+    path = f"/v1/refunds/{refund_id}/cancel"
+    emulator.faults.script("ok", "ok", "slow", "stall", "reset_before")
+    await api.cancel(refund_id, "k")
+    await api.cancel(refund_id, "schlüssel")
+    await api.get("?limit=1")
+    for error in (TimeoutError, OSError):
+        with pytest.raises(error):
+            await api.cancel(refund_id, timeout=9)
+        await asyncio.sleep(0.1)
+    await api.cancel(refund_id, "k")
+    await api.send("GET", "/_emulator/books", key=None, checked=False)
+    emulator.on_request = None
+    await api.get("")
+    shown = [re.sub(r"[0-9.]+ ms", "1 ms", line) for line in lines]
+    assert shown == [
+        f"POST {path} 200 1 ms key=k",
+        f"POST {path} 400 1 ms key=schl\\xfcssel",
+        "GET /v1/refunds 200 1 ms fault=slow",
+        f"POST {path} - 1 ms fault=stall",
+        f"POST {path} - 1 ms fault=reset_before",
+        f"POST {path} 200 1 ms key=k replayed",
+    ]
+    assert emulator.requests[-2].milliseconds is not None
+    assert emulator.requests[-1].line() == "GET /v1/refunds 200"
