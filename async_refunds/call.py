@@ -1,22 +1,24 @@
-"""One call: its deadline, its attempts, and what they leave possible.
+"""One call: its deadline, its attempts, the settling read, and its conclusion.
 
-A cancel may take several requests under one key, and a read that settles them. The
-call remembers across all of them what a single answer cannot know: that an earlier
-attempt may have landed.
+A cancel may take several requests under one key, and a read that settles them. The call
+remembers across all of them what a single answer cannot know: that an earlier attempt
+may have been executed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-from functools import partial
+from logging import DEBUG
+from time import time
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 
-from async_refunds.protocol import error_mapping
-from async_refunds.protocol.classification import (
+from . import telemetry
+from .errors import APIConnectionError, RefundsError
+from .models import Attempt, CallRecord, LastResponse, attach
+from .protocol.classification import (
     Classification,
     Outcome,
     classify,
@@ -24,54 +26,100 @@ from async_refunds.protocol.classification import (
     is_success,
     request_id,
 )
-from async_refunds.protocol.requests import Cause, Reply, Response, TransportFailure
-
-from .models import Attempt, LastResponse, Refund, attach
-from .retry import retried
+from .protocol.error_mapping import error_for, subject
+from .protocol.outcome import Conclusion, conclude, conclude_interrupted, needs_read
+from .protocol.requests import Cause, Response, TransportFailure, settling_read
+from .retry import retrying
+from .telemetry import logger
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
-    from async_refunds.protocol.requests import Request
-    from async_refunds.transport.session import Session
-
-    from .retry import RetryBudget, RetryPolicy
-
-logger = logging.getLogger("async_refunds")
+    from .models import Refund
+    from .protocol.requests import Reply, Request
+    from .retry import RetryBudget, RetryPolicy, StopReason
+    from .transport.session import Session
 
 T = TypeVar("T")
 
-# What the log says of an answer with a good status and a body of no use.
+# How `Attempt.failure` names a good status with a body that is not the answer.
 UNREADABLE = "unreadable"
 
-# A quarter of the call, and never more than ten seconds, is kept for the read that
-# settles an unknown outcome: Stripe answers a read in well under one.
+# A quarter of the call, and at most ten seconds, is kept for the read that settles an
+# unknown outcome: Stripe answers a read in well under one.
 _SETTLING_SHARE, _SETTLING_LIMIT = 0.25, 10.0
+# The first attempt may take three sevenths of the time until then, so that a stalled
+# one leaves room for a retry: 30 of the 70 seconds of the default policy, as long as
+# the default attempt time-out.
+_FIRST_SHARE = 3 / 7
 # No retry starts with less than this left. One that is sent and cut off by the deadline
-# proves nothing, and takes from what the attempts before it had proved.
+# proves nothing, and destroys what the attempts before it had proved.
 _ROOM_SHARE, _ROOM_LIMIT = 0.1, 1.0
 
 
-class Watch(Protocol):
-    """Somebody who has an eye on a call's requests: the batch that it is a part of."""
+class CallObserver(Protocol):
+    """Sees each attempt of a call, such as the scheduler of a batch."""
 
-    @property
-    def ambiguous(self) -> bool:
-        """Whether a cancel under the same key may have landed before this call."""
-        ...
-
-    def ended(
-        self, request: Request[Any], advice: Classification[Any], attempt: Attempt
+    def attempt_finished(
+        self,
+        request: Request[Any],
+        classification: Classification[Any],
+        attempt: Attempt,
     ) -> None:
-        """Take note of an attempt, and of what the log says of it."""
+        """Record an attempt and what it proves."""
         ...
 
-    async def pause(self, until: float, seconds: float) -> None:
-        """Wait before a retry, at least so long, and not beyond ``until``.
 
-        Time that no attempt counts: another one's turn may come first.
+class RetryGate(Protocol):
+    """Decides when a retry of a call, or its settling read, may go out."""
+
+    async def wait(self, request: Request[Any], seconds: float, until: float) -> bool:
+        """Sleep at least so long, then wait until the request may go out.
+
+        Not beyond ``until``, a time on the event loop's clock: no attempt can start
+        after that.
+
+        Returns:
+            Whether it may go out. If not, the call ends with what it knows.
         """
         ...
+
+
+class Credentials(Protocol):
+    """Gives the session an API key that may change while the client is in use."""
+
+    @property
+    def generation(self) -> int:
+        """How often the key has changed."""
+        ...
+
+    async def load(self, seconds: float) -> None:
+        """Give the session its first key, unless it has one, within so many seconds."""
+        ...
+
+    async def renew(self, generation: int, seconds: float) -> bool:
+        """Replace the key of a generation that was refused; return whether it could."""
+        ...
+
+
+class InProgress:
+    """Counts the calls in progress, and lets a closing client wait for their end."""
+
+    __slots__ = ("calls", "idle")
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.idle: asyncio.Event | None = None
+        """Set when the last call ends; there only while something waits for it."""
+
+    async def wait_idle(self, seconds: float) -> None:
+        """Wait until no call is in progress, at most so long."""
+        if not self.calls:
+            return
+        if self.idle is None:
+            self.idle = asyncio.Event()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.idle.wait(), seconds)
 
 
 class CallContext(msgspec.Struct, frozen=True):
@@ -79,35 +127,46 @@ class CallContext(msgspec.Struct, frozen=True):
 
     session: Session
     policy: RetryPolicy
-    budget: RetryBudget
+    budget: RetryBudget | None
     attempt_timeout: float
     on_attempt: Callable[[Attempt], object] | None
-    sleep: Callable[[float], Awaitable[None]]
-    random: Callable[[], float]
-    watch: Watch | None = None
+    on_call: Callable[[CallRecord], object] | None
+    credentials: Credentials | None
+    """``None`` if the session has a key that stays the same."""
+    in_progress: InProgress
 
 
-class Call(msgspec.Struct):
+class Call(msgspec.Struct, eq=False):
     """One awaited method of the client."""
 
-    # Seen by the garbage collector: an error holds the frames that hold its call, which
-    # holds the hooks of its owner, who may hold the error.
+    # Tracked by the garbage collector: an error holds the frames that hold its call,
+    # which holds the hooks of its owner, who may hold the error.
 
-    caller: CallContext
-    """What it shares with the other calls."""
+    context: CallContext
     clock: Callable[[], float]
-    """The time in seconds."""
+    """The event loop's time, in seconds."""
     began: float
     timeout: float
     """Seconds for everything: each attempt, each sleep, the settling read."""
-    ambiguous: bool
-    """Whether a cancel with this call's key may have landed without a word."""
+    maybe_sent: bool = False
+    """Whether a cancel with this call's key may have been executed unnoticed."""
+    observer: CallObserver | None = None
+    retry_gate: RetryGate | None = None
     attempts: tuple[Attempt, ...] = ()
     """Every request so far, oldest first."""
+    stopped: StopReason | None = None
+    """Why no further retry came."""
+    in_flight: bool = False
+    """Whether a cancel was handed to the session, and what it did is not accounted for
+    by `maybe_sent` or by a refusal."""
+    refused_before: tuple[int, str | None] | None = None
+    """Status and code of the last refusal that is not confirmed."""
+    key_generation: int = 0
+    """Of the API key that the last attempt sent, if it may change."""
 
     @property
     def deadline(self) -> float:
-        """When all has to be over, on the call's clock."""
+        """When everything has to be over, on the call's clock."""
         return self.began + self.timeout
 
     @property
@@ -115,86 +174,284 @@ class Call(msgspec.Struct):
         """When the attempts of a cancel have to be over, on the call's clock."""
         return self.deadline - min(self.timeout * _SETTLING_SHARE, _SETTLING_LIMIT)
 
-    async def insist(
+    async def cancel(self, request: Request[Refund]) -> Conclusion:
+        """Send a cancel, retry and settle it, and conclude what became of it.
+
+        Raises:
+            asyncio.CancelledError: The task was cancelled; the refund may be canceled.
+        """
+        context, conclusion = self.context, None
+        context.in_progress.calls += 1
+        try:
+            if context.credentials is not None:
+                await context.credentials.load(self.timeout)
+            last = await self.attempt(request, self.settling_from)
+            if last.value is None:
+                last = await self._follow_up(last, request, self.settling_from)
+            if last.value is not None:
+                self.attach_last_response(
+                    last.value, last.reply, request.idempotency_key
+                )
+                conclusion = Conclusion("canceled", last.value)
+            else:
+                conclusion = await self._settle(request, last)
+        except Exception as error:  # noqa: BLE001 - only our own errors may come out
+            conclusion = self._conclude_unexpected(request, error)
+        finally:
+            # Without a function call, which could fail where the stack is nearly full.
+            context.in_progress.calls -= 1
+            if conclusion is None:
+                self._end(request, "interrupted", None)
+            elif (
+                context.on_call is not None
+                or context.in_progress.idle is not None
+                or conclusion.outcome == "unknown"
+            ):
+                self._end(request, conclusion.outcome, conclusion.error)
+        return conclusion
+
+    async def read(self, request: Request[T]) -> Classification[T]:
+        """Send a read and retry it.
+
+        Raises:
+            RefundsError: Something unexpected went wrong on this side.
+            asyncio.CancelledError: The task was cancelled.
+        """
+        context, outcome = self.context, "interrupted"
+        error: RefundsError | None = None
+        context.in_progress.calls += 1
+        try:
+            if context.credentials is not None:
+                await context.credentials.load(self.timeout)
+            last = await self._read(request)
+            outcome = "done"
+            if last.value is None:
+                outcome = "failed"
+                error = error_for(request, last, self.attempts, self.stopped)
+        except Exception as raised:  # noqa: BLE001 - only our own errors may come out
+            outcome, error = "failed", self._read_error(request, raised)
+            raise error from None
+        finally:
+            context.in_progress.calls -= 1
+            if context.on_call is not None or context.in_progress.idle is not None:
+                self._end(request, outcome, error)
+            error = None  # it leads through its traceback to this frame, and so back
+        return last
+
+    def _read_error(self, request: Request[Any], error: Exception) -> RefundsError:
+        if isinstance(error, RefundsError):  # there is no API key to send
+            return error
+        return APIConnectionError(
+            f"{subject(request)}: an unexpected {type(error).__name__}",
+            attempts=self.attempts,
+        )
+
+    async def _read(self, request: Request[T]) -> Classification[T]:
+        last = await self.attempt(request, self.deadline)
+        if last.value is None:
+            last = await self._follow_up(last, request, self.deadline)
+        return last
+
+    async def _settle(
+        self, request: Request[Refund], last: Classification[Refund]
+    ) -> Conclusion:
+        """Conclude a cancel whose last answer was not ``canceled``."""
+        stopped, read = self.stopped, None
+        if needs_read(last, maybe_sent=self.maybe_sent):
+            read = await self._read_to_settle(request)
+        return conclude(
+            request,
+            last,
+            read,
+            maybe_sent=self.maybe_sent,
+            attempts=self.attempts,
+            stopped=stopped,
+        )
+
+    async def _read_to_settle(
+        self, request: Request[Refund]
+    ) -> Classification[Refund] | None:
+        """Read the refund of a cancel; ``None`` if the gate lets no read out."""
+        reading, gate = settling_read(request), self.retry_gate
+        if gate is not None and not await gate.wait(reading, 0.0, self.deadline):
+            return None
+        read = await self._read(reading)
+        if read.value is not None:
+            self.attach_last_response(read.value, read.reply, request.idempotency_key)
+        return read
+
+    def _conclude_unexpected(
+        self, request: Request[Refund], error: Exception
+    ) -> Conclusion:
+        """Conclude a cancel that an unforeseen error broke off.
+
+        Such as a `RecursionError` deep in the caller's own awaits, or a `MemoryError`.
+        """
+        if isinstance(error, RefundsError):  # there is no API key to send
+            error.idempotency_key = request.idempotency_key
+            return Conclusion("failed", error=error, settled=False)
+        what = f"an unexpected {type(error).__name__}"
+        if self.in_flight or self.maybe_sent:
+            return conclude_interrupted(request, self.attempts, f"{what} broke it off")
+        return Conclusion(
+            "failed",
+            error=APIConnectionError(
+                f"{subject(request)}: {what} came before anything was sent",
+                idempotency_key=request.idempotency_key,
+                attempts=self.attempts,
+            ),
+            settled=False,
+        )
+
+    async def _follow_up(
+        self, last: Classification[T], request: Request[T], until: float
+    ) -> Classification[T]:
+        """Return the last attempt after a first one that did not succeed."""
+        credentials = self.context.credentials
+        if last.retry:
+            last = await self._retry(last, request, until)
+        if (
+            credentials is not None
+            and last.is_unauthorized
+            and await credentials.renew(self.key_generation, until - self.clock())
+        ):
+            self.refused_before = None
+            last = await self.attempt(request, until)
+            if last.retry:
+                last = await self._retry(last, request, until)
+        return last
+
+    async def _retry(
         self, first: Classification[T], request: Request[T], until: float
     ) -> Classification[T]:
-        """Return the last attempt after a first one that asks for a retry."""
-        caller, watch = self.caller, self.caller.watch
+        """Return the last attempt after a first one that may be retried."""
+        context, gate = self.context, self.retry_gate
+        last = first
+        slept: float | None = None
+        refused = False  # by the gate
 
-        async def again(slept: float) -> Classification[T]:
-            return await self.attempt(request, until, slept)
+        async def attempt_again() -> Classification[T]:
+            nonlocal last
+            if refused:
+                stop("deadline")
+                return msgspec.structs.replace(last, retry=False)  # lets tenacity end
+            # tenacity's first call stands for the attempt that was made before.
+            if slept is not None:
+                last = await self.attempt(request, until, slept)
+            return last
+
+        async def wait(seconds: float) -> None:
+            nonlocal refused
+            if gate is None:
+                await asyncio.sleep(seconds)
+            else:
+                refused = not await gate.wait(request, seconds, until)
 
         def note(failed: Classification[T], pause: float) -> None:
-            with contextlib.suppress(Exception):  # of the caller's logging
-                logger.info(
-                    "%s %s: attempt %d failed (%s), next in %.2f s [key %s]",
-                    request.method,
-                    request.path,
-                    len(self.attempts),
-                    error_mapping.what_failed(failed.reply),
-                    pause,
-                    request.idempotency_key,
-                )
+            nonlocal slept
+            slept = pause
+            telemetry.log_retry(request, self.attempts[-1], failed, pause)
 
-        return await retried(
-            first,
-            again,
-            policy=caller.policy,
-            budget=caller.budget,
+        def stop(reason: StopReason) -> None:
+            self.stopped = reason
+            stopped = msgspec.structs.replace(self.attempts[-1], stopped=reason)
+            self.attempts = (*self.attempts[:-1], stopped)
+
+        self.stopped = None
+        controller = retrying(
+            policy=context.policy,
+            budget=context.budget,
             until=until,
             room=min(self.timeout * _ROOM_SHARE, _ROOM_LIMIT),
             clock=self.clock,
-            sleep=caller.sleep if watch is None else partial(watch.pause, until),
-            random=caller.random,
+            sleep=wait,
             before_sleep=note,
+            on_stop=stop,
         )
+        await controller(attempt_again)
+        return last
 
     async def attempt(
         self, request: Request[T], until: float, slept: float = 0.0
     ) -> Classification[T]:
-        """Send once, ending before ``until``, and write it down.
+        """Send once, ending before ``until``, and record it.
 
-        Apart from `insist`, so that a success passes through no frame that it has no
-        use for: each one is 1 % of a cancel.
+        Apart from `_retry`, so that a success passes through no frame that it does not
+        need: each one is 1 % of a cancel.
         """
-        caller = self.caller
-        began = self.clock() if self.attempts else self.began
-        seconds = min(caller.attempt_timeout, until - began)
+        context = self.context
+        is_cancel = request.idempotency_key is not None
+        first = not self.attempts
+        keys = context.credentials
+        began = self.began if first and keys is None else self.clock()
+        self.key_generation = 0 if keys is None else keys.generation
+        room = until - began
+        if first:
+            room *= _FIRST_SHARE
+        seconds = min(context.attempt_timeout, room)
+        began_at = time()
         reply: Reply
         if seconds > 0:
-            reply = await caller.session.send(request, seconds, began)
+            self.in_flight = is_cancel
+            reply = await context.session.send(request, seconds, began)
         else:
             reply = TransportFailure(Cause.CONNECT_TIMEOUT, "no time left", sent=False)
-        advice = classify(request, reply)
-        if advice.value is not None:
-            caller.budget.succeeded()
-        elif advice.outcome is Outcome.AMBIGUOUS and request.method == "POST":
-            self.ambiguous = True
+        result = classify(request, reply)
+        now = self.clock()
         status = failure = name = None
         if isinstance(reply, Response):
             status, name = reply.status, request_id(reply)
-            if advice.value is None and is_success(reply):
+            if result.value is None and is_success(reply):
                 failure = UNREADABLE
         else:
             failure = reply.cause.value
+        if is_cancel and result.value is None:
+            result = self._remember(result)
+        # Also after a success: an error on its way to the caller must not hide it.
+        self.in_flight = is_cancel and result.value is not None
         attempt = Attempt(
-            number=len(self.attempts) + 1,
-            method=request.method,
-            path=request.path,
-            status=status,
-            failure=failure,
-            request_id=name,
-            seconds=self.clock() - began,
-            slept=slept,
+            len(self.attempts) + 1,
+            request.method,
+            request.path,
+            status,
+            failure,
+            name,
+            now - began,
+            slept,
+            reply.waited,
+            began_at,
         )
         self.attempts += (attempt,)
-        if caller.watch is not None:
-            caller.watch.ended(request, advice, attempt)
-        if caller.on_attempt is not None:
-            _tell(caller.on_attempt, attempt)
-        return advice
+        if context.budget is not None:
+            context.budget.record(now, first=first, succeeded=result.value is not None)
+        if self.observer is not None:
+            self.observer.attempt_finished(request, result, attempt)
+        if context.on_attempt is not None:
+            telemetry.call_hook("on_attempt", context.on_attempt, attempt)
+        if logger.isEnabledFor(DEBUG):
+            telemetry.log_attempt(request, attempt)
+        return result
 
-    def remember(self, refund: Refund, reply: Reply, key: str | None) -> None:
+    def _remember(self, failed: Classification[T]) -> Classification[T]:
+        """Remember what a failed cancel leaves possible.
+
+        A refusal that may answer another request is believed if it comes twice.
+        """
+        if failed.outcome is Outcome.AMBIGUOUS:
+            self.maybe_sent = True
+        if failed.confirmed:
+            return failed
+        assert isinstance(failed.reply, Response)  # noqa: S101 - only answers refuse
+        seen = (failed.reply.status, failed.envelope.code)
+        twice = seen == self.refused_before
+        self.refused_before = seen
+        if not twice:
+            return failed
+        return msgspec.structs.replace(failed, confirmed=True, retry=False)
+
+    def attach_last_response(
+        self, refund: Refund, reply: Reply, key: str | None
+    ) -> None:
         """Attach to a refund the answer that it was read from, and the way there."""
         assert isinstance(reply, Response)  # noqa: S101 - a refund came from one
         attach(
@@ -209,12 +466,39 @@ class Call(msgspec.Struct):
             ),
         )
 
+    def _end(
+        self, request: Request[Any], outcome: str, error: RefundsError | None
+    ) -> None:
+        """Tell the outside that the call is over; raise nothing."""
+        try:
+            self._tell_end(request, outcome, error)
+        except Exception:  # noqa: BLE001 - such as a `RecursionError` on a full stack
+            return
 
-def _tell(on_attempt: Callable[[Attempt], object], attempt: Attempt) -> None:
-    try:
-        on_attempt(attempt)
-    except (Exception, asyncio.CancelledError):
-        # The caller's own hook must not change what the caller is told of money,
-        # nor may the caller's logging.
-        with contextlib.suppress(Exception):
-            logger.exception("on_attempt raised; the call goes on")
+    def _tell_end(
+        self, request: Request[Any], outcome: str, error: RefundsError | None
+    ) -> None:
+        in_progress, on_call = self.context.in_progress, self.context.on_call
+        if in_progress.idle is not None and not in_progress.calls:
+            in_progress.idle.set()
+        if outcome == "unknown":
+            telemetry.log_unknown(request, error, self.attempts)
+        elif outcome == "interrupted" and (self.in_flight or self.maybe_sent):
+            why = "its task was cancelled"
+            unknown = conclude_interrupted(request, self.attempts, why).error
+            telemetry.log_unknown(request, unknown, self.attempts)
+        if on_call is None:
+            return
+        budget = self.context.budget
+        record = CallRecord(
+            method=request.endpoint,
+            refund_id=request.refund_id or None,
+            stripe_account=request.stripe_account,
+            idempotency_key=request.idempotency_key,
+            outcome=outcome,
+            error=None if error is None else type(error).__name__,
+            seconds=self.clock() - self.began,
+            attempts=self.attempts,
+            tokens=None if budget is None else budget.tokens,
+        )
+        telemetry.call_hook("on_call", on_call, record)

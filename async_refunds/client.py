@@ -1,78 +1,84 @@
-"""The client: cancel a refund, read one, go through them all."""
+"""The client: cancel a refund, read one, list them all."""
 
 from __future__ import annotations
 
-import asyncio
-import copy
 import inspect
-import random
 import secrets
-from typing import TYPE_CHECKING, Self, TypeVar
+import sys
+import warnings
+from typing import TYPE_CHECKING, Any, Self
 
-import msgspec
-
-from async_refunds.protocol import error_mapping, requests, validation
-from async_refunds.protocol.redaction import SecretStr, without_email
-from async_refunds.transport.session import Session, authorization
-
-from .call import Call, CallContext
+from . import telemetry
+from .call import Call, CallContext, InProgress
+from .credentials import ProvidedKey
+from .errors import APIError
+from .protocol import requests, validation
+from .protocol.error_mapping import error_for
+from .protocol.redaction import SecretStr
 from .retry import RetryBudget, RetryPolicy
+from .transport.session import Session
 from .version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
-    from types import TracebackType
+    from types import FrameType, TracebackType
 
     import aiohttp
 
-    from async_refunds.protocol.classification import Classification
-    from async_refunds.protocol.requests import CreatedRange, RefundPage, Request
-
-    from .call import Watch
-    from .models import Attempt, Refund
-
-T = TypeVar("T")
+    from .call import CallObserver, RetryGate
+    from .credentials import KeyProvider
+    from .models import Attempt, CallRecord, Refund
+    from .protocol.requests import CreatedRange, RefundPage, Request
 
 STRIPE_VERSION = "2026-10-28.endive"
 """The API version these models were written for (Stripe's own client 16.1)."""
 
 _DEFAULT_POLICY = RetryPolicy()
+_OWN_BUDGET = RetryBudget()
+"""Stands for a budget of the client's own; never used itself."""
 
 
 class RefundsClient:
-    """Cancels and reads refunds over one pool of connections.
+    """Cancels, reads and lists refunds over one pool of connections.
 
-    Use it in one event loop, and close it there (``async with`` does)::
+    Use it in one asyncio event loop, and close it there (``async with`` does)::
 
         async with RefundsClient(api_key) as refunds:
             refund = await refunds.cancel("re_1Nispe2eZvKYlo2Cd31jOCgZ")
 
     Args:
-        api_key: A secret (``sk_``) or restricted (``rk_``) key.
-        session: Your own aiohttp session: its connector, proxy, CA and tracing are
-            used, and it is never closed here; its middlewares are not run. Without one,
-            the client makes its own at the first call and closes it.
-        base_url: An origin; plain http on a loopback address only.
-        stripe_version: The API version to ask for.
+        api_key: A secret (``sk_``) or restricted (``rk_``) key, or a callable that
+            returns one or an awaitable of one. The callable is called at the first
+            call, and once more when Stripe answers 401, so that a key can be rotated.
+        session: Your own aiohttp session. Its connector, proxy, CA and tracing are
+            used, and the client never closes it; its middlewares are not run. Without
+            one, the client makes its own at the first call and closes it.
+        base_url: An origin. Plain http goes to a loopback address only, or anywhere
+            with a test key.
+        stripe_version: The API version to request.
         stripe_account: The connected account to act on, unless a call names one.
-        stripe_context: The ``Stripe-Context`` header, for keys of an organisation.
+        stripe_context: The ``Stripe-Context`` header, for keys of an organization.
         retry: How often and how long to try.
+        retry_budget: Limits the retries of all calls together. Share one between
+            clients, or give ``None`` for no limit.
         attempt_timeout: Seconds for one attempt, of which the wait for a connection
             may take half.
-        on_attempt: Called with each `Attempt` as it ends. What it raises is logged,
-            and never harms the call.
+        on_attempt: Called with each `Attempt` when it ends.
+        on_call: Called with a `CallRecord` when a call ends, also one that was
+            cancelled. What a hook raises is logged and never harms the call.
         app_info: Your application, as ``my-shop/1.4``, for ``User-Agent``.
 
     Raises:
-        TypeError, ValueError: An argument that cannot be right; nothing is sent.
+        TypeError, ValueError: An argument is not valid; nothing is sent.
     """
 
-    # Also a client whose making failed has a repr, in the traceback of that.
+    # Also a client whose construction failed has a repr, in the traceback of that.
     _shown = "not made"
+    _open = False
 
     def __init__(
         self,
-        api_key: str,
+        api_key: str | KeyProvider,
         *,
         session: aiohttp.ClientSession | None = None,
         base_url: str = "https://api.stripe.com",
@@ -80,29 +86,31 @@ class RefundsClient:
         stripe_account: str | None = None,
         stripe_context: str | None = None,
         retry: RetryPolicy = _DEFAULT_POLICY,
+        retry_budget: RetryBudget | None = _OWN_BUDGET,
         attempt_timeout: float = 30.0,
         on_attempt: Callable[[Attempt], object] | None = None,
+        on_call: Callable[[CallRecord], object] | None = None,
         app_info: str | None = None,
     ) -> None:
         # First of all, so that no traceback from here on can show the key.
-        secret = SecretStr(api_key) if isinstance(api_key, str) else type(api_key)
+        provider = api_key if callable(api_key) else None
+        secret: Any = SecretStr(api_key) if isinstance(api_key, str) else type(api_key)
         del api_key
-        secret = SecretStr(validation.api_key(secret))
+        key = None if provider is not None else SecretStr(validation.api_key(secret))
         if not isinstance(retry, RetryPolicy):
             raise TypeError("retry must be a RetryPolicy")
-        if on_attempt is not None and (
-            not callable(on_attempt)
-            or inspect.iscoroutinefunction(on_attempt)
-            or inspect.iscoroutinefunction(getattr(on_attempt, "__call__", None))  # noqa: B004 - whether it is a coroutine, not whether it is there
-        ):
-            raise TypeError("on_attempt must be a plain function")
+        if retry_budget is not None and not isinstance(retry_budget, RetryBudget):
+            raise TypeError("retry_budget must be a RetryBudget or None")
+        _check_hook("on_attempt", on_attempt)
+        _check_hook("on_call", on_call)
         self._stripe_account = (
             None if stripe_account is None else validation.account_id(stripe_account)
         )
-        origin = validation.base_url(base_url)
+        origin = validation.base_url(
+            base_url, plain_http=key is not None and not validation.is_live(key)
+        )
         attempt_timeout = validation.seconds("attempt_timeout", attempt_timeout)
         headers = {
-            "Authorization": authorization(secret),
             "Stripe-Version": validation.version(stripe_version),
             "User-Agent": f"async-refunds/{__version__}"
             + (f" {validation.app_info(app_info)}" if app_info is not None else ""),
@@ -110,23 +118,30 @@ class RefundsClient:
         }
         if stripe_context is not None:
             headers["Stripe-Context"] = validation.context(stripe_context)
-        self._caller = CallContext(
-            session=Session(
-                origin=origin,
-                headers=headers,
-                attempt_timeout=attempt_timeout,
-                borrowed=session,
-            ),
+        transport = Session(
+            origin=origin,
+            headers=headers,
+            api_key=key,
+            attempt_timeout=attempt_timeout,
+            borrowed=session,
+        )
+        self._provided = None if provider is None else ProvidedKey(provider, transport)
+        self._context = CallContext(
+            session=transport,
             policy=retry,
-            budget=RetryBudget(),
+            budget=RetryBudget() if retry_budget is _OWN_BUDGET else retry_budget,
             attempt_timeout=attempt_timeout,
             on_attempt=on_attempt,
-            sleep=asyncio.sleep,
-            random=random.random,
+            on_call=on_call,
+            credentials=self._provided,
+            in_progress=InProgress(),
         )
-        self._livemode = validation.is_live(secret)
+        self._key_is_live = key is None or validation.is_live(key)
         self._base_url = origin
-        self._shown = f"{'live' if self._livemode else 'test'} {origin}"
+        self._shown = f"{'live' if self._key_is_live else 'test'} {origin}"
+        self._open = session is None
+        self._made_at = _caller(self) if self._open else ""
+        telemetry.set_up_logging()
 
     @property
     def base_url(self) -> str:
@@ -135,13 +150,38 @@ class RefundsClient:
 
     @property
     def livemode(self) -> bool:
-        """Whether the key may move real money: any that is not plainly a test key."""
-        return self._livemode
+        """Whether the key may move real money.
+
+        Any key may that is not plainly a test key, or that is not known yet.
+        """
+        if self._provided is not None:
+            return self._provided.livemode
+        return self._key_is_live
 
     @property
     def stripe_account(self) -> str | None:
         """The connected account that a call acts on if it names none."""
         return self._stripe_account
+
+    @property
+    def retry_budget(self) -> RetryBudget | None:
+        """What limits the retries of all calls; ``None`` if nothing does."""
+        return self._context.budget
+
+    @property
+    def calls_in_progress(self) -> int:
+        """Calls that have begun and not ended, also those that sleep or wait."""
+        return self._context.in_progress.calls
+
+    @property
+    def connections_in_use(self) -> int:
+        """Requests that have, or are about to get, a connection."""
+        return self._context.session.connections_in_use
+
+    @property
+    def waiting_for_connection(self) -> int:
+        """Requests that wait for a connection, because the own pool has none free."""
+        return self._context.session.waiting_for_connection
 
     async def cancel(
         self,
@@ -156,10 +196,11 @@ class RefundsClient:
         """Cancel a refund in ``requires_action``, and return it canceled.
 
         The money goes back to the balance; the customer is not repaid by it. If this
-        returns, the refund is canceled. If it raises `OutcomeUnknownError`, it may be.
-        If it raises anything else, this call canceled nothing. A task that is cancelled
-        in the midst of it knows as little as the former, so a caller who may be
-        cancelled gives the key.
+        returns, the refund is canceled. If it raises `OutcomeUnknownError`, the refund
+        may be canceled. If it raises anything else, this call canceled nothing, except
+        for `asyncio.CancelledError`: a task that is cancelled during the call leaves
+        the refund perhaps canceled. A caller whose task may be cancelled should give
+        the key.
 
         Args:
             refund_id: ``re_...`` or ``pyr_...``.
@@ -172,10 +213,10 @@ class RefundsClient:
                 raise.
 
         Raises:
-            OutcomeUnknownError: It may be canceled; ask again with the error's key.
+            OutcomeUnknownError: It may be canceled; call again with the error's key.
             RefundNotCancelableError: Its state forbids it; the error has the refund.
             RefundNotFoundError: No such refund for this key, account and mode.
-            AuthenticationError, PermissionDeniedError: The key is not good for it.
+            AuthenticationError, PermissionDeniedError: The key may not do it.
             IdempotencyError: The key was used for another request.
             RateLimitError: Stripe's limit held through all retries.
             APIConnectionError: Nothing reached Stripe.
@@ -183,8 +224,6 @@ class RefundsClient:
             TypeError, ValueError: A bad argument; nothing was sent.
             RuntimeError: The client is closed, or of another event loop.
         """
-        # Read once: what the caller does to it meanwhile must not come in after a send.
-        expand = validation.expand(expand) if expand else ()
         request = requests.cancel_request(
             refund_id,
             idempotency_key=(
@@ -193,31 +232,13 @@ class RefundsClient:
             expand=expand,
             stripe_account=self._account(stripe_account),
         )
-        call = self._begin(timeout)
-        until = call.settling_from
-        last = await call.attempt(request, until)
-        if last.retry:
-            last = await call.insist(last, request, until)
-        refund = last.value
-        if refund is not None:
-            call.remember(refund, last.reply, request.idempotency_key)
-            return refund
-        if not call.ambiguous and not error_mapping.is_state_refusal(last.reply):
-            raise error_mapping.error_of(request, last.reply, call.attempts)
-        refund = await self._seen(call, request, expand)
-        if (
-            refund is not None
-            and refund.status == "canceled"
-            and (call.ambiguous or already_canceled_ok)
+        conclusion = await begin_call(self, timeout).cancel(request)
+        if conclusion.error is None or (
+            already_canceled_ok and conclusion.outcome == "already_canceled"
         ):
-            return refund
-        raise error_mapping.unsettled(
-            request,
-            last.reply,
-            None if refund is None else without_email(refund),
-            ambiguous=call.ambiguous,
-            attempts=call.attempts,
-        )
+            assert conclusion.refund is not None  # noqa: S101 - see `Conclusion`
+            return conclusion.refund
+        raise conclusion.error
 
     async def retrieve(
         self,
@@ -238,18 +259,18 @@ class RefundsClient:
         Raises:
             RefundNotFoundError: No such refund for this key, account and mode.
             APIConnectionError: No answer came.
-            APIStatusError: Stripe, or something before it, refused or failed.
+            APIStatusError: Stripe, or a server in front of it, refused or failed.
             TypeError, ValueError: A bad argument; nothing was sent.
             RuntimeError: The client is closed, or of another event loop.
         """
         request = requests.retrieve_request(
             refund_id, expand=expand, stripe_account=self._account(stripe_account)
         )
-        call = self._begin(timeout)
-        last = await _read(call, request)
+        call = begin_call(self, timeout)
+        last = await call.read(request)
         if last.value is None:
-            raise error_mapping.error_of(request, last.reply, call.attempts)
-        call.remember(last.value, last.reply, None)
+            raise error_for(request, last, call.attempts, call.stopped)
+        call.attach_last_response(last.value, last.reply, None)
         return last.value
 
     def list(
@@ -264,7 +285,7 @@ class RefundsClient:
         stripe_account: str | None = None,
         timeout: float | None = None,
     ) -> AsyncIterator[Refund]:
-        """Go through all refunds, newest first, a request per page.
+        """Iterate over all refunds, newest first, with one request per page.
 
         Stripe has no filter by status: look at ``refund.status``.
 
@@ -273,8 +294,8 @@ class RefundsClient:
             payment_intent: Only those of this payment intent.
             created: Only those created then: Unix seconds, or bounds such as
                 ``{"gte": 1767225600, "lt": 1769904000}``.
-            starting_after: The id of the refund to go on after.
-            limit: Refunds per page, 1 to 100; not a limit to the whole.
+            starting_after: The id of the refund after which to begin.
+            limit: Refunds per page, 1 to 100; not a limit of the whole.
             expand: Fields to send as objects, such as ``["data.charge"]``.
             stripe_account: The connected account, in place of the client's.
             timeout: Seconds for each page, in place of the policy's deadline.
@@ -301,22 +322,48 @@ class RefundsClient:
         request: Request[RefundPage],
         timeout: float | None,  # noqa: ASYNC109 - one deadline is the promise
     ) -> AsyncIterator[Refund]:
+        queries = {request.query}
         while True:
-            call = self._begin(timeout)
-            last = await _read(call, request)
+            call = begin_call(self, timeout)
+            last = await call.read(request)
             page = last.value
             if page is None:
-                raise error_mapping.error_of(request, last.reply, call.attempts)
+                raise error_for(request, last, call.attempts, call.stopped)
             for refund in page.data:
-                call.remember(refund, last.reply, None)
+                call.attach_last_response(refund, last.reply, None)
                 yield refund
             if not page.has_more:
                 return
             request = requests.next_page(request, page)
+            if request.query in queries:
+                raise APIError(
+                    "the list of refunds could not be read: its pages go in a circle",
+                    attempts=call.attempts,
+                )
+            queries.add(request.query)
 
-    async def close(self) -> None:
-        """Close the connections this client opened; a session given stays open."""
-        await self._caller.session.close()
+    async def close(self, drain: float = 0.0) -> None:
+        """Close the connections that this client opened; a session given stays open.
+
+        No new call begins. What is in progress fails, and a cancel among it is unknown,
+        unless it ends within ``drain`` seconds.
+
+        Args:
+            drain: Seconds to wait for the calls in progress. The next page of a
+                `list` is a new call.
+
+        Raises:
+            TypeError, ValueError: ``drain`` is no number of seconds; nothing is closed.
+        """
+        seconds = validation.seconds("drain", drain) if drain else 0.0
+        self._open = False
+        session = self._context.session
+        session.refuse_new_calls()
+        try:
+            if seconds:
+                await self._context.in_progress.wait_idle(seconds)
+        finally:
+            await session.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -329,52 +376,73 @@ class RefundsClient:
     ) -> None:
         await self.close()
 
+    def __del__(self) -> None:
+        if self._open and self._context.session.is_open:
+            warnings.warn(
+                f"{self!r}, made at {self._made_at}, was not closed: use `async with` "
+                "or `await client.close()`",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
+
     def __repr__(self) -> str:
         return f"<RefundsClient {self._shown}>"
 
     def _account(self, stripe_account: str | None) -> str | None:
         return self._stripe_account if stripe_account is None else stripe_account
 
-    def _begin(self, timeout: float | None) -> Call:
-        caller = self._caller
-        if timeout is None:
-            timeout = caller.policy.deadline
-        else:
-            timeout = validation.seconds("timeout", timeout)
-        clock, watch = caller.session.open().time, caller.watch
-        return Call(
-            caller, clock, clock(), timeout, watch is not None and watch.ambiguous
-        )
 
-    async def _seen(
-        self, call: Call, request: Request[Refund], expand: Sequence[str]
-    ) -> Refund | None:
-        """Read the refund of a cancel, with what time the call has left."""
-        read = requests.retrieve_request(
-            request.refund_id, expand=expand, stripe_account=request.stripe_account
-        )
-        last = await _read(call, read)
-        refund = last.value
-        if refund is not None:
-            call.remember(refund, last.reply, request.idempotency_key)
-        return refund
+def begin_call(
+    refunds: RefundsClient,
+    timeout: float | None,
+    *,
+    maybe_sent: bool = False,
+    observer: CallObserver | None = None,
+    retry_gate: RetryGate | None = None,
+) -> Call:
+    """Return a new call of a client, for this package's own use.
 
+    Args:
+        refunds: The client, on whose connections the call goes.
+        timeout: Seconds for the whole call, in place of the policy's deadline.
+        maybe_sent: Whether a cancel with the same key may have been executed before.
+        observer: Sees each attempt.
+        retry_gate: Decides when the next retry may go out.
 
-def watched(refunds: RefundsClient, watch: Watch) -> RefundsClient:
-    """Return the same client, on the same connections, for the calls of a batch.
-
-    It shares all that the calls of a client share, and is never closed by itself. It
-    asks of the account that a call names, or of the key's own: a batch may have been
-    begun by a client with another default.
+    Raises:
+        TypeError, ValueError: The timeout is no number of seconds.
+        RuntimeError: The client is closed, or of another event loop.
     """
-    same = copy.copy(refunds)
-    vars(same)["_stripe_account"] = None
-    caller: CallContext = vars(refunds)["_caller"]
-    vars(same)["_caller"] = msgspec.structs.replace(caller, watch=watch)
-    return same
+    context = refunds._context  # noqa: SLF001 - the client's own module
+    if timeout is None:
+        timeout = context.policy.deadline
+    else:
+        timeout = validation.seconds("timeout", timeout)
+    clock = context.session.open().time
+    return Call(context, clock, clock(), timeout, maybe_sent, observer, retry_gate)
 
 
-async def _read(call: Call, request: Request[T]) -> Classification[T]:
-    """Exchange a read within what is left of the call."""
-    last = await call.attempt(request, call.deadline)
-    return await call.insist(last, request, call.deadline) if last.retry else last
+def _check_hook(name: str, hook: object) -> None:
+    if hook is not None and (
+        not callable(hook)
+        or inspect.iscoroutinefunction(hook)
+        or inspect.iscoroutinefunction(getattr(hook, "__call__", None))  # noqa: B004 - whether it is a coroutine, not whether it is there
+    ):
+        raise TypeError(f"{name} must be a plain function")
+
+
+def _caller(refunds: RefundsClient) -> str:
+    """Return file and line of the code that makes a client, also one of a subclass."""
+    frame = sys._getframe(2)  # noqa: SLF001 - a traceback costs hundreds of times more
+    while _is_constructor(frame, refunds) and frame.f_back is not None:
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def _is_constructor(frame: FrameType, refunds: RefundsClient) -> bool:
+    code = frame.f_code
+    return (
+        code.co_name == "__init__"
+        and frame.f_locals.get(code.co_varnames[0]) is refunds
+    )

@@ -4,20 +4,20 @@
       OutcomeUnknownError            the refund may be canceled: ask with the same key
       APIConnectionError             no connection: nothing was sent
         APITimeoutError
-      APIStatusError                 Stripe, or something before it, said no
-        InvalidRequestError          400 and its like
+      APIStatusError                 Stripe, or a server in front of it, said no
+        InvalidRequestError          400 and similar
           RefundNotCancelableError   the refund's state forbids it
           RefundNotFoundError        404: no such refund, or one of the other mode
         AuthenticationError          401
         PermissionDeniedError        403
         IdempotencyError             the key was used for another request
         RateLimitError               429
-        APIError                     5xx, or an unreadable answer, to a read
-      JournalError                   from ``cancel_many``: its journal is of no use
+        APIError                     a 5xx or an unreadable answer to a read
+      JournalError                   from ``cancel_many``: its journal cannot be used
 
-From ``cancel``, every one but `OutcomeUnknownError` means that this call canceled
-nothing. All pickle and copy, and none holds the API key or an e-mail address: what
-Stripe wrote is scrubbed before it gets here.
+From ``cancel``, every one except `OutcomeUnknownError` means that this call canceled
+nothing. All of them pickle and copy, ``type(error)(*error.args)`` rebuilds one with its
+message, and none holds the API key or an e-mail address.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 
 
 class CallDetails(TypedDict, total=False):
-    """What every error knows of its call."""
+    """What every error knows about its call."""
 
     idempotency_key: str | None
     attempts: tuple[Attempt, ...]
+    retries_stopped_by: str | None
 
 
 class StatusDetails(CallDetails, total=False):
@@ -55,9 +56,13 @@ class RefundsError(Exception):
         """The key that a cancel sent; ``None`` for a read."""
         self.attempts: tuple[Attempt, ...] = details.get("attempts", ())
         """Every request of the call, oldest first."""
+        self.retries_stopped_by = details.get("retries_stopped_by")
+        """Why a failure that may be retried was not: ``"count"`` (the policy's
+        ``max_retries``), ``"deadline"`` or ``"budget"``. ``None`` if the last failure
+        is final."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # An exception pickles as ``cls(*args)``, which knows no keyword arguments.
+        # An exception pickles as ``cls(*args)``, which loses keyword arguments.
         return _restored, (type(self), self.args, self.__dict__)
 
 
@@ -65,24 +70,29 @@ def _restored(
     cls: type[RefundsError], args: tuple[str, ...], state: dict[str, Any]
 ) -> RefundsError:
     error = cls.__new__(cls)
-    error.args = args  # not by __new__, which OSError overrides to drop them
+    error.args = args  # not through __new__: OSError overrides it and drops them
+    error.retries_stopped_by = None  # missing in pickles of version 0.1.0
     error.__dict__.update(state)
     return error
 
 
 class OutcomeUnknownError(RefundsError):
-    """The refund may or may not be canceled, and nobody can tell now.
+    """The refund may or may not be canceled, and a read did not settle it.
 
-    Raised by ``cancel`` only: a request was lost on the way, or Stripe answered that
-    it does not know, and a read of the refund did not settle it. Call ``cancel`` again
-    with ``idempotency_key`` within 24 hours: if the lost request did land, the answer
-    is its answer, and nothing is done twice.
+    Raised by ``cancel`` only: an answer was lost, or Stripe answered that it does not
+    know. Call ``cancel`` again with ``idempotency_key`` within 24 hours: if the lost
+    request was executed, Stripe repeats its answer, and nothing is done twice. The
+    message contains the key.
     """
 
     idempotency_key: str
 
     def __init__(
-        self, message: str, *, refund: Refund | None, **details: Unpack[CallDetails]
+        self,
+        message: str,
+        *,
+        refund: Refund | None = None,
+        **details: Unpack[CallDetails],
     ) -> None:
         super().__init__(message, **details)
         self.refund = refund
@@ -90,10 +100,10 @@ class OutcomeUnknownError(RefundsError):
 
 
 class APIConnectionError(RefundsError, ConnectionError):
-    """No connection came about: nothing was sent by the last attempt.
+    """There was no connection, so the last attempt sent nothing.
 
-    What the attempts before it sent, if anything, Stripe had refused. For a read, where
-    nothing is at stake, also an answer that never came.
+    Stripe refused whatever earlier attempts sent. From a read, which puts nothing at
+    risk, also an answer that never arrived.
     """
 
 
@@ -102,17 +112,18 @@ class APITimeoutError(APIConnectionError, TimeoutError):
 
 
 class APIStatusError(RefundsError):
-    """An answer that is a refusal, in Stripe's terms.
+    """An answer that refuses, in Stripe's terms.
 
     https://docs.stripe.com/api/errors
     """
 
     def __init__(self, message: str, **details: Unpack[StatusDetails]) -> None:
-        call = CallDetails(
+        super().__init__(
+            message,
             idempotency_key=details.get("idempotency_key"),
             attempts=details.get("attempts", ()),
+            retries_stopped_by=details.get("retries_stopped_by"),
         )
-        super().__init__(message, **call)
         self.status_code = details.get("status_code", 0)
         self.type = details.get("type")
         self.code = details.get("code")
@@ -121,18 +132,25 @@ class APIStatusError(RefundsError):
 
 
 class InvalidRequestError(APIStatusError):
-    """Stripe cannot do what was asked, now or ever: the request has to change."""
+    """Stripe cannot do this, now or later: the request has to change."""
 
 
 class RefundNotCancelableError(InvalidRequestError):
     """The refund's state forbids a cancel: only ``requires_action`` allows it."""
 
+    refund: Refund
+    """The refund as a read after the refusal found it."""
+
     def __init__(
-        self, message: str, *, refund: Refund, **details: Unpack[StatusDetails]
+        self,
+        message: str,
+        *,
+        refund: Refund | None = None,
+        **details: Unpack[StatusDetails],
     ) -> None:
         super().__init__(message, **details)
-        self.refund = refund
-        """The refund as the read after the refusal found it."""
+        if refund is not None:
+            self.refund = refund
 
 
 class RefundNotFoundError(InvalidRequestError):
@@ -148,7 +166,7 @@ class PermissionDeniedError(APIStatusError):
 
 
 class IdempotencyError(APIStatusError):
-    """The idempotency key stands for another request."""
+    """The idempotency key was used for another request."""
 
 
 class RateLimitError(APIStatusError):
@@ -168,6 +186,6 @@ class APIError(APIStatusError):
 class JournalError(RefundsError):
     """The journal of a batch cannot be used, or can no longer be written.
 
-    Nothing more is sent then. What was under way has its key on disk, and is asked
-    again with it when the batch is resumed.
+    The batch sends nothing more. The keys of what was under way are on disk, and a
+    resumed run sends them again.
     """

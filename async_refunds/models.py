@@ -11,9 +11,12 @@ and it is in no ``repr``.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal, Self, TypeAlias
 
 import msgspec
+
+_WORD = re.compile(r"[A-Za-z0-9_]{0,255}")
 
 Expandable: TypeAlias = str | dict[str, Any] | None
 """The id of another object, or that object when ``expand`` asked for it."""
@@ -152,7 +155,7 @@ class DestinationDetails(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Attempt(msgspec.Struct, frozen=True, gc=False):
-    """One request on the wire, or one that never got there."""
+    """One request of a call, sent or not."""
 
     number: int
     """1 for the first request of the call; a settling read counts on."""
@@ -165,9 +168,39 @@ class Attempt(msgspec.Struct, frozen=True, gc=False):
     request_id: str | None
     """``req_...``: what Stripe's support and its dashboard ask for."""
     seconds: float
-    """From asking for a connection to the last byte of the body."""
+    """From when a connection was wanted to the last byte of the body."""
     slept: float
     """Seconds of backoff before this attempt."""
+    waited: float = 0.0
+    """Seconds of `seconds` that the client's own pool had no connection free."""
+    began_at: float = 0.0
+    """Unix time in seconds when a connection was wanted."""
+    stopped: Literal["count", "deadline", "budget"] | None = None
+    """Why no retry followed although the failure allows one: the policy's
+    ``max_retries``, the call's deadline, or the retry budget."""
+
+
+class CallRecord(msgspec.Struct, frozen=True):
+    """What one call of the client did, for metrics and audit logs."""
+
+    method: Literal["cancel", "retrieve", "list"]
+    refund_id: str | None
+    """``None`` for a list."""
+    stripe_account: str | None
+    idempotency_key: str | None
+    """``None`` for a read."""
+    outcome: str
+    """Of a cancel: ``canceled``, ``already_canceled``, ``not_cancelable``, ``failed``,
+    ``unknown``, or ``interrupted`` if its task was cancelled and the refund may be
+    canceled. Of a read: ``done``, ``failed`` or ``interrupted``."""
+    error: str | None
+    """The name of the exception that the call raised, if any."""
+    seconds: float
+    """From the beginning of the call to its end."""
+    attempts: tuple[Attempt, ...]
+    """Every request, oldest first: why each was retried, and why retrying stopped."""
+    tokens: float | None
+    """What is left of the retry budget; ``None`` if there is no budget."""
 
 
 class LastResponse(msgspec.Struct, frozen=True, gc=False):
@@ -256,14 +289,12 @@ class Refund(msgspec.Struct, frozen=True, dict=True, omit_defaults=True):
         return found
 
     def __repr__(self) -> str:
-        return (
-            f"Refund(id={self.id!r}, status={self.status!r}, "
-            f"amount={self.amount!r}, currency={self.currency!r})"
-        )
+        shown = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"Refund({shown})"
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         shown = ("id", "status", "amount", "currency")
-        return [(name, getattr(self, name)) for name in shown]
+        return [(name, _plain(getattr(self, name))) for name in shown]
 
     def __reduce__(self) -> tuple[Any, ...]:
         fields = tuple(getattr(self, name) for name in self.__struct_fields__)
@@ -277,6 +308,13 @@ class Refund(msgspec.Struct, frozen=True, dict=True, omit_defaults=True):
         copied = type(self)(*fields)
         vars(copied).update(vars(self))
         return copied
+
+
+def _plain(value: object) -> object:
+    """Return a value for a repr; a text only if it can be one of Stripe's words."""
+    if isinstance(value, str) and not _WORD.fullmatch(value):
+        return "..."  # a server may put anything there, an e-mail address too
+    return value
 
 
 def attach(refund: Refund, last_response: LastResponse) -> None:

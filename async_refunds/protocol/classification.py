@@ -1,7 +1,7 @@
-"""What a reply proves, and whether the same request may go out again.
+"""What a reply proves, and whether the same request may be sent again.
 
-No I/O, no clock, no randomness: the same request and the same reply always give the
-same advice.
+The table of https://docs.stripe.com/error-low-level: an idempotency key makes a retry
+safe, and only an answer that Stripe gave without executing the request proves a no.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import msgspec
 from async_refunds.models import Refund
 
 from . import validation
+from .redaction import scrub
 from .requests import Cause, RefundPage, Response, TransportFailure, next_page
 
 if TYPE_CHECKING:
@@ -21,47 +22,152 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", covariant=True)  # noqa: PLC0105 - one letter is the field's habit
 
-# A wrong certificate, and a closed session, stay so: the next attempt meets the same.
-_FINAL = frozenset({Cause.CERTIFICATE, Cause.CLOSED})
+# The next attempt would meet the same certificate, proxy or closed session.
+_FINAL = frozenset({Cause.CERTIFICATE, Cause.CLOSED, Cause.PROXY_AUTHENTICATION})
+
+# 408: a proxy gave up on a request that Stripe may have begun to execute.
+# 409: another request with the same idempotency key is in progress.
+# 424: a service that Stripe depends on failed, perhaps after it had acted.
+_AMBIGUOUS_STATUSES = frozenset({408, 409, 424})
+
+# Stripe's longest message is 40,000 characters (maxLength in its schema), and a proxy's
+# page has no limit. An error message should fit one screen.
+_MESSAGE_LIMIT = 1000
 
 
 class Outcome(enum.Enum):
     """What a reply says about the request that it answers."""
 
     DONE = "done"
-    """The answer asked for: a cancel has canceled."""
+    """The request was executed: a cancel has canceled."""
     NOT_SENT = "not sent"
     REFUSED = "refused"
-    """Answered with a no: a cancel has canceled nothing."""
+    """Stripe answered no: a cancel has canceled nothing."""
     AMBIGUOUS = "ambiguous"
     """A cancel may have canceled."""
 
 
+class Limit(enum.Enum):
+    """What a 429 complains about."""
+
+    RATE = "rate"
+    """Too many requests per second."""
+    CONCURRENCY = "concurrency"
+    """Too many requests at once."""
+    LOCK = "lock"
+    """Another request holds the object, such as a second refund of one charge."""
+
+
+class Envelope(msgspec.Struct, frozen=True, gc=False):
+    """The fields of Stripe's error object that an error carries, scrubbed.
+
+    All are ``None`` where the body has no error object.
+    https://docs.stripe.com/api/errors
+    """
+
+    type: str | None = None
+    code: str | None = None
+    param: str | None = None
+    message: str | None = None
+
+
 class Classification(msgspec.Struct, Generic[T], frozen=True, gc=False):
-    """What is known after a reply, and whether the same request may go out again."""
+    """What is known after a reply, and whether the same request may be sent again."""
 
     reply: Reply
     outcome: Outcome
     retry: bool
     value: T | None = None
-    """What a good answer decoded to."""
+    """The decoded body of a successful answer."""
+    envelope: Envelope = Envelope()
+    """Stripe's error object."""
+    confirmed: bool = True
+    """False for a refusal that may answer another request; see `classify`."""
+
+    @property
+    def was_sent(self) -> bool:
+        """Whether any byte of the request may have gone out."""
+        return not isinstance(self.reply, TransportFailure) or self.reply.sent
 
     @property
     def timed_out(self) -> bool:
-        """Whether there was none for want of time."""
+        """Whether the attempt ran out of time."""
         return isinstance(self.reply, TransportFailure) and self.reply.cause in (
             Cause.TIMEOUT,
             Cause.CONNECT_TIMEOUT,
         )
 
+    @property
+    def limit(self) -> Limit | None:
+        """What a 429 complains about; ``None`` for any other reply.
+
+        A limiter gives its reason in a header (https://docs.stripe.com/rate-limits), a
+        lock gives a code (https://docs.stripe.com/error-codes#lock-timeout). Anything
+        else, such as a proxy's own 429, counts as a rate limit, the most common kind.
+        """
+        reply = self.reply
+        if isinstance(reply, TransportFailure) or reply.status != 429:  # noqa: PLR2004 - Too Many Requests
+            return None
+        reason = _limit_reason(reply)
+        if reason is None and self.envelope.code == "lock_timeout":
+            return Limit.LOCK
+        if reason is not None and reason.endswith("-concurrency"):
+            return Limit.CONCURRENCY
+        return Limit.RATE
+
+    @property
+    def limits_account(self) -> bool:
+        """Whether a 429 comes from a limit of the account over all its endpoints."""
+        reply = self.reply
+        reason = None if isinstance(reply, TransportFailure) else _limit_reason(reply)
+        return reason is not None and reason.startswith("global-")
+
+    @property
+    def is_unauthorized(self) -> bool:
+        """Whether Stripe refused the API key itself."""
+        return (
+            self.outcome is Outcome.REFUSED
+            and isinstance(self.reply, Response)
+            and self.reply.status == 401  # noqa: PLR2004 - Unauthorized
+        )
+
+    @property
+    def is_state_refusal(self) -> bool:
+        """Whether a refused cancel may be due to the refund's state.
+
+        Stripe gives such a 400 no code and no parameter, and a misleading text. Only a
+        read of the refund tells the state.
+        """
+        found = self.envelope
+        return (
+            self.outcome is Outcome.REFUSED
+            and isinstance(self.reply, Response)
+            and self.reply.status == 400  # noqa: PLR2004 - Bad Request
+            and found.code is None
+            and found.param is None
+            and found.type != "idempotency_error"
+        )
+
 
 def classify(request: Request[T], reply: Reply) -> Classification[T]:
-    """Say what a reply proves, and whether to send the same request again.
+    """Say what a reply proves and whether to send the same request again.
 
-    The table of https://docs.stripe.com/error-low-level: an idempotency key makes a
-    retry safe, and only an answer that Stripe gave without executing proves a no.
-    A no counts for the call only if no attempt before it was ambiguous; to remember
-    that is the caller's part.
+    A refusal of a cancel proves a no only if it is Stripe's and an answer to this
+    request:
+
+    - It is Stripe's if it has an error object and a ``Request-Id``. A proxy may put its
+      own page, of any status, in place of the answer to a request that was executed.
+    - It answers this request if it repeats the idempotency key. Stripe repeats the key
+      in every answer that its idempotency layer gives, refusals included (recorded
+      headers of a 402: https://docs.stripe.com/api/idempotent_requests says that
+      the first answer is saved "regardless of whether it succeeds or fails", and
+      https://github.com/stripe/stripe-mock/pull/77 reflects the key "like the real
+      Stripe API"). What is decided before that layer, such as a 401, may not repeat it.
+      Such a refusal is not `confirmed`: it may be a late answer to another request on
+      the same connection, so a second answer must say the same.
+
+    A no counts for the call only if no earlier attempt was ambiguous. The caller has to
+    remember that.
     """
     if isinstance(reply, TransportFailure):
         return Classification(
@@ -69,20 +175,19 @@ def classify(request: Request[T], reply: Reply) -> Classification[T]:
             Outcome.AMBIGUOUS if reply.sent else Outcome.NOT_SENT,
             retry=reply.cause not in _FINAL,
         )
-    # Stripe repeats the key in its answer. Another one's answer, which a proxy mixed
-    # up, says nothing about this request.
     key = request.idempotency_key
     if key is not None and reply.headers.get("Idempotency-Key", key) != key:
+        # The answer to another request. The same key will get the right one.
         return Classification(reply, Outcome.AMBIGUOUS, retry=True)
     if not is_success(reply):
-        return _of_refusal(reply)
-    value = decoded(request.expects, reply.body)
+        return _classify_refusal(request, reply)
+    value = decode_or_none(request.decoder, reply.body)
     if value is None or not _answers(request, value):
-        # Cut, mangled, or about something else: the answer was lost on the way, and
-        # under the same key Stripe repeats it.
+        # Cut, mangled, or about another refund: the right answer was lost on the way,
+        # and Stripe repeats it for the same key.
         return Classification(reply, Outcome.AMBIGUOUS, retry=True)
-    if request.method == "POST" and getattr(value, "status", None) != "canceled":
-        # Nothing documented answers so. The saved answer would come again.
+    if key is not None and getattr(value, "status", None) != "canceled":
+        # No documented answer is like this, and the saved answer would come again.
         return Classification(reply, Outcome.AMBIGUOUS, retry=False)
     return Classification(reply, Outcome.DONE, retry=False, value=value)
 
@@ -91,38 +196,69 @@ def _answers(request: Request[Any], value: object) -> bool:
     if isinstance(value, Refund):
         return value.id == request.refund_id
     if isinstance(value, RefundPage) and value.has_more:
-        # A page that leads nowhere new would be taken for the end, or go on for ever.
+        # Such a page must lead to another one.
         return bool(value.data) and next_page(request, value).query != request.query
     return True
 
 
-def _of_refusal(response: Response) -> Classification[Any]:
-    status = response.status
-    if status >= 500 or status < 200:  # noqa: PLR2004 - server errors, or no HTTP at all
+def _classify_refusal(request: Request[Any], response: Response) -> Classification[Any]:
+    status, headers = response.status, response.headers
+    envelope = parse_envelope(response.body)
+    confirmed = True
+    if status >= 500 or status < 200 or status in _AMBIGUOUS_STATUSES:  # noqa: PLR2004 - server errors, or no final answer at all
         outcome, retry = Outcome.AMBIGUOUS, True
-    elif status in (408, 409, 424):
-        # 408: what waited too long for us may have begun, and it is a proxy's word,
-        # given at moments of its own choosing.
-        # 409: "perhaps due to using the same idempotent key", so an attempt with it is
-        # under way; 424: something Stripe depends on failed, however far it had come.
-        outcome, retry = Outcome.AMBIGUOUS, True
+    elif request.method == "GET":
+        outcome, retry = Outcome.REFUSED, status == 429  # noqa: PLR2004 - Too Many Requests
+    elif not is_from_stripe(response, envelope):
+        outcome, retry = Outcome.AMBIGUOUS, status == 429  # noqa: PLR2004 - as above
     else:
-        outcome, retry = Outcome.REFUSED, status == 429  # noqa: PLR2004 - too many requests
-    advised = response.headers.get("Stripe-Should-Retry")
+        # A limiter refuses before anything is executed.
+        limited = status == 429  # noqa: PLR2004 - as above
+        confirmed = limited or "Idempotency-Key" in headers
+        outcome, retry = Outcome.REFUSED, limited or not confirmed
+    advised = headers.get("Stripe-Should-Retry")
     if advised in ("true", "false"):
         retry = advised == "true"
     if outcome is Outcome.AMBIGUOUS and is_replay(response):
         retry = False  # saved under the key: it will never change
-    return Classification(response, outcome, retry=retry)
+    return Classification(
+        response, outcome, retry=retry, envelope=envelope, confirmed=confirmed
+    )
+
+
+class _Body(msgspec.Struct):
+    # Not typed further: one odd field must not cost the others.
+    error: dict[str, Any]
+
+
+_BODY = msgspec.json.Decoder(_Body)
+
+
+def parse_envelope(body: bytes) -> Envelope:
+    """Read Stripe's error object; all fields are ``None`` where there is none."""
+    found = decode_or_none(_BODY, body)
+    if found is None:
+        return Envelope()
+    texts = {
+        name: scrub(text)[:_MESSAGE_LIMIT]
+        for name in Envelope.__struct_fields__
+        if isinstance(text := found.error.get(name), str)
+    }
+    return Envelope(**texts)
+
+
+def is_from_stripe(response: Response, envelope: Envelope) -> bool:
+    """Tell whether Stripe itself gave a refusal, and nothing in front of it."""
+    return envelope.type is not None and request_id(response) is not None
 
 
 def is_success(response: Response) -> bool:
-    """Tell whether the status says that the request was carried out."""
+    """Tell whether the status says that the request was executed."""
     return 200 <= response.status < 300  # noqa: PLR2004 - the success class of HTTP
 
 
 def is_replay(response: Response) -> bool:
-    """Tell whether Stripe answered from what it had saved under the key."""
+    """Tell whether Stripe repeated an answer that it had saved under the key."""
     return response.headers.get("Idempotent-Replayed") == "true"
 
 
@@ -134,10 +270,14 @@ def request_id(response: Response) -> str | None:
     return found
 
 
-def decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T | None:
-    """Decode a body, or return ``None`` for whatever it is instead."""
+def decode_or_none(decoder: msgspec.json.Decoder[T], body: bytes) -> T | None:
+    """Decode a body, or return ``None`` if it is anything else."""
     try:
         return decoder.decode(body)
     except (ValueError, RecursionError):
         # ValueError: msgspec's own errors and bad UTF-8; RecursionError: deep nesting.
         return None
+
+
+def _limit_reason(response: Response) -> str | None:
+    return response.headers.get("Stripe-Rate-Limited-Reason")

@@ -1,41 +1,53 @@
 """Keep the API key and the customer's e-mail address out of what gets printed.
 
-Logs, tracebacks and pickles travel further than anybody planned. So the key lives in
-a string that will not show itself, and what Stripe wrote is scrubbed before it becomes
-part of an error.
+Logs, tracebacks and pickles travel far. So the key lives in a string whose ``repr``
+hides it, and text from Stripe is scrubbed before it becomes part of an error.
 """
 
 from __future__ import annotations
 
 import re
-from typing import NoReturn, SupportsIndex, TypeAlias, get_type_hints
+from typing import NoReturn, Self, SupportsIndex, TypeAlias, get_type_hints
 
 import msgspec
 
 from async_refunds.models import Expandable, Refund, attach, id_of
 
-# What a refund without its expansions is made of: it holds no list.
+# A refund whose expanded objects are replaced by ids contains no list.
 JSON: TypeAlias = "dict[str, JSON] | str | float | bool | None"
 
 _EXPANDABLE = frozenset(
     name for name, hint in get_type_hints(Refund).items() if hint == Expandable
 )
 
-# Stripe's keys: secret, restricted, publishable. Case is kept loose because a proxy's
-# error page may have folded it.
-_KEY = re.compile(r"((?:sk|rk|pk)_(?:test_|live_)?)[a-z0-9_*]+", re.IGNORECASE)
-# A word with an @ is taken for an address whole: `\S*@\S*` would go over a long word
-# without one again from each of its letters, and a body may hold a megabyte of them.
+# Stripe's keys: secret, restricted, publishable, and the secrets of webhooks. Case is
+# ignored because a proxy's error page may have folded it.
+_KEY = re.compile(
+    r"((?:sk|rk|pk)(?:_|%(?:25)*5F)(?:(?:test|live|org)(?:_|%(?:25)*5F))*|whsec_)[a-z0-9_*%]+",
+    re.IGNORECASE,
+)
+
+# The at sign in the spellings of Unicode, URLs, HTML, JSON, other languages and MIME,
+# escaped any number of times and padded with zeros.
+_AT = re.compile(
+    r"""[@\uff20\ufe6b]
+    | %(?:25)*40
+    | &(?:amp;)*(?: \#0*64(?!\d) | \#x0*40 | commat )
+    | \\+ (?: u0040 | U00000040 | x40 | [ux]\{0*40\} | 0*100(?!\d) )
+    | u\+0*40
+    | =40(?=[\w-]+\.\w)
+    | [(\[{<]at[)\]}>]""",
+    re.IGNORECASE | re.VERBOSE,
+)
 _WORD = re.compile(r"\S+")
-# The sign as it is, full width, and as URLs and HTML spell it.
-_AT = re.compile(r"@|\uff20|%40|&#64;|&commat;", re.IGNORECASE)
+_ADDRESS = "[e-mail]"
 
 
 class SecretStr(str):
-    """A string that works as one and shows itself in no ``repr``.
+    """A string that hides its value from ``repr``.
 
     aiohttp keeps the request's headers in local variables and in `RequestInfo`, whose
-    reprs go into tracebacks with locals; ``str()`` and the wire get the real value.
+    reprs end up in tracebacks with locals. ``str()`` and the wire get the real value.
     """
 
     __slots__ = ()
@@ -44,23 +56,58 @@ class SecretStr(str):
         return "'***'"
 
     def __getitem__(self, part: SupportsIndex | slice) -> SecretStr:
-        # rich cuts a long string short before it asks for the repr of what is left.
+        # rich cuts a long string short before it takes the repr of the rest.
         return SecretStr(super().__getitem__(part))
 
+    def __copy__(self) -> Self:
+        # Recorders of HTTP traffic copy the headers of a request.
+        return self
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        return self
+
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
-        raise TypeError("a client with its API key is neither pickled nor copied")
+        raise TypeError("an API key cannot be pickled")
 
 
 def scrub(text: str) -> str:
-    """Return the text with every API key masked and every e-mail address cut out."""
+    """Return the text with API keys masked and e-mail addresses removed.
+
+    A word with an at sign in it is removed as a whole. If the sign stands at the edge
+    of a word, or alone, the neighbouring word goes with it.
+    """
     text = _KEY.sub(r"\1***", text)
-    return _WORD.sub(lambda word: "[e-mail]" if _AT.search(word[0]) else word[0], text)
+    if not _AT.search(text):
+        return text
+    # Word by word, because `\S*@\S*` takes quadratic time on a long word without one.
+    words = list(_WORD.finditer(text))
+    cut = [False] * len(words)
+    for place, word in enumerate(words):
+        signs = list(_AT.finditer(word[0]))
+        if not signs:
+            continue
+        cut[place] = True
+        if signs[0].start() == 0 and place:
+            cut[place - 1] = True
+        if signs[-1].end() >= len(word[0].rstrip(";")) and place + 1 < len(words):
+            cut[place + 1] = True
+    parts: list[str] = []
+    end = 0
+    for word, is_address in zip(words, cut, strict=True):
+        parts += [text[end : word.start()], _ADDRESS if is_address else word[0]]
+        end = word.end()
+    return "".join([*parts, text[end:]])
 
 
-def without_email(refund: Refund) -> Refund:
+def contains_key(text: str) -> bool:
+    """Tell whether a text contains what looks like one of Stripe's keys."""
+    return _KEY.search(text) is not None
+
+
+def redact_refund(refund: Refund) -> Refund:
     """Return the refund fit for an error: no address in any field, and no body.
 
-    What was expanded is its id again: a charge alone has a dozen places for addresses.
+    Expanded objects become ids again: a charge alone has a dozen places for addresses.
     """
     fields = msgspec.to_builtins(refund)
     for name, value in fields.items():

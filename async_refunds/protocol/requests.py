@@ -1,6 +1,6 @@
-"""Stripe's refund endpoints as values: what to send, and what may come back.
+"""Stripe's refund endpoints as values: requests to send and replies that may come back.
 
-No I/O, no clock, no randomness. https://docs.stripe.com/api/refunds
+https://docs.stripe.com/api/refunds
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ T = TypeVar("T", covariant=True)  # noqa: PLC0105 - one letter is the field's ha
 
 
 class CreatedRange(TypedDict, total=False):
-    """Bounds of ``created``, in Unix seconds."""
+    """Bounds of ``created``, in Unix seconds. Give any of them."""
 
     gt: int
     gte: int
@@ -38,31 +38,40 @@ class RefundPage(msgspec.Struct, frozen=True):
 
 
 class Request(msgspec.Struct, Generic[T], frozen=True, gc=False):
-    """One of the three requests, the same for every attempt of a call."""
+    """A request to one of the three endpoints, the same for each attempt of a call."""
 
     method: Literal["GET", "POST"]
     path: str
     query: str
-    """Already encoded; empty for a cancel, whose parameters are its form."""
+    """URL-encoded. Empty for a cancel, which sends its parameters as a form."""
     form: bytes | None
     idempotency_key: str | None
     stripe_account: str | None
-    expects: msgspec.json.Decoder[T]
-    """What a good answer decodes to."""
+    decoder: msgspec.json.Decoder[T]
+    """Decodes the body of a successful answer."""
     refund_id: str
     """Empty for a list."""
 
+    @property
+    def endpoint(self) -> Literal["cancel", "retrieve", "list"]:
+        """The client's method that sends it."""
+        if self.method == "POST":
+            return "cancel"
+        return "retrieve" if self.refund_id else "list"
+
 
 class Response(msgspec.Struct, frozen=True, gc=False):
-    """An answer that arrived whole."""
+    """An HTTP answer that arrived completely."""
 
     status: int
     headers: Mapping[str, str]
-    """Without regard to case, as aiohttp gives them."""
+    """Case-insensitive."""
     body: bytes
+    waited: float = 0.0
+    """Seconds that the client's own pool had no connection free."""
 
     def __repr__(self) -> str:
-        # The headers are left out too: a proxy may have put in what it likes.
+        # Headers are left out too, because a proxy may put anything into them.
         return f"Response(status={self.status}, body=<{len(self.body)} bytes>)"
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
@@ -70,38 +79,42 @@ class Response(msgspec.Struct, frozen=True, gc=False):
 
 
 class Cause(enum.StrEnum):
-    """Why there is no whole answer."""
+    """Why no complete answer arrived."""
 
     REFUSED = "refused"
-    """No connection: refused, no DNS, unreachable, a TLS handshake cut short."""
+    """No connection: refused, no DNS, unreachable, or the TLS handshake failed."""
     CONNECT_TIMEOUT = "connect_timeout"
-    """No connection in time, or none free in the pool."""
+    """No connection in time, or the pool had none free in time."""
     CERTIFICATE = "certificate"
-    """The other side is not who it should be."""
+    """The server's certificate is not trusted."""
+    PROXY_AUTHENTICATION = "proxy_authentication"
+    """The proxy wants other credentials (407 to CONNECT)."""
     CLOSED = "closed"
-    """The session was closed by its owner."""
+    """The session was closed."""
     RESET = "reset"
     """The connection broke."""
     TIMEOUT = "timeout"
-    """No whole answer in time."""
+    """No complete answer in time."""
     CUT_BODY = "cut_body"
-    """The answer began and did not end, or did not decompress."""
+    """The body ended early or could not be decompressed."""
     TOO_LARGE = "too_large"
-    """The answer's body went over the cap."""
+    """The body exceeded the size limit."""
     MALFORMED = "malformed"
-    """What came back is not HTTP."""
+    """The answer is not HTTP."""
     UNEXPECTED = "unexpected"
-    """An exception nobody foresaw, such as one from the caller's own tracing."""
+    """Any other exception, such as one from the caller's own tracing."""
 
 
 class TransportFailure(msgspec.Struct, frozen=True, gc=False):
-    """No whole answer."""
+    """The reply of an attempt that got no complete answer."""
 
     cause: Cause
     detail: str
-    """For people, and with nothing of the request in it."""
+    """For people. Contains nothing of the request."""
     sent: bool
-    """Whether anything of the request may have gone out."""
+    """Whether any byte of the request may have gone out."""
+    waited: float = 0.0
+    """Seconds that the client's own pool had no connection free."""
 
 
 Reply = Response | TransportFailure
@@ -117,7 +130,7 @@ def cancel_request(
     """Build ``POST /v1/refunds/{id}/cancel``.
 
     Raises:
-        TypeError, ValueError: As `async_refunds.validate` says, before any I/O.
+        TypeError, ValueError: An argument is not valid; see `validation`.
     """
     refund_id = validation.refund_id(refund_id)
     return Request(
@@ -127,7 +140,7 @@ def cancel_request(
         form=urlencode(_expansions(expand)).encode() if expand else None,
         idempotency_key=validation.idempotency_key(idempotency_key),
         stripe_account=_account(stripe_account),
-        expects=_REFUND,
+        decoder=_REFUND,
         refund_id=refund_id,
     )
 
@@ -141,7 +154,7 @@ def retrieve_request(
     """Build ``GET /v1/refunds/{id}``.
 
     Raises:
-        TypeError, ValueError: As `async_refunds.validate` says, before any I/O.
+        TypeError, ValueError: An argument is not valid; see `validation`.
     """
     refund_id = validation.refund_id(refund_id)
     return Request(
@@ -151,8 +164,22 @@ def retrieve_request(
         form=None,
         idempotency_key=None,
         stripe_account=_account(stripe_account),
-        expects=_REFUND,
+        decoder=_REFUND,
         refund_id=refund_id,
+    )
+
+
+def settling_read(cancel: Request[Refund]) -> Request[Refund]:
+    """Build the GET of the same refund, account and expansions as a cancel."""
+    return Request(
+        method="GET",
+        path=cancel.path.removesuffix("/cancel"),
+        query="" if cancel.form is None else cancel.form.decode(),
+        form=None,
+        idempotency_key=None,
+        stripe_account=cancel.stripe_account,
+        decoder=cancel.decoder,
+        refund_id=cancel.refund_id,
     )
 
 
@@ -169,7 +196,7 @@ def list_request(
     """Build ``GET /v1/refunds`` for the first page.
 
     Raises:
-        TypeError, ValueError: As `async_refunds.validate` says, before any I/O.
+        TypeError, ValueError: An argument is not valid; see `validation`.
     """
     query: list[tuple[str, str]] = [
         ("limit", str(validation.whole("limit", limit, least=1, most=100)))
@@ -188,7 +215,7 @@ def list_request(
         ]
     query += _expansions(expand)
     if starting_after is not None:
-        # At the end, where `next_page` puts its own.
+        # Last, because `next_page` replaces it there.
         query.append(("starting_after", validation.refund_id(starting_after)))
     return Request(
         method="GET",
@@ -197,13 +224,13 @@ def list_request(
         form=None,
         idempotency_key=None,
         stripe_account=_account(stripe_account),
-        expects=_PAGE,
+        decoder=_PAGE,
         refund_id="",
     )
 
 
 def next_page(request: Request[RefundPage], page: RefundPage) -> Request[RefundPage]:
-    """Build the request for the page after one that has a next."""
+    """Build the request for the page after this one, which must not be the last."""
     same, _, _ = request.query.partition("&starting_after=")
     after = urlencode({"starting_after": page.data[-1].id})
     return msgspec.structs.replace(request, query=f"{same}&{after}")

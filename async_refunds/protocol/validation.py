@@ -1,8 +1,8 @@
-"""Refuse a bad argument with a sentence that says what to give instead.
+"""Refuse an invalid argument with a sentence that says what to give instead.
 
-Ids go into a URL and keys into a header, so what passes here can be nothing but the
-one path and the one header line that were meant: ``..`` would survive yarl's quoting,
-and a line feed would start a header of its own.
+Ids go into a URL and keys into a header, so a value that passes here can only be the
+one path segment or header value that was meant: ``..`` survives yarl's quoting, and a
+line feed would start another header.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from .redaction import scrub
+from .redaction import contains_key, scrub
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,13 +36,13 @@ _EXPAND = re.compile(r"[A-Za-z0-9_.]{1,255}")
 _OBJECT_ID = re.compile(r"[A-Za-z0-9_]{1,255}")
 # Without another underscore there is no room for an API key in it.
 _REQUEST_ID = re.compile(r"req_[A-Za-z0-9]{1,251}")
+_MAX_SECONDS = 1e9  # over 30 years; more is a mistake, and overflows event loops
+# Requests per second: more than any limit of Stripe's, and than one process can send.
+_MAX_RATE = 1e6
 # Labels of 1 to 63 characters: Python's own look-up fails on others with a bare error.
-_AGES = 1e9  # seconds, over 30 years; more is a mistake, and overflows event loops
-# Requests a second: more than any limit of Stripe's, and than one process can send.
-_MOST_RATE = 1e6
 _HOST = re.compile(r"(?!.{254})[a-z0-9-]{1,63}(?:\.[a-z0-9-]{1,63})*\.?")
 
-# What somebody is likely to hold in their hand instead of a refund's id.
+# Ids of other objects that are easily mistaken for a refund's.
 _OTHER_IDS = {
     "ch_": "a charge",
     "py_": "a payment",
@@ -57,8 +57,8 @@ _OTHER_IDS = {
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a str, not {type(value).__name__}")
-    # The text itself: of a subclass, such as an enum's member, a format string would
-    # make another one than was checked here.
+    # The text itself: a format string would take another one of a subclass, such as an
+    # enum's member, than was checked here.
     return str.__str__(value)
 
 
@@ -68,13 +68,25 @@ def _shown(value: str) -> str:
 
 
 def _matching(pattern: re.Pattern[str], name: str, value: object, wanted: str) -> str:
-    # Nearly all are plain and right, and each call of a function counts in a cancel.
-    if type(value) is str and pattern.fullmatch(value):
+    # Most values are plain and valid, and each function call counts in a cancel.
+    if (
+        type(value) is str
+        and pattern.fullmatch(value)
+        and "k_" not in value
+        and "ec_" not in value
+    ):
         return value
     text = _text(name, value)
+    _refuse_key(name, text)
     if not pattern.fullmatch(text):
         raise ValueError(f"{name} must be {wanted}, not {_shown(text)}")
     return text
+
+
+def _refuse_key(name: str, text: str) -> None:
+    """Refuse an API key where it would go into a URL, a log or a journal."""
+    if contains_key(text):
+        raise ValueError(f"{name} contains an API key, which must not be sent there")
 
 
 def refund_id(value: object) -> str:
@@ -82,11 +94,12 @@ def refund_id(value: object) -> str:
 
     Raises:
         TypeError: Not a ``str``.
-        ValueError: Anything else, with what it looks like.
+        ValueError: Not the id of a refund. The message says whose id it looks like.
     """
-    if type(value) is str and _REFUND_ID.fullmatch(value):
+    if type(value) is str and _REFUND_ID.fullmatch(value) and "k_" not in value:
         return value  # as above
     text = _text("refund_id", value)
+    _refuse_key("refund_id", text)
     if _REFUND_ID.fullmatch(text):
         return text
     for prefix, thing in _OTHER_IDS.items():
@@ -197,8 +210,10 @@ def whole(name: str, value: object, *, least: int = 0, most: int = 2**63 - 1) ->
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, not {type(value).__name__}")
-    if not least <= value <= most:
-        raise ValueError(f"{name} must be from {least} to {most}, not {value}")
+    if value < least:
+        raise ValueError(f"{name} must be {least} or more, not {value}")
+    if value > most:
+        raise ValueError(f"{name} must be at most {most}, not {value}")
     return value
 
 
@@ -243,43 +258,50 @@ def expand(value: Iterable[str]) -> tuple[str, ...]:
     return tuple(_matching(_EXPAND, "expand", field, wanted) for field in value)
 
 
-def seconds(name: str, value: float) -> float:
+def seconds(name: str, value: object) -> float:
     """Return a positive number of seconds.
 
     Raises:
         TypeError: Not a number.
         ValueError: Zero, negative, not a number at all, or over 30 years.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, not {type(value).__name__}")
-    if not 0 < value < _AGES:
-        raise ValueError(f"{name} must be a positive number of seconds, under 1e9")
-    return float(value)
+    return _positive(name, value, "seconds", _MAX_SECONDS)
 
 
 def rate(name: str, value: object) -> float:
-    """Return a number of requests a second.
+    """Return a number of requests per second.
 
     Raises:
         TypeError: Not a number.
         ValueError: Zero, negative, not a number at all, or more than can be sent.
     """
+    return _positive(name, value, "requests per second", _MAX_RATE)
+
+
+def _positive(name: str, value: object, unit: str, most: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, not {type(value).__name__}")
-    if not 0 < value <= _MOST_RATE:
-        raise ValueError(f"{name} must be above 0, in requests a second")
+    if not value > 0:
+        raise ValueError(f"{name} must be above 0 {unit}, not {value}")
+    if value > most:
+        # Not the value itself, which may have hundreds of digits.
+        raise ValueError(f"{name} must be at most {most:,.0f} {unit}")
     return float(value)
 
 
-def base_url(value: object) -> str:
-    """Return ``scheme://host[:port]``, put together anew from its checked parts.
+def base_url(value: object, *, plain_http: bool = False) -> str:
+    """Return ``scheme://host[:port]``, built from its checked parts.
 
-    Plain http is for a loopback address only: the secret key goes out with every
-    request, and must never travel in the clear.
+    Plain http shows the secret key to everybody on the way, since every request carries
+    it. So it is for a loopback address, or for a test key.
+
+    Args:
+        value: An origin.
+        plain_http: Whether http may go to any host.
 
     Raises:
         TypeError: Not a ``str``.
-        ValueError: Not https (or http on a loopback address), or more than an origin.
+        ValueError: Not https (or http where allowed), or more than an origin.
     """
     text = _text("base_url", value)
     try:
@@ -298,21 +320,25 @@ def base_url(value: object) -> str:
             "base_url must be an origin such as https://api.stripe.com or "
             "http://127.0.0.1:12111, with no path, query or user name"
         )
+    host, loopback = _checked_host(host)
+    if parts.scheme == "http" and not loopback and not plain_http:
+        raise ValueError(
+            "base_url must be https: plain http shows the API key to everybody on the "
+            "way, so a live key goes to a loopback address such as "
+            "http://127.0.0.1:12111 only"
+        )
+    return f"{parts.scheme}://{host}" + (f":{port}" if port is not None else "")
+
+
+def _checked_host(host: str) -> tuple[str, bool]:
+    """Return a host in its one unambiguous spelling, and whether it is loopback."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        loopback = host == "localhost"
         if not _HOST.fullmatch(host):
             raise ValueError("base_url has no valid host name") from None
-    else:
-        loopback = address.is_loopback
-        if "%" in host:  # a scope: the address means another host on each machine
-            raise ValueError("base_url has an address with a scope")
-        # In the one spelling that cannot be read two ways.
-        host = f"[{address}]" if address.version == 6 else str(address)  # noqa: PLR2004 - IPv6
-    if parts.scheme == "http" and not loopback:
-        raise ValueError(
-            "base_url must be https: plain http, which shows the API key to everybody "
-            "on the way, is for a loopback address such as http://127.0.0.1:12111"
-        )
-    return f"{parts.scheme}://{host}" + (f":{port}" if port is not None else "")
+        return host, host == "localhost"
+    if "%" in host:  # a scope: the address means another host on each machine
+        raise ValueError("base_url has an address with a scope")
+    shown = f"[{address}]" if address.version == 6 else str(address)  # noqa: PLR2004 - IPv6
+    return shown, address.is_loopback

@@ -1,7 +1,8 @@
-"""Connections that are what they seem, and evidence of what went out on them.
+"""Connections that answer only what was sent on them, and evidence of what was sent.
 
-aiohttp keeps connections, and takes what it reads first for the answer. Whether that
-is so, and whether anything was sent before an error, decides what may be told of money.
+aiohttp keeps connections open and takes the first thing it reads for the answer.
+Whether that holds, and whether anything was sent before an error, decides what may be
+said about money.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import aiohttp
+import msgspec
 
 if TYPE_CHECKING:
+    from aiohttp.client_proto import ResponseHandler
     from aiohttp.connector import Connection
     from aiohttp.tracing import Trace
 
@@ -21,24 +25,52 @@ if TYPE_CHECKING:
 
 
 class NotConnectedError(aiohttp.ClientConnectionError):
-    """There was no connection to send on: the pool was closed meanwhile."""
+    """There was no connection to send on: the pool was closed, or a look-up failed."""
 
 
 class StaleConnectionError(aiohttp.ClientConnectionError):
-    """The other side speaks before it is asked, on one connection after the other."""
+    """The server speaks before it is asked, on one connection after the other."""
 
 
-# A kept connection may have gone stale, and the next one too. Where even more are so,
-# the other side greets every connection with a refusal, and another one at once would
-# be a flood: the retries come back with their pauses.
-_TURNS = 3
+# A kept connection may be stale, and the next one too. If three are, the server greets
+# every connection with a refusal, and more attempts at once would be a flood. The
+# retries come back with their pauses.
+_MAX_TRIES = 3
+
+
+class SendEvidence(msgspec.Struct, eq=False):
+    """Whether the current attempt has got a connection to send on.
+
+    Whatever goes wrong before that sends nothing: a resolver, a thread that cannot be
+    started, a tracing callback.
+    """
+
+    started: bool = False
+    """Whether aiohttp has begun to look for a connection."""
+    protocol: ResponseHandler | None = None
+    """Of the connection, once there is one."""
+
+    @property
+    def sent(self) -> bool:
+        """Whether anything of the request may have gone out."""
+        return self.protocol is not None
+
+    def abandon_connection(self) -> None:
+        """Keep the connection from being used again."""
+        if self.protocol is not None:
+            self.protocol.force_close()
+
+
+send_evidence: ContextVar[SendEvidence] = ContextVar("send_evidence")
+"""Of the attempt that the current task makes."""
 
 
 class FreshConnector(aiohttp.TCPConnector):
-    """An own session's pool, which hands out no connection with a stale answer in it.
+    """A pool that never hands out a connection with an unread answer on it.
 
-    A kept connection may hold what nobody asked for (a proxy's 408 for idling is such),
-    and aiohttp would take it for the answer to what is sent next.
+    A kept connection may hold something that nobody requested (such as a proxy's 408
+    for an idle connection), and aiohttp would take it for the answer to the next
+    request.
     """
 
     async def connect(
@@ -47,10 +79,11 @@ class FreshConnector(aiohttp.TCPConnector):
         traces: list[Trace],
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own argument
     ) -> Connection:
-        """Return a connection that has nothing to say yet."""
-        turns = _TURNS
-        while turns:
-            turns -= 1
+        """Return a connection on which nothing has arrived yet."""
+        evidence = send_evidence.get(None)
+        if evidence is not None:
+            evidence.started = True
+        for _ in range(_MAX_TRIES):
             try:
                 conn = await super().connect(req, traces, timeout)
             except asyncio.CancelledError:
@@ -59,89 +92,96 @@ class FreshConnector(aiohttp.TCPConnector):
                 raise NotConnectedError from None
             protocol = conn.protocol
             if protocol is not None and not protocol.should_close:
+                if evidence is not None:
+                    evidence.protocol = protocol
                 return conn
             conn.close()
         raise StaleConnectionError
 
 
 class ConnectionLimiter:
-    """So many requests at a time, one for each connection: first come, first served.
+    """Admits one request for each connection, first come, first served.
 
-    In aiohttp's own queue for a full pool whoever comes takes a connection that came
-    free for somebody who waits: with five requests in flight for each connection, the
-    slowest of a hundred took 215 ms in place of 64 (``benchmarks/bench_cancel.py``).
-    And who is cancelled there may take the wake-up of the next one with it.
+    In aiohttp's own queue for a full pool, a new request takes a connection that was
+    freed for a waiting one: with five requests in flight for each connection, the
+    slowest of a hundred took 215 ms instead of 64 (``benchmarks/bench_cancel.py``).
+    And a request that is cancelled there may swallow the wake-up of the next one.
 
     Args:
-        size: How many.
-        deadlines: End the waits that are too long.
+        size: How many requests at a time.
+        deadlines: Ends the waits that take too long.
     """
 
-    __slots__ = ("_deadlines", "_queue", "free")
+    __slots__ = ("_deadlines", "_size", "_waiters", "free")
 
     def __init__(self, size: int, deadlines: Deadlines) -> None:
         self.free = size
-        """How many may come in now, without a `wait`; to be counted down by each."""
+        """How many may be admitted without `acquire`, counting down by one each."""
+        self._size = size
         self._deadlines = deadlines
-        self._queue: deque[asyncio.Future[None]] = deque()
+        self._waiters: deque[asyncio.Future[None]] = deque()
 
-    async def wait(self, seconds: float, now: float) -> float:
-        """Wait for a place, and return the seconds it took from now.
+    @property
+    def in_use(self) -> int:
+        """Requests that were admitted and not released."""
+        return self._size - self.free
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a connection."""
+        return sum(not waiter.done() for waiter in self._waiters)
+
+    async def acquire(self, seconds: float, now: float) -> float:
+        """Wait until a request is admitted, and return the seconds it took from now.
 
         Raises:
-            TimeoutError: There was none in time.
+            TimeoutError: It was not admitted in time.
         """
         loop = asyncio.get_running_loop()
-        place = loop.create_future()
-        self._queue.append(place)
+        waiter = loop.create_future()
+        self._waiters.append(waiter)
         try:
             with self._deadlines.start(seconds, now):
-                await place
+                await waiter
         except BaseException:
-            if not place.done():
-                self._queue.remove(place)  # thrown away, and not by a cancellation
-            elif not place.cancelled():
-                self.leave()  # got one at the moment of giving up
+            if not waiter.done():
+                self._waiters.remove(waiter)  # thrown away without a cancellation
+            elif not waiter.cancelled():
+                self.release()  # admitted at the moment of giving up
             raise
         waited = loop.time() - now
         if waited >= seconds:
-            # The event loop was busy with something else for so long. What is sent now
-            # would be cut off; and aiohttp takes no time left for any time you like.
-            self.leave()
+            # The event loop was busy with something else for that long. A request sent
+            # now would be cut off, and aiohttp takes "no time left" for "no limit".
+            self.release()
             raise TimeoutError
         return waited
 
-    def leave(self) -> None:
-        """Give a place back, to who has waited longest."""
-        while self._queue:
-            place = self._queue.popleft()
-            if not place.done():  # else given up
-                place.set_result(None)
+    def release(self) -> None:
+        """Admit the request that has waited longest."""
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():  # else it gave up
+                waiter.set_result(None)
                 return
         self.free += 1
 
 
-class SendTracker:
-    """A client middleware that sees a request handed to a connection, or not.
+class SendTracker(SendEvidence, eq=False):
+    """A client middleware that sees whether a request reaches a connection.
 
-    For a session whose owner's tracing may raise anything at any time. It has to do on
-    the way what `FreshConnector` does for an own one, and costs 5 % of a cancel.
+    For a borrowed session, whose owner's tracing may raise anything at any time. It
+    also does what `FreshConnector` does for an own session, and costs 5 % of a cancel.
     """
-
-    __slots__ = ("asked", "sent")
-
-    def __init__(self) -> None:
-        self.asked = False
-        self.sent = False
 
     async def __call__(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
-        """Pass the request on, with an eye on its way out."""
-        self.asked = True
-        for _ in range(_TURNS):
+        """Pass the request on and watch it being sent."""
+        self.started = True
+        for _ in range(_MAX_TRIES):
             self._watch(request)
-            # aiohttp closes a stale one on the way here.
+            # aiohttp closes a stale connection when this is raised.
             with contextlib.suppress(StaleConnectionError):
                 return await handler(request)
         raise StaleConnectionError
@@ -149,18 +189,18 @@ class SendTracker:
     def _watch(self, request: aiohttp.ClientRequest) -> None:
         send = request.send
 
-        async def sending(conn: Connection) -> aiohttp.ClientResponse:
-            del request.send  # or each request would wait for the garbage collector
+        async def send_on_fresh(conn: Connection) -> aiohttp.ClientResponse:
+            del request.send  # breaks a cycle that would wait for garbage collection
             if conn.protocol is None or conn.protocol.should_close:
                 raise StaleConnectionError
-            self.sent = True
+            self.protocol = conn.protocol
             return await send(conn)
 
-        # The one place between the wait for a connection and the first byte.
-        request.send = sending  # type: ignore[method-assign]  # on this one request
+        # The only place between the wait for a connection and the first byte.
+        request.send = send_on_fresh  # type: ignore[method-assign]  # on this request
 
 
 def is_cancelled() -> bool:
-    """Tell whether somebody has cancelled the current task."""
+    """Tell whether the current task has been cancelled."""
     task = asyncio.current_task()
     return task is None or task.cancelling() > 0

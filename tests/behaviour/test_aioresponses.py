@@ -59,8 +59,9 @@ async def test_canned_refusal() -> None:
             URL,
             status=404,
             body=error_json(code="resource_missing"),
+            headers={"Request-Id": "req_1", "Idempotency-Key": "mine"},
             response_class=Canned,
         )
         async with RefundsClient(KEY) as refunds:
             with pytest.raises(RefundNotFoundError):
-                await refunds.cancel(RE)
+                await refunds.cancel(RE, idempotency_key="mine")

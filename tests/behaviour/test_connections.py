@@ -16,129 +16,15 @@ from async_refunds import (
     RefundsError,
     RetryPolicy,
 )
-from async_refunds.transport.connections import ConnectionLimiter, FreshConnector
-from async_refunds.transport.deadlines import Deadlines
 from tests.conftest import JumpingEventLoop
 from tests.support.batches import client, emulator
 from tests.support.scripted import KEY, RE, scripted
 
 if TYPE_CHECKING:
-    import aiohttp
-    from aiohttp.connector import Connection
-    from aiohttp.tracing import Trace
-
-    from async_refunds import Refund
+    from async_refunds import Attempt, Refund
 
 SIZE = 100
 """Connections of an own pool: aiohttp's default."""
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
-
-
-def room(size: int) -> ConnectionLimiter:
-    return ConnectionLimiter(size, Deadlines(asyncio.get_running_loop(), 15.0))
-
-
-async def until_waiting(count: int) -> None:
-    """Let tasks that were just made go on until they wait."""
-    for _ in range(count):
-        await asyncio.sleep(0)
-
-
-class TestRoom:
-    async def test_is_left_to_who_has_waited_longest(self) -> None:
-        rest, came = room(1), list[int]()
-        rest.free -= 1
-
-        async def come(number: int) -> None:
-            await rest.wait(15.0, now())
-            came.append(number)
-            await asyncio.sleep(1)
-            rest.leave()
-
-        async with asyncio.TaskGroup() as group:
-            for number in range(5):
-                group.create_task(come(number))
-            await until_waiting(5)
-            rest.leave()
-            passing = rest.free
-            assert not passing, "a newcomer could pass by those who wait"
-        assert came == [0, 1, 2, 3, 4]
-        assert rest.free == 1
-
-    async def test_wait_is_told_in_seconds(self) -> None:
-        rest = room(0)
-        loop = asyncio.get_running_loop()
-        loop.call_later(3.0, rest.leave)
-        assert await rest.wait(15.0, now()) == pytest.approx(3.0, abs=0.3)
-
-    async def test_wait_ends_in_time(self) -> None:
-        rest = room(0)
-        with pytest.raises(TimeoutError):
-            await rest.wait(2.0, now())
-        rest.leave()
-        assert rest.free == 1, "who has given up takes no place"
-
-    async def test_who_is_cancelled_lets_the_next_one_in(self) -> None:
-        rest = room(0)
-        first = asyncio.create_task(rest.wait(15.0, now()))
-        second = asyncio.create_task(rest.wait(15.0, now()))
-        await until_waiting(2)
-        first.cancel()
-        rest.leave()
-        await second
-        assert first.cancelled()
-
-    async def test_who_is_cancelled_with_a_place_in_hand_passes_it_on(self) -> None:
-        rest = room(0)
-        first = asyncio.create_task(rest.wait(15.0, now()))
-        second = asyncio.create_task(rest.wait(15.0, now()))
-        await until_waiting(2)
-        rest.leave()  # it is the first one's, who has not run yet
-        first.cancel()
-        await second
-        assert first.cancelled()
-        assert rest.free == 0
-
-    async def test_one_that_comes_too_late_is_passed_on(self) -> None:
-        rest = room(0)
-        loop = asyncio.get_running_loop()
-        assert isinstance(loop, JumpingEventLoop)
-
-        def leave_and_be_busy() -> None:
-            rest.leave()
-            loop.jump(20.0)
-
-        loop.call_later(1.0, leave_and_be_busy)
-        with pytest.raises(TimeoutError):
-            await rest.wait(15.0, now())
-        assert rest.free == 1
-
-    async def test_who_is_thrown_away_takes_no_place(self) -> None:
-        rest = room(0)
-        waiting = rest.wait(15.0, now())
-        waiting.send(None)
-        waiting.close()
-        rest.leave()
-        assert rest.free == 1
-
-    async def test_is_for_tasks_and_leaves_nobody_behind(self) -> None:
-        rest = room(0)
-        errors: list[BaseException] = []
-
-        def wait() -> None:
-            try:
-                rest.wait(15.0, now()).send(None)
-            except RuntimeError as error:
-                errors.append(error)
-
-        asyncio.get_running_loop().call_soon(wait)
-        await until_waiting(2)
-        assert len(errors) == 1
-        rest.leave()
-        assert rest.free == 1
 
 
 async def test_wait_for_an_own_pool_is_not_sent() -> None:
@@ -160,22 +46,7 @@ async def test_wait_for_an_own_pool_is_not_sent() -> None:
         await refunds.close()
 
 
-async def test_wait_for_a_place_is_a_part_of_the_attempt(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    connecting: list[float | None] = []
-
-    class Recording(FreshConnector):
-        async def connect(
-            self,
-            req: aiohttp.ClientRequest,
-            traces: list[Trace],
-            timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own argument
-        ) -> Connection:
-            connecting.append(timeout.connect)
-            return await super().connect(req, traces, timeout)
-
-    monkeypatch.setattr("async_refunds.transport.session.FreshConnector", Recording)
+async def test_wait_for_a_connection_is_a_part_of_the_attempt() -> None:
     stripe = emulator()
     stripe.latency = 4.0
     stripe.faults.script(*["ok"] * SIZE, "stall")
@@ -187,10 +58,23 @@ async def test_wait_for_a_place_is_a_part_of_the_attempt(
         )
     unknown = ended[-1]
     assert isinstance(unknown, OutcomeUnknownError)
+    assert unknown.attempts[0].waited == pytest.approx(4.0, abs=0.5)
     assert unknown.attempts[0].seconds == pytest.approx(10.0, abs=0.5)
-    # Half of the attempt for the place and the connection together.
-    assert connecting[:SIZE] == [5.0] * SIZE
-    assert connecting[SIZE] == pytest.approx(1.0, abs=0.3)
+
+
+async def test_pool_says_how_full_it_is() -> None:
+    stripe = emulator()
+    stripe.latency = 4.0
+    ids = stripe.seed_refunds(SIZE + 20)
+    async with client(stripe) as refunds:
+        assert refunds.connections_in_use == refunds.waiting_for_connection == 0
+        calls = [asyncio.create_task(refunds.cancel(each)) for each in ids]
+        await asyncio.sleep(2.0)
+        assert refunds.connections_in_use == SIZE
+        assert refunds.waiting_for_connection == 20
+        assert refunds.calls_in_progress == SIZE + 20
+        await asyncio.wait(calls)
+        assert refunds.connections_in_use == refunds.calls_in_progress == 0
 
 
 async def test_calls_that_wait_for_a_client_that_is_closed_end() -> None:
@@ -210,27 +94,23 @@ async def test_calls_that_wait_for_a_client_that_is_closed_end() -> None:
     assert len(waited) == 20, "they have sent nothing, and can tell"
 
 
-async def test_busy_event_loop_sends_nothing_that_has_no_time_left(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_busy_event_loop_sends_nothing_that_has_no_time_left() -> None:
     loop = asyncio.get_running_loop()
     assert isinstance(loop, JumpingEventLoop)
-    leave = ConnectionLimiter.leave
+    ended: list[Attempt] = []
 
-    def leave_late(self: ConnectionLimiter) -> None:
-        leave(self)
-        monkeypatch.undo()  # once
-        loop.jump(9.0)
+    def be_busy(attempt: Attempt) -> None:
+        if not ended:  # the connection that came free is about to be used
+            loop.jump(9.0)
+        ended.append(attempt)
 
     stripe = emulator()
     stripe.latency = 4.0
     ids = stripe.seed_refunds(SIZE + 1)
     once = RetryPolicy(max_retries=0)
-    async with client(stripe, attempt_timeout=10.0, retry=once) as refunds:
+    options = {"attempt_timeout": 10.0, "retry": once, "on_attempt": be_busy}
+    async with client(stripe, **options) as refunds:
         calls = [asyncio.create_task(refunds.cancel(each)) for each in ids]
-        loop.call_later(
-            2.0, monkeypatch.setattr, ConnectionLimiter, "leave", leave_late
-        )
         await asyncio.wait(calls)
         with pytest.raises(APITimeoutError):
             await calls[-1]

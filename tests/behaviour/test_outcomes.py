@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from typing import TYPE_CHECKING
 
 import aiohttp
 import pytest
@@ -37,23 +36,13 @@ from tests.support.scripted import (
     answer,
     error_json,
     refund_json,
+    refusal,
     scripted,
     seen,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 WAITING = seen("requires_action")
-NO_CODE = answer(400, error_json())
-
-
-def refusal(
-    status: int, headers: Mapping[str, str] | None = None, **fields: object
-) -> bytes:
-    return answer(status, error_json(**fields), headers)
-
-
+NO_CODE = refusal(400)
 CUT_BODY = answer(body=refund_json())[:-40] + CUT
 MISSING = refusal(404, code="resource_missing", param="id")
 EXPIRED = refusal(401, code="api_key_expired")
@@ -142,13 +131,6 @@ FINAL_NO: dict[str, tuple[bytes, type[RefundsError], int]] = {
         1,
     ),
     "not acceptable": (refusal(406), InvalidRequestError, 1),
-    "a proxy's no": (answer(407, b"<html>"), APIStatusError, 1),
-    "redirect": (
-        answer(302, b"", {"Location": "http://127.0.0.1:1/"}),
-        APIStatusError,
-        1,
-    ),
-    "not modified": (b"HTTP/1.1 304 Not Modified\r\n\r\n", APIStatusError, 1),
     "limiter": (LIMITED, RateLimitError, 4),
     "lock": (LOCKED, RateLimitError, 4),
     "told to retry a no": (
@@ -178,10 +160,120 @@ async def test_definite_no_is_raised_as_what_it_is(
     assert {caught.value.idempotency_key} == server.cancel_keys
 
 
+NOT_STRIPES: dict[str, bytes] = {
+    **{
+        f"{status}": answer(status, b"<html>", {"Request-Id": "req_1"})
+        for status in (301, 302, 400, 401, 402, 403, 404, 405, 406, 407, 410, 413)
+    },
+    **{f"{status}": answer(status) for status in (415, 421, 422, 426, 428, 451, 499)},
+    "redirect": answer(302, b"", {"Location": "http://127.0.0.1:1/"}),
+    "not modified": b"HTTP/1.1 304 Not Modified\r\n\r\n",
+    "error object alone": answer(404, error_json(code="resource_missing")),
+}
+"""What a proxy may put in place of the answer to a cancel that was executed."""
+
+
+@pytest.mark.parametrize("act", NOT_STRIPES.values(), ids=NOT_STRIPES.keys())
+async def test_no_of_a_proxy_is_settled_by_one_read(act: bytes) -> None:
+    async with (
+        scripted(act, reads=[seen("canceled")]) as server,
+        server.client() as refunds,
+    ):
+        assert (await refunds.cancel(RE)).status == "canceled"
+    assert server.methods() == "POST GET"
+
+
+@pytest.mark.parametrize("act", NOT_STRIPES.values(), ids=NOT_STRIPES.keys())
+async def test_no_of_a_proxy_to_everything_is_unknown_and_says_why(act: bytes) -> None:
+    async with scripted(act, reads=[act]) as server, server.client() as refunds:
+        with pytest.raises(OutcomeUnknownError, match="did not come from Stripe"):
+            await refunds.cancel(RE)
+    assert len(server.received) <= 2
+
+
+async def test_limit_of_a_proxy_is_retried_and_then_settled() -> None:
+    limit = answer(429, b"slow down")
+    async with (
+        scripted(limit, reads=[seen("canceled")]) as server,
+        server.client() as refunds,
+    ):
+        assert (await refunds.cancel(RE)).status == "canceled"
+    assert server.methods() == "POST POST POST POST GET"
+
+
+UNCONFIRMED = {
+    status: refusal(status, echo=False, code=f"code_{status}")
+    for status in (400, 401, 403, 404, 413)
+}
+"""Stripe's refusals without the key. They may be late answers to something else."""
+
+
+@pytest.mark.parametrize("status", UNCONFIRMED)
+async def test_refusal_that_may_answer_another_request_is_believed_if_it_comes_twice(
+    status: int,
+) -> None:
+    async with scripted(UNCONFIRMED[status]) as server, server.client() as refunds:
+        with pytest.raises(APIStatusError) as caught:
+            await refunds.cancel(RE)
+    assert caught.value.status_code == status
+    assert server.methods() == "POST POST"
+
+
+@pytest.mark.parametrize("status", UNCONFIRMED)
+async def test_late_refusal_of_another_request_does_not_hide_the_cancel(
+    status: int,
+) -> None:
+    async with (
+        scripted(UNCONFIRMED[status], CANCELED) as server,
+        server.client() as refunds,
+    ):
+        assert (await refunds.cancel(RE)).status == "canceled"
+    assert server.methods() == "POST POST"
+
+
+@pytest.mark.parametrize("status", UNCONFIRMED)
+@pytest.mark.parametrize("state", ["canceled", "requires_action"])
+async def test_refusal_that_cannot_be_asked_for_twice_is_settled(
+    status: int, state: str
+) -> None:
+    once = RetryPolicy(max_retries=0)
+    async with (
+        scripted(UNCONFIRMED[status], reads=[seen(state)]) as server,
+        server.client(retry=once) as refunds,
+    ):
+        if state == "canceled":
+            assert (await refunds.cancel(RE)).status == "canceled"
+        else:
+            with pytest.raises(OutcomeUnknownError):
+                await refunds.cancel(RE)
+    assert server.methods() == "POST GET"
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+async def test_refusal_is_believed_if_the_read_is_refused_alike(status: int) -> None:
+    act, once = UNCONFIRMED[status], RetryPolicy(max_retries=0)
+    async with (
+        scripted(act, reads=[act]) as server,
+        server.client(retry=once) as refunds,
+    ):
+        with pytest.raises(APIStatusError) as caught:
+            await refunds.cancel(RE)
+    assert caught.value.status_code == status
+    assert server.methods() == "POST GET"
+
+
+async def test_conflict_that_must_not_be_retried_is_settled_by_the_read() -> None:
+    act = refusal(409, {"Stripe-Should-Retry": "false"})
+    async with scripted(act, reads=[WAITING]) as server, server.client() as refunds:
+        with pytest.raises(OutcomeUnknownError):
+            await refunds.cancel(RE)
+    assert server.methods() == "POST GET"
+
+
 @pytest.mark.parametrize("lost", ["reset", "close", "stall", CUT_BODY, HTML, IN_USE])
 @pytest.mark.parametrize("state", ["canceled", "requires_action", "gone"])
 @pytest.mark.parametrize(
-    "no", [MISSING, EXPIRED, REUSED, NO_CODE, refusal(403), refusal(302)]
+    "no", [MISSING, EXPIRED, REUSED, NO_CODE, refusal(403), refusal(402)]
 )
 async def test_no_after_a_lost_answer_is_never_a_plain_no(
     lost: Act, no: bytes, state: str

@@ -59,6 +59,7 @@ def result(
         stripe_account=claim.stripe_account,
         outcome=outcome,
         idempotency_key=claim.idempotency_key,
+        settled=outcome not in ("failed", "unknown"),
     )
     return msgspec.structs.replace(plain, **details)
 
@@ -470,7 +471,8 @@ async def test_tally_counts_by_outcome_and_what_is_open(path: Path) -> None:
         await journal.settle([(claims[1], result(claims[1], "already_canceled"))])
         await journal.settle([(claims[2], result(claims[2], "failed", error=REFUSED))])
         error = InvalidRequestError("no")
-        await journal.settle([(claims[3], result(claims[3], "failed", error=error))])
+        refused = result(claims[3], "failed", error=error, settled=True)
+        await journal.settle([(claims[3], refused)])
         counted: Counter[CancelOutcome | None] = Counter(
             # One is claimed and without a result, one was never asked.
             {"canceled": 1, "already_canceled": 1, "failed": 2, "unknown": 1, None: 1}

@@ -15,9 +15,9 @@ from async_refunds import (
 )
 from async_refunds.transport.deadlines import Deadlines
 from tests.conftest import JumpingEventLoop
-from tests.support.scripted import CANCELED, CUT, RE, answer, error_json, scripted, seen
+from tests.support.scripted import CANCELED, CUT, RE, refusal, scripted, seen
 
-LIMITED = answer(429, error_json(code="rate_limit"))
+LIMITED = refusal(429, code="rate_limit")
 
 # Seconds of real time that a loaded machine may add to those that only the clock jumps.
 SLACK = 0.3
@@ -85,14 +85,17 @@ async def test_no_attempt_starts_that_cannot_finish() -> None:
     policy = RetryPolicy(max_retries=1000, initial_delay=0.5, max_delay=0.5)
     async with (
         scripted(LIMITED) as server,
-        server.client(retry=policy, on_attempt=attempts.append) as refunds,
+        server.client(
+            retry=policy, on_attempt=attempts.append, retry_budget=None
+        ) as refunds,
     ):
         began = now()
-        with pytest.raises(RateLimitError):
+        with pytest.raises(RateLimitError) as caught:
             await refunds.cancel(RE, timeout=20.0)
         # Of 20 s, 5 are kept for the read, and 1 is the least that an attempt needs.
         assert 13.5 <= now() - began <= 14.5
-    assert 30 < len(attempts) < 100, "the budget ended it, not the deadline"
+    assert len(attempts) > 30
+    assert caught.value.retries_stopped_by == "deadline"
 
 
 async def test_body_that_trickles_is_inside_the_deadline() -> None:

@@ -20,6 +20,7 @@ from async_refunds import (
 )
 from async_refunds.protocol import error_mapping, requests
 from async_refunds.protocol.classification import Outcome, classify
+from async_refunds.protocol.outcome import conclude
 from async_refunds.protocol.requests import (
     Cause,
     Reply,
@@ -80,11 +81,13 @@ replies: st.SearchStrategy[Reply] = responses | failures
 
 
 def errors_of(request: Request[Any], reply: Reply) -> list[RefundsError]:
-    errors = [error_mapping.error_of(request, reply, ())]
-    errors.extend(
-        error_mapping.unsettled(request, reply, None, ambiguous=ambiguous, attempts=())
-        for ambiguous in (True, False)
-    )
+    last = classify(request, reply)
+    errors = [error_mapping.error_for(request, last, ())]
+    if request.idempotency_key is not None and last.value is None:
+        for maybe_sent in (True, False):
+            found = conclude(request, last, None, maybe_sent=maybe_sent, attempts=())
+            assert found.error is not None
+            errors.append(found.error)
     return errors
 
 
@@ -122,8 +125,12 @@ def test_only_what_was_never_sent_or_was_refused_counts_as_a_no(reply: Reply) ->
         assert isinstance(reply, Response)
         assert 300 <= reply.status < 500
         assert reply.status not in {408, 409, 424}
-    unknown = error_mapping.unsettled(CANCEL, reply, None, ambiguous=True, attempts=())
-    assert type(unknown) is OutcomeUnknownError
+        assert b'"error"' in reply.body
+        assert reply.headers["Request-Id"].startswith("req_")
+    last = classify(CANCEL, reply)
+    if last.value is None:
+        unknown = conclude(CANCEL, last, None, maybe_sent=True, attempts=())
+        assert type(unknown.error) is OutcomeUnknownError
 
 
 @given(st.text() | st.from_regex(r"(re|pyr)_[A-Za-z0-9_./%?#-]*"))
@@ -194,7 +201,7 @@ def test_any_base_url_is_an_origin_of_https_or_loopback_or_a_value_error(
     base_url: str,
 ) -> None:
     try:
-        client = RefundsClient("sk_test_x", base_url=base_url)
+        client = RefundsClient("sk_live_x", base_url=base_url)
     except ValueError:
         return
     origin = URL(repr(client).split(" ")[-1][:-1])
@@ -212,19 +219,19 @@ def test_any_base_url_is_an_origin_of_https_or_loopback_or_a_value_error(
 )
 def test_refusal_with_any_body_goes_by_its_status(body: bytes) -> None:
     response = Response(401, CIMultiDict[str](), body)
-    error = error_mapping.error_of(CANCEL, response, ())
+    error = error_mapping.error_for(CANCEL, classify(CANCEL, response), ())
     assert type(error) is AuthenticationError
     assert error.status_code == 401
 
 
 def test_refund_as_seen_is_never_a_reason_against_itself() -> None:
     """Only what forbids a cancel is named as what forbids it."""
-    response = Response(400, CIMultiDict[str](), error_json())
+    named = CIMultiDict({"Request-Id": "req_1", "Idempotency-Key": "key"})
+    last = classify(CANCEL, Response(400, named, error_json()))
     for status in ("requires_action", None):
-        advice = classify(
+        read = classify(
             RETRIEVE, Response(200, CIMultiDict[str](), refund_json(status))
         )
-        error = error_mapping.unsettled(
-            CANCEL, response, advice.value, ambiguous=False, attempts=()
-        )
-        assert not isinstance(error, RefundNotCancelableError)
+        found = conclude(CANCEL, last, read, maybe_sent=False, attempts=())
+        assert found.outcome == "failed"
+        assert not isinstance(found.error, RefundNotCancelableError)

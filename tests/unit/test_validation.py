@@ -50,6 +50,7 @@ WORDS = {
         ("timeout", "3", TypeError),
         ("timeout", True, TypeError),
         ("timeout", 10**400, ValueError),
+        ("timeout", 2e9, ValueError),
     ],
 )
 async def test_argument_of_cancel(
@@ -134,7 +135,32 @@ def test_base_url_is_put_together_anew(url: str, origin: str) -> None:
 )
 def test_base_url_that_is_none_or_would_show_the_key(url: str) -> None:
     with pytest.raises(ValueError, match="base_url"):
-        RefundsClient("sk_test_x", base_url=url)
+        RefundsClient("sk_live_x", base_url=url)
+
+
+def test_test_key_may_go_over_plain_http() -> None:
+    client = RefundsClient("sk_test_x", base_url="http://emulator:12111")
+    assert client.base_url == "http://emulator:12111"
+
+
+KEYS = ["sk_live_51Hx", "rk_test_51Hx", "whsec_51Hx", "re_sk_live_51Hx"]
+
+
+@pytest.mark.parametrize("key", KEYS)
+async def test_key_given_for_something_else_is_refused_and_not_shown(key: str) -> None:
+    refunds = RefundsClient("sk_test_x")
+    for call in (
+        refunds.retrieve(key),
+        refunds.retrieve(RE, stripe_account=key),
+        refunds.retrieve(RE, expand=[key]),
+        refunds.cancel(RE, idempotency_key=key),
+    ):
+        with pytest.raises(ValueError, match="contains an API key") as caught:
+            await call
+        assert "51Hx" not in str(caught.value)
+    for name in ("charge", "payment_intent", "starting_after"):
+        with pytest.raises(ValueError, match="contains an API key"):
+            refunds.list(**{name: key})  # type: ignore[arg-type]  # any of them
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from async_refunds.errors import JournalError
 
 from . import file
 from .errors import UNREADABLE, damaged, explained
+from .lock import is_held
 from .migration import migrate
 from .rows import DamagedRowError, Item
 from .schema import columns_of, read_state
@@ -102,6 +103,11 @@ class JournalReader:
     def run(self) -> Run:
         """What it is about."""
         return self._run
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a process is working on the run now."""
+        return is_held(self._place)
 
     def tally(self) -> Tally:
         """Return how far the run is."""

@@ -1,0 +1,307 @@
+"""What became of a cancel: the one place that decides it, for calls and for batches.
+
+The rows of the table are tried from the top. "Maybe sent" means that an attempt of this
+or an earlier call with the same key may have been executed without a clear answer; a
+refusal that is not `confirmed` counts as such unless the read is refused alike.
+
+| maybe sent | last answer to the cancel     | refund as read       | outcome          |
+|------------|-------------------------------|----------------------|------------------|
+| -          | 200, canceled                 | not read             | canceled         |
+| yes        | any                           | canceled             | canceled         |
+| yes        | any                           | succeeded, failed    | not_cancelable   |
+| yes        | any                           | other state, unread  | unknown          |
+| no         | 400 without code or parameter | canceled             | already_canceled |
+| no         | 400 without code or parameter | requires_action      | failed           |
+| no         | 400 without code or parameter | no status, unread    | failed           |
+| no         | 400 without code or parameter | any other state      | not_cancelable   |
+| no         | another refusal, or not sent  | not read             | failed           |
+
+A refund in state ``pending`` is not final: the bank may return the money, the refund
+waits in ``requires_action`` again, and a lost request could still cancel it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from async_refunds.errors import (
+    InvalidRequestError,
+    OutcomeUnknownError,
+    RefundNotCancelableError,
+    RefundNotFoundError,
+    RefundsError,
+    StatusDetails,
+)
+from async_refunds.results import CancelOutcome  # noqa: TC001 - a struct's field
+
+from .classification import Outcome, is_from_stripe
+from .error_mapping import (
+    describe_failure,
+    error_for,
+    status_details,
+    subject,
+)
+from .redaction import redact_refund, scrub
+from .requests import Response
+
+if TYPE_CHECKING:
+    from async_refunds.models import Attempt, Refund
+
+    from .classification import Classification
+    from .requests import Request
+
+_FINAL = frozenset({"canceled", "failed", "succeeded"})
+
+
+class Conclusion(msgspec.Struct, frozen=True):
+    """What became of a cancel."""
+
+    outcome: CancelOutcome
+    refund: Refund | None = None
+    """As last seen. Without e-mail addresses if there is an error that has it too."""
+    error: RefundsError | None = None
+    """What `RefundsClient.cancel` raises; ``None`` for ``canceled``."""
+    settled: bool = True
+    """Whether another call, also with another key or later, would change nothing."""
+    passing: bool = False
+    """Whether another call with the same key may well end differently in a minute."""
+
+
+def needs_read(last: Classification[Refund], *, maybe_sent: bool) -> bool:
+    """Tell whether only a read of the refund can conclude the call."""
+    return (
+        maybe_sent
+        or last.outcome is Outcome.AMBIGUOUS
+        or last.is_state_refusal
+        or not last.confirmed
+    )
+
+
+def conclude(
+    request: Request[Refund],
+    last: Classification[Refund],
+    read: Classification[Refund] | None,
+    *,
+    maybe_sent: bool,
+    attempts: tuple[Attempt, ...],
+    stopped: str | None = None,
+) -> Conclusion:
+    """Decide what became of a cancel whose last answer was not ``canceled``.
+
+    Args:
+        request: The cancel.
+        last: Its last attempt.
+        read: The settling read, where `needs_read` asked for one.
+        maybe_sent: Whether an attempt with this key may have been executed.
+        attempts: Every attempt, the read's included.
+        stopped: Why no further retry came.
+    """
+    if (
+        not maybe_sent
+        and last.outcome is not Outcome.AMBIGUOUS
+        and (last.confirmed or _is_confirmed_by(last, read))
+    ):
+        return _conclude_no(request, last, read, attempts, stopped)
+    return _conclude_ambiguous(request, last, read, attempts, stopped)
+
+
+def _is_confirmed_by(
+    last: Classification[Refund], read: Classification[Refund] | None
+) -> bool:
+    """Tell whether Stripe refused the read for the same reason as the cancel."""
+    if read is None or read.outcome is not Outcome.REFUSED:
+        return False
+    one, other = last.reply, read.reply
+    return (
+        isinstance(one, Response)
+        and isinstance(other, Response)
+        and is_from_stripe(other, read.envelope)
+        and one.status == other.status
+        and last.envelope.code == read.envelope.code
+    )
+
+
+def _conclude_ambiguous(
+    request: Request[Refund],
+    last: Classification[Refund],
+    read: Classification[Refund] | None,
+    attempts: tuple[Attempt, ...],
+    stopped: str | None,
+) -> Conclusion:
+    refund = None if read is None else read.value
+    if refund is not None and refund.status == "canceled":
+        return Conclusion("canceled", refund)
+    if refund is not None and refund.status in _FINAL:
+        return _not_cancelable(request, last, refund, attempts, stopped)
+    if refund is None:
+        found = "could not be read"
+    else:
+        found = f"is in state {_shown_status(refund)}"
+    why = describe_failure(last)
+    seen = None if refund is None else redact_refund(refund)
+    return Conclusion(
+        "unknown",
+        seen,
+        OutcomeUnknownError(
+            f"{request.refund_id} may or may not be canceled: {why}"
+            f"{_stop_words(stopped)}, and the refund {found}; "
+            + ask_again(request.idempotency_key),
+            refund=seen,
+            idempotency_key=request.idempotency_key,
+            attempts=attempts,
+            retries_stopped_by=stopped,
+        ),
+        settled=False,
+        # A saved answer comes again for a day, and a proxy's page after that too.
+        passing=last.retry or (read is not None and refund is None and read.retry),
+    )
+
+
+def _conclude_no(
+    request: Request[Refund],
+    last: Classification[Refund],
+    read: Classification[Refund] | None,
+    attempts: tuple[Attempt, ...],
+    stopped: str | None,
+) -> Conclusion:
+    refund = None if read is None else read.value
+    if (
+        refund is not None
+        and last.is_state_refusal
+        and refund.status not in (None, "requires_action")
+    ):
+        return _not_cancelable(request, last, refund, attempts, stopped)
+    error = error_for(request, last, attempts, stopped)
+    if last.is_state_refusal:
+        # The refund may be canceled already, so this is worth another look.
+        return Conclusion(
+            "failed",
+            error=error,
+            settled=False,
+            passing=read is not None and read.value is None and read.retry,
+        )
+    return Conclusion(
+        "failed",
+        error=error,
+        # Another account's key does not find the refund either, so that one is open.
+        settled=isinstance(error, InvalidRequestError)
+        and not isinstance(error, RefundNotFoundError),
+        passing=last.retry and (last.outcome is Outcome.NOT_SENT or bool(last.limit)),
+    )
+
+
+def _not_cancelable(
+    request: Request[Refund],
+    last: Classification[Refund] | None,
+    refund: Refund,
+    attempts: tuple[Attempt, ...],
+    stopped: str | None = None,
+) -> Conclusion:
+    reply = None if last is None else last.reply
+    details = (
+        status_details(request, last, attempts, stopped)
+        if last is not None and isinstance(reply, Response)
+        else StatusDetails(
+            idempotency_key=request.idempotency_key,
+            attempts=attempts,
+            retries_stopped_by=stopped,
+        )
+    )
+    canceled = refund.status == "canceled"
+    state = "already canceled" if canceled else _shown_status(refund)
+    seen = redact_refund(refund)
+    error = RefundNotCancelableError(
+        f"{subject(request)}: it is {state}, and only a refund in requires_action can "
+        "be canceled",
+        refund=seen,
+        **details,
+    )
+    if canceled:
+        return Conclusion("already_canceled", refund, error)
+    return Conclusion("not_cancelable", seen, error)
+
+
+def conclude_expired_key(
+    request: Request[Refund],
+    read: Classification[Refund],
+    attempts: tuple[Attempt, ...],
+) -> Conclusion | None:
+    """Decide what a cancel of over a day ago did, from a read of the refund.
+
+    Stripe may have forgotten the key, and a request that was lost a day ago will not be
+    executed any more. So the state is the whole truth.
+
+    Returns:
+        The conclusion; ``None`` if the refund still waits in ``requires_action``, so
+        that a fresh key may be sent.
+    """
+    refund = read.value
+    if refund is not None and refund.status == "requires_action":
+        return None
+    if refund is not None and refund.status == "canceled":
+        return Conclusion("canceled", refund)
+    if refund is not None and refund.status is not None:
+        return _not_cancelable(request, None, refund, attempts)
+    found = "it was read without a status"
+    if refund is None:
+        found = f"it could not be read ({describe_failure(read)})"
+    seen = None if refund is None else redact_refund(refund)
+    return Conclusion(
+        "unknown",
+        seen,
+        OutcomeUnknownError(
+            f"{request.refund_id} may or may not be canceled: its idempotency key is "
+            f"over a day old, and {found}",
+            refund=seen,
+            idempotency_key=request.idempotency_key,
+            attempts=attempts,
+        ),
+        settled=False,
+        passing=True,
+    )
+
+
+def conclude_interrupted(
+    request: Request[Refund], attempts: tuple[Attempt, ...], why: str
+) -> Conclusion:
+    """Return the conclusion of a call that ended before its outcome was known.
+
+    Args:
+        request: The cancel.
+        attempts: Every attempt so far.
+        why: What ended the call, such as ``"the call was interrupted"``.
+    """
+    error = OutcomeUnknownError(
+        f"{request.refund_id} may or may not be canceled: {why}; "
+        + ask_again(request.idempotency_key),
+        refund=None,
+        idempotency_key=request.idempotency_key,
+        attempts=attempts,
+    )
+    return Conclusion("unknown", error=error, settled=False, passing=True)
+
+
+def ask_again(key: str | None) -> str:
+    """Return the advice for an unknown outcome, with the key.
+
+    Some job queues and formatted tracebacks keep nothing of an error but its message,
+    so the message has to contain the key.
+    """
+    return f"call cancel again with idempotency_key={key!r} within 24 hours"
+
+
+def _shown_status(refund: Refund) -> str:
+    return scrub(str(refund.status))
+
+
+_STOP_WORDS = {
+    "count": ", after all retries",
+    "deadline": ", with no time left for a retry",
+    "budget": ", with the retry budget spent",
+}
+
+
+def _stop_words(stopped: str | None) -> str:
+    return _STOP_WORDS.get(stopped or "", "")
