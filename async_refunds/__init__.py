@@ -26,6 +26,7 @@ from .errors import (
 from .models import (
     Attempt,
     BankDestination,
+    CallRecord,
     CardDestination,
     CryptoDestination,
     DestinationDetails,
@@ -40,26 +41,30 @@ from .models import (
     Refund,
     id_of,
 )
-from .protocol import CreatedRange
+from .protocol.requests import CreatedRange
 from .results import CancelOutcome, CancelRequest, CancelResult
 from .retry import RetryBudget, RetryPolicy
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .batch import cancel_many
+    from .batch import Batch, Progress, cancel_many
+    from .journal import Journal, JournalReader, Run, SqliteJournal
 else:
+    # A service that cancels one refund at a time need not load what batches stand on,
+    # SQLite among it: a tenth of the import (``benchmarks/bench_import.py``).
+    _BATCH = ("Batch", "Progress", "cancel_many")
+    _JOURNAL = ("Journal", "JournalReader", "Run", "SqliteJournal")
+    _LAZY = dict.fromkeys(_BATCH, "batch") | dict.fromkeys(_JOURNAL, "journal")
 
     def __getattr__(name: str) -> object:
-        # A service that cancels one refund at a time need not load what batches stand
-        # on, SQLite among it: a tenth of the import (``benchmarks/bench_import.py``).
-        if name == "cancel_many":
-            from .batch import cancel_many  # noqa: PLC0415 - for that reason
+        if name in _LAZY:
+            from importlib import import_module  # noqa: PLC0415 - for that reason
 
-            return cancel_many
+            return getattr(import_module(f".{_LAZY[name]}", __name__), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), "cancel_many"})
+        return sorted({*globals(), *_LAZY})
 
 
 __all__ = [
@@ -70,6 +75,8 @@ __all__ = [
     "Attempt",
     "AuthenticationError",
     "BankDestination",
+    "Batch",
+    "CallRecord",
     "CancelOutcome",
     "CancelRequest",
     "CancelResult",
@@ -81,7 +88,9 @@ __all__ = [
     "EmailSent",
     "IdempotencyError",
     "InvalidRequestError",
+    "Journal",
     "JournalError",
+    "JournalReader",
     "LastResponse",
     "NetworkDestination",
     "NextAction",
@@ -90,6 +99,7 @@ __all__ = [
     "PermissionDeniedError",
     "PlainDestination",
     "PresentmentDetails",
+    "Progress",
     "RateLimitError",
     "Refund",
     "RefundNotCancelableError",
@@ -98,7 +108,9 @@ __all__ = [
     "RefundsError",
     "RetryBudget",
     "RetryPolicy",
+    "Run",
     "STRIPE_VERSION",
+    "SqliteJournal",
     "__version__",
     "cancel_many",
     "id_of",

@@ -1,4 +1,4 @@
-"""A batch in a process of its own, to be measured alone, or to be killed.
+"""A batch in a process of its own, to be measured alone.
 
 Arguments: base URL, journal (``-`` for none), how many ids. Prints one line of JSON at
 its end, a `Measured`.

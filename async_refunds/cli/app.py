@@ -1,4 +1,4 @@
-"""The command and its subcommands, and what all of them have in common."""
+"""The command and its subcommands."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ import typer
 
 from async_refunds.version import __version__
 
-from .local import demo, emulator
-from .many import cancel, resume
-from .reads import list_, retrieve
-from .report import report
-from .sweep import sweep
+from . import cancel, demo, emulator, report, show, sweep
+
+HELP = """Cancel Stripe refunds, and know what happened.
+
+The API key is read from STRIPE_API_KEY, and from nowhere else. Results go to
+stdout: a table on a terminal, one JSON object a line otherwise. What is for
+people goes to stderr.
+
+Exit codes: 0 done (cancel: all are canceled), 1 some not, 2 wrong usage
+(nothing was sent), 3 the outcome of some is unknown, 130 interrupted."""
 
 app = typer.Typer(
     add_completion=False,
@@ -20,18 +25,11 @@ app = typer.Typer(
     # Plain text, the same in every terminal, and no locals in a traceback.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="""Cancel Stripe refunds, and know what happened.
-
-The API key is read from STRIPE_API_KEY, and from nowhere else. Results go to
-stdout: a table on a terminal, one JSON object a line otherwise. What is for
-people goes to stderr.
-
-Exit codes: 0 done (cancel: all are canceled), 1 some not, 2 a call that cannot
-be right (nothing was sent), 3 the outcome of some is unknown.""",
+    help=HELP,
 )
 
 
-def _version(wanted: bool) -> None:  # noqa: FBT001 - typer's own form of a callback
+def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so
     if wanted:
         typer.echo(f"async-refunds {__version__}")
         raise typer.Exit
@@ -41,17 +39,22 @@ def _version(wanted: bool) -> None:  # noqa: FBT001 - typer's own form of a call
 def main(
     *,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, help="Show the version.")
+        bool,
+        typer.Option("--version", callback=_show_version, help="Show the version."),
     ] = False,
 ) -> None:
     """Carry the options of the command itself."""
 
 
-app.command()(cancel)
-app.command()(resume)
-app.command()(report)
-app.command()(sweep)
-app.command()(retrieve)
-app.command("list")(list_)
-app.command()(emulator)
-app.command()(demo)
+# Each help text is a string of its own: `python -OO` drops docstrings.
+for name, help_text, command in (
+    ("cancel", cancel.CANCEL_HELP, cancel.cancel),
+    ("resume", cancel.RESUME_HELP, cancel.resume),
+    ("report", report.HELP, report.report),
+    ("sweep", sweep.HELP, sweep.sweep),
+    ("retrieve", show.RETRIEVE_HELP, show.retrieve),
+    ("list", show.LIST_HELP, show.list_),
+    ("emulator", emulator.HELP, emulator.emulator),
+    ("demo", demo.HELP, demo.demo),
+):
+    app.command(name, help=help_text)(command)

@@ -4,23 +4,40 @@ from __future__ import annotations
 
 from decimal import Decimal
 
+_CODES = """
+aed afn all amd ang aoa ars aud awg azn bam bbd bdt bgn bhd bif bmd bnd bob brl bsd
+btn bwp byn bzd cad cdf chf clp cny cop crc cup cve czk djf dkk dop dzd egp ern etb
+eur fjd fkp gbp gel ghs gip gmd gnf gtq gyd hkd hnl htg huf idr ils inr iqd irr isk
+jmd jod jpy kes kgs khr kmf kpw krw kwd kyd kzt lak lbp lkr lrd lsl lyd mad mdl mga
+mkd mmk mnt mop mro mru mur mvr mwk mxn myr mzn nad ngn nio nok npr nzd omr pab pen
+pgk php pkr pln pyg qar ron rsd rub rwf sar sbd scr sdg sek sgd shp sle sll sos srd
+ssp std stn svc syp szl thb tjs tmt tnd top try ttd twd tzs uah ugx usd uyu uzs ved
+ves vnd vuv wst xaf xcd xcg xof xpf yer zar zmw zwg
+"""
+CURRENCIES = frozenset(_CODES.split())
+"""ISO 4217, and the older codes that Stripe keeps."""
+
 # https://docs.stripe.com/currencies#zero-decimal and #three-decimal. The króna (isk)
-# and the Ugandan shilling (ugx) have no smaller unit either, and yet two decimals at
+# and the Ugandan shilling (ugx) have no smaller unit either, but two decimals at
 # Stripe: https://docs.stripe.com/currencies#special-cases
-_NONE = frozenset(
+_NO_DECIMALS = frozenset(
     (
         *("bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga"),
         *("pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf"),
     )
 )
-_THREE = frozenset(("bhd", "jod", "kwd", "omr", "tnd"))
+_THREE_DECIMALS = frozenset(("bhd", "jod", "kwd", "omr", "tnd"))
 
 
-def shown(amount: int, currency: str) -> str:
+def in_major_units(amount: int, currency: str) -> str:
     """Return an amount in the currency's own unit.
 
-    >>> shown(123456, "eur"), shown(123456, "jpy"), shown(123456, "kwd")
-    ('1,234.56', '123,456', '123.456')
+    >>> in_major_units(123456, "eur"), in_major_units(123456, "jpy")
+    ('1,234.56', '123,456')
     """
-    decimals = 0 if currency in _NONE else 3 if currency in _THREE else 2
+    decimals = 2
+    if currency in _NO_DECIMALS:
+        decimals = 0
+    elif currency in _THREE_DECIMALS:
+        decimals = 3
     return f"{Decimal(amount).scaleb(-decimals):,.{decimals}f}"

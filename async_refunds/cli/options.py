@@ -1,80 +1,138 @@
-"""The options that several commands have in common, in words and as values."""
+"""The options that several commands share, each declared once.
+
+A command takes a group of options as one argument. `with_options` turns each field of
+the group into an option of the command.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+import difflib
+import functools
+import inspect
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import msgspec
 import typer
 
 from async_refunds.protocol import validation
 
-from .connect import refuse
+from .config import BASE_URL
+from .output import OutputLostError, print_error, refuse
 
-Live = Annotated[
-    bool, typer.Option("--live", help="Allow a live key: real money moves.")
-]
-BaseUrl = Annotated[
-    str, typer.Option(help="Where the API is; http only on a loopback address.")
-]
-Account = Annotated[
-    str | None, typer.Option(metavar="ACCT", help="The connected account to act on.")
-]
-Json = Annotated[
-    bool, typer.Option("--json", help="One JSON object a line, also on a terminal.")
-]
-Concurrency = Annotated[
-    int | None,
-    typer.Option(min=1, max=1000, help="Refunds under way at once. [default: 50]"),
-]
-Rate = Annotated[
-    float | None,
-    typer.Option(
-        metavar="N",
-        help="Requests a second for each account. [default: the most that Stripe "
-        "takes, found out on the way]",
-    ),
-]
-Timeout = Annotated[
-    float | None, typer.Option(help="Seconds for each call. [default: 80]")
-]
-Patience = Annotated[
-    float | None,
-    typer.Option(
-        help="Seconds for which a refund is asked for again while Stripe fails. "
-        "[default: 120]"
-    ),
-]
-OutputFile = Annotated[
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+REFUND_HELP = "re_... or pyr_..."
+
+
+class OptionGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """Options that a command takes as one argument."""
+
+
+class Format(OptionGroup, frozen=True, kw_only=True):
+    """How the output is written."""
+
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a line, also on a terminal.")
+    ] = False
+
+
+class OutputOptions(Format, frozen=True, kw_only=True):
+    """Where the results of a batch are written, and how."""
+
+    output: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Append the results to this file, one JSON object a line.",
+        ),
+    ] = None
+
+
+class KeyOptions(OptionGroup, frozen=True, kw_only=True):
+    """Which API keys are allowed."""
+
+    live: Annotated[
+        bool, typer.Option("--live", help="Allow a live key: real money moves.")
+    ] = False
+
+
+class ConnectionOptions(KeyOptions, frozen=True, kw_only=True):
+    """Which API the command speaks to, and for which account."""
+
+    base_url: Annotated[
+        str, typer.Option(help="Where the API is; http only on a loopback address.")
+    ] = BASE_URL
+    account: Annotated[
+        str | None,
+        typer.Option(metavar="ACCT", help="The connected account to act on."),
+    ] = None
+
+    def __post_init__(self) -> None:
+        """Check the account.
+
+        Raises:
+            ValueError: It is no account id.
+        """
+        if self.account is not None:
+            try:
+                validation.account_id(self.account)
+            except ValueError as error:
+                text = str(error).replace("stripe_account", "--account")
+                raise ValueError(text) from None
+
+
+Journal = Annotated[
     str | None,
     typer.Option(
-        "--output",
         metavar="FILE",
-        help="Write the results there, one JSON object a line, after what it holds.",
-    ),
-]
-JournalFile = Annotated[
-    str | None,
-    typer.Option(
-        "--journal",
-        metavar="FILE",
-        help="Keep keys and results in this SQLite file: the run survives a kill, "
-        "and goes on with the same command, or with resume.",
+        help="Keep keys and results in this SQLite file: the run survives a kill. "
+        "Repeat the command, or use resume, to continue it.",
     ),
 ]
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How to go about a batch; what is None was not given. Kept in the journal."""
+class BatchOptions(OptionGroup, frozen=True, kw_only=True, omit_defaults=True):
+    """How fast and how long a batch works; None: not given. Kept in the journal."""
 
-    rate: float | None = None
-    concurrency: int | None = None
-    timeout: float | None = None
-    patience: float | None = None
-    account: str | None = None
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            metavar="N",
+            help="Requests per second for each account. [default: found out on the "
+            "way, up to Stripe's limit]",
+        ),
+    ] = None
+    concurrency: Annotated[
+        int | None,
+        typer.Option(min=1, max=1000, help="Refunds in flight at once. [default: 50]"),
+    ] = None
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds for each call. [default: 80]")
+    ] = None
+    patience: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds during which a refund is tried again while Stripe fails. "
+            "[default: 120]"
+        ),
+    ] = None
 
-    def or_else(self, others: Options) -> Options:
-        """Return these, and of the others those that were not given here."""
+    def __post_init__(self) -> None:
+        """Check each option that was given.
+
+        Raises:
+            ValueError: A value that no batch can use.
+        """
+        if self.timeout is not None:
+            validation.seconds("--timeout", self.timeout)
+        if self.patience is not None:
+            validation.seconds("--patience", self.patience)
+        if self.rate is not None:
+            validation.rate("--rate", self.rate)
+
+    def or_else(self, others: BatchOptions) -> BatchOptions:
+        """Return these options, with the values of others where none was given."""
         given = {
             name: value
             for name, value in msgspec.structs.asdict(self).items()
@@ -83,17 +141,59 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return msgspec.structs.replace(others, **given)
 
 
-def checked(options: Options) -> Options:
-    """Return the options, or refuse what no batch can go by."""
-    try:
-        if options.timeout is not None:
-            validation.seconds("--timeout", options.timeout)
-        if options.patience is not None:
-            validation.seconds("--patience", options.patience)
-        if options.account is not None:
-            validation.account_id(options.account)
-        if options.rate is not None:
-            validation.rate("--rate", options.rate)
-    except ValueError as error:
-        refuse(f"{error}; nothing was sent")
-    return options
+def known(option: str, value: str, values: Iterable[str]) -> None:
+    """Refuse a value that is none of the known ones, and show those."""
+    names = sorted(values)
+    if value not in names:
+        close = difflib.get_close_matches(value, names, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        refuse(
+            f"{option}: {value!r} is unknown{hint}; known are {', '.join(names)}; "
+            "nothing was sent"
+        )
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn the option groups that a function takes into options of the command.
+
+    The command refuses a group whose values are wrong. It ends with exit code 1 when
+    its output is lost and no other place was found for it.
+
+    Args:
+        command: A function for typer whose arguments may be option groups.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, type[OptionGroup]] = {}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        kind = hints[name]
+        if isinstance(kind, type) and issubclass(kind, OptionGroup):
+            groups[name] = kind
+            parameters += [
+                parameter.replace(
+                    name=field.name, default=field.default, annotation=field.type
+                )
+                for field in msgspec.structs.fields(kind)
+            ]
+        else:
+            parameters.append(parameter.replace(annotation=kind))
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:  # noqa: ANN401 - as the command has them
+        try:
+            for name, kind in groups.items():
+                fields = {field: given.pop(field) for field in kind.__struct_fields__}
+                given[name] = kind(**fields)
+        except ValueError as error:
+            refuse(f"{error}; nothing was sent")
+        try:
+            command(**given)
+        except OutputLostError as error:
+            if not error.reader_left:
+                print_error(str(error))
+            raise typer.Exit(1) from None
+
+    # Where `inspect.signature` looks first, as PEP 362 has it.
+    vars(run)["__signature__"] = inspect.Signature(parameters)
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    return run

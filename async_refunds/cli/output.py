@@ -1,8 +1,7 @@
-"""What goes to stdout, and where it goes when stdout is gone.
+"""What goes to stdout and stderr, and what happens when one of them breaks.
 
-stdout is data: one JSON object a line, or a table when a person is looking. stderr is
-for people. A result of a cancel is never lost with its stream: when stdout breaks, the
-results go on to stderr. ``--output`` puts a file in the place of stdout.
+stdout is data: one JSON object a line, or a table on a terminal. ``--output`` puts a
+file in its place. stderr is for people.
 """
 
 from __future__ import annotations
@@ -11,215 +10,261 @@ import errno
 import os
 import sys
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, NoReturn
 
 import msgspec
-from rich.console import Console
+import typer
+
+from .tables import Table, printable
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Mapping, Sequence
 
+USAGE_ERROR = 2
+"""Exit code of a command that cannot be right; nothing was sent."""
+
+# Back to the start of the line, and erase it (ECMA-48, EL).
+_ERASE_LINE = "\r\x1b[K"
+_DEFAULT_WIDTH = 80
+
 
 class OutputLostError(Exception):
-    """Nobody reads stdout any more, or its disk is full.
+    """stdout, or the file in its place, can no longer be written.
 
     Args:
         name: Of what broke.
         reason: In words.
-        unread: Whether the reader has left, as ``head`` does when it has enough.
+        reader_left: Whether the reader closed the pipe, as ``head`` does when it has
+            enough.
     """
 
-    def __init__(self, name: str, reason: str, *, unread: bool = False) -> None:
+    def __init__(self, name: str, reason: str, *, reader_left: bool) -> None:
         super().__init__(f"{name} broke ({reason})")
-        self.unread = unread
+        self.reader_left = reader_left
 
 
-class People(Console):
-    """A console that leaves it to us what becomes of a run that nobody watches."""
+def os_reason(error: OSError) -> str:
+    """Return why a system call failed, in words.
 
-    def on_broken_pipe(self) -> None:
-        """Raise what was caught; the original ends the process, whatever it is at."""
-        raise  # noqa: PLE0704 - rich calls this where it handles the error
+    Not ``os.strerror(error.errno)``: a resolver numbers its errors in its own way.
+    """
+    return error.strerror or str(error) or type(error).__name__
+
+
+def to_stderr(text: str) -> None:
+    """Write a line to stderr, before there is an `Output`."""
+    typer.echo(printable(text), err=True)
+
+
+def print_error(text: str) -> None:
+    """Write an error to stderr."""
+    to_stderr(f"async-refunds: {text}")
+
+
+def refuse(text: str) -> NoReturn:
+    """End the command with an error and the exit code of wrong usage."""
+    print_error(text)
+    raise typer.Exit(USAGE_ERROR)
 
 
 class Output:
-    """Writes records as they come, or keeps them for a table.
+    """Writes records at once as JSON, or collects them for a table.
 
     Args:
-        as_json: One JSON object a line; without it the same where stdout is no
-            terminal.
-        into: A file to write to instead, in JSON. What it holds stays, and what is
-            written comes after it.
+        as_json: Write JSON also where stdout is a terminal.
+        path: A file to append JSON to, in place of stdout.
+        rescue: When the output breaks, write the records to stderr. The results of a
+            cancel must not be lost. Without it, `OutputLostError` is raised.
 
     Raises:
         OSError: The file cannot be written.
     """
 
-    def __init__(self, *, as_json: bool, into: str | None = None) -> None:
-        self.people = People(stderr=True, soft_wrap=True, highlight=False, emoji=False)
-        """stderr."""
+    def __init__(
+        self, *, as_json: bool, path: str | None = None, rescue: bool = False
+    ) -> None:
         self.lost = False
         """Whether stdout, or the file in its place, broke."""
-        # None where the process was started with stdout closed.
-        self.to_terminal = (
-            into is None and sys.stdout is not None and sys.stdout.isatty()
+        self.kept_by: str | None = None
+        """A command that shows the results, which then need no rescue."""
+        self.on_terminal = path is None and _is_terminal(sys.stdout)
+        self.as_table = self.on_terminal and not as_json
+        self.shows_status = (
+            _is_terminal(sys.stderr)
+            and os.environ.get("TERM") != "dumb"
+            # JSON on the same terminal would mix with it.
+            and (self.as_table or not self.on_terminal)
         )
-        """Whether a person may see it."""
-        self.as_table = self.to_terminal and not as_json
-        self._file = None if into is None else _appended(into)
-        self._name = into or "stdout"
-        self._rows: list[Mapping[str, object]] = []
+        """Whether a status line can be drawn, and drawn over."""
+        self._status_drawn = False
+        self._rescue = rescue
+        self._file = None if path is None else _open_for_append(path)
+        self._name = path or "stdout"
+        self._records: list[Mapping[str, object]] = []
+        self._rows: Table | None = None
 
     def record(self, record: Mapping[str, object]) -> None:
-        """Write a record, or keep it for the table.
+        """Write a record, or collect it for the table.
 
         Raises:
-            OutputLostError: stdout broke; this record was not written.
+            OutputLostError: See the class; this record was not written.
         """
         if self.as_table:
-            self._rows.append(record)
+            self._records.append(record)
         else:
-            self.raw(msgspec.json.encode(record) + b"\n")
-
-    def keep(self, record: Mapping[str, object]) -> None:
-        """Write a record that must not be lost: to stderr once stdout broke.
-
-        Raises:
-            OSError: stderr broke too.
-        """
-        if self.lost:
-            self._rescue(record)
-            return
-        try:
-            self.record(record)
-        except OutputLostError as error:
-            self.say(f"{error}: the results go on here")
-            self._rescue(record)
+            self._write(msgspec.json.encode(record) + b"\n", [record])
 
     def row(self, record: Mapping[str, object], columns: Iterable[str]) -> None:
-        """Write a record as a line by itself, where a table of all would be too long.
+        """Write a record as a row at once, where a table would be too long.
 
         Raises:
-            OSError: stdout broke, and stderr too.
+            OutputLostError: See the class; this record was not written.
         """
-        cells = [_cell(name, record.get(name)) for name in columns]
-        try:
-            self.text(["  ".join(cells).rstrip()])
-        except OutputLostError as error:
-            self.as_table = False  # from now on as `keep` has it
-            self.say(f"{error}: the results go on here")
-            self._rescue(record)
+        if self._rows is None:
+            self._rows = Table(columns, width(sys.stdout))
+        self._write(_encoded(self._rows.lines([record], head=False)), [record])
 
     def table(self, columns: Iterable[str]) -> None:
-        """Show the records that were kept, if a person is looking at stdout.
-
-        A terminal that is gone leaves them on stderr, as JSON.
-        """
-        if not self._rows:
-            return
-        names = tuple(columns)
-        head = [name.replace("_", " ") for name in names]
-        rows = [[_cell(name, row.get(name)) for name in names] for row in self._rows]
-        try:
-            self.text(aligned([head, *rows]))
-        except OutputLostError as error:
-            self.say(f"{error}: the results go on here")
-            for row in self._rows:
-                self._rescue(row)
-
-    def text(self, lines: Iterable[str]) -> None:
-        """Write lines of text to a person at stdout.
+        """Write the collected records as a table.
 
         Raises:
-            OutputLostError: stdout broke.
+            OutputLostError: See the class.
         """
-        text = "".join(f"{line}\n" for line in lines)
-        self.raw(text.encode(sys.stdout.encoding, "backslashreplace"))
+        if self._records:
+            table = Table(columns, width(sys.stdout))
+            self._write(_encoded(table.lines(self._records, head=True)), self._records)
+
+    def text(self, lines: Iterable[str]) -> None:
+        """Write lines of text.
+
+        Raises:
+            OutputLostError: See the class.
+        """
+        self.raw(_encoded(lines))
+
+    def raw(self, data: bytes) -> None:
+        """Write bytes.
+
+        Raises:
+            OutputLostError: See the class.
+        """
+        self._write(data, [])
 
     def say(self, text: str) -> None:
-        """Write a line for people, to stderr, if anybody is there."""
-        with self.for_people():
-            self.people.print(plain(text), markup=False)
+        """Write a line to stderr, if anyone can read it."""
+        self.erase_status()
+        self._to_stderr(f"{printable(text)}\n")
 
-    @contextmanager
-    def for_people(self) -> Generator[None]:
-        """Write to stderr what ends no run if nobody is there."""
-        try:
-            yield
-        except OSError:
-            # Or Python tries once more at exit, and changes the exit code.
-            sys.stderr = None
+    def draw_status(self, text: str) -> None:
+        """Draw the status line, where there is one, over the last one."""
+        self._to_stderr(f"{_ERASE_LINE}{printable(text)}")
+        self._status_drawn = True
+
+    def erase_status(self) -> None:
+        """Take the status line off the screen."""
+        if self._status_drawn:
+            self._status_drawn = False
+            self._to_stderr(_ERASE_LINE)
 
     def close(self) -> None:
-        """Close the file, if there is one. stdout stays."""
+        """Close the file, if there is one. stdout stays open."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
 
-    def raw(self, data: bytes) -> None:
-        """Write data as it is.
+    def _to_stderr(self, text: str) -> None:
+        with _stderr_may_break():
+            if sys.stderr is not None:
+                sys.stderr.write(text)
+                sys.stderr.flush()
 
-        Raises:
-            OutputLostError: stdout broke.
-        """
-        try:
-            file = self._descriptor()
-            # In bytes, since JSON is UTF-8 whatever the locale says of text; past
-            # Python's own buffer, where what failed would fail once more at exit; and
-            # until all of it is gone, since a disk may have room for a part.
-            while data:
-                data = data[os.write(file, data) :]
-        except OSError as error:
-            self.lost = True
-            raise OutputLostError(
-                self._name, error.strerror or "", unread=error.errno == errno.EPIPE
-            ) from None
+    def _write(self, data: bytes, records: Sequence[Mapping[str, object]]) -> None:
+        """Write the data; where that fails, rescue the records that it shows."""
+        if self.on_terminal:
+            self.erase_status()
+        if not self.lost:
+            try:
+                self._write_bytes(data)
+            except OSError as error:
+                self._lose(error)
+            else:
+                return
+        if self.kept_by is not None:
+            return
+        for record in records:
+            if sys.stderr is None:
+                raise OSError(errno.EBADF, "stdout and stderr are closed")
+            sys.stderr.write(msgspec.json.encode(record).decode() + "\n")
+            sys.stderr.flush()
 
-    def _descriptor(self) -> int:
-        if self._file is not None:
-            return self._file
-        if sys.stdout is None:
-            raise OSError(errno.EBADF, "it is closed")
-        return sys.stdout.fileno()
+    def _lose(self, error: OSError) -> None:
+        self.lost = True
+        self.as_table = False
+        lost = OutputLostError(
+            self._name,
+            os_reason(error),
+            reader_left=error.errno == errno.EPIPE,
+        )
+        if not self._rescue:
+            raise lost from None
+        if self.kept_by is None:
+            self.say(f"{lost}: the results go on here")
+        else:
+            self.say(f"{lost}: `{self.kept_by}` shows the results")
 
-    def _rescue(self, record: Mapping[str, object]) -> None:
-        if sys.stderr is None:
-            raise OSError(errno.EBADF, "stdout and stderr are closed")
-        sys.stderr.write(msgspec.json.encode(record).decode() + "\n")
-        sys.stderr.flush()
-
-
-def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Return lines whose cells stand below each other.
-
-    As wide as they are: an id that is folded to fit cannot be copied.
-    """
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-
-
-def plain(text: str) -> str:
-    """Return the text with nothing in it that a terminal would obey."""
-    return "".join(
-        letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text
-    )
-
-
-def _cell(column: str, value: object) -> str:
-    if column == "created" and isinstance(value, int):
-        return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M}Z"
-    return "" if value is None else plain(str(value))
+    def _write_bytes(self, data: bytes) -> None:
+        file = self._file
+        if file is None:
+            if sys.stdout is None:
+                raise OSError(errno.EBADF, "it is closed")
+            file = sys.stdout.fileno()
+        # Past Python's own buffer, which would fail again at exit, and until all is
+        # written: a disk may have room for a part.
+        while data:
+            data = data[os.write(file, data) :]
 
 
-def _appended(path: str) -> int:
-    """Open a file to write after what it holds, which may end in half a line."""
+def width(stream: IO[str] | None) -> int:
+    """Return the width of a terminal; ``COLUMNS`` goes first, as for most programs."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns):
+        return int(columns)
+    try:
+        assert stream is not None  # noqa: S101 - only a terminal is asked
+        return os.get_terminal_size(stream.fileno()).columns or _DEFAULT_WIDTH
+    except (OSError, ValueError):
+        return _DEFAULT_WIDTH
+
+
+def _is_terminal(stream: IO[str] | None) -> bool:
+    # None where the process was started with the stream closed.
+    return stream is not None and stream.isatty()
+
+
+@contextmanager
+def _stderr_may_break() -> Generator[None]:
+    """Ignore errors of stderr: a run does not end because no one watches it."""
+    try:
+        yield
+    except OSError:
+        # Otherwise Python flushes it again at exit, and changes the exit code.
+        sys.stderr = None
+
+
+def _encoded(lines: Iterable[str]) -> bytes:
+    """Return text in the encoding of the terminal. JSON is always UTF-8."""
+    encoding = "utf-8" if sys.stdout is None else sys.stdout.encoding
+    return "".join(f"{line}\n" for line in lines).encode(encoding, "backslashreplace")
+
+
+def _open_for_append(path: str) -> int:
+    """Open a file for appending; a last line without an end gets one."""
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         length = os.lseek(file, 0, os.SEEK_END)
         if length:
             os.lseek(file, length - 1, os.SEEK_SET)
-            if os.read(file, 1) != b"\n":  # as a kill leaves it
+            if os.read(file, 1) != b"\n":  # a killed process leaves half a line
                 os.write(file, b"\n")
     except OSError:
         os.close(file)

@@ -16,12 +16,14 @@ import typer
 from async_refunds.errors import RefundsError
 from async_refunds.results import CancelRequest
 
-from . import connect, money, options
-from .ids import Ids
-from .many import begun, carry_out, written
-from .output import Output, OutputLostError, aligned
-from .reads import REFUND_COLUMNS, show
-from .run import FEW
+from . import config, money, options
+from .batch_run import MAX_ROWS
+from .cancel import open_journal, open_output, run_batch
+from .output import Output, print_error, refuse, to_stderr
+from .progress import SearchProgress, shown
+from .refund_lists import RefundList
+from .show import REFUND_COLUMNS, show
+from .tables import aligned
 
 if TYPE_CHECKING:
     from async_refunds.client import RefundsClient
@@ -30,23 +32,19 @@ if TYPE_CHECKING:
 
 _SPAN = re.compile(r"(\d{1,5})([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
-_CURRENCY = re.compile(r"[a-z]{3}")
-
-# Refunds. How often a person is told that the search goes on: every 100 pages.
-_STILL_LOOKING = 10_000
 
 
-class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """Which refunds to cancel, in times that do not move while they are looked for."""
+class Filter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which refunds to cancel."""
 
     created: CreatedRange
     expires_by: float | None
     """Unix seconds."""
     currencies: frozenset[str]
-    """None in it is all of them."""
+    """Empty: all of them."""
 
-    def has(self, refund: Refund) -> bool:
-        """Tell whether it is one of them."""
+    def matches(self, refund: Refund) -> bool:
+        """Tell whether a refund is one of them."""
         if refund.status != "requires_action":
             return False
         if self.currencies and refund.currency not in self.currencies:
@@ -59,67 +57,73 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Found(msgspec.Struct):
-    """What a search has found."""
+    """What a search found."""
 
-    looked_at: int = 0
+    seen: int = 0
+    """Refunds that were read."""
     counts: Counter[str] = msgspec.field(default_factory=Counter[str])
-    """Refunds by currency."""
+    """Matching refunds by currency."""
     sums: Counter[str] = msgspec.field(default_factory=Counter[str])
-    """Their amounts, in the smallest unit."""
+    """Their amounts in the smallest unit."""
 
 
-class Search:
-    """Goes through the list, and sets aside what is wanted.
+async def search(
+    refunds: RefundsClient,
+    wanted: Filter,
+    matches: RefundList,
+    output: Output,
+    *,
+    limit: int | None,
+    show_rows: bool,
+) -> Found:
+    """Go through the list of refunds, and collect those that match.
 
     Args:
+        refunds: The client, which this closes.
         wanted: Which refunds.
-        ids: Where they go.
-        output: Where a person is told how far it is.
-        most: Stop at so many.
-        rows: Where each is shown, if at all.
+        matches: Where they are added.
+        output: Where progress is written, and rows if they are shown.
+        limit: Stop at this many.
+        show_rows: Write each match, on a terminal the first ones.
+
+    Raises:
+        RefundsError: A page could not be read.
+        OutputLostError: A match could not be written.
     """
-
-    def __init__(
-        self,
-        wanted: Wanted,
-        ids: Ids,
-        output: Output,
-        *,
-        most: int | None,
-        rows: Output | None,
-    ) -> None:
-        self._wanted = wanted
-        self._ids = ids
-        self._output = output
-        self._most = most
-        self._rows = rows
-
-    async def run(self, refunds: RefundsClient) -> Found:
-        """Search.
-
-        Raises:
-            RefundsError: A page could not be read.
-            OutputLostError: What is found could not be shown.
-        """
-        found, ids, rows = Found(), self._ids, self._rows
-        async with refunds:
-            async for refund in refunds.list(created=self._wanted.created):
-                found.looked_at += 1
-                if self._wanted.has(refund):
-                    ids.add(CancelRequest(refund.id))
-                    found.counts[refund.currency] += 1
-                    found.sums[refund.currency] += refund.amount
-                    if rows is not None and (not rows.as_table or ids.count <= FEW):
-                        show(rows, refund)
-                if ids.count == self._most:
-                    break
-                if not found.looked_at % _STILL_LOOKING:
-                    self._output.say(
-                        f"{found.looked_at:,} looked at, {ids.count:,} match"
-                    )
-        return found
+    found = Found()
+    progress = SearchProgress(asyncio.get_running_loop().time)
+    async with refunds, shown(output, progress.line):
+        async for refund in refunds.list(created=wanted.created):
+            progress.see(refund.created)
+            found.seen = progress.seen
+            if wanted.matches(refund):
+                matches.add(CancelRequest(refund.id))
+                progress.matches = matches.count
+                found.counts[refund.currency] += 1
+                found.sums[refund.currency] += refund.amount
+                if show_rows and (not output.as_table or matches.count <= MAX_ROWS):
+                    show(output, refund)
+            if matches.count == limit:
+                break
+    return found
 
 
+HELP = """Cancel the refunds in requires_action that are old, or about to expire.
+
+Reads the list of refunds once, newest first, a hundred per request, since
+Stripe has no list by status. Then shows how many match and their sum in each
+currency, and asks.
+
+A refund waits 45 days for the customer, but one whose money the bank has
+returned waits again, long after it was made. So the search goes back 180
+days; --since takes it further, at a request per hundred refunds.
+
+Exit codes: 0 all are canceled, or there is none, 1 some are not, or the answer
+was no, 2 wrong usage, 3 the outcome of some is unknown, 130 interrupted with
+refunds left."""
+
+
+@options.with_options
 def sweep(
     *,
     older_than: Annotated[
@@ -131,114 +135,93 @@ def sweep(
         typer.Option(metavar="SPAN", help="Those that expire within: 3d, 12h."),
     ] = None,
     since: Annotated[
-        str, typer.Option(metavar="SPAN", help="How far back to look.")
+        str, typer.Option(metavar="SPAN", help="How far back to search.")
     ] = "180d",
     currency: Annotated[
         str | None, typer.Option(metavar="CUR,...", help="Only these: jpy,eur.")
     ] = None,
-    most: Annotated[
-        int | None, typer.Option("--max", min=1, help="Stop at so many, newest first.")
+    limit: Annotated[
+        int | None,
+        typer.Option("--max", min=1, help="Stop at this many, newest first."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show them; nothing is canceled.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    journal: options.JournalFile = None,
-    output: options.OutputFile = None,
-    live: options.Live = False,
-    base_url: options.BaseUrl = connect.BASE_URL,
-    account: options.Account = None,
-    rate: options.Rate = None,
-    concurrency: options.Concurrency = None,
-    timeout: options.Timeout = None,
-    patience: options.Patience = None,
-    as_json: options.Json = False,
+    journal: options.Journal = None,
+    written: options.OutputOptions,
+    connection: options.ConnectionOptions,
+    batch: options.BatchOptions,
 ) -> None:
-    """Cancel the refunds in requires_action that are old, or about to expire.
-
-    Goes through the list once, newest first, a hundred per request, since Stripe
-    has no list by status. Then shows how many there are and their sum in each
-    currency, and asks.
-
-    A refund waits 45 days for the customer, but one whose money the bank has
-    returned waits again, long after it was made. So the search goes back 180
-    days; --since takes it further, at a request per hundred refunds.
-
-    Exit codes: 0 all are canceled, or there is none, 1 some are not, or the answer
-    was no, 2 a wrong call, 3 the outcome of some is unknown.
-    """
-    chosen = options.checked(
-        options.Options(
-            rate=rate,
-            concurrency=concurrency,
-            timeout=timeout,
-            patience=patience,
-            account=account,
-        )
-    )
-    wanted = _wanted(older_than, expiring_within, since, currency)
+    """Cancel the refunds in requires_action that are old, or about to expire."""
+    wanted = _filter(older_than, expiring_within, since, currency)
     if not (yes or dry_run) and (sys.stdin is None or not sys.stdin.isatty()):
-        connect.refuse(
-            "nobody can be asked here: add --yes, or --dry-run to see what there is; "
-            "nothing was sent"
+        refuse(
+            "there is no terminal to ask on: add --yes, or --dry-run to see what "
+            "matches; nothing was sent"
         )
     with ExitStack() as stack:
-        ids = stack.enter_context(Ids())
-        into = written(stack, output, None, journal, as_json=as_json)
-        refunds = connect.client(live=live, base_url=base_url, account=account)
-        rows = into if dry_run else None
-        search = Search(wanted, ids, into, most=most, rows=rows)
-        found = _searched(search, refunds, into)
-        _tell(into, found, ids)
-        if dry_run or not ids.count:
-            raise typer.Exit(int(into.lost))
-        refunds = connect.client(live=live, base_url=base_url, account=None)
-        kept = None if journal is None else begun(stack, journal, refunds, chosen)
-        others = 0 if kept is None else kept.journal.tally().open
+        matches = stack.enter_context(RefundList(connection.account))
+        if dry_run:
+            output = Output(as_json=written.as_json)
+        else:
+            output = open_output(stack, written, journal)
+        refunds = config.client(**msgspec.structs.asdict(connection))
+        searching = search(
+            *(refunds, wanted, matches, output), limit=limit, show_rows=dry_run
+        )
+        try:
+            found = asyncio.run(searching)
+        except RefundsError as error:
+            print_error(f"{error}; nothing was canceled")
+            raise typer.Exit(1) from None
+        _show_found(output, found, matches.count, limit)
+        if dry_run or not matches.count:
+            raise typer.Exit(0)
+        refunds = config.client(live=connection.live, base_url=connection.base_url)
+        kept = open_journal(stack, journal, refunds, batch, connection)
         if not yes:
-            _ask(ids.count, others, live=refunds.livemode)
-        code = carry_out(refunds, ids, chosen, into, kept)
+            others = 0 if kept is None else kept.journal.tally().open
+            _ask(matches.count, others, live=refunds.livemode)
+        code = run_batch(refunds, matches, batch, output, kept)
     raise typer.Exit(code)
 
 
-def _wanted(
+def _filter(
     older_than: str | None,
     expiring_within: str | None,
     since: str,
     currency: str | None,
-) -> Wanted:
-    """Return which refunds are meant, or refuse."""
+) -> Filter:
+    """Return which refunds the options mean, or refuse."""
     if (older_than is None) == (expiring_within is None):
-        connect.refuse("give --older-than or --expiring-within; nothing was sent")
+        refuse("give --older-than or --expiring-within; nothing was sent")
+    # One moment for all bounds, so that they do not move during the search.
     now = time.time()
-    back = _seconds("--since", since)
-    created: CreatedRange = {"gte": int(now - back)}
+    window = _seconds("--since", since)
+    created: CreatedRange = {"gte": int(now - window)}
+    expires_by = None
     if older_than is not None:
         age = _seconds("--older-than", older_than)
-        if age >= back:
-            connect.refuse(
+        if age >= window:
+            refuse(
                 f"--older-than {older_than} is not within --since {since}; nothing was "
                 "sent"
             )
         created["lt"] = int(now - age)
-    currencies: frozenset[str] = frozenset()
-    if currency is not None:
-        currencies = _currencies(currency)
-    return Wanted(
+    if expiring_within is not None:
+        expires_by = now + _seconds("--expiring-within", expiring_within)
+    return Filter(
         created=created,
-        expires_by=(
-            None
-            if expiring_within is None
-            else now + _seconds("--expiring-within", expiring_within)
-        ),
-        currencies=currencies,
+        expires_by=expires_by,
+        currencies=frozenset() if currency is None else _currencies(currency),
     )
 
 
 def _seconds(option: str, text: str) -> int:
     span = _SPAN.fullmatch(text)
     if span is None:
-        connect.refuse(
+        refuse(
             f"{option} must be a number with s, m, h, d or w, such as 14d, not "
             f"{text!r}; nothing was sent"
         )
@@ -248,48 +231,37 @@ def _seconds(option: str, text: str) -> int:
 def _currencies(text: str) -> frozenset[str]:
     names = [each.strip().lower() for each in text.split(",")]
     for each in names:
-        if not _CURRENCY.fullmatch(each):
-            connect.refuse(
-                f"--currency must be three letters each, such as jpy,eur, not "
-                f"{each!r}; nothing was sent"
-            )
+        options.known("--currency", each, money.CURRENCIES)
     return frozenset(names)
 
 
-def _searched(search: Search, refunds: RefundsClient, output: Output) -> Found:
-    """Search, and end if the list cannot be read or nobody reads what is found."""
-    try:
-        return asyncio.run(search.run(refunds))
-    except RefundsError as error:
-        output.say(f"async-refunds: {error}; nothing was canceled")
-    except OutputLostError as error:
-        if not error.unread:  # as with `| head`: whoever read has enough
-            output.say(f"async-refunds: {error}")
-    raise typer.Exit(1)
-
-
-def _tell(output: Output, found: Found, ids: Ids) -> None:
+def _show_found(output: Output, found: Found, matches: int, limit: int | None) -> None:
     output.table(REFUND_COLUMNS)
-    if output.as_table and ids.count > FEW:
-        output.say(f"the first {FEW}; --json has all")
-    output.say(
-        f"{ids.count:,} of {found.looked_at:,} refunds match"
-        + (":" if ids.count else "; nothing to cancel")
-    )
-    if ids.count:
-        rows = [
-            [currency, f"{count:,}", money.shown(found.sums[currency], currency)]
-            for currency, count in sorted(found.counts.items())
-        ]
-        for line in aligned([["currency", "refunds", "sum"], *rows]):
-            output.say(line)
+    if output.as_table and matches > MAX_ROWS:
+        output.say(f"the first {MAX_ROWS}; --json has all")
+    if not matches:
+        output.say(f"0 of {found.seen:,} refunds match; nothing to cancel")
+        return
+    if matches == limit:
+        output.say(
+            f"the first {matches:,} that match, after {found.seen:,} refunds; --max "
+            "ended the search:"
+        )
+    else:
+        output.say(f"{matches:,} of {found.seen:,} refunds match:")
+    rows = [
+        [currency, f"{count:,}", money.in_major_units(found.sums[currency], currency)]
+        for currency, count in sorted(found.counts.items())
+    ]
+    for line in aligned([["currency", "refunds", "sum"], *rows]):
+        output.say(line)
 
 
 def _ask(count: int, others: int, *, live: bool) -> None:
     """Ask, and end if the answer is no."""
     them = "this refund" if count == 1 else f"these {count:,} refunds"
     more = f", and {others:,} more that are open in the journal" if others else ""
-    money_moves = " Real money moves." if live else ""
-    if not typer.confirm(f"Cancel {them}{more}?{money_moves}", err=True):
-        connect.tell("nothing was canceled")
+    warning = " Real money moves." if live else ""
+    if not typer.confirm(f"Cancel {them}{more}?{warning}", err=True):
+        to_stderr("nothing was canceled")
         raise typer.Exit(1)

@@ -1,13 +1,13 @@
 """A stateful local Stripe for refunds: to try, to test against, to break on purpose.
 
-It shares no code with the client: what both got wrong alike would never be seen.
+It shares no code with the client: a mistake that both make would never be seen.
 """
 
-from .books import Books, ReceivedRequest
-from .clock import Clock
 from .emulator import Emulator
-from .faults import FAULTS, Faults
-from .limiter import Limits
+from .state.books import Books, ReceivedRequest
+from .state.clock import Clock
+from .state.faults import FAULTS, Faults
+from .state.limits import Limits
 
 __all__ = [
     "Books",

@@ -1,9 +1,9 @@
-"""The pytest plugin: an emulator for each test that asks for one.
+"""The pytest plugin: an emulator for each test that uses the fixture.
 
-It is installed beside the package as ``pytest_async_refunds``, since pytest imports
-every plugin there is before any test is known: a module of the package would take the
-package with it, and everybody's start would be slower by its imports. For the same
-reason this module imports nothing of ours before a test asks for the fixture.
+It is installed beside the package as ``pytest_async_refunds``, because pytest imports
+every plugin before any test is known: a module of the package would import the whole
+package, and slow down every start of pytest. For the same reason this module imports
+nothing of the package before a test uses a fixture.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def stripe_emulator() -> Iterator[Emulator]:
-    """A local Stripe for refunds, being served at ``stripe_emulator.base_url``.
+    """A local Stripe for refunds that serves at ``stripe_emulator.base_url``.
 
-    It is new for each test, and runs in a thread of its own, so that it serves tests
-    without an event loop, and any loop of those with one. It has ``add_refund``,
-    ``faults``, ``requests``, ``books``, ``clock`` and all else of
+    Each test has a new one. It runs in a thread of its own, so it serves tests without
+    an event loop and tests with any loop. It has ``add_refund``, ``faults``,
+    ``requests``, ``books``, ``clock`` and the rest of
     `async_refunds.emulator.Emulator`.
     """
     from async_refunds.emulator import Emulator  # noqa: PLC0415 - as said above

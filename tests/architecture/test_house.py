@@ -22,8 +22,8 @@ ROOMS: dict[str, set[str]] = {
     "client": {"call", "credentials", "telemetry", "transport", "retry", "protocol"}
     | {"errors", "models", "version"},
     "call": {"telemetry", "transport", "retry", "protocol", "errors", "models"},
-    "credentials": {"transport", "protocol", "errors"},
-    "telemetry": {"protocol", "models"},
+    "credentials": {"telemetry", "transport", "protocol", "errors"},
+    "telemetry": {"protocol", "errors", "models"},
     "transport": {"protocol"},
     "retry": {"protocol"},
     "journal": {"protocol", "results", "errors", "models"},
@@ -33,6 +33,12 @@ ROOMS: dict[str, set[str]] = {
     "models": set(),
     "version": set(),
     "emulator": set(),
+}
+# The inner rooms of the emulator; its public modules stand above them.
+EMULATOR_ROOMS: dict[str, set[str]] = {
+    "server": {"api", "state"},
+    "api": {"state"},
+    "state": set(),
 }
 # The two ways in stand above every room.
 ENTRANCES = {"__init__", "__main__"}
@@ -85,6 +91,20 @@ def rooms_used(path: Path) -> set[str]:
 def test_room_imports_only_what_lies_below(name: str) -> None:
     used = {lower for path in FILES if room(path) == name for lower in rooms_used(path)}
     assert used <= ROOMS[name]
+
+
+@pytest.mark.parametrize("name", EMULATOR_ROOMS)
+def test_inner_room_of_the_emulator_imports_only_what_lies_below(name: str) -> None:
+    start = "async_refunds.emulator."
+    used = {
+        lower.removeprefix(start).split(".")[0]
+        for path in (PACKAGE / "emulator" / name).rglob("*.py")
+        for lower in imports(path)
+        if lower.startswith(start)
+    }
+    assert used <= EMULATOR_ROOMS[name] | {name}
+    folders = {path.name for path in (PACKAGE / "emulator").iterdir() if path.is_dir()}
+    assert folders - {"__pycache__"} == set(EMULATOR_ROOMS)
 
 
 def test_house_is_drawn_as_it_stands() -> None:

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from async_refunds import RefundsClient
-from async_refunds.cli.demo import DemoReport, story
+from async_refunds.cli.demo import DemoReport, report_lines
 from async_refunds.emulator import Emulator
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -229,5 +229,5 @@ def test_demo_prints_what_the_page_shows() -> None:
         faults={"424": 72},
         seconds=3.03,
     )
-    told = [re.sub(r" \(.*", "", line) for line in story(report)]
+    told = [re.sub(r" \(.*", "", line) for line in report_lines(report)]
     assert told == [re.sub(r" \(.*", "", line) for line in shown.splitlines()[1:]]

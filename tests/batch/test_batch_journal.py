@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
-import sys
 import time
-from collections import Counter, deque
 from contextlib import AsyncExitStack, aclosing
-from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -27,6 +23,7 @@ from async_refunds import (
     cancel_many,
 )
 from async_refunds.batch import Batch
+from async_refunds.cli.kill_and_resume import kill_and_resume
 from async_refunds.emulator import Emulator
 from async_refunds.journal import JournalReader, MemoryJournal, Run, SqliteJournal
 from tests.support.batches import KEY, asked, canceled_many, client, emulator
@@ -41,12 +38,11 @@ from tests.support.scripted import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+    from pathlib import Path
 
     from async_refunds import CancelResult
-    from async_refunds.emulator import ReceivedRequest
     from async_refunds.journal import Claim
 
-CHILD = Path(__file__).parents[1] / "support" / "batch_child.py"
 FAST = 5000.0
 ONCE = RetryPolicy(max_retries=0)
 DAY = 24 * 3600.0
@@ -558,53 +554,40 @@ async def test_journal_of_another_mode_is_refused(tmp_path: Path) -> None:
     assert not stripe.books.requests
 
 
-WEATHER = [
+FAULTS = [
     *("", "reset_after=0.2", "stall=0.2", "saved_500=0.2", "503=0.2", "cut_body=0.2"),
 ]
 
 
-async def _child(base_url: str, folder: Path) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, str(CHILD), base_url),
-        *(str(folder / "run.sqlite3"), str(folder / "ids.txt")),
-        stdout=asyncio.subprocess.DEVNULL,
-    )
-
-
 @real
-@pytest.mark.parametrize("faults", WEATHER)
+@pytest.mark.parametrize("faults", FAULTS)
 async def test_run_that_is_killed_again_and_again_accounts_for_every_refund(
     faults: str, tmp_path: Path
 ) -> None:
     stripe = Emulator()
-    log: deque[ReceivedRequest] = deque()
-    stripe.requests = log  # all of them
     given = [
-        (refund_id, account)
-        for account in ("", "acct_1", "acct_2")
-        for refund_id in stripe.seed_refunds(100, account=account or None)
+        CancelRequest(refund_id, account)
+        for account in (None, "acct_1", "acct_2")
+        for refund_id in stripe.seed_refunds(100, account=account)
     ]
-    ids = tmp_path / "ids.txt"
-    ids.write_text("".join(f"{each} {account}\n" for each, account in given))
     if faults:
         stripe.faults.load(faults)
-    async with stripe.serve() as base_url:
-        moments = Random(faults).sample(range(5, 280), 4)  # noqa: S311 - no secrets
-        for at in sorted(moments):
-            child = await _child(base_url, tmp_path)
-            while len(log) < at and child.returncode is None:  # noqa: ASYNC110 - a log has no event
-                await asyncio.sleep(0.001)
-            child.kill()
-            assert await child.wait() == -signal.SIGKILL
-        for _ in range(3):  # what is unknown at the end is asked again
-            assert await (await _child(base_url, tmp_path)).wait() == 0
+    chance = Random(faults)  # noqa: S311 - no secrets
+    found = await kill_and_resume(
+        stripe,
+        given,
+        tmp_path,
+        kill_after=[chance.randint(5, 60) for _ in range(4)],
+        options=("--rate", "2000", "--timeout", "2"),
+    )
+    assert found.killed == 4
+    assert found.canceled == found.canceled_exactly_once == 300
+    assert found.unsettled == found.canceled_twice == 0
+    assert found.refunds_with_two_keys == 0
     records = list(JournalReader(tmp_path / "run.sqlite3").records())
-    assert [(each.refund_id, each.stripe_account or "") for each in records] == given
+    assert [CancelRequest(each.refund_id, each.stripe_account) for each in records] == (
+        given
+    )
     assert {record.outcome for record in records} == {"canceled"}
-    assert all(stripe.books.cancellations[each] == 1 for each, _ in given)
-    keys: dict[str, set[str | None]] = {}
-    for request in log:
-        if request.idempotency_key is not None:
-            keys.setdefault(request.path, set()).add(request.idempotency_key)
-    assert Counter(len(each) for each in keys.values()) == {1: 300}
-    assert len({key for each in keys.values() for key in each}) == 300
+    keys = {each.idempotency_key for each in stripe.requests if each.method == "POST"}
+    assert len(keys) == 300

@@ -38,6 +38,9 @@ async def test_id_given_twice_is_sent_and_told_once() -> None:
     async with emulator.serve() as base_url:
         ended = await run("cancel", *ids, *ids, "--base-url", base_url)
     assert ended.code == 0
+    assert ended.err == (
+        "2 lines name a refund that was given before; each is canceled once\n"
+    )
     assert sorted(line["refund_id"] for line in ended.lines) == sorted(ids)
     assert emulator.books.cancel_requests == dict.fromkeys(ids, 1)
 
@@ -133,9 +136,9 @@ async def test_wrong_call_is_exit_code_2() -> None:
             "re_1",
             "--account",
             "123",
-        ): "stripe_account must be acct_, letters and digits",
+        ): "--account must be acct_, letters and digits",
         (): "give refunds, or --from FILE; nothing was sent",
-        ("--journal", "run.sqlite3"): "to go on, `async-refunds resume run.sqlite3`",
+        ("--journal", "run.sqlite3"): "to continue, `async-refunds resume run.sqlite3`",
     }
     for words, said in wrong.items():
         ended = CliRunner().invoke(app, ["cancel", *words])

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import signal
 from typing import TYPE_CHECKING
 
@@ -84,7 +83,7 @@ async def test_killed_batch_cancels_everything_exactly_once() -> None:
     assert report["replays"] > 0
     assert sum(report["faults"].values()) > 0
     story = ended.err.splitlines()
-    assert story[1] == "  killed           5 times in the midst, and resumed"
+    assert story[1] == "  killed           5 times, and resumed"
     assert story[-1] == AGREE
 
 
@@ -94,7 +93,7 @@ async def test_killed_batch_in_hopeless_weather_is_given_up(
     monkeypatch.setattr(demo, "KILLS", 1)
     monkeypatch.setattr(demo, "ROUNDS", 1)
     run = demo.Demo(refunds=1, faults="redirect=1", seed=0)
-    report = await asyncio.to_thread(run.killed)
+    report = await run.run_with_kills()
     assert report.killed == 1
     assert report.canceled == report.canceled_exactly_once == 0
     assert not report.good

@@ -82,6 +82,13 @@ async def test_port_that_is_taken_is_named() -> None:
     assert len(ended.err.splitlines()) == 1
 
 
+async def test_host_that_is_none_is_named_in_the_resolver_s_words() -> None:
+    ended = await run("emulator", "--host", "no.such.host.invalid", "--port", "0")
+    assert (ended.code, ended.out) == (2, "")
+    assert "cannot listen on no.such.host.invalid:0: " in ended.err
+    assert "Unknown error" not in ended.err
+
+
 async def test_weather_that_there_is_not_is_named() -> None:
     wrong = {
         "script:ok,nosuch": "--faults: no fault 'nosuch'; there are: refuse, ",

@@ -41,10 +41,10 @@ async def test_interrupt_lets_what_is_under_way_end_and_accounts_for_the_rest(
         ):
             await gate.holds(2)
             running.process.send_signal(number)
-            await running.says("nothing more is begun")
+            await running.says("no new refund is started")
             gate.open()
             ended = await running.ended()
-    assert ended.code == 1
+    assert ended.code == 130
     told = {line["refund_id"]: line for line in ended.lines}
     assert len(told) == len(ended.lines) == 6
     assert [told[each]["outcome"] for each in ids] == ["canceled"] * 2 + ["failed"] * 4
@@ -70,7 +70,7 @@ async def test_second_interrupt_reports_what_is_under_way_as_unknown(
         ):
             await gate.holds(2)
             running.process.send_signal(number)
-            await running.says("nothing more is begun")
+            await running.says("no new refund is started")
             running.process.send_signal(number)
             ended = await running.ended()
         again = await run("cancel", *ids, "--base-url", behind)
@@ -101,7 +101,7 @@ async def test_interrupted_table_is_shown_whole() -> None:
         ):
             await gate.holds(1)
             running.process.send_signal(signal.SIGINT)
-            await running.says("nothing more is begun")
+            await running.says("no new refund is started")
             running.process.send_signal(signal.SIGINT)
             ended, shown = await screen.shows(running)
     assert ended.code == 3

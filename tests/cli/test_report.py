@@ -145,7 +145,7 @@ async def test_report_on_a_terminal_ends_before_it_floods(tmp_path: Path) -> Non
         "report", "run.sqlite3", stdout=screen.terminal, key=None, folder=tmp_path
     ) as running:
         ended, shown = await screen.shows(running)
-    assert ended.err == "the first 300 that want attention; --json has all\n"
+    assert ended.err == "the first 300 that need attention; --json has all\n"
     assert len(shown.splitlines()) == 3 + 1 + 300
 
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from async_refunds.batch.rate_control import RateController
-from async_refunds.emulator.limiter import Limiter, Limits
+from async_refunds.emulator.state.limits import Limiter, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable

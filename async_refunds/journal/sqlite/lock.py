@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from async_refunds.errors import JournalError
@@ -72,6 +72,20 @@ class Lock:
             with suppress(OSError):  # Windows removes no open file: it stays, empty
                 Path(self._path).unlink()
         self._db.close()
+
+
+def is_held(place: str) -> bool:
+    """Tell whether a process holds the lock of a journal; changes nothing."""
+    if not Path(f"{place}-lock").exists():
+        return False
+    try:
+        # Read only: it must not make the file that the holder is removing.
+        name = f"{Path(f'{place}-lock').resolve().as_uri()}?mode=ro"
+        with closing(sqlite3.connect(name, timeout=0, uri=True)) as db:
+            db.execute("SELECT count(*) FROM sqlite_schema")
+    except sqlite3.Error as error:
+        return error.sqlite_errorcode == sqlite3.SQLITE_BUSY
+    return False
 
 
 def _identity(path: str) -> tuple[int, int, int] | None:

@@ -10,6 +10,7 @@ from async_refunds.errors import JournalError
 from async_refunds.journal.base import Record
 
 from .file import connect, refuse, resolved
+from .lock import is_held
 from .schema import OUTCOME, check, explained, stored_run, tally
 
 if TYPE_CHECKING:
@@ -73,6 +74,11 @@ class JournalReader:
     def run(self) -> Run:
         """What it is about."""
         return self._run
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a process is working on the run now."""
+        return is_held(self._place)
 
     def tally(self) -> Tally:
         """Count the items. A million take about half a second."""

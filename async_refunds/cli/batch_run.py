@@ -1,0 +1,290 @@
+"""Run a batch in front of a person, and account for every refund of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shlex
+import signal
+from collections import Counter
+from contextlib import aclosing, contextmanager, suppress
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from async_refunds.batch import Batch
+from async_refunds.errors import JournalError
+from async_refunds.results import CANCELED, CancelRequest, CancelResult
+
+from .progress import BatchProgress, shown
+from .summary import (
+    DONE,
+    INTERRUPTED,
+    NOT_ALL,
+    UNKNOWN,
+    exit_code,
+    outcome_table,
+    resume_command,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable, Iterator, Sequence
+
+    from async_refunds.client import RefundsClient
+    from async_refunds.journal import SqliteJournal
+    from async_refunds.results import CancelOutcome
+
+    from .options import BatchOptions
+    from .output import Output
+    from .summary import Outcomes
+
+STOPPING = (
+    "interrupted: no new refund is started, those in flight are waited for "
+    "(interrupt again to report them as unknown)"
+)
+NOT_SENT = "interrupted, nothing was sent"
+
+RESULT_COLUMNS = ("refund_id", "outcome", "idempotency_key", "error")
+
+# The defaults of `cancel_many`.
+_CONCURRENCY = 50
+_PATIENCE = 120.0
+
+MAX_ROWS = 300
+"""A table on a terminal has at most this many rows."""
+
+
+class OpenJournal(msgspec.Struct, frozen=True):
+    """The journal of a run."""
+
+    journal: SqliteJournal
+    path: str
+    """As the user typed it."""
+
+    @property
+    def resume(self) -> str:
+        """The command that continues the run."""
+        return resume_command(self.path, self.journal.run)
+
+    @property
+    def report(self) -> str:
+        """The command that shows the results."""
+        return shlex.join(["async-refunds", "report", self.path])
+
+
+class BatchRun:
+    """One batch: results to stdout, progress and summary to stderr.
+
+    After the first SIGINT or SIGTERM no new refund is started, and those in flight are
+    waited for. After the second one they are reported as unknown.
+
+    Args:
+        output: Where everything is written.
+        options: How fast and how long the batch works.
+        requests: What to cancel; empty if the journal has it.
+        total: The number of refunds.
+        done: The number of them that were settled before.
+        kept: The journal, if there is one.
+        brief: Show no summary if all are canceled.
+        notes: Lines for the end of the summary.
+    """
+
+    def __init__(
+        self,
+        output: Output,
+        options: BatchOptions,
+        requests: Iterable[CancelRequest] = (),
+        *,
+        total: int,
+        done: int = 0,
+        kept: OpenJournal | None = None,
+        brief: bool = False,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self._output = output
+        self._options = options
+        self._total = total
+        self._done = done
+        self._kept = kept
+        output.kept_by = None if kept is None else kept.report
+        self._brief = brief
+        self._notes = notes
+        # Those that the batch took and has not reported.
+        self._pending: dict[tuple[str | None, str], None] = {}
+        self._requests = self._noting(requests)
+        self._outcomes: Outcomes = Counter()
+        self._open = 0
+        self._left = False
+        self._listed = self._unlisted = 0
+        self._interrupted = False
+
+    async def run(self, refunds: RefundsClient) -> int:
+        """Cancel the refunds, write each result, and return the exit code."""
+        options, kept = self._options, self._kept
+        async with refunds:
+            batch = Batch(
+                refunds,
+                self._requests if kept is None else (),
+                concurrency=options.concurrency or _CONCURRENCY,
+                rate=options.rate,
+                journal=None if kept is None else kept.journal,
+                patience=options.patience or _PATIENCE,
+                timeout=options.timeout,
+            )
+            broken: JournalError | None = None
+            with self._interruptible(batch), _log_without_errors():
+                try:
+                    await self._write_results(batch)
+                    self._account_for_rest()
+                except JournalError as error:
+                    broken = error
+                finally:
+                    self._output.table(RESULT_COLUMNS)
+        code = exit_code(self._outcomes)
+        if code == NOT_ALL and self._interrupted and self._left:
+            code = INTERRUPTED
+        if broken is not None:
+            self._output.say(f"async-refunds: {broken}")
+            # After a request, no journal may hold the outcome of some refund.
+            sent = batch.progress().requests > 0
+            code = UNKNOWN if sent else max(code, NOT_ALL)
+        self._summarize(broken=broken is not None)
+        return max(code, int(self._output.lost))
+
+    def _noting(self, requests: Iterable[CancelRequest]) -> Iterator[CancelRequest]:
+        for request in requests:
+            self._pending[request.stripe_account, request.refund_id] = None
+            yield request
+
+    async def _write_results(self, batch: Batch) -> None:
+        progress = BatchProgress(
+            batch.progress,
+            total=self._total,
+            done=self._done,
+            clock=asyncio.get_running_loop().time,
+        )
+        async with (
+            shown(self._output, progress.line),
+            aclosing(batch.results()) as results,
+        ):
+            async for result in results:
+                self._pending.pop((result.stripe_account, result.refund_id), None)
+                self._write(result.outcome, result_record(result), sent=True)
+
+    def _write(
+        self, outcome: CancelOutcome, record: dict[str, object], *, sent: bool
+    ) -> None:
+        self._outcomes[outcome] += 1
+        if not self._output.as_table or self._total <= MAX_ROWS:
+            self._output.record(record)
+        elif outcome not in CANCELED:
+            self._listed += 1
+            # The journal has what was sent; without one, every such result is shown.
+            if self._listed <= MAX_ROWS or (self._kept is None and sent):
+                self._output.row(record, RESULT_COLUMNS)
+            else:
+                self._unlisted += 1
+
+    def _account_for_rest(self) -> None:
+        """Count what the journal holds, or report what was never started."""
+        if self._kept is not None:
+            tally = self._kept.journal.tally()
+            self._outcomes = Counter(tally.outcomes)
+            self._open = tally.open
+            self._left = tally.open > 0
+            return
+        pending = [CancelRequest(each, account) for account, each in self._pending]
+        for request in chain(pending, self._requests):
+            result = CancelResult(
+                refund_id=request.refund_id,
+                stripe_account=request.stripe_account,
+                outcome="failed",
+            )
+            self._left = True
+            self._write(
+                "failed", {**result_record(result), "error": NOT_SENT}, sent=False
+            )
+
+    def _summarize(self, *, broken: bool) -> None:
+        if not (self._brief and exit_code(self._outcomes) == DONE):
+            self._summarize_outcomes(broken=broken)
+        for note in self._notes:
+            self._output.say(note)
+
+    def _summarize_outcomes(self, *, broken: bool) -> None:
+        kept, say = self._kept, self._output.say
+        resume = None if kept is None else kept.resume
+        if self._outcomes:
+            for line in outcome_table(self._outcomes, resume):
+                say(line)
+        if broken:
+            say(f"what was in flight is unknown: `{resume}` asks with the same keys")
+        elif self._open:
+            say(
+                f"{self._open:,} of {self._total:,} are open: `{resume}` continues "
+                "with them"
+            )
+        if self._listed:
+            where = "--output or --journal keeps them all"
+            if kept is not None:
+                where = f"`{kept.report}` has all"
+            more = f", all but {self._unlisted:,} of them" if self._unlisted else ""
+            say(f"listed are only refunds that need attention{more}; {where}")
+
+    @contextmanager
+    def _interruptible(self, batch: Batch) -> Generator[None]:
+        """Handle the signals until every known result is written."""
+
+        def interrupt() -> None:
+            if self._interrupted:
+                batch.interrupt()
+                return
+            self._interrupted = True
+            batch.stop()
+            self._output.say(STOPPING)
+
+        loop = asyncio.get_running_loop()
+        signals = [signal.SIGINT, signal.SIGTERM]
+        # The terminal is closed. nohup ignores this signal, and so do we then.
+        hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+        if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
+            signals.append(hangup)
+        for number in signals:
+            with suppress(NotImplementedError):  # Windows has none
+                loop.add_signal_handler(number, interrupt)
+        try:
+            yield
+        finally:
+            for number in signals:
+                with suppress(NotImplementedError):
+                    loop.remove_signal_handler(number)
+
+
+@contextmanager
+def _log_without_errors() -> Generator[None]:
+    """Keep errors out of the log: the batch raises what it logs as an error."""
+    logger = logging.getLogger("async_refunds")
+
+    def below_error(logged: logging.LogRecord) -> bool:
+        return logged.levelno < logging.ERROR
+
+    logger.addFilter(below_error)
+    try:
+        yield
+    finally:
+        logger.removeFilter(below_error)
+
+
+def result_record(result: CancelResult) -> dict[str, object]:
+    """Return a result as the JSON output has it."""
+    return {
+        "refund_id": result.refund_id,
+        "stripe_account": result.stripe_account,
+        "outcome": result.outcome,
+        "status": None if result.refund is None else result.refund.status,
+        "idempotency_key": result.idempotency_key,
+        "attempts": len(result.attempts),
+        "request_id": result.request_id,
+        "error": None if result.error is None else str(result.error),
+    }

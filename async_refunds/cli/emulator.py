@@ -1,0 +1,88 @@
+"""``emulator``: a local Stripe for refunds, from the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from typing import Annotated
+
+import typer
+
+from async_refunds.emulator import FAULTS, Emulator, Limits
+
+from . import options
+from .output import Output, os_reason, refuse
+
+FAULTS_HELP = (
+    "What goes wrong: storm:0.3 (each request, with this probability), "
+    "script:reset_after,ok,503 (the next ones), or reset_after=0.1,503=0.2. "
+    f"Faults: {', '.join(FAULTS)}."
+)
+
+HELP = """Run a local Stripe for refunds, to try and to test against.
+
+It keeps refunds, idempotency keys, limits and locks as Stripe does; any key
+such as sk_test_123 is good. What Stripe, banks and time do by themselves is
+set under /_emulator/, and faults and books are there too. Ctrl-C ends it."""
+
+
+@options.with_options
+def emulator(
+    *,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="0 takes any free one.")
+    ] = 12111,
+    host: Annotated[
+        str,
+        typer.Option(help="0.0.0.0 lets other machines reach it."),
+    ] = "127.0.0.1",
+    seed: Annotated[
+        int, typer.Option(min=0, help="How many refunds in requires_action to make.")
+    ] = 500,
+    faults: Annotated[
+        str | None, typer.Option(metavar="SPEC", help=FAULTS_HELP)
+    ] = None,
+    limits: Annotated[
+        bool, typer.Option("--limits", help="Limit rates as Stripe does: 25/s.")
+    ] = False,
+    latency: Annotated[
+        float, typer.Option(min=0, max=60, help="Seconds each execution takes.")
+    ] = 0.0,
+    per_charge: Annotated[
+        int, typer.Option(min=1, help="How many of the seeded refunds share a charge.")
+    ] = 1,
+) -> None:
+    """Run a local Stripe for refunds."""
+    made = Emulator(limits=Limits() if limits else None, latency=latency)
+    try:
+        if faults is not None:
+            made.faults.load(faults)
+    except ValueError as error:
+        refuse(f"--faults: {error}")
+    ids = made.seed_refunds(seed, per_charge=per_charge)
+    example = ids[-1] if ids else "re_..."
+    output = Output(as_json=False)
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(NotImplementedError):  # Windows has none
+                loop.add_signal_handler(number, stop.set)
+        async with made.serve(host=host, port=port) as base_url:
+            output.say(f"{seed} refunds in requires_action at {base_url}; try:")
+            # A server on all addresses is reached from here over the loopback, the
+            # only place where plain http may carry a key.
+            here = base_url.replace("//0.0.0.0:", "//127.0.0.1:")
+            here = here.replace("//[::]:", "//[::1]:")
+            output.say(
+                f"  STRIPE_API_KEY=sk_test_123 async-refunds cancel {example} "
+                f"--base-url {here}"
+            )
+            await stop.wait()
+
+    try:
+        asyncio.run(run())
+    except OSError as error:
+        refuse(f"cannot listen on {host}:{port}: {os_reason(error)}")

@@ -1,0 +1,131 @@
+"""``retrieve`` and ``list``: refunds as they are now."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from async_refunds.errors import RefundNotFoundError, RefundsError
+from async_refunds.protocol import validation
+
+from . import config, options
+from .output import Output, refuse
+from .progress import SearchProgress, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from async_refunds.models import Refund
+
+# https://docs.stripe.com/api/refunds/object#refund_object-status
+STATUSES = ("pending", "requires_action", "succeeded", "failed", "canceled")
+
+REFUND_COLUMNS = ("id", "status", "amount", "currency", "created", "failure_reason")
+
+RETRIEVE_HELP = """Show refunds as they are now.
+
+Exit codes: 0 all are shown, 1 some could not be read, 2 wrong usage."""
+
+
+@options.with_options
+def retrieve(
+    refund_ids: Annotated[
+        list[str], typer.Argument(metavar="REFUND", help=options.REFUND_HELP)
+    ],
+    *,
+    connection: options.ConnectionOptions,
+    form: options.Format,
+) -> None:
+    """Show refunds as they are now."""
+    try:
+        wanted = [validation.refund_id(each) for each in refund_ids]
+    except ValueError as error:
+        refuse(str(error))
+    output = Output(as_json=form.as_json)
+
+    async def read() -> bool:
+        all_found = True
+        async with config.client(**msgspec.structs.asdict(connection)) as refunds:
+            for refund_id in wanted:
+                try:
+                    show(output, await refunds.retrieve(refund_id))
+                except RefundNotFoundError as error:  # the others may be there
+                    output.say(f"async-refunds: {error}")
+                    all_found = False
+        return all_found
+
+    _read(output, read())
+
+
+LIST_HELP = """List refunds, newest first, a hundred per request.
+
+Exit codes: 0 listed, 1 a page could not be read, 2 wrong usage."""
+
+
+@options.with_options
+def list_(
+    *,
+    status: Annotated[
+        str | None,
+        typer.Option(help="Only these; Stripe sends all, the choice is made here."),
+    ] = None,
+    charge: Annotated[
+        str | None, typer.Option(metavar="CH", help="Only those of this charge.")
+    ] = None,
+    payment_intent: Annotated[
+        str | None, typer.Option(metavar="PI", help="Only those of this payment.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--max", min=1, help="Stop after this many.")
+    ] = None,
+    connection: options.ConnectionOptions,
+    form: options.Format,
+) -> None:
+    """List refunds, newest first."""
+    if status is not None:
+        options.known("--status", status, STATUSES)
+    output = Output(as_json=form.as_json)
+
+    async def read() -> bool:
+        progress = SearchProgress(asyncio.get_running_loop().time)
+        async with (
+            config.client(**msgspec.structs.asdict(connection)) as refunds,
+            shown(output, progress.line),
+        ):
+            try:
+                pages = refunds.list(charge=charge, payment_intent=payment_intent)
+            except ValueError as error:
+                refuse(str(error))
+            async for refund in pages:
+                progress.see(refund.created)
+                if status is None or refund.status == status:
+                    show(output, refund)
+                    progress.matches += 1
+                if progress.matches == limit:
+                    break
+        return True
+
+    _read(output, read())
+
+
+def show(output: Output, refund: Refund) -> None:
+    """Write a refund as Stripe sent it.
+
+    Raises:
+        OutputLostError: stdout broke.
+    """
+    output.record(msgspec.to_builtins(refund))
+
+
+def _read(output: Output, reading: Coroutine[None, None, bool]) -> None:
+    """Read, show the table, and end with exit code 0 if everything was found."""
+    found = False
+    try:
+        found = asyncio.run(reading)
+    except RefundsError as error:
+        output.say(f"async-refunds: {error}")
+    output.table(REFUND_COLUMNS)
+    raise typer.Exit(0 if found else 1)

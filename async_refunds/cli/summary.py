@@ -1,0 +1,74 @@
+"""How a batch ended: the count of each outcome, what to do next, the exit code."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from typing import TYPE_CHECKING, TypeAlias
+
+from async_refunds.results import CANCELED
+
+from .config import needs_address
+from .tables import aligned
+
+if TYPE_CHECKING:
+    from async_refunds.journal import Run
+
+Outcomes: TypeAlias = Counter[str | None]
+"""The number of refunds of each outcome; ``None`` counts those without a result."""
+
+DONE = 0
+NOT_ALL = 1
+UNKNOWN = 3
+INTERRUPTED = 130
+"""Interrupted with refunds left, as shells number SIGINT; an unknown outcome is 3."""
+
+IN_FLIGHT = "in flight"
+"""Counts the refunds that a running process may be canceling."""
+
+# In the order of the table.
+_ORDER: tuple[str | None, ...] = (
+    *("canceled", "already_canceled", "not_cancelable", "failed", "unknown"),
+    *(IN_FLIGHT, None),
+)
+
+
+def resume_command(journal: str, run: Run) -> str:
+    """Return the command that continues the run of a journal."""
+    words = ["async-refunds", "resume", journal, *(["--live"] if run.livemode else [])]
+    if needs_address(run):
+        words += ["--base-url", run.base_url]
+    return shlex.join(words)
+
+
+def outcome_table(outcomes: Outcomes, resume: str | None) -> list[str]:
+    """Return a table of the outcomes and what to do about each.
+
+    Args:
+        outcomes: The counts.
+        resume: The command that continues the run, if there is a journal.
+    """
+    again = f"`{resume}`" if resume else "run the same command again"
+    next_steps: dict[str | None, str] = {
+        "canceled": "",
+        "already_canceled": "nothing: canceled before this run asked",
+        "not_cancelable": "nothing can be: it is no longer in requires_action",
+        "failed": f"not canceled: read the error, fix its cause, then {again}",
+        "unknown": f"maybe canceled: {again}; nothing is canceled twice",
+        IN_FLIGHT: "nothing yet: the run is going on",
+        None: "nothing yet: the run is going on" if outcomes[IN_FLIGHT] else again,
+    }
+    rows = [
+        [outcome or "open", f"{outcomes[outcome]:,}", next_steps[outcome]]
+        for outcome in _ORDER
+        if outcomes[outcome]
+    ]
+    return aligned([["outcome", "refunds", "what to do"], *rows])
+
+
+def exit_code(outcomes: Outcomes) -> int:
+    """Return 0 if all are canceled, 3 if one is unknown, 1 for anything else."""
+    if outcomes["unknown"]:
+        return UNKNOWN
+    seen = {outcome for outcome, count in outcomes.items() if count}
+    return DONE if seen <= CANCELED else NOT_ALL

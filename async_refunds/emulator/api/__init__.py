@@ -1,0 +1,1 @@
+"""What each endpoint answers, with no socket in sight."""

@@ -1,0 +1,1 @@
+"""Sockets: accepts connections, carries requests out, and damages some answers."""

@@ -1,0 +1,92 @@
+"""The admin API under ``/_emulator``: what Stripe, banks and time do by themselves.
+
+JSON over HTTP, without authentication: every client that reaches the emulator may
+use it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from async_refunds.emulator.api.request import RawRequest
+
+ADMIN = "/_emulator"
+
+
+class AdminApi:
+    """Calls functions over HTTP.
+
+    Args:
+        operations: By method and path below ``/_emulator``, such as ``POST /clock``,
+            the function to call. The JSON body has the fields that the function has
+            parameters; a positional-only parameter takes the whole body. A path such
+            as ``/refunds/{id}`` calls it with the id instead. What the function
+            returns is the answer; `ValueError` is answered with 400, and `KeyError`,
+            of a function with an id, with 404.
+    """
+
+    def __init__(self, operations: Mapping[str, Callable[..., object]]) -> None:
+        self._operations = operations
+
+    def answer(self, raw: RawRequest) -> tuple[int, bytes]:
+        """Return the status and the JSON of the answer."""
+        answer: object
+        if raw.malformed is not None:
+            status, answer = 400, _error(raw.malformed.message)
+        else:
+            try:
+                status, answer = self._call(raw)
+            except ValueError as error:  # those of msgspec are among them
+                status, answer = 400, _error(str(error))
+        return status, msgspec.json.encode(answer)
+
+    def _call(self, raw: RawRequest) -> tuple[int, object]:
+        path = raw.path.removeprefix(ADMIN).rstrip("/")
+        operation = self._operations.get(f"{raw.method} {path}")
+        if operation is not None:
+            return 200, _call(operation, raw.body)
+        if raw.method == "GET" and not path:
+            endpoints = [each.replace(" ", f" {ADMIN}") for each in self._operations]
+            return 200, {"endpoints": endpoints}
+        folder, _, rest = path.removeprefix("/").partition("/")
+        item, slash, action = rest.partition("/")
+        operation = self._operations.get(
+            f"{raw.method} /{folder}/{{id}}{slash}{action}"
+        )
+        if operation is None or not item:
+            where = f"{raw.method} {raw.path}"
+            return 404, _error(f"there is no {where}; GET {ADMIN} lists what there is")
+        try:
+            return 200, operation(item)
+        except KeyError:
+            return 404, _error(f"there is no {item!r} in /{folder}")
+
+
+def _error(message: str) -> dict[str, str]:
+    return {"error": message}
+
+
+def _call(operation: Callable[..., object], body: bytes) -> object:
+    """Call a function with the parameters that a body gives."""
+    parameters = inspect.signature(operation).parameters.values()
+    if not parameters:
+        return operation()
+    types = get_type_hints(operation, include_extras=True)
+    body = body or b"{}"
+    for parameter in parameters:
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            return operation(msgspec.json.decode(body, type=types[parameter.name]))
+    fields: list[Any] = [
+        (parameter.name, types[parameter.name])
+        if parameter.default is parameter.empty
+        else (parameter.name, types[parameter.name], parameter.default)
+        for parameter in parameters
+    ]
+    kind = msgspec.defstruct("Body", fields, kw_only=True, forbid_unknown_fields=True)
+    return operation(**msgspec.structs.asdict(msgspec.json.decode(body, type=kind)))

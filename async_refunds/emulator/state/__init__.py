@@ -1,0 +1,1 @@
+"""What the emulated Stripe remembers: no requests, no sockets."""
