@@ -153,12 +153,3 @@ async def test_full_stack_at_a_read_is_an_error_of_ours() -> None:
     assert found["APIConnectionError"] > 0
     assert found["nothing"] > 0
     assert found["RecursionError"] < 20
-
-
-async def test_full_stack_lets_no_timer_that_ends_the_task_later() -> None:
-    most = await deepest()
-    async with scripted("reset", reads=[seen("requires_action")]) as server:
-        for free in range(FRAMES):
-            async with server.client() as refunds:
-                await told_by(nested(most - free, refunds.cancel, RE))
-                await asyncio.sleep(100)
