@@ -22,6 +22,8 @@ from .errors import (
     RefundNotCancelableError,
     RefundNotFoundError,
     RefundsError,
+    SignatureVerificationError,
+    WebhookError,
 )
 from .models import (
     Attempt,
@@ -45,6 +47,7 @@ from .protocol import CreatedRange
 from .results import CancelOutcome, CancelRequest, CancelResult
 from .retry import RetryBudget, RetryPolicy
 from .version import __version__
+from .webhooks import RefundEvent, refund_event
 
 if TYPE_CHECKING:
     from .batch import cancel_many
@@ -94,6 +97,7 @@ __all__ = [
     "PresentmentDetails",
     "RateLimitError",
     "Refund",
+    "RefundEvent",
     "RefundNotCancelableError",
     "RefundNotFoundError",
     "RefundsClient",
@@ -101,7 +105,10 @@ __all__ = [
     "RetryBudget",
     "RetryPolicy",
     "STRIPE_VERSION",
+    "SignatureVerificationError",
+    "WebhookError",
     "__version__",
     "cancel_many",
     "id_of",
+    "refund_event",
 ]
