@@ -158,7 +158,7 @@ class Call(msgspec.Struct, eq=False):
     """Why no further retry came."""
     in_flight: bool = False
     """Whether a cancel was handed to the session, and what it did is not accounted for
-    by `maybe_sent` or by a refusal."""
+    by `maybe_sent` or by a refusal that is confirmed."""
     refused_before: tuple[int, str | None] | None = None
     """Status and code of the last refusal that is not confirmed."""
     key_generation: int = 0
@@ -410,7 +410,9 @@ class Call(msgspec.Struct, eq=False):
         if is_cancel and result.value is None:
             result = self._remember(result)
         # Also after a success: an error on its way to the caller must not hide it.
-        self.in_flight = is_cancel and result.value is not None
+        self.in_flight = is_cancel and (
+            result.value is not None or not result.confirmed
+        )
         attempt = Attempt(
             len(self.attempts) + 1,
             request.method,
@@ -449,7 +451,8 @@ class Call(msgspec.Struct, eq=False):
         self.refused_before = seen
         if not twice:
             return failed
-        return msgspec.structs.replace(failed, confirmed=True, retry=False)
+        retry = failed.retry and failed.limit is not None
+        return msgspec.structs.replace(failed, confirmed=True, retry=retry)
 
     def attach_last_response(
         self, refund: Refund, reply: Reply, key: str | None

@@ -225,6 +225,33 @@ async def test_refusal_that_may_answer_another_request_is_believed_if_it_comes_t
     assert server.methods() == "POST POST"
 
 
+LIMITED_SILENTLY = refusal(429, echo=False, code="rate_limit")
+
+
+async def test_limit_is_believed_if_it_comes_twice_and_retried_all_the_same() -> None:
+    async with scripted(LIMITED_SILENTLY) as server, server.client() as refunds:
+        with pytest.raises(RateLimitError):
+            await refunds.cancel(RE)
+    assert server.methods() == "POST POST POST POST"
+
+
+@pytest.mark.parametrize("state", ["canceled", "requires_action", "limited"])
+async def test_limit_that_came_once_is_settled(state: str) -> None:
+    read = LIMITED_SILENTLY if state == "limited" else seen(state)
+    once = RetryPolicy(max_retries=0)
+    async with (
+        scripted(LIMITED_SILENTLY, reads=[read]) as server,
+        server.client(retry=once) as refunds,
+    ):
+        if state == "canceled":
+            assert (await refunds.cancel(RE)).status == "canceled"
+        else:
+            limited = state == "limited"
+            with pytest.raises(RateLimitError if limited else OutcomeUnknownError):
+                await refunds.cancel(RE)
+    assert server.methods() == "POST GET"
+
+
 @pytest.mark.parametrize("status", UNCONFIRMED)
 async def test_late_refusal_of_another_request_does_not_hide_the_cancel(
     status: int,
