@@ -43,27 +43,31 @@ from .models import (
     Refund,
     id_of,
 )
-from .protocol import CreatedRange
+from .protocol.requests import CreatedRange
 from .results import CancelOutcome, CancelRequest, CancelResult
 from .retry import RetryBudget, RetryPolicy
 from .version import __version__
 from .webhooks import RefundEvent, refund_event
 
 if TYPE_CHECKING:
-    from .batch import cancel_many
+    from .batch import Batch, Progress, cancel_many
+    from .journal import Journal, JournalReader, Run, SqliteJournal
 else:
+    # A service that cancels one refund at a time need not load what batches stand on,
+    # SQLite among it: a tenth of the import (``benchmarks/bench_import.py``).
+    _BATCH = ("Batch", "Progress", "cancel_many")
+    _JOURNAL = ("Journal", "JournalReader", "Run", "SqliteJournal")
+    _LAZY = dict.fromkeys(_BATCH, "batch") | dict.fromkeys(_JOURNAL, "journal")
 
     def __getattr__(name: str) -> object:
-        # A service that cancels one refund at a time need not load what batches stand
-        # on, SQLite among it: a tenth of the import (``benchmarks/bench_import.py``).
-        if name == "cancel_many":
-            from .batch import cancel_many  # noqa: PLC0415 - for that reason
+        if name in _LAZY:
+            from importlib import import_module  # noqa: PLC0415 - for that reason
 
-            return cancel_many
+            return getattr(import_module(f".{_LAZY[name]}", __name__), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), "cancel_many"})
+        return sorted({*globals(), *_LAZY})
 
 
 __all__ = [
@@ -74,6 +78,7 @@ __all__ = [
     "Attempt",
     "AuthenticationError",
     "BankDestination",
+    "Batch",
     "CallRecord",
     "CancelOutcome",
     "CancelRequest",
@@ -86,7 +91,9 @@ __all__ = [
     "EmailSent",
     "IdempotencyError",
     "InvalidRequestError",
+    "Journal",
     "JournalError",
+    "JournalReader",
     "LastResponse",
     "NetworkDestination",
     "NextAction",
@@ -95,6 +102,7 @@ __all__ = [
     "PermissionDeniedError",
     "PlainDestination",
     "PresentmentDetails",
+    "Progress",
     "RateLimitError",
     "Refund",
     "RefundEvent",
@@ -104,8 +112,10 @@ __all__ = [
     "RefundsError",
     "RetryBudget",
     "RetryPolicy",
+    "Run",
     "STRIPE_VERSION",
     "SignatureVerificationError",
+    "SqliteJournal",
     "WebhookError",
     "__version__",
     "cancel_many",

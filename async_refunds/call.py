@@ -71,13 +71,16 @@ class CallObserver(Protocol):
 
 
 class RetryGate(Protocol):
-    """Decides when the next retry of a call may go out."""
+    """Decides when a retry of a call, or its settling read, may go out."""
 
-    async def wait(self, seconds: float, until: float) -> None:
-        """Sleep at least so long before a retry, and wait until it may go out.
+    async def wait(self, request: Request[Any], seconds: float, until: float) -> bool:
+        """Sleep at least so long, then wait until the request may go out.
 
         Not beyond ``until``, a time on the event loop's clock: no attempt can start
         after that.
+
+        Returns:
+            Whether it may go out. If not, the call ends with what it knows.
         """
         ...
 
@@ -255,11 +258,7 @@ class Call(msgspec.Struct, eq=False):
         """Conclude a cancel whose last answer was not ``canceled``."""
         stopped, read = self.stopped, None
         if needs_read(last, maybe_sent=self.maybe_sent):
-            read = await self._read(settling_read(request))
-            if read.value is not None:
-                self.attach_last_response(
-                    read.value, read.reply, request.idempotency_key
-                )
+            read = await self._read_to_settle(request)
         return conclude(
             request,
             last,
@@ -268,6 +267,18 @@ class Call(msgspec.Struct, eq=False):
             attempts=self.attempts,
             stopped=stopped,
         )
+
+    async def _read_to_settle(
+        self, request: Request[Refund]
+    ) -> Classification[Refund] | None:
+        """Read the refund of a cancel; ``None`` if the gate lets no read out."""
+        reading, gate = settling_read(request), self.retry_gate
+        if gate is not None and not await gate.wait(reading, 0.0, self.deadline):
+            return None
+        read = await self._read(reading)
+        if read.value is not None:
+            self.attach_last_response(read.value, read.reply, request.idempotency_key)
+        return read
 
     def _conclude_unexpected(
         self, request: Request[Refund], error: Exception
@@ -315,11 +326,26 @@ class Call(msgspec.Struct, eq=False):
     ) -> Classification[T]:
         """Return the last attempt after a first one that may be retried."""
         context, gate = self.context, self.retry_gate
+        last = first
         slept: float | None = None
+        refused = False  # by the gate
 
         async def attempt_again() -> Classification[T]:
+            nonlocal last
+            if refused:
+                stop("deadline")
+                return msgspec.structs.replace(last, retry=False)  # lets tenacity end
             # tenacity's first call stands for the attempt that was made before.
-            return first if slept is None else await self.attempt(request, until, slept)
+            if slept is not None:
+                last = await self.attempt(request, until, slept)
+            return last
+
+        async def wait(seconds: float) -> None:
+            nonlocal refused
+            if gate is None:
+                await asyncio.sleep(seconds)
+            else:
+                refused = not await gate.wait(request, seconds, until)
 
         def note(failed: Classification[T], pause: float) -> None:
             nonlocal slept
@@ -338,16 +364,12 @@ class Call(msgspec.Struct, eq=False):
             until=until,
             room=min(self.timeout * _ROOM_SHARE, _ROOM_LIMIT),
             clock=self.clock,
-            sleep=(
-                asyncio.sleep
-                if gate is None
-                else lambda seconds: gate.wait(seconds, until)
-            ),
+            sleep=wait,
             before_sleep=note,
             on_stop=stop,
         )
-        result: Classification[T] = await controller(attempt_again)
-        return result
+        await controller(attempt_again)
+        return last
 
     async def attempt(
         self, request: Request[T], until: float, slept: float = 0.0

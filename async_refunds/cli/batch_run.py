@@ -7,7 +7,7 @@ import logging
 import shlex
 import signal
 from collections import Counter
-from contextlib import aclosing, contextmanager, nullcontext, suppress
+from contextlib import aclosing, contextmanager, suppress
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from async_refunds.batch import Batch
 from async_refunds.errors import JournalError
 from async_refunds.results import CANCELED, CancelRequest, CancelResult
 
-from .progress import ProgressDisplay
+from .progress import BatchProgress, shown
 from .summary import (
     DONE,
     INTERRUPTED,
@@ -67,6 +67,11 @@ class OpenJournal(msgspec.Struct, frozen=True):
         """The command that continues the run."""
         return resume_command(self.path, self.journal.run)
 
+    @property
+    def report(self) -> str:
+        """The command that shows the results."""
+        return shlex.join(["async-refunds", "report", self.path])
+
 
 class BatchRun:
     """One batch: results to stdout, progress and summary to stderr.
@@ -102,6 +107,7 @@ class BatchRun:
         self._total = total
         self._done = done
         self._kept = kept
+        output.kept_by = None if kept is None else kept.report
         self._brief = brief
         self._notes = notes
         # Those that the batch took and has not reported.
@@ -152,23 +158,22 @@ class BatchRun:
             yield request
 
     async def _write_results(self, batch: Batch) -> None:
-        display = ProgressDisplay(
-            self._output,
+        progress = BatchProgress(
             batch.progress,
             total=self._total,
             done=self._done,
             clock=asyncio.get_running_loop().time,
         )
-        async with display.shown(), aclosing(batch.results()) as results:
+        async with (
+            shown(self._output, progress.line),
+            aclosing(batch.results()) as results,
+        ):
             async for result in results:
                 self._pending.pop((result.stripe_account, result.refund_id), None)
-                self._write(result.outcome, result_record(result), display)
+                self._write(result.outcome, result_record(result), sent=True)
 
     def _write(
-        self,
-        outcome: CancelOutcome,
-        record: dict[str, object],
-        display: ProgressDisplay | None = None,
+        self, outcome: CancelOutcome, record: dict[str, object], *, sent: bool
     ) -> None:
         self._outcomes[outcome] += 1
         if not self._output.as_table or self._total <= MAX_ROWS:
@@ -176,9 +181,8 @@ class BatchRun:
         elif outcome not in CANCELED:
             self._listed += 1
             # The journal has what was sent; without one, every such result is shown.
-            if self._listed <= MAX_ROWS or (self._kept is None and display is not None):
-                with nullcontext() if display is None else display.hidden():
-                    self._output.row(record, RESULT_COLUMNS)
+            if self._listed <= MAX_ROWS or (self._kept is None and sent):
+                self._output.row(record, RESULT_COLUMNS)
             else:
                 self._unlisted += 1
 
@@ -198,7 +202,9 @@ class BatchRun:
                 outcome="failed",
             )
             self._left = True
-            self._write("failed", {**result_record(result), "error": NOT_SENT})
+            self._write(
+                "failed", {**result_record(result), "error": NOT_SENT}, sent=False
+            )
 
     def _summarize(self, *, broken: bool) -> None:
         if not (self._brief and exit_code(self._outcomes) == DONE):
@@ -222,8 +228,7 @@ class BatchRun:
         if self._listed:
             where = "--output or --journal keeps them all"
             if kept is not None:
-                report = shlex.join(["async-refunds", "report", kept.path])
-                where = f"`{report}` has all"
+                where = f"`{kept.report}` has all"
             more = f", all but {self._unlisted:,} of them" if self._unlisted else ""
             say(f"listed are only refunds that need attention{more}; {where}")
 

@@ -19,9 +19,11 @@ from async_refunds.results import CancelRequest
 from . import config, money, options
 from .batch_run import MAX_ROWS
 from .cancel import open_journal, open_output, run_batch
-from .output import Output, aligned, print_error, refuse, to_stderr
+from .output import Output, print_error, refuse, to_stderr
+from .progress import SearchProgress, shown
 from .refund_lists import RefundList
 from .show import REFUND_COLUMNS, show
+from .tables import aligned
 
 if TYPE_CHECKING:
     from async_refunds.client import RefundsClient
@@ -30,9 +32,6 @@ if TYPE_CHECKING:
 
 _SPAN = re.compile(r"(\d{1,5})([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
-
-# A long search says how far it is after this many refunds: 100 pages.
-_PROGRESS_INTERVAL = 10_000
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,19 +91,20 @@ async def search(
         OutputLostError: A match could not be written.
     """
     found = Found()
-    async with refunds:
+    progress = SearchProgress(asyncio.get_running_loop().time)
+    async with refunds, shown(output, progress.line):
         async for refund in refunds.list(created=wanted.created):
-            found.seen += 1
+            progress.see(refund.created)
+            found.seen = progress.seen
             if wanted.matches(refund):
                 matches.add(CancelRequest(refund.id))
+                progress.matches = matches.count
                 found.counts[refund.currency] += 1
                 found.sums[refund.currency] += refund.amount
                 if show_rows and (not output.as_table or matches.count <= MAX_ROWS):
                     show(output, refund)
             if matches.count == limit:
                 break
-            if not found.seen % _PROGRESS_INTERVAL:
-                output.say(f"{found.seen:,} searched, {matches.count:,} match")
     return found
 
 

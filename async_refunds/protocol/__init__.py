@@ -2,7 +2,3 @@
 
 Pure: no I/O, no clock, no randomness. The same values always give the same answer.
 """
-
-from .requests import CreatedRange
-
-__all__ = ["CreatedRange"]
