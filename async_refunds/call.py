@@ -451,8 +451,14 @@ class Call(msgspec.Struct, eq=False):
         self.refused_before = seen
         if not twice:
             return failed
-        retry = failed.retry and failed.limit is not None
-        return msgspec.structs.replace(failed, confirmed=True, retry=retry)
+        limited = failed.limit is not None
+        return msgspec.structs.replace(
+            failed,
+            confirmed=True,
+            retry=failed.retry and limited,
+            # A limiter is believed without a read, which would only meet it again.
+            repeated=not limited,
+        )
 
     def attach_last_response(
         self, refund: Refund, reply: Reply, key: str | None
