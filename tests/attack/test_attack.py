@@ -1,0 +1,101 @@
+"""A short run of the attack, and proof that it sees an untrue word."""
+
+from __future__ import annotations
+
+import pytest
+
+from . import campaign, journal_campaign
+from .campaign import Summary, played
+from .drawing import drawn
+from .script import Act, Call, Given, Kill, Move, Option, Script
+from .shrink import shrunk
+
+KNOWN_OPEN: dict[str, str] = {
+    # An act, an option or a damage, and why it does not hold yet.
+}
+
+
+def without() -> tuple[str, ...]:
+    return tuple(KNOWN_OPEN)
+
+
+def told_by(summary: Summary) -> str:
+    return "\n\n".join(
+        f"{found.finding.kind} [{', '.join(sorted(found.damages))}]\n"
+        f"python -m tests.attack --only {found.kind} --seed {found.seed} "
+        f"--case {found.number}\n{found.finding.text}"
+        for found in summary.simplest()
+    )
+
+
+@pytest.mark.parametrize("kind", ["calls", "batch"])
+def test_every_promise_holds_under_random_faults(kind: str) -> None:
+    summary = campaign.attack(kind, 1, range(120), without=without())
+    assert not summary.found, told_by(summary)
+    # It attacked: faults came, and calls ended in every way.
+    assert summary.requests > 500
+    assert len(summary.told) >= 4
+
+
+def test_every_promise_holds_through_kills_and_damaged_journals() -> None:
+    summary = journal_campaign.attack(1, range(40), without=without())
+    assert not summary.found, told_by(summary)
+    assert summary.requests > 300
+    assert summary.told["canceled"] > 100
+
+
+# A server that says what is not so: no client can know. It stands for a client that
+# says what is not so, since the judge sees the same.
+LIE = Act(1, "POST", 0, 0, "lie")
+LIAR: Script = (
+    Option("max_retries", 1),
+    Given(0, "canceled"),
+    Given(1, spelling=3),
+    Act(0, "POST", 0, 0, "run", "slow", 3),
+    LIE,
+    Act(1, "GET", 0, 0, "run", "plain"),
+    Call(0, 0, at=0.5),
+    Call(1, 1, at=0.3, own_key=True),
+    Call(2, 0, timeout=3.0),
+)
+
+
+def test_untrue_word_is_found_and_shrunk_to_what_makes_it() -> None:
+    def fails(script: Script) -> bool:
+        report = played("calls", script, "liar")
+        kinds = {finding.kind for finding in report.findings}
+        return "returned though not canceled" in kinds
+
+    assert fails(LIAR)
+    assert shrunk(LIAR, fails) == (LIE, Call(1, 1))
+
+
+def test_untrue_word_of_a_batch_is_found() -> None:
+    report = played("batch", (Given(1), LIE), "liar")
+    assert {finding.kind for finding in report.findings} == {
+        "told canceled, and is not"
+    }
+
+
+@pytest.mark.parametrize("kind", ["calls", "batch", "journals"])
+def test_same_case_is_the_same_script(kind: str) -> None:
+    first, second = (drawn(kind, 5, number) for number in (3, 3))
+    assert first == second != drawn(kind, 5, 4)
+
+
+def test_book_keeping_knows_a_cancel_by_other_hands() -> None:
+    script: Script = (Given(0), Move(0, 1.0, "canceled"), Call(0, 0, at=2.0))
+    report = played("calls", script, "moved")
+    assert report.told == {"RefundNotCancelableError": 1}
+    assert not report.findings
+
+
+def test_kill_in_the_middle_of_a_run_is_resumed_with_the_same_key() -> None:
+    script: Script = (
+        Option("runs", 2),
+        *(Given(number) for number in range(5)),
+        Kill(0, 3, "executed"),
+    )
+    report = journal_campaign.played(script)
+    assert not report.findings
+    assert report.told["canceled"] >= 5
