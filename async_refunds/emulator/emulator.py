@@ -116,15 +116,6 @@ class Emulator:
         self._state.lock_wait = lock_wait
 
     @property
-    def requests(self) -> deque[ReceivedRequest]:
-        """The last requests, oldest first; another deque may be set, of any length."""
-        return self._state.requests
-
-    @requests.setter
-    def requests(self, requests: deque[ReceivedRequest]) -> None:
-        self._state.requests = requests
-
-    @property
     def on_request(self) -> Callable[[ReceivedRequest], None] | None:
         """A function that is called with each request once it has ended.
 
