@@ -46,7 +46,7 @@ PURE = {"protocol", "results", "errors", "models"}
 PURE_LIBRARIES = {"__future__", "collections", "enum", "ipaddress", "math", "re"} | {
     *("msgspec", "typing", "urllib.parse", "async_refunds")
 }
-ONLY_IN = {"aiohttp": {"transport", "client", "emulator"}, "tenacity": {"retry"}}
+ONLY_IN = {"aiohttp": {"transport", "client", "emulator", "cli"}, "tenacity": {"retry"}}
 LIBRARIES = {"aiohttp", "async_refunds", "msgspec", "multidict", "tenacity", "yarl"}
 NO_ROOMS = {"utils", "helpers", "common", "constants"}
 
