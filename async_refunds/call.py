@@ -158,7 +158,7 @@ class Call(msgspec.Struct, eq=False):
     """Why no further retry came."""
     in_flight: bool = False
     """Whether a cancel was handed to the session, and what it did is not accounted for
-    by `maybe_sent` or by a refusal."""
+    by `maybe_sent` or by a refusal that is confirmed."""
     refused_before: tuple[int, str | None] | None = None
     """Status and code of the last refusal that is not confirmed."""
     key_generation: int = 0
@@ -291,12 +291,14 @@ class Call(msgspec.Struct, eq=False):
             error.idempotency_key = request.idempotency_key
             return Conclusion("failed", error=error, settled=False)
         what = f"an unexpected {type(error).__name__}"
-        if self.in_flight or self.maybe_sent:
+        # A refusal that was not confirmed may have answered another request.
+        if self.in_flight or self.maybe_sent or self.refused_before is not None:
             return conclude_interrupted(request, self.attempts, f"{what} broke it off")
+        when = "after Stripe had refused it" if self.attempts else "before it was sent"
         return Conclusion(
             "failed",
             error=APIConnectionError(
-                f"{subject(request)}: {what} came before anything was sent",
+                f"{subject(request)}: {what} came {when}",
                 idempotency_key=request.idempotency_key,
                 attempts=self.attempts,
             ),
@@ -408,7 +410,9 @@ class Call(msgspec.Struct, eq=False):
         if is_cancel and result.value is None:
             result = self._remember(result)
         # Also after a success: an error on its way to the caller must not hide it.
-        self.in_flight = is_cancel and result.value is not None
+        self.in_flight = is_cancel and (
+            result.value is not None or not result.confirmed
+        )
         attempt = Attempt(
             len(self.attempts) + 1,
             request.method,
@@ -447,7 +451,8 @@ class Call(msgspec.Struct, eq=False):
         self.refused_before = seen
         if not twice:
             return failed
-        return msgspec.structs.replace(failed, confirmed=True, retry=False)
+        retry = failed.retry and failed.limit is not None
+        return msgspec.structs.replace(failed, confirmed=True, retry=retry)
 
     def attach_last_response(
         self, refund: Refund, reply: Reply, key: str | None

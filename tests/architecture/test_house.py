@@ -27,6 +27,7 @@ ROOMS: dict[str, set[str]] = {
     "transport": {"protocol"},
     "retry": {"protocol"},
     "journal": {"protocol", "results", "errors", "models"},
+    "webhooks": {"protocol", "errors", "models"},
     "protocol": {"results", "errors", "models"},
     "results": {"errors", "models"},
     "errors": {"models"},

@@ -107,6 +107,12 @@ class Scripted:
         """Return a client of this server."""
         return RefundsClient(options.pop("api_key", KEY), base_url=self.url, **options)
 
+    async def received_at_least(self, count: int) -> None:
+        """Wait until so many requests have arrived."""
+        while len(self.received) < count:
+            self.arrived.clear()
+            await self.arrived.wait()
+
     def act_for(self, request: Received) -> Act:
         """Return what to do with a request: the next act of its kind."""
         acts = self.cancels if request.method == "POST" else self.reads
