@@ -18,6 +18,14 @@ _GRACE = 0.00005
 _QUANTUM = 0.02
 
 
+# Real seconds until a loop that waits for nothing is taken for stuck.
+_STUCK = 10.0
+
+
+class StuckError(Exception):
+    """Tasks wait for each other, and nothing can wake them."""
+
+
 class _Selector(selectors.DefaultSelector):
     now = 0.0
 
@@ -27,7 +35,11 @@ class _Selector(selectors.DefaultSelector):
         if timeout is not None and timeout <= 0:
             return super().select(0)
         if timeout is None:
-            return super().select(1.0)
+            # No timer and no thread: what is not ready now never will be.
+            ready = super().select(_STUCK)
+            if not ready:
+                raise StuckError([*asyncio.all_tasks()])
+            return ready
         ready = super().select(0)
         if not ready:
             time.sleep(_GRACE)
