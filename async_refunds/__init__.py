@@ -22,6 +22,8 @@ from .errors import (
     RefundNotCancelableError,
     RefundNotFoundError,
     RefundsError,
+    SignatureVerificationError,
+    WebhookError,
 )
 from .models import (
     Attempt,
@@ -45,6 +47,7 @@ from .protocol.requests import CreatedRange
 from .results import CancelOutcome, CancelRequest, CancelResult
 from .retry import RetryBudget, RetryPolicy
 from .version import __version__
+from .webhooks import RefundEvent, refund_event
 
 if TYPE_CHECKING:
     from .batch import Batch, Progress, cancel_many
@@ -102,6 +105,7 @@ __all__ = [
     "Progress",
     "RateLimitError",
     "Refund",
+    "RefundEvent",
     "RefundNotCancelableError",
     "RefundNotFoundError",
     "RefundsClient",
@@ -110,8 +114,11 @@ __all__ = [
     "RetryPolicy",
     "Run",
     "STRIPE_VERSION",
+    "SignatureVerificationError",
     "SqliteJournal",
+    "WebhookError",
     "__version__",
     "cancel_many",
     "id_of",
+    "refund_event",
 ]

@@ -14,7 +14,7 @@ def main() -> None:
     try:
         from .cli.app import app  # noqa: PLC0415 - lazy: the extra may be missing
     except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich"):
+        if error.name != "typer":
             raise
         sys.stderr.write(f"{NO_EXTRA}\n")
         sys.exit(2)

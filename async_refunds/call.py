@@ -26,7 +26,7 @@ from .protocol.classification import (
     is_success,
     request_id,
 )
-from .protocol.error_mapping import subject
+from .protocol.error_mapping import error_for, subject
 from .protocol.outcome import Conclusion, conclude, conclude_interrupted, needs_read
 from .protocol.requests import Cause, Response, TransportFailure, settling_read
 from .retry import retrying
@@ -71,13 +71,16 @@ class CallObserver(Protocol):
 
 
 class RetryGate(Protocol):
-    """Decides when the next retry of a call may go out."""
+    """Decides when a retry of a call, or its settling read, may go out."""
 
-    async def wait(self, seconds: float, until: float) -> None:
-        """Sleep at least so long before a retry, and wait until it may go out.
+    async def wait(self, request: Request[Any], seconds: float, until: float) -> bool:
+        """Sleep at least so long, then wait until the request may go out.
 
         Not beyond ``until``, a time on the event loop's clock: no attempt can start
         after that.
+
+        Returns:
+            Whether it may go out. If not, the call ends with what it knows.
         """
         ...
 
@@ -90,11 +93,11 @@ class Credentials(Protocol):
         """How often the key has changed."""
         ...
 
-    async def load(self) -> None:
-        """Give the session its first key, unless it has one."""
+    async def load(self, seconds: float) -> None:
+        """Give the session its first key, unless it has one, within so many seconds."""
         ...
 
-    async def renew(self, generation: int) -> bool:
+    async def renew(self, generation: int, seconds: float) -> bool:
         """Replace the key of a generation that was refused; return whether it could."""
         ...
 
@@ -102,24 +105,21 @@ class Credentials(Protocol):
 class InProgress:
     """Counts the calls in progress, and lets a closing client wait for their end."""
 
-    __slots__ = ("_idle", "calls")
+    __slots__ = ("calls", "idle")
 
     def __init__(self) -> None:
         self.calls = 0
-        self._idle: asyncio.Event | None = None
-
-    def leave(self) -> None:
-        """Note the end of a call."""
-        self.calls -= 1
-        if self._idle is not None and not self.calls:
-            self._idle.set()
+        self.idle: asyncio.Event | None = None
+        """Set when the last call ends; there only while something waits for it."""
 
     async def wait_idle(self, seconds: float) -> None:
         """Wait until no call is in progress, at most so long."""
-        self._idle = asyncio.Event()
-        if self.calls:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._idle.wait(), seconds)
+        if not self.calls:
+            return
+        if self.idle is None:
+            self.idle = asyncio.Event()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.idle.wait(), seconds)
 
 
 class CallContext(msgspec.Struct, frozen=True):
@@ -157,9 +157,12 @@ class Call(msgspec.Struct, eq=False):
     stopped: StopReason | None = None
     """Why no further retry came."""
     in_flight: bool = False
-    """Whether a cancel was handed to the session and its reply is not classified."""
+    """Whether a cancel was handed to the session, and what it did is not accounted for
+    by `maybe_sent` or by a refusal that is confirmed."""
     refused_before: tuple[int, str | None] | None = None
     """Status and code of the last refusal that is not confirmed."""
+    key_generation: int = 0
+    """Of the API key that the last attempt sent, if it may change."""
 
     @property
     def deadline(self) -> float:
@@ -181,7 +184,7 @@ class Call(msgspec.Struct, eq=False):
         context.in_progress.calls += 1
         try:
             if context.credentials is not None:
-                await context.credentials.load()
+                await context.credentials.load(self.timeout)
             last = await self.attempt(request, self.settling_from)
             if last.value is None:
                 last = await self._follow_up(last, request, self.settling_from)
@@ -195,11 +198,16 @@ class Call(msgspec.Struct, eq=False):
         except Exception as error:  # noqa: BLE001 - only our own errors may come out
             conclusion = self._conclude_unexpected(request, error)
         finally:
-            context.in_progress.leave()
-            if context.on_call is not None:
-                outcome = "interrupted" if conclusion is None else conclusion.outcome
-                error_ = None if conclusion is None else conclusion.error
-                self._record_call(context.on_call, request, outcome, error_)
+            # Without a function call, which could fail where the stack is nearly full.
+            context.in_progress.calls -= 1
+            if conclusion is None:
+                self._end(request, "interrupted", None)
+            elif (
+                context.on_call is not None
+                or context.in_progress.idle is not None
+                or conclusion.outcome == "unknown"
+            ):
+                self._end(request, conclusion.outcome, conclusion.error)
         return conclusion
 
     async def read(self, request: Request[T]) -> Classification[T]:
@@ -210,26 +218,33 @@ class Call(msgspec.Struct, eq=False):
             asyncio.CancelledError: The task was cancelled.
         """
         context, outcome = self.context, "interrupted"
+        error: RefundsError | None = None
         context.in_progress.calls += 1
         try:
             if context.credentials is not None:
-                await context.credentials.load()
+                await context.credentials.load(self.timeout)
             last = await self._read(request)
-            outcome = "failed" if last.value is None else "done"
-        except RefundsError:
-            outcome = "failed"
-            raise
-        except Exception as error:  # noqa: BLE001 - only our own errors may come out
-            outcome = "failed"
-            raise APIConnectionError(
-                f"{subject(request)}: an unexpected {type(error).__name__}",
-                attempts=self.attempts,
-            ) from None
+            outcome = "done"
+            if last.value is None:
+                outcome = "failed"
+                error = error_for(request, last, self.attempts, self.stopped)
+        except Exception as raised:  # noqa: BLE001 - only our own errors may come out
+            outcome, error = "failed", self._read_error(request, raised)
+            raise error from None
         finally:
-            context.in_progress.leave()
-            if context.on_call is not None:
-                self._record_call(context.on_call, request, outcome, None)
+            context.in_progress.calls -= 1
+            if context.on_call is not None or context.in_progress.idle is not None:
+                self._end(request, outcome, error)
+            error = None  # it leads through its traceback to this frame, and so back
         return last
+
+    def _read_error(self, request: Request[Any], error: Exception) -> RefundsError:
+        if isinstance(error, RefundsError):  # there is no API key to send
+            return error
+        return APIConnectionError(
+            f"{subject(request)}: an unexpected {type(error).__name__}",
+            attempts=self.attempts,
+        )
 
     async def _read(self, request: Request[T]) -> Classification[T]:
         last = await self.attempt(request, self.deadline)
@@ -243,12 +258,8 @@ class Call(msgspec.Struct, eq=False):
         """Conclude a cancel whose last answer was not ``canceled``."""
         stopped, read = self.stopped, None
         if needs_read(last, maybe_sent=self.maybe_sent):
-            read = await self._read(settling_read(request))
-            if read.value is not None:
-                self.attach_last_response(
-                    read.value, read.reply, request.idempotency_key
-                )
-        conclusion = conclude(
+            read = await self._read_to_settle(request)
+        return conclude(
             request,
             last,
             read,
@@ -256,26 +267,38 @@ class Call(msgspec.Struct, eq=False):
             attempts=self.attempts,
             stopped=stopped,
         )
-        if conclusion.outcome == "unknown":
-            telemetry.log_unknown(request, conclusion)
-        return conclusion
+
+    async def _read_to_settle(
+        self, request: Request[Refund]
+    ) -> Classification[Refund] | None:
+        """Read the refund of a cancel; ``None`` if the gate lets no read out."""
+        reading, gate = settling_read(request), self.retry_gate
+        if gate is not None and not await gate.wait(reading, 0.0, self.deadline):
+            return None
+        read = await self._read(reading)
+        if read.value is not None:
+            self.attach_last_response(read.value, read.reply, request.idempotency_key)
+        return read
 
     def _conclude_unexpected(
         self, request: Request[Refund], error: Exception
     ) -> Conclusion:
-        """Conclude a cancel that an error broke off which nobody foresaw.
+        """Conclude a cancel that an unforeseen error broke off.
 
         Such as a `RecursionError` deep in the caller's own awaits, or a `MemoryError`.
         """
         if isinstance(error, RefundsError):  # there is no API key to send
+            error.idempotency_key = request.idempotency_key
             return Conclusion("failed", error=error, settled=False)
         what = f"an unexpected {type(error).__name__}"
-        if self.in_flight or self.maybe_sent:
+        # A refusal that was not confirmed may have answered another request.
+        if self.in_flight or self.maybe_sent or self.refused_before is not None:
             return conclude_interrupted(request, self.attempts, f"{what} broke it off")
+        when = "after Stripe had refused it" if self.attempts else "before it was sent"
         return Conclusion(
             "failed",
             error=APIConnectionError(
-                f"{subject(request)}: {what} came before anything was sent",
+                f"{subject(request)}: {what} came {when}",
                 idempotency_key=request.idempotency_key,
                 attempts=self.attempts,
             ),
@@ -287,13 +310,12 @@ class Call(msgspec.Struct, eq=False):
     ) -> Classification[T]:
         """Return the last attempt after a first one that did not succeed."""
         credentials = self.context.credentials
-        generation = 0 if credentials is None else credentials.generation
         if last.retry:
             last = await self._retry(last, request, until)
         if (
             credentials is not None
             and last.is_unauthorized
-            and await credentials.renew(generation)
+            and await credentials.renew(self.key_generation, until - self.clock())
         ):
             self.refused_before = None
             last = await self.attempt(request, until)
@@ -306,11 +328,26 @@ class Call(msgspec.Struct, eq=False):
     ) -> Classification[T]:
         """Return the last attempt after a first one that may be retried."""
         context, gate = self.context, self.retry_gate
+        last = first
         slept: float | None = None
+        refused = False  # by the gate
 
         async def attempt_again() -> Classification[T]:
+            nonlocal last
+            if refused:
+                stop("deadline")
+                return msgspec.structs.replace(last, retry=False)  # lets tenacity end
             # tenacity's first call stands for the attempt that was made before.
-            return first if slept is None else await self.attempt(request, until, slept)
+            if slept is not None:
+                last = await self.attempt(request, until, slept)
+            return last
+
+        async def wait(seconds: float) -> None:
+            nonlocal refused
+            if gate is None:
+                await asyncio.sleep(seconds)
+            else:
+                refused = not await gate.wait(request, seconds, until)
 
         def note(failed: Classification[T], pause: float) -> None:
             nonlocal slept
@@ -329,16 +366,12 @@ class Call(msgspec.Struct, eq=False):
             until=until,
             room=min(self.timeout * _ROOM_SHARE, _ROOM_LIMIT),
             clock=self.clock,
-            sleep=(
-                asyncio.sleep
-                if gate is None
-                else lambda seconds: gate.wait(seconds, until)
-            ),
+            sleep=wait,
             before_sleep=note,
             on_stop=stop,
         )
-        result: Classification[T] = await controller(attempt_again)
-        return result
+        await controller(attempt_again)
+        return last
 
     async def attempt(
         self, request: Request[T], until: float, slept: float = 0.0
@@ -351,7 +384,9 @@ class Call(msgspec.Struct, eq=False):
         context = self.context
         is_cancel = request.idempotency_key is not None
         first = not self.attempts
-        began = self.began if first else self.clock()
+        keys = context.credentials
+        began = self.began if first and keys is None else self.clock()
+        self.key_generation = 0 if keys is None else keys.generation
         room = until - began
         if first:
             room *= _FIRST_SHARE
@@ -374,7 +409,10 @@ class Call(msgspec.Struct, eq=False):
             failure = reply.cause.value
         if is_cancel and result.value is None:
             result = self._remember(result)
-        self.in_flight = False
+        # Also after a success: an error on its way to the caller must not hide it.
+        self.in_flight = is_cancel and (
+            result.value is not None or not result.confirmed
+        )
         attempt = Attempt(
             len(self.attempts) + 1,
             request.method,
@@ -413,7 +451,8 @@ class Call(msgspec.Struct, eq=False):
         self.refused_before = seen
         if not twice:
             return failed
-        return msgspec.structs.replace(failed, confirmed=True, retry=False)
+        retry = failed.retry and failed.limit is not None
+        return msgspec.structs.replace(failed, confirmed=True, retry=retry)
 
     def attach_last_response(
         self, refund: Refund, reply: Reply, key: str | None
@@ -432,13 +471,29 @@ class Call(msgspec.Struct, eq=False):
             ),
         )
 
-    def _record_call(
-        self,
-        on_call: Callable[[CallRecord], object],
-        request: Request[Any],
-        outcome: str,
-        error: RefundsError | None,
+    def _end(
+        self, request: Request[Any], outcome: str, error: RefundsError | None
     ) -> None:
+        """Tell the outside that the call is over; raise nothing."""
+        try:
+            self._tell_end(request, outcome, error)
+        except Exception:  # noqa: BLE001 - such as a `RecursionError` on a full stack
+            return
+
+    def _tell_end(
+        self, request: Request[Any], outcome: str, error: RefundsError | None
+    ) -> None:
+        in_progress, on_call = self.context.in_progress, self.context.on_call
+        if in_progress.idle is not None and not in_progress.calls:
+            in_progress.idle.set()
+        if outcome == "unknown":
+            telemetry.log_unknown(request, error, self.attempts)
+        elif outcome == "interrupted" and (self.in_flight or self.maybe_sent):
+            why = "its task was cancelled"
+            unknown = conclude_interrupted(request, self.attempts, why).error
+            telemetry.log_unknown(request, unknown, self.attempts)
+        if on_call is None:
+            return
         budget = self.context.budget
         record = CallRecord(
             method=request.endpoint,

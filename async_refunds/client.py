@@ -21,7 +21,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
-    from types import TracebackType
+    from types import FrameType, TracebackType
 
     import aiohttp
 
@@ -140,7 +140,7 @@ class RefundsClient:
         self._base_url = origin
         self._shown = f"{'live' if self._key_is_live else 'test'} {origin}"
         self._open = session is None
-        self._made_at = _caller() if self._open else ""
+        self._made_at = _caller(self) if self._open else ""
         telemetry.set_up_logging()
 
     @property
@@ -349,14 +349,21 @@ class RefundsClient:
         unless it ends within ``drain`` seconds.
 
         Args:
-            drain: Seconds to wait for the calls in progress.
+            drain: Seconds to wait for the calls in progress. The next page of a
+                `list` is a new call.
+
+        Raises:
+            TypeError, ValueError: ``drain`` is no number of seconds; nothing is closed.
         """
+        seconds = validation.seconds("drain", drain) if drain else 0.0
         self._open = False
-        session, in_progress = self._context.session, self._context.in_progress
+        session = self._context.session
         session.refuse_new_calls()
-        if drain and in_progress.calls:
-            await in_progress.wait_idle(validation.seconds("drain", drain))
-        await session.close()
+        try:
+            if seconds:
+                await self._context.in_progress.wait_idle(seconds)
+        finally:
+            await session.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -425,7 +432,17 @@ def _check_hook(name: str, hook: object) -> None:
         raise TypeError(f"{name} must be a plain function")
 
 
-def _caller() -> str:
-    """Return file and line of the code outside this package that made a client."""
+def _caller(refunds: RefundsClient) -> str:
+    """Return file and line of the code that makes a client, also one of a subclass."""
     frame = sys._getframe(2)  # noqa: SLF001 - a traceback costs hundreds of times more
+    while _is_constructor(frame, refunds) and frame.f_back is not None:
+        frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def _is_constructor(frame: FrameType, refunds: RefundsClient) -> bool:
+    code = frame.f_code
+    return (
+        code.co_name == "__init__"
+        and frame.f_locals.get(code.co_varnames[0]) is refunds
+    )

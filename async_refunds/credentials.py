@@ -6,7 +6,8 @@ import asyncio
 import inspect
 from typing import TYPE_CHECKING, TypeAlias
 
-from .errors import AuthenticationError
+from . import telemetry
+from .errors import APITimeoutError, AuthenticationError
 from .protocol import validation
 from .protocol.redaction import SecretStr
 
@@ -31,6 +32,7 @@ class ProvidedKey:
         self._session = session
         self._key: SecretStr | None = None
         self._lock = asyncio.Lock()
+        self._answers = 0  # of the provider, good or not
         self.generation = 0
         """How often the key has changed."""
 
@@ -39,35 +41,49 @@ class ProvidedKey:
         """Whether the key may move real money; true while it is not known."""
         return self._key is None or validation.is_live(self._key)
 
-    async def load(self) -> None:
-        """Ask for the first key, unless there is one.
+    async def load(self, seconds: float) -> None:
+        """Call the provider for the first key, unless there is one.
 
         Raises:
+            APITimeoutError: The provider took longer than so many seconds.
             AuthenticationError: The provider failed, or gave no key.
         """
-        if self._key is None:
-            async with self._lock:
+        if self._key is not None:
+            return
+        try:
+            async with asyncio.timeout(seconds), self._lock:
                 if self._key is None:
                     self._set(await self._provide())
+        except TimeoutError:
+            raise APITimeoutError(
+                "the api_key callable gave no key in time; nothing was sent"
+            ) from None
 
-    async def renew(self, generation: int) -> bool:
+    async def renew(self, generation: int, seconds: float) -> bool:
         """Replace a key that was refused; return whether there is another one.
 
+        The calls that wait here while the provider is called share its answer.
+
         Args:
-            generation: Of the refused key. If the key has changed since, nobody is
-                asked.
+            generation: Of the refused key. If the key has changed since, the provider
+                is not called.
+            seconds: How long to wait for the provider.
         """
-        async with self._lock:
-            if generation != self.generation:
-                return True
-            try:
-                key = await self._provide()
-            except AuthenticationError:
-                return False
-            if key == self._key or validation.is_live(key) != self.livemode:
-                return False
+        answers = self._answers
+        try:
+            async with asyncio.timeout(seconds), self._lock:
+                if generation == self.generation and answers == self._answers:
+                    await self._replace()
+                return generation != self.generation
+        except (TimeoutError, AuthenticationError) as error:
+            telemetry.log_no_key(error)
+            return False
+
+    async def _replace(self) -> None:
+        key = await self._provide()
+        # A key of the other mode would not find the refund, or move real money.
+        if key != self._key and validation.is_live(key) == self.livemode:
             self._set(key)
-            return True
 
     def _set(self, key: SecretStr) -> None:
         self._key = key
@@ -81,8 +97,11 @@ class ProvidedKey:
             secret = SecretStr(found) if isinstance(found, str) else type(found)
             del given, found
             return SecretStr(validation.api_key(secret))
-        except Exception as error:  # noqa: BLE001 - the provider's own, with no secret
-            raise AuthenticationError(
-                f"the api_key callable gave no key ({type(error).__name__}); nothing "
-                "was sent"
-            ) from None
+        except Exception as error:  # noqa: BLE001 - the provider's own
+            kind = type(error).__name__
+        finally:
+            self._answers += 1
+        # Outside of the `except`: the provider's error and its frames may show a key.
+        raise AuthenticationError(
+            f"the api_key callable gave no key ({kind}); nothing was sent"
+        )

@@ -14,6 +14,8 @@
         RateLimitError               429
         APIError                     a 5xx or an unreadable answer to a read
       JournalError                   from ``cancel_many``: its journal cannot be used
+      WebhookError                   from ``refund_event``: no refund event
+        SignatureVerificationError   not signed by Stripe, or too long ago
 
 From ``cancel``, every one except `OutcomeUnknownError` means that this call canceled
 nothing. All of them pickle and copy, ``type(error)(*error.args)`` rebuilds one with its
@@ -188,4 +190,31 @@ class JournalError(RefundsError):
 
     The batch sends nothing more. The keys of what was under way are on disk, and a
     resumed run sends them again.
+    """
+
+
+class WebhookError(RefundsError):
+    """A webhook that Stripe signed is no event of a refund.
+
+    An endpoint that Stripe sends other events to answers 200 to it: another answer
+    would make Stripe send the same again for days.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        event_type: str | None = None,
+        **details: Unpack[CallDetails],
+    ) -> None:
+        super().__init__(message, **details)
+        self.event_type = event_type
+        """Such as ``"charge.refunded"``; ``None`` if it is no event at all."""
+
+
+class SignatureVerificationError(WebhookError):
+    """The ``Stripe-Signature`` of a webhook proves nothing: answer 400.
+
+    The secret is another endpoint's, the body was changed on its way (parsed and
+    written again, for example), the time has passed, or Stripe did not send it.
     """

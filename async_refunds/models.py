@@ -194,7 +194,7 @@ class CallRecord(msgspec.Struct, frozen=True):
     ``unknown``, or ``interrupted`` if its task was cancelled and the refund may be
     canceled. Of a read: ``done``, ``failed`` or ``interrupted``."""
     error: str | None
-    """The name of the exception that the call raised, if any."""
+    """The name of the exception that belongs to the outcome, if any."""
     seconds: float
     """From the beginning of the call to its end."""
     attempts: tuple[Attempt, ...]
@@ -286,6 +286,15 @@ class Refund(msgspec.Struct, frozen=True, dict=True, omit_defaults=True):
             raise AttributeError(
                 "last_response: this refund was not returned by a client"
             ) from None
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the refund as plain dicts, for any JSON library.
+
+        Without the fields that have no value, and without `last_response`. It may
+        contain the customer's e-mail address.
+        """
+        found: dict[str, Any] = msgspec.to_builtins(self)
         return found
 
     def __repr__(self) -> str:

@@ -17,9 +17,9 @@ from .protocol.error_mapping import describe_failure
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .errors import RefundsError
     from .models import Attempt
     from .protocol.classification import Classification
-    from .protocol.outcome import Conclusion
     from .protocol.requests import Request
 
 T = TypeVar("T")
@@ -94,11 +94,19 @@ def log_retry(
     )
 
 
-def log_unknown(request: Request[Any], conclusion: Conclusion) -> None:
-    """Log that the outcome of a cancel stays unknown."""
-    error = conclusion.error
-    attempt = error.attempts[-1] if error is not None and error.attempts else None
-    _log(logging.WARNING, "%s", (error,), request, attempt)
+def log_unknown(
+    request: Request[Any], error: RefundsError | None, attempts: tuple[Attempt, ...]
+) -> None:
+    """Log that the outcome of a cancel stays unknown; the message has the key."""
+    stopped = None if error is None else error.retries_stopped_by
+    last = attempts[-1] if attempts else None
+    _log(logging.WARNING, "%s", (error,), request, last, stopped=stopped)
+
+
+def log_no_key(error: Exception) -> None:
+    """Log that there is no other API key in place of one that was refused."""
+    with contextlib.suppress(Exception):
+        logger.warning("the API key was refused, and there is no other: %r", error)
 
 
 def _log(
@@ -107,6 +115,8 @@ def _log(
     values: tuple[object, ...],
     request: Request[Any],
     attempt: Attempt | None,
+    *,
+    stopped: str | None = None,
 ) -> None:
     extra: dict[str, object] = {
         "refund_id": request.refund_id or None,
@@ -120,7 +130,7 @@ def _log(
             "failure": attempt.failure,
             "status": attempt.status,
             "seconds": attempt.seconds,
-            "stopped": attempt.stopped,
+            "stopped": stopped,
         }
     with contextlib.suppress(Exception):  # of the caller's logging
         logger.log(level, text, *values, extra=extra)

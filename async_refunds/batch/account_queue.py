@@ -1,17 +1,24 @@
-"""The items of one account: what is said of it by each answer, and when it is free.
+"""The refunds of one account: what waits, what is under way, when the next may go out.
 
-Each account has its own limits at Stripe, so each has a lane with a pace of its own.
-Nothing here sends.
+Each account has limits of its own at Stripe, so each has a queue with a pace of its
+own. Nothing here sends, and nothing else writes into a queue.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import math
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from async_refunds.protocol.classification import Classification, Limit, Outcome
+from async_refunds.protocol.classification import (
+    Classification,
+    Limit,
+    Outcome,
+    decode_or_none,
+    is_from_stripe,
+)
 from async_refunds.protocol.requests import Response, TransportFailure
 
 if TYPE_CHECKING:
@@ -24,240 +31,397 @@ if TYPE_CHECKING:
 
     from .rate_control import RateController
 
-# The statuses with which Stripe, or what stands before it, says that it is unwell
-# rather than that the request is. 424: a dependency of Stripe's failed.
-_UNWELL = frozenset({408, 424})
+# Statuses below 500 by which Stripe, or a proxy before it, reports its own failure and
+# not the request's. 424: something that Stripe depends on failed.
+_OUTAGE = frozenset({408, 424})
+
+# Refusals in a row of the key (of different calls) or of its permissions (of different
+# refunds), with no other answer between, before the account is closed. One may concern
+# the refund alone; after several every further request is wasted.
+_EVIDENCE = 3
+
+# Claims held ahead for one account: a commit of the journal serves so many.
+_PAGE = 100
 
 
 class Item:
-    """A claim under way: what its calls have met so far. It watches them for its lane.
+    """A claim under way, and what its calls have met so far.
 
     Args:
         claim: What the journal gave out.
-        lane: Of its account.
+        began_at: On the event loop's clock, when its first call may begin.
     """
 
     __slots__ = (
-        "_locked",
-        "_serial",
-        "ambiguous",
         "attempts",
-        "began",
+        "began_at",
         "calls",
         "claim",
-        "fixed",
-        "lane",
-        "not_before",
-        "open",
-        "reading",
+        "in_call",
+        "known",
+        "maybe_sent",
     )
 
-    def __init__(self, claim: Claim, lane: AccountQueue) -> None:
+    def __init__(self, claim: Claim, began_at: float) -> None:
         self.claim = claim
-        self.lane = lane
-        self.ambiguous = claim.maybe_sent
-        """Whether a request with the claim's key may have landed."""
+        self.began_at = began_at
         self.attempts: tuple[Attempt, ...] = ()
         """Of all its calls, oldest first."""
-        self.began = -math.inf
-        """On the event loop's clock, when its first call might begin."""
         self.calls = 0
-        """How many were begun."""
-        self.not_before = -math.inf
-        """On the event loop's clock, when the next call may begin."""
-        self.fixed = False
-        """Whether the last answer to a cancel will not change: Stripe says so, or has
-        saved it under the key."""
-        self.open: CancelResult | None = None
-        """What is told of it if it is not asked for again."""
-        self.reading = False
-        """Whether a read comes first, as the request that the pace is kept with."""
-        self._locked = False
-        self._serial = False
+        """How many calls were begun."""
+        self.maybe_sent = claim.maybe_sent
+        """Whether a request with the claim's key may have landed."""
+        self.in_call = False
+        """Whether a call began, and has not come to its conclusion."""
+        self.known: CancelResult | None = None
+        """Its result if no call follows the last one."""
 
-    def attempt_finished(
-        self,
-        request: Request[Any],
-        classification: Classification[Any],
-        attempt: Attempt,
-    ) -> None:
-        """Tell the lane what an attempt says of its account."""
-        self.attempts += (attempt,)
-        self.lane.requests += 1
-        self.lane.retries += attempt.slept > 0
-        cancel = request.method == "POST"
-        locked = self.lane.heard(
-            classification, cancel=cancel, paced=cancel or self.reading
-        )
-        if cancel:
-            self._locked = locked
-            self.fixed = not classification.retry
 
-    async def wait(self, seconds: float, until: float) -> None:
-        """Sleep before a retry, then wait for a turn as everybody else."""
-        lane = self.lane
-        lane.leave()
-        try:
-            await asyncio.sleep(seconds)
-            async with asyncio.timeout_at(until):
-                if self._locked and not self._serial:
-                    await lane.queue_up()
-                    self._serial = True
-                # Of a service that never answered there is no pace to keep to.
-                if lane.heard_from:
-                    await lane.turn()
-        except TimeoutError:
-            pass  # the call finds its time over
-        finally:
-            lane.under_way += 1
+class _Endpoint:
+    """What Stripe limits together: the cancels of an account, or its reads."""
 
-    def over(self) -> None:
-        """End a call: let the next one have the lock's turn."""
-        if self._serial:
-            self._serial = self._locked = False
-            self.lane.serial.release()
+    __slots__ = ("line", "pace", "waiting")
+
+    def __init__(self, pace: RateController) -> None:
+        self.pace = pace
+        self.line = asyncio.Lock()
+        """First come, first served."""
+        self.waiting = 0
+        """How many stand in line."""
 
 
 class AccountQueue:
-    """The items of one account, and how fast it takes them.
+    """The items of one account, and how fast they go out.
 
     Args:
         account: ``acct_...``, or ``None`` for the key's own.
-        pace: Of this account.
+        new_pace: Makes the pace of one endpoint.
         clock: The event loop's time, in seconds.
-        changed: Told when it may be free sooner than it seemed.
+        changed: Called when an item may go out sooner than `next_at` said.
     """
 
     def __init__(
         self,
         account: str | None,
-        pace: RateController,
+        new_pace: Callable[[], RateController],
         clock: Callable[[], float],
         changed: Callable[[AccountQueue], object],
     ) -> None:
         self.account = account
-        self.pace = pace
-        self.clock = clock
+        self._cancels = _Endpoint(new_pace())
+        self._reads = _Endpoint(new_pace())
+        self._clock = clock
         self._changed = changed
-        self.fresh: deque[Claim] = deque()
-        self.again: list[tuple[float, int, Item]] = []
-        """A heap of those to be asked again, by when."""
-        self.under_way = 0
-        """Calls that are not pausing."""
-        self.dry = False
-        """Whether the journal has no more of it for now."""
-        self.news = 0
-        """How often the journal got more of it."""
-        self.refused: Classification[Any] | None = None
-        """The reply after which nothing of this account can be asked any more."""
-        self.out = 0
-        """Items given out and not yet done."""
-        self.requests = self.retries = 0
-        """Sent, and how many of these after a pause."""
-        self.heard_from = False
-        """Whether any answer ever came."""
-        self.noted = math.inf
-        """When its valid entry in the queue of lanes says that it is free."""
-        self.serial = asyncio.Lock()
-        """Held by the one item at a time that retries after another held its charge."""
-        self._queueing = 0
-        self._turnstile = asyncio.Lock()
-        self._retrying = 0
-        self._stirred = asyncio.Event()
+        self._pending: deque[Claim] = deque()
+        self._retry_heap: list[tuple[float, int, Item]] = []
+        self._pushed = 0
+        self._exhausted = False  # the journal has no more of it for now
+        self._version = 0  # how often the journal got more of it
+        self._checked_out = 0  # items that a worker has
+        self._under_way = 0  # calls that are not between two attempts
+        self._closed_by: Classification[Any] | None = None
+        self._refused: set[tuple[int, int]] = set()  # since a cancel was not refused
+        self._has_answered = False
+        self._retry_lock = asyncio.Lock()
+        self._lock_holder: Item | None = None
+        self._lock_waiting = 0
+        self._locked: set[Item] = set()  # those whose last cancel met a lock
+        self._moved = asyncio.Event()
 
-    def heard(self, advice: Classification[Any], *, cancel: bool, paced: bool) -> bool:
-        """Learn from an attempt.
+    # ------------------------------------------------------------------- figures
 
-        Args:
-            advice: What came of it.
-            cancel: Whether it asked to cancel, and not to read.
-            paced: Whether it had a turn. Of others, such as the reads that settle a
-                cancel, only what goes wrong counts.
+    @property
+    def has_answered(self) -> bool:
+        """Whether an answer to a request for this account ever came."""
+        return self._has_answered
 
-        Returns:
-            Whether a lock was in its way.
-        """
-        reply, now = advice.reply, self.clock()
-        limit = advice.limit
-        if limit is Limit.RATE:
-            self.pace.limited(now)
-        elif limit is not None:
-            self.pace.crowded(now, self.under_way)
-        elif _is_failure(advice):
-            self.pace.failed(now)
-        elif paced:
-            self.pace.admitted(now)
-            self._stir()
-        if isinstance(reply, Response):
-            self.heard_from = True
-            if self.refused is not None and not self.refused.was_sent:
-                self.refused = None  # there is somebody after all
-            if _refuses_key(advice, cancel=cancel):
-                self.refused = advice
-        return limit is Limit.LOCK
-
-    def leave(self) -> None:
-        """Note that one fewer is under way."""
-        self.under_way -= 1
-        self._stir()
-
-    def _stir(self) -> None:
-        self._stirred.set()
-        self._changed(self)
-
-    async def turn(self) -> None:
-        """Wait for the turn of a retry, as long as the pace then has it."""
-        self._retrying += 1
-        try:
-            async with self._turnstile:
-                while (wait := self._wait()) > 0:
-                    self._stirred.clear()
-                    await event_or(self._stirred, wait)
-                self.pace.reserve(self.clock())
-        finally:
-            self._retrying -= 1
-            self._stir()
-
-    def _wait(self) -> float:
-        if self.under_way >= self.pace.concurrency:
-            return math.inf
-        return self.pace.free_at - self.clock()
-
-    async def queue_up(self) -> None:
-        """Wait to be the only one that retries after another held its charge.
-
-        Nothing new is begun meanwhile. `serial` has to be released.
-        """
-        self._queueing += 1
-        try:
-            await self.serial.acquire()
-        finally:
-            self._queueing -= 1
+    @property
+    def closed_by(self) -> Classification[Any] | None:
+        """The reply after which nothing of this account can be canceled any more."""
+        return self._closed_by
 
     @property
     def empty(self) -> bool:
-        """Whether it has nothing to give out for now."""
-        return self.dry and not self.fresh and not self.again
+        """Whether there is nothing to give out for now."""
+        return self._exhausted and not self._pending and not self._retry_heap
 
-    def free_at(self, most_again: int, share: int) -> float:
-        """Return when the next item may go out, ``inf`` if something must end first.
+    @property
+    def busy(self) -> bool:
+        """Whether it has items, waiting or under way."""
+        return self._under_way > 0 or not self.empty
+
+    @property
+    def rate(self) -> float:
+        """Cancels a second that its pace allows now."""
+        return self._cancels.pace.rate
+
+    @property
+    def in_trouble(self) -> bool:
+        """Whether a pace of it is down because Stripe fails."""
+        return self._cancels.pace.in_trouble or self._reads.pace.in_trouble
+
+    @property
+    def waiting(self) -> int:
+        """How many items wait for another call."""
+        return len(self._retry_heap)
+
+    @property
+    def unsent(self) -> list[Claim]:
+        """The claims that no worker has taken."""
+        return list(self._pending)
+
+    # -------------------------------------------------------------------- claims
+
+    def extend(self) -> None:
+        """Note that the journal has got more of this account."""
+        self._exhausted = False
+        self._version += 1
+        self.notify()
+
+    def claims_wanted(self, most: int) -> int:
+        """Return how many claims to ask the journal for; 0 for none now.
+
+        Never more than goes out in about a second, since a killed run asks again for
+        all that it had claimed.
 
         Args:
-            most_again: With so many that wait to be asked again, none is begun: a
-                bound to them is a bound to memory.
-            share: How many items of it may be out.
+            most: The share of this account in the memory for all claims.
         """
-        if self.empty:
+        if self._exhausted or self._pending:
+            return 0
+        return max(1, min(_PAGE, most, int(self._cancels.pace.rate)))
+
+    @property
+    def version(self) -> int:
+        """How often the journal got more of this account."""
+        return self._version
+
+    def add_claims(self, claims: list[Claim], *, limit: int, version: int) -> None:
+        """Take what the journal gave out.
+
+        Args:
+            claims: In the order in which they are to go out.
+            limit: How many were asked for: fewer mean that there are no more.
+            version: Of the queue when they were asked for.
+        """
+        self._pending.extend(claims)
+        if len(claims) < limit and version == self._version:
+            self._exhausted = True
+        self.notify()
+
+    def return_claim(self, item: Item) -> None:
+        """Take back the claim of an item for which nothing was sent."""
+        self._pending.append(item.claim)
+
+    # --------------------------------------------------------------------- items
+
+    def next_at(self, *, max_retrying: int, share: int) -> float:
+        """Return when the next item may go out; ``inf`` if something must end first.
+
+        Args:
+            max_retrying: With so many items that wait for another call, no new one
+                begins: a bound to them is a bound to memory.
+            share: How many of its items may be checked out.
+        """
+        fresh = bool(self._pending) and len(self._retry_heap) < max_retrying
+        if not self._pending and not self._retry_heap:
             return math.inf
-        if self.refused is not None:
+        if self._closed_by is not None:
             return -math.inf
-        if self.under_way >= self.pace.concurrency or self.out >= share:
+        if (
+            self._under_way >= self._cancels.pace.concurrency
+            or self._checked_out >= share
+            or self._lock_waiting  # retries go before new items
+            or self._cancels.waiting
+        ):
             return math.inf
-        if self._queueing or self._retrying:  # these go before what is new
+        return max(
+            self._cancels.pace.free_at, -math.inf if fresh else self._retry_heap[0][0]
+        )
+
+    def check_out(self, now: float) -> Item:
+        """Give out the item whose turn it is, which `next_at` says there is."""
+        due = bool(self._retry_heap) and (
+            self._retry_heap[0][0] <= now
+            or self._closed_by is not None
+            or not self._pending
+        )
+        if due:
+            item = heapq.heappop(self._retry_heap)[2]
+        else:
+            item = Item(self._pending.popleft(), now)
+        self._checked_out += 1
+        self._under_way += 1
+        if self._closed_by is None:
+            self._cancels.pace.reserve(now)
+        return item
+
+    def put_back(self, item: Item, not_before: float) -> None:
+        """Take an item back, to be given out again at that time."""
+        self._pushed += 1
+        heapq.heappush(self._retry_heap, (not_before, self._pushed, item))
+        self.release(item)
+
+    def take_waiting(self) -> list[Item]:
+        """Remove and return the items that wait for another call."""
+        taken = [item for _, _, item in self._retry_heap]
+        self._retry_heap.clear()
+        return taken
+
+    def release(self, item: Item) -> None:
+        """Note that a worker is done with an item."""
+        if self._lock_holder is item:
+            self._lock_holder = None
+            self._retry_lock.release()
+        self._locked.discard(item)
+        self._checked_out -= 1
+        self._leave()
+
+    def close(self, reply: Classification[Any]) -> None:
+        """Cancel nothing of this account any more, because of this reply."""
+        self._closed_by = reply
+        self.notify()
+
+    # ------------------------------------------------------------------- replies
+
+    def record_reply(
+        self, item: Item, request: Request[Any], classification: Classification[Any]
+    ) -> None:
+        """Learn from an attempt.
+
+        Args:
+            item: Whose attempt it was.
+            request: What was asked.
+            classification: What came of it.
+        """
+        now, limit = self._clock(), classification.limit
+        cancel = request.method == "POST"
+        endpoint = self._cancels if cancel else self._reads
+        limited = (
+            (self._cancels, self._reads)
+            if classification.limits_account
+            else (endpoint,)
+        )
+        if limit is Limit.RATE:
+            for each in limited:
+                each.pace.on_rate_limit(now)
+        elif limit is not None:
+            for each in limited:
+                each.pace.on_concurrency_limit(now, self._under_way)
+        elif _is_outage(request, classification):
+            endpoint.pace.on_failure(now)
+        else:
+            endpoint.pace.on_success(now)
+            self.notify()
+        if cancel and limit is Limit.LOCK:
+            self._locked.add(item)
+        elif cancel:
+            self._locked.discard(item)
+        reply = classification.reply
+        if isinstance(reply, Response):
+            self._has_answered = True
+            if self._closed_by is not None and not self._closed_by.was_sent:
+                self._closed_by = None  # the service can be reached after all
+            self._judge_key(item, reply, classification, cancel=cancel)
+
+    def _judge_key(
+        self,
+        item: Item,
+        reply: Response,
+        classification: Classification[Any],
+        *,
+        cancel: bool,
+    ) -> None:
+        """Close the account once there is evidence that the key is no good for it.
+
+        A key may be good for cancels and not for reads. Only Stripe can refuse it: a
+        page of a proxy says nothing about keys.
+        """
+        unauthorized = reply.status == 401  # noqa: PLR2004 - Unauthorized
+        forbidden = unauthorized or (cancel and reply.status == 403)  # noqa: PLR2004 - Forbidden
+        if classification.outcome is Outcome.REFUSED and forbidden:
+            if not classification.confirmed or not is_from_stripe(
+                reply, classification.envelope
+            ):
+                return
+            # A 403 may always concern this refund, a 401 says something each time.
+            self._refused.add((item.claim.number, item.calls if unauthorized else 0))
+            if len(self._refused) >= _EVIDENCE:
+                self.close(classification)
+        elif cancel and not classification.limit and _is_word(classification):
+            self._refused.clear()
+
+    async def wait_for_slot(
+        self, item: Item, request: Request[Any], seconds: float, until: float
+    ) -> bool:
+        """Sleep, then wait until the pace lets a request of a call out.
+
+        Args:
+            item: Whose call it is.
+            request: A retry, or a read that has a slot of its own.
+            seconds: At least so long.
+            until: On the event loop's clock; a slot that is free is taken also later.
+
+        Returns:
+            Whether it may go out. If not, it was not its turn in time.
+        """
+        cancel = request.method == "POST"
+        endpoint = self._cancels if cancel else self._reads
+        if seconds and self._clock() + seconds > until:
+            return False
+        self._leave()
+        try:
+            await asyncio.sleep(seconds)
+            async with asyncio.timeout_at(until):
+                if cancel and item in self._locked and self._lock_holder is not item:
+                    await self._acquire_retry_lock(item)
+                # A service that never answered has no pace to keep to.
+                if self._has_answered:
+                    await self._acquire_slot(endpoint)
+        except TimeoutError:
+            return False
+        finally:
+            self._under_way += 1
+        return True
+
+    async def _acquire_retry_lock(self, item: Item) -> None:
+        """Wait to be the only one that retries after another request held its charge.
+
+        No new item begins meanwhile. `release` passes the lock on.
+        """
+        self._lock_waiting += 1
+        try:
+            await self._retry_lock.acquire()
+            self._lock_holder = item
+        finally:
+            self._lock_waiting -= 1
+
+    async def _acquire_slot(self, endpoint: _Endpoint) -> None:
+        """Wait in line until the pace lets one more request out, and take its slot."""
+        endpoint.waiting += 1
+        try:
+            async with endpoint.line:
+                while (wait := self._seconds_to_slot(endpoint.pace)) > 0:
+                    self._moved.clear()
+                    await event_or(self._moved, wait)
+                endpoint.pace.reserve(self._clock())
+        finally:
+            endpoint.waiting -= 1
+            self.notify()
+
+    def _seconds_to_slot(self, pace: RateController) -> float:
+        if self._under_way >= pace.concurrency:
             return math.inf
-        fresh = (self.fresh or not self.dry) and len(self.again) < most_again
-        when = -math.inf if fresh else self.again[0][0]
-        return max(self.pace.free_at, when)
+        return pace.free_at - self._clock()
+
+    def _leave(self) -> None:
+        self._under_way -= 1
+        self.notify()
+
+    def notify(self) -> None:
+        """Wake what waits for a change of this queue."""
+        self._moved.set()
+        self._changed(self)
 
 
 async def event_or(event: asyncio.Event, seconds: float) -> None:
@@ -272,21 +436,22 @@ async def event_or(event: asyncio.Event, seconds: float) -> None:
         timer.cancel()
 
 
-def _refuses_key(last: Classification[Any], *, cancel: bool) -> bool:
-    """Tell whether the key is no good for the account, whatever the refund."""
-    reply = last.reply
-    return (
-        isinstance(reply, Response)
-        and last.confirmed
-        and (reply.status == 401 or (reply.status == 403 and cancel))  # noqa: PLR2004 - Unauthorized, Forbidden
-        and last.envelope.type is not None
+def _is_word(classification: Classification[Any]) -> bool:
+    """Tell whether Stripe itself decided about the request."""
+    return classification.outcome is Outcome.DONE or (
+        classification.outcome is Outcome.REFUSED and classification.confirmed
     )
 
 
-def _is_failure(advice: Classification[Any]) -> bool:
-    reply = advice.reply
+def _is_outage(request: Request[Any], classification: Classification[Any]) -> bool:
+    """Tell whether the service failed, rather than refused.
+
+    A good status with a readable body about another refund, or in another state, is
+    wrong, but no outage.
+    """
+    reply = classification.reply
     if isinstance(reply, TransportFailure):
         return True
-    if advice.outcome is not Outcome.AMBIGUOUS:
-        return False
-    return reply.status >= 500 or reply.status < 300 or reply.status in _UNWELL  # noqa: PLR2004 - HTTP's classes
+    if classification.outcome is Outcome.AMBIGUOUS and reply.status < 300:  # noqa: PLR2004 - HTTP's successes
+        return decode_or_none(request.decoder, reply.body) is None
+    return reply.status >= 500 or reply.status in _OUTAGE  # noqa: PLR2004 - server errors

@@ -189,7 +189,7 @@ class RateController:
             self._requests = 0
         return turn
 
-    def admitted(self, now: float) -> None:
+    def on_success(self, now: float) -> None:
         """Note an answer that is neither a 429 nor a failure of the server."""
         self._answers += 1
         self._failures = max(0, self._failures - _FORGIVEN)
@@ -199,7 +199,7 @@ class RateController:
             if self._concurrency > _OUTGROWN * self._crowd:
                 self._concurrency = math.inf
 
-    def limited(self, now: float) -> None:
+    def on_rate_limit(self, now: float) -> None:
         """Note a 429 of a rate limiter, or of an unknown kind."""
         self._answers += 1
         self._refused += 1
@@ -222,7 +222,7 @@ class RateController:
         self._cut_at = now
         self._answers = self._refused = 0
 
-    def crowded(self, now: float, under_way: int) -> None:
+    def on_concurrency_limit(self, now: float, under_way: int) -> None:
         """Note a 429 of a limit on concurrency.
 
         Args:
@@ -233,7 +233,7 @@ class RateController:
         self._crowd = max(1.0, min(self._concurrency, under_way))
         self._concurrency = max(1.0, self._crowd - 1)
 
-    def failed(self, now: float) -> None:
+    def on_failure(self, now: float) -> None:
         """Note a 5xx, an answer that was lost or came too late, or no connection."""
         self._answers += 1
         if self.rate > _TROUBLED:

@@ -1,7 +1,7 @@
 """Whose turn it is: the next item of the account that may send soonest.
 
-A slow account holds up no other one. Nothing here sends; a worker asks for the next
-turn, and says when it is over.
+A slow account holds up no other one. Nothing here sends, and nothing here speaks to
+the journal: workers ask for the next item, and `claim_ahead` brings claims.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from .account_queue import AccountQueue, Item, event_or
 
@@ -17,174 +19,297 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from async_refunds.journal import Claim, Journal
-    from async_refunds.results import CancelResult
+    from async_refunds.protocol.classification import Classification
+    from async_refunds.protocol.requests import Request
 
     from .rate_control import RateController
 
-# Claims held in memory over all lanes: some megabytes. With a thousand accounts a
-# commit still serves twenty.
+# Claims held in memory over all accounts: some megabytes.
 _CLAIMS = 20_000
-# At most, of one account: a commit serves so many. A killed run has to ask again for
-# what it had claimed, so it is no more than goes out in about a second.
-_PAGE = 100
+# Claims that one round asks for: a commit of some tens of milliseconds.
+_ROUND = 1000
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """What a scheduler knows of the whole batch at one moment."""
+
+    under_way: int = 0
+    """Items that workers have."""
+    waiting: int = 0
+    """Items that wait for another call."""
+    requests: int = 0
+    """Requests sent in all."""
+    retries: int = 0
+    """How many of these were sent after a sleep."""
+    rate: float = 0.0
+    """Requests a second that the paces of all busy accounts allow."""
+    in_trouble: bool = False
+    """Whether the pace of a busy account is down because Stripe fails."""
+
+
+class WantedClaims(msgspec.Struct, frozen=True):
+    """What one account is to claim from the journal."""
+
+    account: str | None
+    limit: int
+    version: int
+    """Of the account's queue."""
 
 
 class Scheduler:
     """Gives out items, each account's at its own pace.
 
     Args:
-        journal: Where the items come from.
-        new_pace: Makes the pace of an account.
+        new_pace: Makes the pace of one endpoint of an account.
         clock: The event loop's time, in seconds.
-        workers: How many ask for items. With as many of an account that wait to be
-            asked again, no new one of it is begun.
+        workers: How many ask for items. With so many items of one account that wait
+            for another call, no new one of it begins.
     """
 
     def __init__(
         self,
-        journal: Journal,
         *,
         new_pace: Callable[[], RateController],
         clock: Callable[[], float],
         workers: int,
     ) -> None:
-        self._journal = journal
         self._new_pace = new_pace
         self._clock = clock
         self._workers = workers
-        self.lanes: dict[str | None, AccountQueue] = {}
-        self._queue: list[tuple[float, int, AccountQueue]] = []
-        self._count = 0
+        self._queues: dict[str | None, AccountQueue] = {}
+        # When each account may send next, soonest first. Only the entry that
+        # `_scheduled_at` names counts; `_enqueue` leaves older ones behind.
+        self._heap: list[tuple[float, int, AccountQueue]] = []
+        self._scheduled_at: dict[str | None, float] = {}
+        self._pushed = 0
+        self._hungry: dict[str | None, AccountQueue] = {}  # may want claims
         self._picking = asyncio.Lock()
         self._changed = asyncio.Event()
-        self._complete = False
+        self._claims_wanted = asyncio.Event()
+        self._input_ended = False
         self._stopped = False
-        self.under_way = 0
-        """Items given out and not yet done."""
+        self._checked_out = 0
+        self._requests = self._retries = 0
 
-    def more(self, accounts: Iterable[str | None]) -> None:
-        """Say that the journal has got items of these accounts."""
+    # ------------------------------------------------------------------- figures
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether any answer ever came."""
+        return any(queue.has_answered for queue in self._queues.values())
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing more is given out, though there may be items left."""
+        return self._stopped
+
+    def figures(self) -> Figures:
+        """Return how far it has come."""
+        queues = self._queues.values()
+        busy = [queue for queue in queues if queue.busy]
+        return Figures(
+            under_way=self._checked_out,
+            waiting=sum(queue.waiting for queue in queues),
+            requests=self._requests,
+            retries=self._retries,
+            rate=sum(queue.rate for queue in busy),
+            in_trouble=any(queue.in_trouble for queue in busy),
+        )
+
+    def take_unfinished(self) -> list[Item]:
+        """Remove and return the items that wait for another call."""
+        return [
+            item for queue in self._queues.values() for item in queue.take_waiting()
+        ]
+
+    def unsent(self) -> list[Claim]:
+        """Return the claims that no worker has taken."""
+        return [claim for queue in self._queues.values() for claim in queue.unsent]
+
+    # --------------------------------------------------------------------- input
+
+    def extend(self, accounts: Iterable[str | None]) -> None:
+        """Note that the journal has got items of these accounts."""
         for account in accounts:
-            lane = self.lanes.get(account)
-            if lane is None:
-                lane = AccountQueue(account, self._new_pace(), self._clock, self._stir)
-                self.lanes[account] = lane
-            lane.dry = False
-            lane.news += 1
-            self._stir(lane)
+            queue = self._queues.get(account)
+            if queue is None:
+                queue = AccountQueue(
+                    account, self._new_pace, self._clock, self._queue_changed
+                )
+                self._queues[account] = queue
+                self._scheduled_at[account] = math.inf
+            queue.extend()
+            self._want_claims(queue)
 
-    def _free_at(self, lane: AccountQueue) -> float:
-        # Half of the workers are for the others: one account may keep its own long.
-        share = self._workers if len(self.lanes) == 1 else max(1, self._workers // 2)
-        return lane.free_at(self._workers, share)
-
-    def complete(self) -> None:
-        """Say that no more will come."""
-        self._complete = True
+    def end_input(self) -> None:
+        """Note that the journal gets no more items."""
+        self._input_ended = True
         self._changed.set()
 
     def stop(self) -> None:
         """Give nothing more out."""
         self._stopped = True
         self._changed.set()
+        self._claims_wanted.set()
 
-    @property
-    def heard_from(self) -> bool:
-        """Whether any answer ever came."""
-        return any(lane.heard_from for lane in self.lanes.values())
+    # -------------------------------------------------------------------- claims
 
-    @property
-    def stopped(self) -> bool:
-        """Whether nothing more is given out, though there may be something."""
-        return self._stopped
+    def _want_claims(self, queue: AccountQueue) -> None:
+        self._hungry[queue.account] = queue
+        self._claims_wanted.set()
 
-    def ask_again(self, item: Item) -> None:
-        """Take an item back, to be given out again when its time has come."""
-        self._count += 1
-        heapq.heappush(item.lane.again, (item.not_before, self._count, item))
-        self.done(item)
+    def _share(self) -> int:
+        return max(1, _CLAIMS // max(1, len(self._queues)))
 
-    def left_open(self) -> list[tuple[Claim, CancelResult]]:
-        """Return what is known of the items that were to be asked for again."""
-        waiting = [item for lane in self.lanes.values() for _, _, item in lane.again]
-        return [(item.claim, item.open) for item in waiting if item.open is not None]
+    async def claims_wanted(self) -> list[WantedClaims]:
+        """Wait until accounts want claims; nothing if the batch is stopped."""
+        while not self._stopped:
+            share = self._share()
+            wanted: list[WantedClaims] = []
+            total = 0
+            while self._hungry and total < _ROUND:
+                account = next(iter(self._hungry))
+                queue = self._hungry.pop(account)
+                if limit := queue.claims_wanted(share):
+                    wanted.append(WantedClaims(account, limit, queue.version))
+                    total += limit
+            if wanted:
+                return wanted
+            self._claims_wanted.clear()
+            await self._claims_wanted.wait()
+        return []
 
-    def unsent(self) -> list[Claim]:
-        """Return the claims that never became an item."""
-        return [claim for lane in self.lanes.values() for claim in lane.fresh]
+    def add_claims(self, wanted: WantedClaims, claims: list[Claim]) -> None:
+        """Take what the journal gave out for an account."""
+        queue = self._queues[wanted.account]
+        queue.add_claims(claims, limit=wanted.limit, version=wanted.version)
+        if not queue.empty:
+            self._want_claims(queue)
 
-    def done(self, item: Item) -> None:
-        """Note that an item that was given out is not under way any more."""
-        self.under_way -= 1
-        item.over()
-        item.lane.out -= 1
-        item.lane.leave()
+    # --------------------------------------------------------------------- items
 
-    async def next(self) -> Item | None:
+    async def next_item(self) -> Item | None:
         """Return the next item when its turn has come; ``None`` if there is no more."""
         async with self._picking:
             while not self._stopped:
                 self._changed.clear()
-                lane, wait = self._soonest()
-                if lane is None and self._complete and not self.under_way:
+                queue, wait = self._soonest()
+                if queue is None and self._is_over():
                     return None
-                if lane is None or wait > 0:
+                if queue is None or wait > 0:
                     await event_or(self._changed, wait)
-                elif (item := await self._take(lane)) is not None:
-                    return item
+                else:
+                    return self._check_out(queue)
             return None
 
-    def _stir(self, lane: AccountQueue) -> None:
-        self._enqueue(lane)
+    def put_back(self, item: Item, not_before: float) -> None:
+        """Take an item back, to be given out again at that time."""
+        self._checked_out -= 1
+        self._queue_of(item).put_back(item, not_before)
+
+    def release(self, item: Item) -> None:
+        """Note that a worker is done with an item."""
+        self._checked_out -= 1
+        self._queue_of(item).release(item)
+
+    def return_claim(self, item: Item) -> None:
+        """Take back the claim of an item for which nothing was sent."""
+        self._queue_of(item).return_claim(item)
+        self.release(item)
+
+    def closed_by(self, item: Item) -> Classification[Any] | None:
+        """Return the reply after which nothing of its account can be canceled."""
+        return self._queue_of(item).closed_by
+
+    def close_account(self, item: Item, reply: Classification[Any]) -> None:
+        """Cancel nothing more of the item's account, because of this reply."""
+        self._queue_of(item).close(reply)
+
+    # ------------------------------------------------------------------ requests
+
+    def record_reply(
+        self,
+        item: Item,
+        request: Request[Any],
+        classification: Classification[Any],
+        *,
+        retry: bool,
+    ) -> None:
+        """Learn from an attempt; see `AccountQueue.record_reply`."""
+        self._requests += 1
+        self._retries += retry
+        self._queue_of(item).record_reply(item, request, classification)
+
+    async def wait_for_slot(
+        self, item: Item, request: Request[Any], seconds: float, until: float
+    ) -> bool:
+        """Wait until a request may go out; see `AccountQueue.wait_for_slot`."""
+        queue = self._queue_of(item)
+        return await queue.wait_for_slot(item, request, seconds, until)
+
+    # ------------------------------------------------------------------ the heap
+
+    def _queue_of(self, item: Item) -> AccountQueue:
+        return self._queues[item.claim.stripe_account]
+
+    def _is_over(self) -> bool:
+        return (
+            self._input_ended
+            and not self._checked_out
+            and all(queue.empty for queue in self._queues.values())
+        )
+
+    def _next_at(self, queue: AccountQueue) -> float:
+        # Half of the workers are for the others: one account may keep its own long.
+        share = self._workers if len(self._queues) == 1 else max(1, self._workers // 2)
+        return queue.next_at(max_retrying=self._workers, share=share)
+
+    def _queue_changed(self, queue: AccountQueue) -> None:
+        self._enqueue(queue)
         self._changed.set()
 
-    def _enqueue(self, lane: AccountQueue) -> None:
-        when = self._free_at(lane)
-        if when < lane.noted:  # what is noted later is looked at again when it is due
-            self._count += 1
-            lane.noted = when
-            heapq.heappush(self._queue, (when, self._count, lane))
+    def _enqueue(self, queue: AccountQueue) -> None:
+        when = self._next_at(queue)
+        # If it may send later than its entry says, the entry is corrected when due.
+        if when < self._scheduled_at[queue.account]:
+            self._pushed += 1
+            self._scheduled_at[queue.account] = when
+            heapq.heappush(self._heap, (when, self._pushed, queue))
 
     def _soonest(self) -> tuple[AccountQueue | None, float]:
-        """Return the lane that is free first, and how long that is from now."""
-        while self._queue:
-            noted, _, lane = self._queue[0]
-            when = self._free_at(lane)
-            if noted == lane.noted >= when:
-                return lane, when - self._clock()
+        """Return the account that may send first, and how long that is from now."""
+        while self._heap:
+            entry, _, queue = self._heap[0]
+            valid = entry == self._scheduled_at[queue.account]
+            when = self._next_at(queue)
+            if valid and entry >= when:
+                return queue, when - self._clock()
             # An older entry; or its pace has slowed down, or it has nothing any more.
-            heapq.heappop(self._queue)
-            if noted == lane.noted:
-                lane.noted = math.inf
-                self._enqueue(lane)
+            heapq.heappop(self._heap)
+            if valid:
+                self._scheduled_at[queue.account] = math.inf
+                self._enqueue(queue)
         return None, math.inf
 
-    async def _take(self, lane: AccountQueue) -> Item | None:
-        heapq.heappop(self._queue)
-        lane.noted = math.inf
-        item: Item | None = None
-        now = self._clock()
-        if lane.again and (lane.again[0][0] <= now or lane.refused is not None):
-            _, _, item = heapq.heappop(lane.again)
-        else:
-            if not lane.fresh:
-                await self._fetch(lane)
-            if lane.fresh and not self._stopped:
-                item = Item(lane.fresh.popleft(), lane)
-                item.began = now
-        if item is not None:
-            lane.out += 1
-            lane.under_way += 1
-            self.under_way += 1
-            if lane.refused is None:
-                lane.pace.reserve(now)
-        self._enqueue(lane)
+    def _check_out(self, queue: AccountQueue) -> Item:
+        heapq.heappop(self._heap)
+        self._scheduled_at[queue.account] = math.inf
+        item = queue.check_out(self._clock())
+        self._checked_out += 1
+        self._enqueue(queue)
+        if queue.claims_wanted(self._share()):
+            self._want_claims(queue)
         return item
 
-    async def _fetch(self, lane: AccountQueue) -> None:
-        news = lane.news
-        page = max(1, min(_PAGE, _CLAIMS // len(self.lanes), int(lane.pace.rate)))
-        claims = await self._journal.claim(lane.account, page)
-        lane.fresh.extend(claims)
-        if len(claims) < page and news == lane.news:
-            lane.dry = True
+
+async def claim_ahead(journal: Journal, scheduler: Scheduler) -> None:
+    """Bring the scheduler the claims it wants, until it is stopped.
+
+    One round serves many accounts, whose claims the journal can keep with one commit.
+    """
+    while wanted := await scheduler.claims_wanted():
+        pages = await asyncio.gather(
+            *(journal.claim(each.account, each.limit) for each in wanted)
+        )
+        for each, claims in zip(wanted, pages, strict=True):
+            scheduler.add_claims(each, claims)

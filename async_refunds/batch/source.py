@@ -1,4 +1,4 @@
-"""The input of a batch: whatever yields ids, read no faster than it is taken in."""
+"""The input of a batch: any iterable of ids, read no faster than it is taken in."""
 
 from __future__ import annotations
 
@@ -19,91 +19,119 @@ Requests: TypeAlias = Iterable[str | CancelRequest] | AsyncIterable[str | Cancel
 CHUNK = 100
 """The most requests that are read at once."""
 
-# Seconds for an input to end when nobody reads it any more.
+# Seconds that an asynchronous input has to end after its task is cancelled.
 _PATIENCE = 1.0
 
-# Characters of what is no id, in its result: a line.
+# Characters of what is no id that its result shows: a line.
 _SHOWN = 80
 
 
-class _End(msgspec.Struct, frozen=True):
-    """The end of an input that is waited for."""
+class Chunk(msgspec.Struct, frozen=True):
+    """Some of the input."""
 
-    error: Exception | None
+    requests: list[str | CancelRequest]
+    error: BaseException | None = None
+    """What the input raised after them; no chunk follows."""
 
 
-async def chunks(requests: Requests) -> AsyncGenerator[list[str | CancelRequest]]:
-    """Yield the input in pieces, none of which waits for a later one.
+async def read_chunks(requests: Requests) -> AsyncGenerator[Chunk]:
+    """Yield the input in chunks, none of which waits for a later one.
 
-    Raises:
-        Exception: Whatever the input raises, after all that it gave before.
+    Only KeyboardInterrupt and SystemExit pass through; any other exception of the
+    input is part of the last chunk.
     """
-    if not isinstance(requests, AsyncIterable):
-        source, error = iter(requests), None
-        while error is None:
-            chunk, error = _piece(source)
-            if chunk:
+    if isinstance(requests, AsyncIterable):
+        chunks = _read_async(requests)
+        try:
+            async for chunk in chunks:
                 yield chunk
-                await asyncio.sleep(0)  # an input that is always ready starves no one
-            elif error is None:
-                return
-        raise error
-    read: asyncio.Queue[str | CancelRequest | _End] = asyncio.Queue(CHUNK)
-    reading = asyncio.create_task(_read(requests, read))
+        finally:
+            await chunks.aclose()
+        return
     try:
-        while True:
-            pieces = [await read.get()]
-            while not read.empty():
-                pieces.append(read.get_nowait())
-            end = pieces[-1]
-            if chunk := [each for each in pieces if not isinstance(each, _End)]:
+        source = iter(requests)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - the input's own
+        yield Chunk([], presentable(error))
+        return
+    while True:
+        chunk = _read_some(source)
+        if chunk.requests or chunk.error is not None:
+            yield chunk
+        if len(chunk.requests) < CHUNK:
+            return
+        await asyncio.sleep(0)  # an input that is always ready starves no other task
+
+
+def _read_some(source: Iterator[str | CancelRequest]) -> Chunk:
+    """Read until the chunk is full, or the input ends or raises."""
+    requests: list[str | CancelRequest] = []
+    try:
+        for request in islice(source, CHUNK):
+            requests.append(request)  # noqa: PERF402 - what came before an error stays
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - the input's own
+        return Chunk(requests, presentable(error))
+    return Chunk(requests)
+
+
+async def _read_async(
+    requests: AsyncIterable[str | CancelRequest],
+) -> AsyncGenerator[Chunk]:
+    """Read in a task of its own, so that a chunk goes out while the next is awaited."""
+    read: list[str | CancelRequest] = []
+    arrived, room = asyncio.Event(), asyncio.Event()
+
+    async def read_all() -> None:
+        async for request in requests:
+            read.append(request)
+            arrived.set()
+            while len(read) >= CHUNK:
+                room.clear()
+                await room.wait()
+
+    def note_end(task: asyncio.Task[None]) -> None:
+        arrived.set()
+        if not task.cancelled():
+            task.exception()  # seen, also if nothing asks for it any more
+
+    reading = asyncio.create_task(read_all())
+    reading.add_done_callback(note_end)
+    try:
+        while not reading.done() or read:
+            await arrived.wait()
+            if not reading.done():
+                arrived.clear()
+            if read:
+                chunk = Chunk(read.copy())
+                read.clear()
+                room.set()
                 yield chunk
-            if isinstance(end, _End):
-                if end.error is not None:
-                    raise end.error
-                return
+        error = asyncio.CancelledError() if reading.cancelled() else reading.exception()
+        if error is not None:
+            yield Chunk([], presentable(error))
     finally:
         reading.cancel()
         # An input that swallows its cancellation is left behind.
         await asyncio.wait([reading], timeout=_PATIENCE)
 
 
-def _piece(
-    source: Iterator[str | CancelRequest],
-) -> tuple[list[str | CancelRequest], Exception | None]:
-    """Return the next requests, and the error that broke them off."""
-    chunk: list[str | CancelRequest] = []
-    try:
-        for request in islice(source, CHUNK):
-            chunk.append(request)  # noqa: PERF402 - what came before an error stays
-    except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the input's own, raised where it ends
-        return chunk, _told(error)
-    return chunk, None
+def presentable(error: BaseException) -> BaseException:
+    """Return an error of the caller's code as one that means nothing else to asyncio.
 
-
-async def _read(
-    requests: AsyncIterable[str | CancelRequest],
-    read: asyncio.Queue[str | CancelRequest | _End],
-) -> None:
-    error: Exception | None = None
-    try:
-        async for request in requests:
-            await read.put(request)
-    except (Exception, asyncio.CancelledError) as broke:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
-        error = _told(broke)
-    await read.put(_End(error))
-
-
-def _told(error: Exception | asyncio.CancelledError) -> Exception:
-    """Return the error of an input as one that does not pass for our own end."""
-    if isinstance(error, Exception):
+    A CancelledError or a GeneratorExit would pass for the end of the caller's own task
+    or of our generator.
+    """
+    if not isinstance(error, (asyncio.CancelledError, GeneratorExit)):
         return error
-    told = RuntimeError("the input was cancelled")
-    told.__cause__ = error
-    return told
+    cancelled = isinstance(error, asyncio.CancelledError)
+    shown = RuntimeError(
+        "the input was cancelled" if cancelled else "GeneratorExit was raised"
+    )
+    shown.__cause__ = error
+    return shown
 
 
 def checked(request: str | CancelRequest, stripe_account: str | None) -> CancelRequest:
@@ -122,7 +150,8 @@ def checked(request: str | CancelRequest, stripe_account: str | None) -> CancelR
 def refused(request: object, error: Exception) -> CancelResult:
     """Return the result of what cannot be a refund's id; nothing is sent for it."""
     given = request.refund_id if isinstance(request, CancelRequest) else request
-    # Whatever it is, a key or an address that came in by mistake goes no further.
+    # It may be a key or an address that came in by mistake, so only its scrubbed text
+    # or its type is shown.
     shown = scrub(given if isinstance(given, str) else f"<{type(given).__name__}>")
     return CancelResult(
         refund_id=shown[:_SHOWN], stripe_account=None, outcome="failed", error=error

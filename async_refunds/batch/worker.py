@@ -1,12 +1,12 @@
-"""Ask for one refund of a batch, and say what became of it, or that it is open."""
+"""Cancel one refund of a batch: its calls, and when it is worth another one."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
 from async_refunds.client import RefundsClient, begin_call
+from async_refunds.errors import APITimeoutError, RefundsError
 from async_refunds.protocol.classification import Classification, Outcome
 from async_refunds.protocol.outcome import (
     Conclusion,
@@ -25,9 +25,11 @@ from async_refunds.results import CancelResult
 from async_refunds.retry import RetryPolicy
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from async_refunds.call import Call
     from async_refunds.journal import Journal
-    from async_refunds.models import Refund
+    from async_refunds.models import Attempt, Refund
 
     from .account_queue import Item
     from .scheduler import Scheduler
@@ -37,12 +39,13 @@ if TYPE_CHECKING:
 # and for clocks that differ.
 _KEY_SECONDS = 23 * 3600.0
 
-# No connection came about. (An attempt that an answer ended has no failure.)
-_NOT_THERE = frozenset(
+# Failures of attempts that reached no server at all.
+_NOT_REACHED = frozenset(
     {Cause.REFUSED.value, Cause.CONNECT_TIMEOUT.value, Cause.CERTIFICATE.value}
 )
 
-# Seconds. A restart of what stands before Stripe is over by then.
+# Seconds after which a service that never answered counts as unreachable. A restart of
+# what stands before Stripe is over by then.
 _SILENCE = 5.0
 
 # Between two calls for the same refund, each of which had its own retries before.
@@ -50,13 +53,14 @@ _BETWEEN_CALLS = RetryPolicy(initial_delay=1.0, max_delay=15.0)
 
 
 class CancelWorker:
-    """How a batch asks for a refund: as often as it takes, within its patience.
+    """Cancels the refunds of a batch, each with as many calls as its patience allows.
 
     Args:
         refunds: The client.
-        journal: Where fresh keys are kept.
-        turns: Of this batch; its clock counts.
-        patience: Seconds for which an open outcome is asked for again.
+        journal: Where new keys are kept.
+        scheduler: Of this batch.
+        clock: The event loop's time, in seconds.
+        patience: Seconds for which a refund is tried again.
         timeout: Seconds for each call; ``None`` is the client's own.
     """
 
@@ -64,155 +68,226 @@ class CancelWorker:
         self,
         refunds: RefundsClient,
         journal: Journal,
-        turns: Scheduler,
+        scheduler: Scheduler,
         *,
+        clock: Callable[[], float],
         patience: float,
         timeout: float | None,
     ) -> None:
         self._refunds = refunds
         self._journal = journal
-        self._turns = turns
+        self._scheduler = scheduler
+        self._clock = clock
         self._patience = patience
         self._timeout = timeout
-        self._began = asyncio.get_running_loop().time()
+        self._began_at = clock()
 
-    async def ask(self, item: Item) -> CancelResult | None:
+    async def process(self, item: Item) -> CancelResult | None:
         """Make one call for an item.
 
         Returns:
-            What became of it, or ``None`` if it is to be processed again, at the time
-            that the item then has.
+            What became of it, or ``None`` if the scheduler has it back, for another
+            call.
 
         Raises:
             RuntimeError: The client is closed, or of another event loop.
-            JournalError: A fresh key could not be kept.
+            JournalError: A new key could not be kept.
         """
-        if item.lane.refused is not None:
-            return self._result(item, self._refused(item, item.lane.refused))
-        item.calls += 1
+        closing = self._scheduler.closed_by(item)
+        if closing is not None:
+            return self._result(item, self._conclude_closed(item, closing))
         if _is_stale(item):
             conclusion = await self._settle_expired_key(item)
             if conclusion is not None:
-                return self._concluded(item, conclusion)
-        call = self._begin(item)
-        return self._concluded(item, await call.cancel(_request(item)))
+                return self._end_call(item, conclusion, passing=conclusion.passing)
+        call = self._begin_call(item)
+        conclusion = await call.call.cancel(_cancel_of(item))
+        item.in_call = False
+        item.maybe_sent = call.call.maybe_sent
+        # A settling read that the pace held back may be made by a later call.
+        passing = conclusion.passing or call.read_refused
+        return self._end_call(item, conclusion, passing=passing)
 
-    def _begin(self, item: Item) -> Call:
-        return begin_call(
-            self._refunds,
-            self._timeout,
-            maybe_sent=item.ambiguous,
-            observer=item,
-            retry_gate=item,
+    def last_known(self, item: Item) -> CancelResult | None:
+        """Return the result of an item whose call was broken off.
+
+        Returns:
+            ``None`` if certainly nothing was sent for it.
+        """
+        if not (item.in_call or item.attempts or item.maybe_sent):
+            return None
+        if item.known is not None and not item.in_call:
+            return item.known  # nothing was sent since
+        why = "the call was interrupted"
+        conclusion = conclude_interrupted(_cancel_of(item), item.attempts, why)
+        return self._result(item, conclusion)
+
+    def _begin_call(self, item: Item) -> _ItemCall:
+        give_up_at = item.began_at + self._patience
+        call = _ItemCall(
+            self._refunds, self._scheduler, item, self._timeout, give_up_at
         )
-
-    def _refused(self, item: Item, refusal: Classification[Any]) -> Conclusion:
-        """Return the conclusion of an item whose account a reply has closed."""
-        conclusion = conclude(
-            _request(item),
-            refusal,
-            None,
-            maybe_sent=item.ambiguous,
-            attempts=item.attempts,
-        )
-        if conclusion.error is not None and not (item.calls or item.ambiguous):
-            conclusion.error.idempotency_key = None
-        return conclusion
-
-    def interrupted(self, item: Item) -> CancelResult:
-        """Return the result of an item whose call was not waited for."""
-        why = "it was interrupted"
-        return self._result(
-            item, conclude_interrupted(_request(item), item.attempts, why)
-        )
-
-    def last_known(self, item: Item) -> CancelResult:
-        """Return the result of an item whose call broke off by a misuse or a fault."""
-        if item.open is None or item.open.attempts is not item.attempts:
-            return self.interrupted(item)
-        return item.open  # nothing was sent since
+        item.calls += 1
+        item.in_call = True
+        return call
 
     async def _settle_expired_key(self, item: Item) -> Conclusion | None:
-        """Read what a key did that Stripe may have forgotten; ``None``: nothing."""
-        request = _request(item)
-        item.reading = True
+        """Read what became of a key that Stripe may have forgotten.
+
+        Returns:
+            ``None`` if the refund still waits: the item then has a new key.
+        """
+        request = _cancel_of(item)
+        reading = settling_read(request)
+        call = self._begin_call(item)
+        conclusion: Conclusion | None
         try:
-            call = self._begin(item)
-            read = await call.read(settling_read(request))
-        finally:
-            item.reading = False
-        if read.value is not None:
-            call.attach_last_response(
-                read.value, read.reply, item.claim.idempotency_key
-            )
-        conclusion = conclude_expired_key(request, read, item.attempts)
-        if conclusion is None:
-            item.claim = await self._journal.rekey(item.claim)
-            item.ambiguous = False
+            if not await call.wait(reading, 0.0, call.call.deadline):
+                raise APITimeoutError("no time left for the read")
+            read = await call.call.read(reading)
+        except RefundsError as error:
+            why = f"its key is over a day old, and it could not be read ({error})"
+            conclusion = conclude_interrupted(request, item.attempts, why)
+        else:
+            if read.value is not None:
+                key = item.claim.idempotency_key
+                call.call.attach_last_response(read.value, read.reply, key)
+            conclusion = conclude_expired_key(request, read, item.attempts)
+            if conclusion is None:
+                item.claim = await self._journal.rekey(item.claim)
+                item.maybe_sent = False
+        item.in_call = False
         return conclusion
 
-    def _concluded(self, item: Item, conclusion: Conclusion) -> CancelResult | None:
-        if conclusion.outcome == "unknown":
-            item.ambiguous = True
-        if conclusion.outcome in ("unknown", "failed"):
-            self._notice_silence(item)
-        known = self._result(item, conclusion)
-        return self._again_or(item, known) if conclusion.passing else known
+    def _conclude_closed(self, item: Item, closing: Classification[Any]) -> Conclusion:
+        """Conclude an item whose account was closed before it had an answer."""
+        conclusion = conclude(
+            _cancel_of(item),
+            closing,
+            None,
+            maybe_sent=item.maybe_sent,
+            attempts=item.attempts,
+        )
+        if conclusion.error is not None and not (item.calls or item.maybe_sent):
+            conclusion.error.idempotency_key = None  # it was never sent
+        return conclusion
 
-    def _notice_silence(self, item: Item) -> None:
-        """Refuse the account if nobody was ever there to ask.
+    def _end_call(
+        self, item: Item, conclusion: Conclusion, *, passing: bool
+    ) -> CancelResult | None:
+        """Put an item back for another call if that is worth it, or return its result.
 
-        That is no disturbance, but a wrong address or no network: to ask for all the
-        others would take long, and say the same of each.
+        Args:
+            item: The item.
+            conclusion: Of its last call.
+            passing: Whether another call may well end differently.
         """
+        if conclusion.outcome in ("unknown", "failed"):
+            self._notice_unreachable(item)
+        item.known = self._result(item, conclusion)
+        not_before = self._clock() + _BETWEEN_CALLS.backoff(item.calls)
         if (
-            not self._turns.heard_from
-            and item.lane.clock() - self._began > _SILENCE
-            and all(attempt.failure in _NOT_THERE for attempt in item.attempts)
+            not passing
+            or self._scheduler.stopped
+            or self._scheduler.closed_by(item) is not None
+            or not_before >= item.began_at + self._patience
         ):
-            text = (
-                f"{self._refunds.base_url} cannot be reached, and could not be in all "
-                f"of this run ({item.attempts[-1].failure})"
-            )
-            item.lane.refused = Classification(
-                TransportFailure(Cause.REFUSED, text, sent=False),
-                Outcome.NOT_SENT,
-                retry=False,
-            )
-
-    def _again_or(self, item: Item, known: CancelResult) -> CancelResult | None:
-        """Set when to ask again, unless its time is over and this is what is known."""
-        now = item.lane.clock()
-        pause = _BETWEEN_CALLS.backoff(item.calls)
-        item.open, item.not_before = known, now + pause
-        if (
-            self._turns.stopped
-            or item.lane.refused is not None
-            or item.not_before >= item.began + self._patience
-        ):
-            return known
+            return item.known
+        self._scheduler.put_back(item, not_before)
         return None
 
+    def _notice_unreachable(self, item: Item) -> None:
+        """Close the account if the service could not be reached in all of this run.
+
+        The address is wrong, or there is no network: to try all the other refunds would
+        take long, and end the same for each.
+        """
+        if (
+            all(attempt.failure in _NOT_REACHED for attempt in item.attempts)
+            and self._clock() - self._began_at > _SILENCE
+            and not self._scheduler.has_answered
+        ):
+            text = (
+                f"{self._refunds.base_url} could not be reached in all of this run "
+                f"({item.attempts[-1].failure})"
+            )
+            failure = TransportFailure(Cause.REFUSED, text, sent=False)
+            self._scheduler.close_account(
+                item, Classification(failure, Outcome.NOT_SENT, retry=False)
+            )
+
     def _result(self, item: Item, conclusion: Conclusion) -> CancelResult:
-        claim = item.claim
+        claim, canceled = item.claim, conclusion.outcome == "already_canceled"
+        was_sent = item.calls > 0 or item.maybe_sent
         return CancelResult(
             refund_id=claim.refund_id,
             stripe_account=claim.stripe_account,
             outcome=conclusion.outcome,
             refund=conclusion.refund,
-            error=(
-                None if conclusion.outcome == "already_canceled" else conclusion.error
-            ),
-            idempotency_key=(
-                claim.idempotency_key if item.calls or item.ambiguous else None
-            ),
+            error=None if canceled else conclusion.error,
+            idempotency_key=claim.idempotency_key if was_sent else None,
             attempts=item.attempts,
-            seconds=item.lane.clock() - item.began,
+            seconds=self._clock() - item.began_at,
             settled=conclusion.settled,
         )
 
 
-def _request(item: Item) -> Request[Refund]:
+class _ItemCall:
+    """One call for an item: reports its attempts to the scheduler, and paces it.
+
+    Args:
+        refunds: The client.
+        scheduler: Of the batch.
+        item: The item.
+        timeout: Seconds for the call; ``None`` is the client's own.
+        give_up_at: On the event loop's clock, when the item's patience is over.
+
+    Raises:
+        RuntimeError: The client is closed, or of another event loop.
+    """
+
+    def __init__(
+        self,
+        refunds: RefundsClient,
+        scheduler: Scheduler,
+        item: Item,
+        timeout: float | None,
+        give_up_at: float,
+    ) -> None:
+        self._scheduler = scheduler
+        self._item = item
+        self._give_up_at = give_up_at
+        self.read_refused = False
+        """Whether the pace let no settling read out."""
+        self.call: Call = begin_call(
+            refunds,
+            timeout,
+            maybe_sent=item.maybe_sent,
+            observer=self,
+            retry_gate=self,
+        )
+
+    def attempt_finished(
+        self,
+        request: Request[Any],
+        classification: Classification[Any],
+        attempt: Attempt,
+    ) -> None:
+        """Report an attempt; see `CallObserver`."""
+        self._item.attempts += (attempt,)
+        self._scheduler.record_reply(
+            self._item, request, classification, retry=attempt.slept > 0
+        )
+
+    async def wait(self, request: Request[Any], seconds: float, until: float) -> bool:
+        """Wait for a slot of the account's pace; see `RetryGate`."""
+        until = min(until, self._give_up_at)
+        ready = await self._scheduler.wait_for_slot(self._item, request, seconds, until)
+        self.read_refused = not ready and request.method == "GET"
+        return ready
+
+
+def _cancel_of(item: Item) -> Request[Refund]:
     claim = item.claim
     return cancel_request(
         claim.refund_id,
@@ -222,11 +297,11 @@ def _request(item: Item) -> Request[Refund]:
 
 
 def _is_stale(item: Item) -> bool:
-    """Tell whether Stripe may have forgotten what came of an item's key.
+    """Tell whether Stripe may have forgotten what a key that was sent has done.
 
-    One that this process has sent is not: what it did is remembered from then on, and
-    may yet land.
+    Stripe remembers a key that this process has sent, and the request may still be
+    executed.
     """
     age = time.time() - item.claim.key_created_at
     sent = any(attempt.method == "POST" for attempt in item.attempts)
-    return item.ambiguous and not sent and age > _KEY_SECONDS
+    return item.maybe_sent and not sent and age > _KEY_SECONDS

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated
 
 import typer
 
 from async_refunds.version import __version__
 
-from . import cancel, demo, emulator, report, show, sweep
+from . import cancel, demo, emulator, report, resume, show, sweep
 
 HELP = """Cancel Stripe refunds, and know what happened.
 
@@ -27,6 +28,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help=HELP,
 )
+
+
+# Without a handler, Python writes warnings of the client between the results.
+logging.getLogger("async_refunds").addHandler(logging.NullHandler())
 
 
 def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so
@@ -48,8 +53,8 @@ def main(
 
 # Each help text is a string of its own: `python -OO` drops docstrings.
 for name, help_text, command in (
-    ("cancel", cancel.CANCEL_HELP, cancel.cancel),
-    ("resume", cancel.RESUME_HELP, cancel.resume),
+    ("cancel", cancel.HELP, cancel.cancel),
+    ("resume", resume.HELP, resume.resume),
     ("report", report.HELP, report.report),
     ("sweep", sweep.HELP, sweep.sweep),
     ("retrieve", show.RETRIEVE_HELP, show.retrieve),

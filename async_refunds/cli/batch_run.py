@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import shlex
 import signal
 from collections import Counter
-from contextlib import aclosing, contextmanager, nullcontext, suppress
+from contextlib import aclosing, contextmanager, suppress
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -15,9 +14,10 @@ import msgspec
 
 from async_refunds.batch import Batch
 from async_refunds.errors import JournalError
+from async_refunds.journal import SqliteJournal
 from async_refunds.results import CANCELED, CancelRequest, CancelResult
 
-from .progress import ProgressDisplay
+from .progress import BatchProgress, shown
 from .summary import (
     DONE,
     INTERRUPTED,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Sequence
 
     from async_refunds.client import RefundsClient
-    from async_refunds.journal import SqliteJournal
+    from async_refunds.journal import Claim
     from async_refunds.results import CancelOutcome
 
     from .options import BatchOptions
@@ -55,10 +55,32 @@ MAX_ROWS = 300
 """A table on a terminal has at most this many rows."""
 
 
+class BoundedJournal(SqliteJournal):
+    """A journal that gives out a limited number of refunds."""
+
+    limit: int | None = None
+    """How many it may still give out; None: all."""
+    _claiming: asyncio.Lock | None = None
+
+    async def claim(self, stripe_account: str | None, limit: int) -> list[Claim]:
+        """Give out the next open items of an account, as far as the limit allows."""
+        if self.limit is None:
+            return await super().claim(stripe_account, limit)
+        # One at a time: what one account does not need is left for the next one.
+        if self._claiming is None:
+            self._claiming = asyncio.Lock()
+        async with self._claiming:
+            if not self.limit:
+                return []
+            claims = await super().claim(stripe_account, min(limit, self.limit))
+            self.limit -= len(claims)
+            return claims
+
+
 class OpenJournal(msgspec.Struct, frozen=True):
     """The journal of a run."""
 
-    journal: SqliteJournal
+    journal: BoundedJournal
     path: str
     """As the user typed it."""
 
@@ -66,6 +88,11 @@ class OpenJournal(msgspec.Struct, frozen=True):
     def resume(self) -> str:
         """The command that continues the run."""
         return resume_command(self.path, self.journal.run)
+
+    @property
+    def report(self) -> str:
+        """The command that shows the results."""
+        return shlex.join(["async-refunds", "report", self.path])
 
 
 class BatchRun:
@@ -80,6 +107,7 @@ class BatchRun:
         requests: What to cancel; empty if the journal has it.
         total: The number of refunds.
         done: The number of them that were settled before.
+        left_out: The number of them that --max leaves out.
         kept: The journal, if there is one.
         brief: Show no summary if all are canceled.
         notes: Lines for the end of the summary.
@@ -93,6 +121,7 @@ class BatchRun:
         *,
         total: int,
         done: int = 0,
+        left_out: int = 0,
         kept: OpenJournal | None = None,
         brief: bool = False,
         notes: Sequence[str] = (),
@@ -101,7 +130,9 @@ class BatchRun:
         self._options = options
         self._total = total
         self._done = done
+        self._left_out = left_out
         self._kept = kept
+        output.kept_by = None if kept is None else kept.report
         self._brief = brief
         self._notes = notes
         # Those that the batch took and has not reported.
@@ -127,7 +158,7 @@ class BatchRun:
                 timeout=options.timeout,
             )
             broken: JournalError | None = None
-            with self._interruptible(batch), _log_without_errors():
+            with self._interruptible(batch):
                 try:
                     await self._write_results(batch)
                     self._account_for_rest()
@@ -136,6 +167,8 @@ class BatchRun:
                 finally:
                     self._output.table(RESULT_COLUMNS)
         code = exit_code(self._outcomes)
+        if code == DONE and self._left_out:
+            code = NOT_ALL
         if code == NOT_ALL and self._interrupted and self._left:
             code = INTERRUPTED
         if broken is not None:
@@ -152,23 +185,22 @@ class BatchRun:
             yield request
 
     async def _write_results(self, batch: Batch) -> None:
-        display = ProgressDisplay(
-            self._output,
+        progress = BatchProgress(
             batch.progress,
-            total=self._total,
+            total=self._total - self._left_out,
             done=self._done,
             clock=asyncio.get_running_loop().time,
         )
-        async with display.shown(), aclosing(batch.results()) as results:
+        async with (
+            shown(self._output, progress.line),
+            aclosing(batch.results()) as results,
+        ):
             async for result in results:
                 self._pending.pop((result.stripe_account, result.refund_id), None)
-                self._write(result.outcome, result_record(result), display)
+                self._write(result.outcome, result_record(result), sent=True)
 
     def _write(
-        self,
-        outcome: CancelOutcome,
-        record: dict[str, object],
-        display: ProgressDisplay | None = None,
+        self, outcome: CancelOutcome, record: dict[str, object], *, sent: bool
     ) -> None:
         self._outcomes[outcome] += 1
         if not self._output.as_table or self._total <= MAX_ROWS:
@@ -176,9 +208,8 @@ class BatchRun:
         elif outcome not in CANCELED:
             self._listed += 1
             # The journal has what was sent; without one, every such result is shown.
-            if self._listed <= MAX_ROWS or (self._kept is None and display is not None):
-                with nullcontext() if display is None else display.hidden():
-                    self._output.row(record, RESULT_COLUMNS)
+            if self._listed <= MAX_ROWS or (self._kept is None and sent):
+                self._output.row(record, RESULT_COLUMNS)
             else:
                 self._unlisted += 1
 
@@ -198,11 +229,15 @@ class BatchRun:
                 outcome="failed",
             )
             self._left = True
-            self._write("failed", {**result_record(result), "error": NOT_SENT})
+            self._write(
+                "failed", {**result_record(result), "error": NOT_SENT}, sent=False
+            )
 
     def _summarize(self, *, broken: bool) -> None:
         if not (self._brief and exit_code(self._outcomes) == DONE):
             self._summarize_outcomes(broken=broken)
+        if self._left_out:
+            self._output.say(f"--max left out {self._left_out:,} refunds")
         for note in self._notes:
             self._output.say(note)
 
@@ -222,8 +257,7 @@ class BatchRun:
         if self._listed:
             where = "--output or --journal keeps them all"
             if kept is not None:
-                report = shlex.join(["async-refunds", "report", kept.path])
-                where = f"`{report}` has all"
+                where = f"`{kept.report}` has all"
             more = f", all but {self._unlisted:,} of them" if self._unlisted else ""
             say(f"listed are only refunds that need attention{more}; {where}")
 
@@ -254,21 +288,6 @@ class BatchRun:
             for number in signals:
                 with suppress(NotImplementedError):
                     loop.remove_signal_handler(number)
-
-
-@contextmanager
-def _log_without_errors() -> Generator[None]:
-    """Keep errors out of the log: the batch raises what it logs as an error."""
-    logger = logging.getLogger("async_refunds")
-
-    def below_error(logged: logging.LogRecord) -> bool:
-        return logged.levelno < logging.ERROR
-
-    logger.addFilter(below_error)
-    try:
-        yield
-    finally:
-        logger.removeFilter(below_error)
 
 
 def result_record(result: CancelResult) -> dict[str, object]:

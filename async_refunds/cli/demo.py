@@ -24,7 +24,7 @@ from . import options
 from .emulator import FAULTS_HELP
 from .kill_and_resume import KEY, ROUNDS, kill_and_resume
 from .output import Output, refuse
-from .progress import ProgressDisplay
+from .progress import BatchProgress, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -135,14 +135,16 @@ class Demo:
                 journal=journal,
                 patience=PATIENCE,
             )
-            display = ProgressDisplay(
-                output,
+            progress = BatchProgress(
                 batch.progress,
                 total=len(self._requests),
                 done=self._canceled,
                 clock=time.perf_counter,
             )
-            async with display.shown(), aclosing(batch.results()) as results:
+            async with (
+                shown(output, progress.line),
+                aclosing(batch.results()) as results,
+            ):
                 async for result in results:
                     if result.outcome in CANCELED:
                         self._canceled += 1

@@ -92,6 +92,24 @@ Journal = Annotated[
 ]
 
 
+class SendOptions(OptionGroup, frozen=True, kw_only=True):
+    """How many refunds are canceled, and whether someone is asked first."""
+
+    limit: Annotated[
+        int | None,
+        typer.Option("--max", min=1, help="Cancel at most this many, the first ones."),
+    ] = None
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask before real money moves.")
+    ] = False
+
+
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Only show what would happen; cancel nothing."),
+]
+
+
 class BatchOptions(OptionGroup, frozen=True, kw_only=True, omit_defaults=True):
     """How fast and how long a batch works; None: not given. Kept in the journal."""
 

@@ -10,18 +10,22 @@ import errno
 import os
 import sys
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NoReturn
+from typing import IO, TYPE_CHECKING, NoReturn
 
 import msgspec
 import typer
-from rich.console import Console
+
+from .tables import Table, printable
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Mapping, Sequence
 
 USAGE_ERROR = 2
 """Exit code of a command that cannot be right; nothing was sent."""
+
+# Back to the start of the line, and erase it (ECMA-48, EL).
+_ERASE_LINE = "\r\x1b[K"
+_DEFAULT_WIDTH = 80
 
 
 class OutputLostError(Exception):
@@ -63,14 +67,6 @@ def refuse(text: str) -> NoReturn:
     raise typer.Exit(USAGE_ERROR)
 
 
-class StderrConsole(Console):
-    """A console that raises when stderr breaks; rich would end the process."""
-
-    def on_broken_pipe(self) -> None:
-        """Raise the error that rich is handling when it calls this."""
-        raise  # noqa: PLE0704 - rich calls this inside its own except block
-
-
 class Output:
     """Writes records at once as JSON, or collects them for a table.
 
@@ -87,20 +83,25 @@ class Output:
     def __init__(
         self, *, as_json: bool, path: str | None = None, rescue: bool = False
     ) -> None:
-        self.stderr = StderrConsole(
-            stderr=True, soft_wrap=True, highlight=False, emoji=False
-        )
         self.lost = False
         """Whether stdout, or the file in its place, broke."""
-        # sys.stdout is None where the process was started with stdout closed.
-        self.on_terminal = (
-            path is None and sys.stdout is not None and sys.stdout.isatty()
-        )
+        self.kept_by: str | None = None
+        """A command that shows the results, which then need no rescue."""
+        self.on_terminal = path is None and _is_terminal(sys.stdout)
         self.as_table = self.on_terminal and not as_json
+        self.shows_status = (
+            _is_terminal(sys.stderr)
+            and os.environ.get("TERM") != "dumb"
+            # JSON on the same terminal would mix with it.
+            and (self.as_table or not self.on_terminal)
+        )
+        """Whether a status line can be drawn, and drawn over."""
+        self._status_drawn = False
         self._rescue = rescue
         self._file = None if path is None else _open_for_append(path)
         self._name = path or "stdout"
-        self._rows: list[Mapping[str, object]] = []
+        self._records: list[Mapping[str, object]] = []
+        self._rows: Table | None = None
 
     def record(self, record: Mapping[str, object]) -> None:
         """Write a record, or collect it for the table.
@@ -109,18 +110,19 @@ class Output:
             OutputLostError: See the class; this record was not written.
         """
         if self.as_table:
-            self._rows.append(record)
+            self._records.append(record)
         else:
             self._write(msgspec.json.encode(record) + b"\n", [record])
 
     def row(self, record: Mapping[str, object], columns: Iterable[str]) -> None:
-        """Write a record as a line of text at once, where a table would be too long.
+        """Write a record as a row at once, where a table would be too long.
 
         Raises:
             OutputLostError: See the class; this record was not written.
         """
-        cells = [_cell(name, record.get(name)) for name in columns]
-        self._write(_encoded(["  ".join(cells).rstrip()]), [record])
+        if self._rows is None:
+            self._rows = Table(columns, width(sys.stdout))
+        self._write(_encoded(self._rows.lines([record], head=False)), [record])
 
     def table(self, columns: Iterable[str]) -> None:
         """Write the collected records as a table.
@@ -128,12 +130,9 @@ class Output:
         Raises:
             OutputLostError: See the class.
         """
-        if not self._rows:
-            return
-        names = tuple(columns)
-        head = [name.replace("_", " ") for name in names]
-        rows = [[_cell(name, row.get(name)) for name in names] for row in self._rows]
-        self._write(_encoded(aligned([head, *rows])), self._rows)
+        if self._records:
+            table = Table(columns, width(sys.stdout))
+            self._write(_encoded(table.lines(self._records, head=True)), self._records)
 
     def text(self, lines: Iterable[str]) -> None:
         """Write lines of text.
@@ -153,17 +152,19 @@ class Output:
 
     def say(self, text: str) -> None:
         """Write a line to stderr, if anyone can read it."""
-        with self.stderr_may_break():
-            self.stderr.print(printable(text), markup=False)
+        self.erase_status()
+        self._to_stderr(f"{printable(text)}\n")
 
-    @contextmanager
-    def stderr_may_break(self) -> Generator[None]:
-        """Ignore errors of stderr: a run does not end because no one watches it."""
-        try:
-            yield
-        except OSError:
-            # Otherwise Python flushes it again at exit, and changes the exit code.
-            sys.stderr = None
+    def draw_status(self, text: str) -> None:
+        """Draw the status line, where there is one, over the last one."""
+        self._to_stderr(f"{_ERASE_LINE}{printable(text)}")
+        self._status_drawn = True
+
+    def erase_status(self) -> None:
+        """Take the status line off the screen."""
+        if self._status_drawn:
+            self._status_drawn = False
+            self._to_stderr(_ERASE_LINE)
 
     def close(self) -> None:
         """Close the file, if there is one. stdout stays open."""
@@ -171,8 +172,16 @@ class Output:
             os.close(self._file)
             self._file = None
 
+    def _to_stderr(self, text: str) -> None:
+        with _stderr_may_break():
+            if sys.stderr is not None:
+                sys.stderr.write(text)
+                sys.stderr.flush()
+
     def _write(self, data: bytes, records: Sequence[Mapping[str, object]]) -> None:
         """Write the data; where that fails, rescue the records that it shows."""
+        if self.on_terminal:
+            self.erase_status()
         if not self.lost:
             try:
                 self._write_bytes(data)
@@ -180,6 +189,8 @@ class Output:
                 self._lose(error)
             else:
                 return
+        if self.kept_by is not None:
+            return
         for record in records:
             if sys.stderr is None:
                 raise OSError(errno.EBADF, "stdout and stderr are closed")
@@ -196,7 +207,10 @@ class Output:
         )
         if not self._rescue:
             raise lost from None
-        self.say(f"{lost}: the results go on here")
+        if self.kept_by is None:
+            self.say(f"{lost}: the results go on here")
+        else:
+            self.say(f"{lost}: `{self.kept_by}` shows the results")
 
     def _write_bytes(self, data: bytes) -> None:
         file = self._file
@@ -210,32 +224,37 @@ class Output:
             data = data[os.write(file, data) :]
 
 
-def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Return lines whose cells are aligned in columns.
+def width(stream: IO[str] | None) -> int:
+    """Return the width of a terminal; ``COLUMNS`` goes first, as for most programs."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns):
+        return int(columns)
+    try:
+        assert stream is not None  # noqa: S101 - only a terminal is asked
+        return os.get_terminal_size(stream.fileno()).columns or _DEFAULT_WIDTH
+    except (OSError, ValueError):
+        return _DEFAULT_WIDTH
 
-    As wide as they need to be: an id that is folded cannot be copied.
-    """
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+
+def _is_terminal(stream: IO[str] | None) -> bool:
+    # None where the process was started with the stream closed.
+    return stream is not None and stream.isatty()
 
 
-def printable(text: str) -> str:
-    """Return the text without anything that a terminal would obey."""
-    return "".join(
-        letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text
-    )
+@contextmanager
+def _stderr_may_break() -> Generator[None]:
+    """Ignore errors of stderr: a run does not end because no one watches it."""
+    try:
+        yield
+    except OSError:
+        # Otherwise Python flushes it again at exit, and changes the exit code.
+        sys.stderr = None
 
 
 def _encoded(lines: Iterable[str]) -> bytes:
     """Return text in the encoding of the terminal. JSON is always UTF-8."""
     encoding = "utf-8" if sys.stdout is None else sys.stdout.encoding
     return "".join(f"{line}\n" for line in lines).encode(encoding, "backslashreplace")
-
-
-def _cell(column: str, value: object) -> str:
-    if column == "created" and isinstance(value, int):
-        return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M}Z"
-    return "" if value is None else printable(str(value))
 
 
 def _open_for_append(path: str) -> int:

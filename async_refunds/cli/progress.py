@@ -1,38 +1,102 @@
-"""How far a batch is: a progress bar on a terminal, otherwise a line now and then."""
+"""Progress: when will it be over, and is it going well.
+
+One line. A terminal shows it in place, several times per second and as wide as it is;
+a log gets it now and then.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import deque
-from contextlib import asynccontextmanager, contextmanager
-from datetime import timedelta
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as Bar
+from async_refunds.results import CANCELED
+
+from .output import width
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Generator
+    from collections import Counter
+    from collections.abc import AsyncGenerator, Callable
 
     from async_refunds.batch import Progress
 
     from .output import Output
 
-# Seconds between two updates: of a bar that moves, and of a log that lasts a night.
-_BAR_INTERVAL = 0.2
-_LINE_INTERVAL = 10.0
+# Seconds between two updates: of a line that moves, and of a log that lasts a night.
+_STATUS_INTERVAL = 0.2
+_LOG_INTERVAL = 10.0
 # Seconds over which the speed is measured: it follows the pace without flickering.
 _WINDOW = 30.0
+_BAR = 20
+# A log line has all parts.
+_LOG_WIDTH = 1000
 
 TROUBLE = "Stripe is failing, so the pace is low"
 
 
-class ProgressDisplay:
-    """Shows how far a batch is.
+@asynccontextmanager
+async def shown(output: Output, line: Callable[[int], str]) -> AsyncGenerator[None]:
+    """Show progress until the end of the block.
 
     Args:
-        output: Its stderr is used. If it writes JSON to the same terminal, no bar is
-            drawn: the two would mix.
+        output: Its stderr shows it.
+        line: Returns the line for a width.
+    """
+
+    def draw() -> None:
+        # The last column stays free: some terminals wrap after it.
+        columns = width(sys.stderr) - 1
+        output.draw_status(line(columns)[:columns])
+
+    async def tick() -> None:
+        while True:
+            if output.shows_status:
+                draw()
+                await asyncio.sleep(_STATUS_INTERVAL)
+            else:
+                await asyncio.sleep(_LOG_INTERVAL)
+                output.say(line(_LOG_WIDTH))
+
+    ticking = asyncio.create_task(tick())
+    try:
+        yield
+    finally:
+        ticking.cancel()
+        await asyncio.wait([ticking])
+        if output.shows_status:
+            draw()
+            output.erase_status()
+
+
+class Speed:
+    """Measures how many per second were done lately.
+
+    Args:
+        clock: Returns seconds.
+        done: The number at the start.
+    """
+
+    def __init__(self, clock: Callable[[], float], done: int = 0) -> None:
+        self._clock = clock
+        self._seen: deque[tuple[float, int]] = deque([(clock(), done)])
+
+    def per_second(self, done: int) -> float:
+        """Return the speed, now that this many are done."""
+        now = self._clock()
+        while now - self._seen[0][0] > _WINDOW and len(self._seen) > 1:
+            self._seen.popleft()
+        since, before = self._seen[0]
+        self._seen.append((now, done))
+        return (done - before) / max(now - since, 1e-9)
+
+
+class BatchProgress:
+    """The progress of a batch as a line.
+
+    Args:
         progress: Returns the progress of the batch.
         total: The number of refunds.
         done: The number of them that were settled before.
@@ -41,108 +105,138 @@ class ProgressDisplay:
 
     def __init__(
         self,
-        output: Output,
         progress: Callable[[], Progress],
         *,
         total: int,
         done: int,
         clock: Callable[[], float],
     ) -> None:
-        self._output = output
         self._progress = progress
         self._total = total
         self._before = done
-        self._clock = clock
-        self._seen: deque[tuple[float, int]] = deque([(clock(), done)])
-        self._bar: Bar | None = None
-        json_on_terminal = output.on_terminal and not output.as_table
-        if output.stderr.is_terminal and not json_on_terminal:
-            self._bar = Bar(
-                TextColumn("canceling"),
-                BarColumn(bar_width=20),
-                TextColumn("{task.description}"),
-                console=output.stderr,
-                transient=True,
-                auto_refresh=False,
-                redirect_stdout=False,
-                redirect_stderr=False,
-            )
-            self._task = self._bar.add_task("", total=total, completed=done)
+        self._speed = Speed(clock, done)
 
-    @asynccontextmanager
-    async def shown(self) -> AsyncGenerator[None]:
-        """Show the progress until the end of the block."""
-        self._start()
-        ticking = asyncio.create_task(self._tick())
-        try:
-            yield
-        finally:
-            ticking.cancel()
-            await asyncio.wait([ticking])
-            if self._bar is not None:
-                self._update()
-                self._stop()
-
-    @contextmanager
-    def hidden(self) -> Generator[None]:
-        """Take the bar off the screen while other lines are written."""
-        self._stop()
-        try:
-            yield
-        finally:
-            self._start()
-
-    async def _tick(self) -> None:
-        interval = _LINE_INTERVAL if self._bar is None else _BAR_INTERVAL
-        while True:
-            await asyncio.sleep(interval)
-            self._update()
-
-    def _update(self) -> None:
+    def line(self, columns: int) -> str:
+        """Return the line, with the parts that fit into so many columns."""
         progress = self._progress()
-        now = self._clock()
         done = self._before + progress.outcomes.total()
-        while now - self._seen[0][0] > _WINDOW and len(self._seen) > 1:
-            self._seen.popleft()
-        since, then = self._seen[0]
-        speed = (done - then) / max(now - since, 1e-9)
-        self._seen.append((now, done))
-        line = progress_line(progress, done=done, total=self._total, speed=speed)
-        if self._bar is None:
-            self._output.say(line)
-        else:
-            self._bar.update(self._task, completed=done, description=line)
-            with self._output.stderr_may_break():
-                self._bar.refresh()
-
-    def _start(self) -> None:
-        if self._bar is not None:
-            with self._output.stderr_may_break():
-                self._bar.start()
-
-    def _stop(self) -> None:
-        if self._bar is not None:
-            with self._output.stderr_may_break():
-                self._bar.stop()
+        return batch_line(
+            progress,
+            done=done,
+            total=self._total,
+            speed=self._speed.per_second(done),
+            columns=columns,
+        )
 
 
-def progress_line(progress: Progress, *, done: int, total: int, speed: float) -> str:
+def batch_line(
+    progress: Progress, *, done: int, total: int, speed: float, columns: int
+) -> str:
     """Return the progress of a batch as a line.
 
     Args:
         progress: Of the batch.
         done: The number of refunds with an outcome.
         total: The number of refunds.
-        speed: Refunds per second over the last half minute.
+        speed: Refunds per second, lately.
+        columns: What does not fit is left out, the least important first.
     """
-    parts = [f"{done:,}/{total:,}", f"{speed:.1f}/s"]
-    if progress.retries:
-        parts.append(f"{progress.retries:,} retries")
-    if progress.rate:  # 0 once nothing is left to send
-        parts.append(f"pace {progress.rate:.1f}/s")
-    if speed > 0 and done < total:
-        left = timedelta(seconds=round((total - done) / speed))
-        parts.append(f"{left} left")
-    if progress.in_trouble:
-        parts.append(TROUBLE)
-    return "  ".join(parts)
+    bad = sum(
+        count for name, count in progress.outcomes.items() if name not in CANCELED
+    )
+    # With the order in which they are given up, the last ones first.
+    parts = [
+        (6, bar(done, total)),
+        (0, f"{done:,}/{total:,}"),
+        (4, f"{speed:.1f}/s"),
+        (1, time_left(total - done, speed)),
+        (3, f"{bad:,} not canceled" if bad else ""),
+        (2, TROUBLE if progress.in_trouble else ""),
+        (5, f"{progress.retries:,} retries" if progress.retries else ""),
+        # No pace once nothing is left to send.
+        (7, f"pace {progress.rate:.1f}/s" if progress.rate else ""),
+    ]
+    return fitted(parts, columns)
+
+
+class ReadProgress:
+    """The progress of reads as a line.
+
+    Args:
+        counts: Counts what was read.
+        total: The number of reads.
+        clock: Returns seconds.
+    """
+
+    def __init__(
+        self, counts: Counter[str], *, total: int, clock: Callable[[], float]
+    ) -> None:
+        self._counts = counts
+        self._total = total
+        self._speed = Speed(clock)
+
+    def line(self, columns: int) -> str:
+        """Return the line, with the parts that fit into so many columns."""
+        done = self._counts.total()
+        speed = self._speed.per_second(done)
+        parts = [
+            (3, bar(done, self._total)),
+            (0, f"{done:,}/{self._total:,} read"),
+            (2, f"{speed:.1f}/s"),
+            (1, time_left(self._total - done, speed)),
+        ]
+        return fitted(parts, columns)
+
+
+class SearchProgress:
+    """The progress of a search through the list of refunds, as a line.
+
+    Args:
+        clock: Returns seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.seen = 0
+        self.matches = 0
+        self._reached = ""
+        self._speed = Speed(clock)
+
+    def see(self, created: int) -> None:
+        """Count a refund that was created at a Unix time."""
+        self.seen += 1
+        self._reached = f"back to {datetime.fromtimestamp(created, UTC):%Y-%m-%d}"
+
+    def line(self, columns: int) -> str:
+        """Return the line, with the parts that fit into so many columns."""
+        parts = [
+            (0, f"{self.seen:,} searched"),
+            (1, f"{self.matches:,} match"),
+            (2, self._reached),
+            (3, f"{self._speed.per_second(self.seen):.0f}/s"),
+        ]
+        return fitted(parts, columns)
+
+
+def time_left(count: int, speed: float) -> str:
+    """Return how long so many take, or nothing if none are left."""
+    if not count:
+        return ""
+    if speed <= 0:
+        return "time left unknown"
+    return f"{timedelta(seconds=round(count / speed))} left"
+
+
+def bar(done: int, total: int) -> str:
+    """Return a bar of text, which any terminal can show."""
+    full = _BAR * done // max(total, 1)
+    return f"[{'#' * full}{'-' * (_BAR - full)}]"
+
+
+def fitted(parts: list[tuple[int, str]], columns: int) -> str:
+    """Join the parts that fit; of each pair the lowest number stays longest."""
+    chosen = sorted(
+        ((rank, place, text) for place, (rank, text) in enumerate(parts) if text),
+    )
+    while len(chosen) > 1 and sum(len(each[2]) + 2 for each in chosen) - 2 > columns:
+        chosen.pop()
+    return "  ".join(text for _, _, text in sorted(chosen, key=lambda each: each[1]))

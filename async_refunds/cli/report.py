@@ -15,8 +15,9 @@ from async_refunds.results import CANCELED
 
 from . import options
 from .batch_run import MAX_ROWS, RESULT_COLUMNS
-from .output import Output, printable, refuse
+from .output import Output, refuse
 from .summary import IN_FLIGHT, exit_code, outcome_table, resume_command
+from .tables import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

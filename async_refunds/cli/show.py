@@ -13,6 +13,7 @@ from async_refunds.protocol import validation
 
 from . import config, options
 from .output import Output, refuse
+from .progress import SearchProgress, shown
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -89,17 +90,21 @@ def list_(
     output = Output(as_json=form.as_json)
 
     async def read() -> bool:
-        shown = 0
-        async with config.client(**msgspec.structs.asdict(connection)) as refunds:
+        progress = SearchProgress(asyncio.get_running_loop().time)
+        async with (
+            config.client(**msgspec.structs.asdict(connection)) as refunds,
+            shown(output, progress.line),
+        ):
             try:
                 pages = refunds.list(charge=charge, payment_intent=payment_intent)
             except ValueError as error:
                 refuse(str(error))
             async for refund in pages:
+                progress.see(refund.created)
                 if status is None or refund.status == status:
                     show(output, refund)
-                    shown += 1
-                if shown == limit:
+                    progress.matches += 1
+                if progress.matches == limit:
                     break
         return True
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from async_refunds.results import CANCELED
 
 from .config import needs_address
-from .output import aligned
+from .tables import aligned
 
 if TYPE_CHECKING:
     from async_refunds.journal import Run

@@ -8,6 +8,7 @@ from .state.books import Books, ReceivedRequest
 from .state.clock import Clock
 from .state.faults import FAULTS, Faults
 from .state.limits import Limits
+from .state.webhooks import Webhook, WebhookAttempt
 
 __all__ = [
     "Books",
@@ -17,4 +18,6 @@ __all__ = [
     "Faults",
     "Limits",
     "ReceivedRequest",
+    "Webhook",
+    "WebhookAttempt",
 ]

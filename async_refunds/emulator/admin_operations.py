@@ -33,6 +33,7 @@ def admin_operations(emulator: Emulator) -> Operations:
     return {
         "GET /books": lambda: emulator.books,
         "GET /requests": lambda: list(emulator.requests),
+        "POST /webhooks": emulator.webhook,
         **_settings(emulator),
         **_faults(emulator),
         **_refunds(emulator),

@@ -11,19 +11,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
+from async_refunds.emulator.api.events import subscribe
 from async_refunds.emulator.api.serialization import refund_object
 from async_refunds.emulator.server.admin import AdminApi
 from async_refunds.emulator.server.listener import Listener
 from async_refunds.emulator.server.thread import in_thread
 from async_refunds.emulator.state.refunds import SAMPLE_EMAIL, Refund
 from async_refunds.emulator.state.stripe_state import StripeState
+from async_refunds.emulator.state.webhooks import DEFAULT_EVENT_TYPES, Webhook
 
 from .admin_operations import admin_operations
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import AsyncGenerator, Callable, Generator
 
     from async_refunds.emulator.api.serialization import Json
+    from async_refunds.emulator.state.books import ReceivedRequest
     from async_refunds.emulator.state.limits import Limits
 
 # What the admin API accepts at most: more would take minutes, and fill the memory.
@@ -55,7 +59,6 @@ class Emulator:
     Attributes:
         clock: The emulator's time.
         faults: What goes wrong.
-        requests: The last requests, oldest first.
         books: Counts of what happened.
     """
 
@@ -73,7 +76,6 @@ class Emulator:
         )
         self.clock = self._state.clock
         self.faults = self._state.faults
-        self.requests = self._state.requests
         self.books = self._state.books
         self._base_url: str | None = None
 
@@ -103,6 +105,28 @@ class Emulator:
     @lock_wait.setter
     def lock_wait(self, lock_wait: float) -> None:
         self._state.lock_wait = lock_wait
+
+    @property
+    def requests(self) -> deque[ReceivedRequest]:
+        """The last requests, oldest first; another deque may be set, of any length."""
+        return self._state.requests
+
+    @requests.setter
+    def requests(self, requests: deque[ReceivedRequest]) -> None:
+        self._state.requests = requests
+
+    @property
+    def on_request(self) -> Callable[[ReceivedRequest], None] | None:
+        """A function that is called with each request once it has ended.
+
+        It may be set while serving. It is called in the serving thread, also for
+        requests that got no answer; `ReceivedRequest.line` makes a line of a log.
+        """
+        return self._state.on_request
+
+    @on_request.setter
+    def on_request(self, on_request: Callable[[ReceivedRequest], None] | None) -> None:
+        self._state.on_request = on_request
 
     @property
     def base_url(self) -> str:
@@ -292,6 +316,34 @@ class Emulator:
         """
         refunds = self._state.refunds
         refunds.set_status(refunds.get(refund_id), status)
+
+    def webhook(
+        self,
+        url: str,
+        *,
+        secret: str | None = None,
+        events: Collection[str] = DEFAULT_EVENT_TYPES,
+    ) -> Webhook:
+        """Post a signed event to an endpoint whenever a refund is new or changes.
+
+        Events are sent while the emulator serves, and up to four times until the
+        endpoint answers with a 2xx. A refund that expires by itself is noticed when
+        the clock is advanced, or when the refund is next read.
+
+        Args:
+            url: The endpoint.
+            secret: The key of the signatures. Default: a new one.
+            events: The types of events: ``refund.created``, ``refund.updated`` (a
+                cancel and every other change), ``refund.failed`` and
+                ``charge.refund.updated``, which is not sent by default.
+
+        Returns:
+            The endpoint, with its ``secret`` and the ``attempts`` made so far.
+
+        Raises:
+            ValueError: The URL is not http or https, or there is no such event.
+        """
+        return subscribe(self._state, url, secret, events)
 
     def expire_key(self, key: str) -> None:
         """Refuse an API key from now on as expired."""

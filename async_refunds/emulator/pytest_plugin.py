@@ -1,4 +1,4 @@
-"""The pytest plugin: an emulator for each test that uses the fixture.
+"""The pytest plugin: an emulator for each test, or for all of them.
 
 It is installed beside the package as ``pytest_async_refunds``, because pytest imports
 every plugin before any test is known: a module of the package would import the whole
@@ -18,6 +18,18 @@ if TYPE_CHECKING:
     from async_refunds.emulator import Emulator
 
 
+@pytest.fixture(scope="session")
+def stripe_emulator_session() -> Iterator[Emulator]:
+    """A local Stripe for refunds that all tests of a session share.
+
+    Its ``base_url`` stays the same, so an application that is started once can use it.
+    Refunds, ``requests`` and ``books`` add up from test to test, and faults and limits
+    stay until a test clears them: add refunds in each test, and look only at those.
+    Otherwise it is like `stripe_emulator`. With pytest-xdist each process has its own.
+    """
+    yield from _served()
+
+
 @pytest.fixture
 def stripe_emulator() -> Iterator[Emulator]:
     """A local Stripe for refunds that serves at ``stripe_emulator.base_url``.
@@ -27,6 +39,10 @@ def stripe_emulator() -> Iterator[Emulator]:
     ``requests``, ``books``, ``clock`` and the rest of
     `async_refunds.emulator.Emulator`.
     """
+    yield from _served()
+
+
+def _served() -> Iterator[Emulator]:
     from async_refunds.emulator import Emulator  # noqa: PLC0415 - as said above
 
     emulator = Emulator()

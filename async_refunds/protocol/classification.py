@@ -212,10 +212,8 @@ def _classify_refusal(request: Request[Any], response: Response) -> Classificati
     elif not is_from_stripe(response, envelope):
         outcome, retry = Outcome.AMBIGUOUS, status == 429  # noqa: PLR2004 - as above
     else:
-        # A limiter refuses before anything is executed.
-        limited = status == 429  # noqa: PLR2004 - as above
-        confirmed = limited or "Idempotency-Key" in headers
-        outcome, retry = Outcome.REFUSED, limited or not confirmed
+        confirmed = "Idempotency-Key" in headers
+        outcome, retry = Outcome.REFUSED, status == 429 or not confirmed  # noqa: PLR2004 - as above
     advised = headers.get("Stripe-Should-Retry")
     if advised in ("true", "false"):
         retry = advised == "true"

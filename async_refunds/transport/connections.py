@@ -112,14 +112,15 @@ class ConnectionLimiter:
         deadlines: Ends the waits that take too long.
     """
 
-    __slots__ = ("_deadlines", "_size", "_waiters", "free")
+    __slots__ = ("_deadlines", "_size", "free", "waiters")
 
     def __init__(self, size: int, deadlines: Deadlines) -> None:
         self.free = size
         """How many may be admitted without `acquire`, counting down by one each."""
+        self.waiters: deque[asyncio.Future[None]] = deque()
+        """Oldest first. After ``free`` has grown, `admit` lets them go on."""
         self._size = size
         self._deadlines = deadlines
-        self._waiters: deque[asyncio.Future[None]] = deque()
 
     @property
     def in_use(self) -> int:
@@ -129,7 +130,7 @@ class ConnectionLimiter:
     @property
     def waiting(self) -> int:
         """Requests that wait for a connection."""
-        return sum(not waiter.done() for waiter in self._waiters)
+        return sum(not waiter.done() for waiter in self.waiters)
 
     async def acquire(self, seconds: float, now: float) -> float:
         """Wait until a request is admitted, and return the seconds it took from now.
@@ -139,13 +140,13 @@ class ConnectionLimiter:
         """
         loop = asyncio.get_running_loop()
         waiter = loop.create_future()
-        self._waiters.append(waiter)
+        self.waiters.append(waiter)
         try:
             with self._deadlines.start(seconds, now):
                 await waiter
         except BaseException:
             if not waiter.done():
-                self._waiters.remove(waiter)  # thrown away without a cancellation
+                self.waiters.remove(waiter)  # thrown away without a cancellation
             elif not waiter.cancelled():
                 self.release()  # admitted at the moment of giving up
             raise
@@ -158,13 +159,17 @@ class ConnectionLimiter:
         return waited
 
     def release(self) -> None:
-        """Admit the request that has waited longest."""
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():  # else it gave up
-                waiter.set_result(None)
-                return
+        """Note the end of a request that was admitted."""
         self.free += 1
+        self.admit()
+
+    def admit(self) -> None:
+        """Admit the requests that have waited longest, as many as are free."""
+        while self.waiters and self.free:
+            waiter = self.waiters.popleft()
+            if not waiter.done():  # else it gave up
+                self.free -= 1
+                waiter.set_result(None)
 
 
 class SendTracker(SendEvidence, eq=False):

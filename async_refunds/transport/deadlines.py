@@ -52,9 +52,10 @@ class Deadlines:
             return deadline
         when = now + self._seconds
         deadline = Deadline(self._pending, when, task, task.cancelling())
-        self._pending[deadline] = None
         if self._timer is None:
             self._timer = self._loop.call_at(when, self._expire_oldest)
+        # Last: where the stack is full, an attempt that did not begin must not expire.
+        self._pending[deadline] = None
         return deadline
 
     def close(self) -> None:

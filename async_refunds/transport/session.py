@@ -225,7 +225,9 @@ class Session:
                 Cause.CLOSED, "the session was closed", sent=evidence.sent
             )
         finally:
-            limiter.release()
+            # First without a call: a nearly full stack may have no room for one.
+            limiter.free += 1
+            limiter.admit()
         if len(body) > BODY_LIMIT:
             text = f"the answer is over {BODY_LIMIT} bytes"
             return TransportFailure(Cause.TOO_LARGE, text, sent=True)

@@ -217,7 +217,7 @@ async def test_cancellation_in_the_queue_is_passed_on(borrow: bool) -> None:  # 
     async with scripted("stall") as server, aiohttp.ClientSession() as session:
         refunds = server.client(session=session if borrow else None)
         calls = [asyncio.create_task(refunds.cancel(f"re_{n}")) for n in range(101)]
-        await asyncio.sleep(1.0)
+        await server.received_at_least(100)
         assert len(server.received) == 100
         calls[-1].cancel()
         with pytest.raises(asyncio.CancelledError):

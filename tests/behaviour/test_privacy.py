@@ -7,6 +7,7 @@ import copy
 import logging
 import pickle
 import pprint
+import re
 import traceback
 from io import StringIO
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from rich.console import Console
 
 from async_refunds import (
     Attempt,
+    Refund,
     RefundNotCancelableError,
     RefundsClient,
     RefundsError,
@@ -272,11 +274,39 @@ def test_hidden_string_is_itself_and_shows_nothing() -> None:
             "a%40b.example a&#64;b.example a\uff20b.example",
             "[e-mail] [e-mail] [e-mail]",
         ),
-        ("nothing of note", "nothing of note"),
+        ("nothing of note, 1=40, u0041 or &#640; (a) 40", None),
+        ("nobody @ b.example now", "[e-mail] [e-mail] [e-mail] now"),
+        ("a @b.example, a@ b.example.", "[e-mail] [e-mail] [e-mail] [e-mail]"),
+        *(
+            (f"write to a{sign}b.example now", "write to [e-mail] now")
+            for sign in (
+                *("&#x40;", "&#X0040;", "&#00064;", "&#064;", "&commat;", "&#64"),
+                *(r"\u0040", r"\\u0040", r"\x40", r"\u{40}", r"\100", "U+0040"),
+                *("%2540", "%252540", "&amp;#64;", "&amp;amp;#x40;", "&amp;commat;"),
+                *("=40", "(at)", "[AT]", "\ufe6b"),
+            )
+        ),
+        ("Bearer sk%5Flive%5FabcDEF and sk_org_1 whsec_x", "Bearer"),
     ],
 )
-def test_scrub_cuts_out_keys_and_addresses(text: str, clean: str) -> None:
-    assert scrub(text) == clean
+def test_scrub_cuts_out_keys_and_addresses(text: str, clean: str | None) -> None:
+    if clean == "Bearer":
+        assert not re.search("abcDEF|org_1|whsec_x", scrub(text))
+    else:
+        assert scrub(text) == (text if clean is None else clean)
+
+
+def test_refund_shows_no_address_that_stands_where_a_word_of_stripes_should() -> None:
+    refund = Refund("re_1", "refund", 1, "jpy", 1, status="a&#64;b.example")
+    assert "b.example" not in repr(refund)
+
+
+def test_secret_may_be_copied_by_a_recorder_and_stays_hidden() -> None:
+    headers = copy.deepcopy({"Authorization": SecretStr(KEY)})
+    assert headers["Authorization"] == KEY
+    assert KEY not in repr(copy.copy(headers))
+    with pytest.raises(TypeError, match="pickled"):
+        pickle.dumps(headers)
 
 
 def test_scrub_of_a_megabyte_without_a_space_is_linear() -> None:

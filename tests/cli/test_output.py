@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from async_refunds.cli.tables import Table
 from tests.support.terminal import (
     TEST_KEY,
     Gate,
@@ -222,6 +223,88 @@ async def test_odd_error_text_is_shown_to_people_as_it_is() -> None:
         )
     assert ended.code == 2
     assert r"ch_[bold]:boom:\x1b" in ended.err
+
+
+ID = "re_1" + 23 * "x"
+WHY = "was not canceled: it is succeeded, and only a refund in requires_action can be"
+RESULT = {
+    "refund_id": ID,
+    "outcome": "not_cancelable",
+    "idempotency_key": 32 * "k",
+    "error": f"{ID} {WHY}",
+}
+
+
+@pytest.mark.parametrize(
+    ("columns", "lines"),
+    [
+        (
+            200,
+            [f"{ID}  not_cancelable  {32 * 'k'}  {WHY}"],
+        ),
+        (
+            80,
+            [
+                f"{ID}  not_cancelable  was not canceled: it is succeeded,",
+                f"{45 * ' '}and only a refund in",
+                f"{45 * ' '}requires_action can be",
+            ],
+        ),
+        (
+            40,
+            [
+                f"{ID}  not_cancelable",
+                "    was not canceled: it is succeeded,",
+                "    and only a refund in requires_action",
+                "    can be",
+            ],
+        ),
+    ],
+)
+async def test_row_wraps_at_words_and_keeps_the_id_whole(
+    columns: int, lines: list[str]
+) -> None:
+    table = Table(("refund_id", "outcome", "idempotency_key", "error"), columns)
+    assert table.lines([RESULT], head=False) == lines
+
+
+async def test_amount_is_in_the_currency_s_own_unit_and_json_in_the_smallest() -> None:
+    emulator, _ = emulator_of(0)
+    emulator.add_refund(amount=105_600, currency="eur")
+    screen = Screen()
+    async with emulator.serve() as base_url:
+        as_json = await run("list", "--base-url", base_url)
+        async with started(
+            "list", "--base-url", base_url, stdout=screen.terminal
+        ) as running:
+            _, shown = await screen.shows(running)
+    assert as_json.lines[0]["amount"] == 105_600
+    assert shown.splitlines()[1].split()[2:4] == ["1,056.00", "eur"]
+
+
+async def test_reader_who_leaves_is_sent_to_the_journal_and_stderr_is_not_flooded(
+    tmp_path: Path,
+) -> None:
+    emulator, ids = emulator_of(120)
+    (tmp_path / "ids.txt").write_text("\n".join(ids))
+    async with emulator.serve() as base_url:
+        ended = await run_in_shell(
+            "{ refunds cancel --from ids.txt --journal run.sqlite3 --rate 2000 "
+            f"--base-url {base_url}; echo code $? >&2; }} | head -1",
+            folder=tmp_path,
+        )
+    assert len(ended.lines) == 1
+    said, *summary = ended.err.splitlines()
+    assert said == (
+        "stdout broke (Broken pipe): `async-refunds report run.sqlite3` shows the "
+        "results"
+    )
+    assert summary == [
+        "outcome   refunds  what to do",
+        "canceled  120",
+        "code 1",
+    ]
+    assert emulator.books.cancellations == dict.fromkeys(ids, 1)
 
 
 async def test_no_command_ever_shows_the_key() -> None:

@@ -6,19 +6,19 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import pytest
+
 from async_refunds import RefundsClient
 from async_refunds.batch import Progress
 from async_refunds.cli.batch_run import BatchRun
 from async_refunds.cli.options import BatchOptions
 from async_refunds.cli.output import Output
-from async_refunds.cli.progress import TROUBLE, ProgressDisplay, progress_line
+from async_refunds.cli.progress import TROUBLE, BatchProgress, batch_line, shown
 from async_refunds.results import CancelRequest
-from tests.support.terminal import emulator_of
+from tests.support.terminal import Gate, Screen, emulator_of, started
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
 QUIET = Progress(
     outcomes=Counter(),
@@ -38,14 +38,35 @@ BUSY = Progress(
     rate=25.04,
     in_trouble=True,
 )
+ALL_PARTS = (
+    "[##------------------]  1,200/10,000  20.0/s  0:07:20 left  100 not canceled  "
+    f"{TROUBLE}  1,234 retries  pace 25.0/s"
+)
+real = pytest.mark.asyncio(loop_factories=["real"])
 
 
-def test_line_tells_all_that_there_is_to_tell() -> None:
-    assert progress_line(QUIET, done=0, total=2000, speed=0.0) == "0/2,000  0.0/s"
-    assert progress_line(QUIET, done=7, total=7, speed=3.0) == "7/7  3.0/s"
-    assert progress_line(BUSY, done=1200, total=10_000, speed=20.0) == (
-        f"1,200/10,000  20.0/s  1,234 retries  pace 25.0/s  0:07:20 left  {TROUBLE}"
-    )
+def test_line_tells_when_it_ends_and_whether_it_goes_well() -> None:
+    at_start = batch_line(QUIET, done=0, total=2000, speed=0.0, columns=200)
+    assert at_start == "[--------------------]  0/2,000  0.0/s  time left unknown"
+    at_end = batch_line(QUIET, done=7, total=7, speed=3.0, columns=200)
+    assert at_end == "[####################]  7/7  3.0/s"
+
+
+@pytest.mark.parametrize(
+    ("columns", "line"),
+    [
+        (200, ALL_PARTS),
+        (80, f"1,200/10,000  0:07:20 left  {TROUBLE}"),
+        (40, "1,200/10,000  0:07:20 left"),
+        (10, "1,200/10,000"),
+    ],
+)
+def test_line_keeps_what_matters_most_where_it_is_narrow(
+    columns: int, line: str
+) -> None:
+    drawn = batch_line(BUSY, done=1200, total=10_000, speed=20.0, columns=columns)
+    assert drawn == line
+    assert len(drawn) <= max(columns, 12)
 
 
 async def test_long_run_says_how_far_it_is_every_ten_seconds(
@@ -53,15 +74,15 @@ async def test_long_run_says_how_far_it_is_every_ten_seconds(
 ) -> None:
     emulator, ids = emulator_of(35)
     output = Output(as_json=True, path=str(tmp_path / "results.jsonl"))
-    job = BatchRun(output, BatchOptions(rate=1.0), map(CancelRequest, ids), total=35)
+    run = BatchRun(output, BatchOptions(rate=1.0), map(CancelRequest, ids), total=35)
     async with emulator.serve() as base_url:
-        code = await job.run(RefundsClient("sk_test_1", base_url=base_url))
+        code = await run.run(RefundsClient("sk_test_1", base_url=base_url))
     output.close()
     assert code == 0
     *lines, head, row = capsys.readouterr().err.splitlines()
     assert len(lines) == 3
     for number, line in enumerate(lines, 1):
-        done, speed, pace, left = line.split("  ")
+        _, done, speed, left, pace = line.split("  ")
         count = int(done.removesuffix("/35"))
         assert abs(count - 10 * number) <= 1
         assert speed in ("0.9/s", "1.0/s", "1.1/s")
@@ -88,16 +109,14 @@ async def test_speed_is_that_of_the_last_half_minute(
         )
 
     clock = asyncio.get_running_loop().time
-    display = ProgressDisplay(
-        Output(as_json=True), progress, total=2000, done=900, clock=clock
-    )
-    async with display.shown():
+    batch = BatchProgress(progress, total=2000, done=900, clock=clock)
+    async with shown(Output(as_json=True), batch.line):
         for _ in range(10):
             await asyncio.sleep(10.01)
             done += 10
     first, *_, last = capsys.readouterr().err.splitlines()
-    assert first.startswith("1,000/2,000  10.0/s  ")
-    assert last.startswith("1,090/2,000  1.0/s  0:15:")
+    assert "  1,000/2,000  10.0/s  " in first
+    assert "  1,090/2,000  1.0/s  0:15:" in last
 
 
 class Dead(io.StringIO):
@@ -107,20 +126,62 @@ class Dead(io.StringIO):
         raise BrokenPipeError(text)
 
 
-async def test_closed_stderr_does_not_end_the_display(
+async def test_progress_outlives_a_closed_stderr(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     output = Output(as_json=True)
-    clock = asyncio.get_running_loop().time
-    asked = 0
+    drawn = 0
 
-    def progress() -> Progress:
-        nonlocal asked
-        asked += 1
-        return QUIET
+    def line(columns: int) -> str:
+        nonlocal drawn
+        drawn += 1
+        return str(columns)
 
     monkeypatch.setattr(sys, "stderr", Dead())
-    display = ProgressDisplay(output, progress, total=1, done=0, clock=clock)
-    async with display.shown():
+    async with shown(output, line):
         await asyncio.sleep(25.0)
-    assert asked == 2
+    assert drawn == 2
+
+
+@real
+@pytest.mark.parametrize("columns", [40, 80, 200])
+async def test_status_line_fits_the_terminal_and_leaves_nothing_behind(
+    columns: int,
+) -> None:
+    emulator, ids = emulator_of(3)
+    screen = Screen(columns)
+    async with emulator.serve() as behind:
+        gate = Gate(behind)
+        async with (
+            gate.serve() as base_url,
+            started(
+                *("cancel", *ids, "--concurrency", "1", "--base-url", base_url),
+                stderr=screen.terminal,
+            ) as running,
+        ):
+            await gate.holds(1)
+            gate.open()
+            ended, drawn = await screen.shows(running)
+    assert ended.code == 0
+    frames = drawn.split("\r\x1b[K")
+    assert any("0/3" in frame for frame in frames)
+    assert max(map(len, frames)) < columns
+    assert frames[-1] == ""
+
+
+@real
+@pytest.mark.parametrize("terminal", ["dumb", "xterm"])
+async def test_dumb_terminal_gets_no_control_sequences(terminal: str) -> None:
+    emulator, ids = emulator_of(2)
+    screen = Screen()
+    async with (
+        emulator.serve() as base_url,
+        started(
+            *("cancel", *ids, "--base-url", base_url),
+            stderr=screen.terminal,
+            environment={"TERM": terminal},
+        ) as running,
+    ):
+        ended, drawn = await screen.shows(running)
+    assert ended.code == 0
+    assert ("\x1b" in drawn) == (terminal == "xterm")

@@ -62,7 +62,7 @@ async def test_retrieve_on_a_terminal_is_a_table() -> None:
     ]
     assert [each.strip() for each in line if each] == [
         "re_1Long" + 40 * "g",
-        *("requires_action", "5000", "jpy", "2026-01-02 03:04Z"),
+        *("requires_action", "5,000", "jpy", "2026-01-02 03:04Z"),
     ]
 
 

@@ -81,7 +81,7 @@ def test_parameters_and_key_go_as_a_form(stripe: Stripe) -> None:
     assert (status, error["error"]["type"]) == (400, "idempotency_error")
 
 
-def test_list_is_asked_for_with_a_query(stripe: Stripe) -> None:
+def test_list_has_a_query(stripe: Stripe) -> None:
     seeded = stripe.emulator.seed_refunds(5)
     since = stripe.emulator.refund(seeded[3])["created"]
     query = ("-G", "-d", f"created[gte]={since}", "-d", "limit=3")
@@ -110,7 +110,7 @@ def test_errors_come_in_the_envelope(stripe: Stripe) -> None:
     status, _, error = curl(stripe, f"/{refund_id}/cancel", "-X", "POST", *KEY)
     assert (status, error["error"]["type"]) == (400, "invalid_request_error")
     assert "code" not in error["error"]
-    status, _, error = curl(stripe, "/re_nobody", *KEY)
+    status, _, error = curl(stripe, "/re_missing", *KEY)
     assert (status, error["error"]["code"]) == (404, "resource_missing")
     as_json = ("-H", "Content-Type: application/json", "-d", '{"expand": []}')
     status, _, error = curl(stripe, f"/{refund_id}/cancel", *KEY, *as_json)
@@ -126,7 +126,7 @@ def test_errors_come_in_the_envelope(stripe: Stripe) -> None:
         assert (status, error["error"]["code"]) == (429, "lock_timeout")
 
 
-def test_lost_answer_is_asked_for_again(stripe: Stripe) -> None:
+def test_lost_answer_is_retried(stripe: Stripe) -> None:
     refund_id = stripe.emulator.add_refund()
     stripe.emulator.faults.script("reset_after")
     again = ("--retry", "1", "--retry-delay", "0", "--retry-all-errors")

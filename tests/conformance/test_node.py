@@ -1,6 +1,6 @@
 """Stripe's own Node client takes the emulator for Stripe.
 
-Each test's answers are held against Stripe's description as the fixture ends.
+At the end of each test its answers are checked against Stripe's description.
 """
 
 from __future__ import annotations
@@ -14,18 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from async_refunds.emulator import Limits
+from tests.support.official_cases import ERRORS, OFFICIAL_KEY, REQUESTS_BY_FAULT
 from tests.support.on_tap import hanging, on_tap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Generator
 
-    from async_refunds.emulator import Emulator
     from tests.support.on_tap import Stripe
 
 VERSION = "23.1.0"
 SCRIPT = Path(__file__).parents[1] / "support" / "official_node.mjs"
-TEST_KEY = "sk_test_51Node"
 
 NODE, NPM = shutil.which("node"), shutil.which("npm")
 pytestmark = pytest.mark.skipif(
@@ -35,7 +33,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def folder(request: pytest.FixtureRequest) -> Path:
-    """Where the client is installed: between two runs it is kept."""
+    """Return the folder of the client, which is kept from one run to the next."""
     cache = request.config.cache
     assert cache is not None
     found = cache.mkdir(f"stripe-node-{VERSION}")
@@ -51,7 +49,7 @@ def folder(request: pytest.FixtureRequest) -> Path:
                 f"stripe@{VERSION}",
             ],
             cwd=found,
-            # Alone in its folder, whatever project stands around it.
+            # No project around the folder may change the installation.
             env={**os.environ, "npm_config_prefix": str(found)},
             check=True,
             timeout=300,
@@ -66,18 +64,18 @@ def stripe() -> Generator[Stripe]:
 
 
 class Node:
-    """The client: makes calls in a process of its own."""
+    """The client, in a process of its own."""
 
     def __init__(self, folder: Path, base_url: str) -> None:
         self._folder = folder
         self._base_url = base_url
 
     def calls(
-        self, *calls: tuple[Any, ...], key: str = TEST_KEY, retries: int = 0
+        self, *calls: tuple[Any, ...], key: str = OFFICIAL_KEY, retries: int = 0
     ) -> list[dict[str, Any]]:
-        """Make calls, each a name and its arguments; return what became of each."""
+        """Make calls, each a name and its arguments; return their outcomes."""
         assert NODE is not None
-        told = {
+        job = {
             "folder": str(self._folder),
             "baseUrl": self._base_url,
             "key": key,
@@ -86,7 +84,7 @@ class Node:
         }
         ran = subprocess.run(  # noqa: S603 - our own script
             [NODE, str(SCRIPT)],
-            input=json.dumps(told),
+            input=json.dumps(job),
             capture_output=True,
             text=True,
             timeout=30,
@@ -154,75 +152,17 @@ def test_test_helper_expires(node: Node, stripe: Stripe) -> None:
     assert again["raised"] == "StripeInvalidRequestError"
 
 
-# What is done to the emulator first; what is asked for; and the error: its class, its
-# status, code and param.
-BAD = "StripeInvalidRequestError"
-ERRORS: dict[
-    str,
-    tuple[
-        Callable[[Emulator], object],
-        tuple[Any, ...],
-        tuple[str, int, str | None, str | None],
-    ],
-] = {
-    "wrong state": (
-        lambda e: e.add_refund(refund_id="re_1", status="succeeded"),
-        ("cancel", "re_1"),
-        (BAD, 400, None, None),
-    ),
-    "unknown refund": (
-        lambda _: None,
-        ("cancel", "re_1"),
-        (BAD, 404, "resource_missing", "refund"),
-    ),
-    "expired key": (
-        lambda e: e.expire_key(TEST_KEY),
-        ("cancel", "re_1"),
-        ("StripeAuthenticationError", 401, "api_key_expired", None),
-    ),
-    "restricted key": (
-        lambda e: e.restrict_key(TEST_KEY),
-        ("cancel", "re_1"),
-        ("StripePermissionError", 403, None, None),
-    ),
-    "unknown parameter": (
-        lambda e: e.add_refund(refund_id="re_1"),
-        ("cancel", "re_1", {"reason": "x"}),
-        (BAD, 400, "parameter_unknown", "reason"),
-    ),
-    "limiter": (
-        lambda e: setattr(e, "limits", Limits(endpoint_concurrency=0)),
-        ("cancel", "re_1"),
-        ("StripeRateLimitError", 429, "rate_limit", None),
-    ),
-    "lock": (
-        lambda e: e.faults.script("lock_429"),
-        ("cancel", "re_1"),
-        ("StripeRateLimitError", 429, "lock_timeout", None),
-    ),
-    "dependency": (
-        lambda e: e.faults.script("424"),
-        ("cancel", "re_1"),
-        ("StripeAPIError", 424, None, None),
-    ),
-    "unavailable": (
-        lambda e: e.faults.script("503"),
-        ("cancel", "re_1"),
-        ("StripeAPIError", 503, None, None),
-    ),
-}
-
-
 @pytest.mark.parametrize("case", ERRORS)
 def test_error_has_its_class_and_fields(case: str, node: Node, stripe: Stripe) -> None:
-    prepare, asked, expected = ERRORS[case]
-    prepare(stripe.emulator)
-    (error,) = node.calls(asked)
-    fields = (error["raised"], error["status"], error["code"], error["param"])
-    assert fields == expected
+    expected = ERRORS[case]
+    expected.prepare(stripe.emulator)
+    (error,) = node.calls(expected.call)
+    assert error["raised"] == expected.node
+    fields = (error["status"], error["code"], error["param"])
+    assert fields == (expected.status, expected.code, expected.param)
     assert error["requestId"].startswith("req_")
     assert error["message"]
-    assert TEST_KEY not in json.dumps(error)
+    assert OFFICIAL_KEY not in json.dumps(error)
 
 
 def test_wrong_key_is_an_authentication_error(node: Node) -> None:
@@ -248,7 +188,7 @@ def test_replay_of_a_key_and_its_use_otherwise(node: Node, stripe: Stripe) -> No
 
 
 @pytest.mark.parametrize("fault", ["reset_after", "reset_before"])
-def test_lost_answer_is_asked_for_again(fault: str, node: Node, stripe: Stripe) -> None:
+def test_lost_answer_is_retried(fault: str, node: Node, stripe: Stripe) -> None:
     refund_id = stripe.emulator.add_refund()
     stripe.emulator.faults.script(fault)
     (canceled,) = node.calls(("cancel", refund_id), retries=2)
@@ -258,18 +198,8 @@ def test_lost_answer_is_asked_for_again(fault: str, node: Node, stripe: Stripe) 
     assert stripe.emulator.books.cancellations == {refund_id: 1}
 
 
-@pytest.mark.parametrize(
-    ("fault", "requests"),
-    [
-        ("in_use_409", 2),
-        ("503", 2),
-        ("unsaved_500", 2),
-        ("lock_429", 2),
-        ("rate_429", 1),
-        ("saved_500", 1),
-    ],
-)
-def test_client_tries_again_where_stripe_lets_it(
+@pytest.mark.parametrize(("fault", "requests"), REQUESTS_BY_FAULT.items())
+def test_client_retries_where_stripe_lets_it(
     fault: str, requests: int, node: Node, stripe: Stripe
 ) -> None:
     refund_id = stripe.emulator.add_refund()

@@ -1,26 +1,24 @@
 """Stripe's own Python client takes the emulator for Stripe, on each of its transports.
 
-Each test's answers are held against Stripe's description as the fixture ends.
+At the end of each test its answers are checked against Stripe's description.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import stripe
 
 from async_refunds.emulator import Limits
-from tests.support.official_python import TEST_KEY, TRANSPORTS, Found, Official, opened
+from tests.support.official_cases import ERRORS, OFFICIAL_KEY, REQUESTS_BY_FAULT
+from tests.support.official_python import TRANSPORTS, Found, Official, opened
 from tests.support.on_tap import hanging, on_tap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Generator
 
-    from async_refunds.emulator import Emulator
     from tests.support.on_tap import Stripe
-
-NOBODY = "re_nobody"
 
 
 @pytest.fixture
@@ -45,7 +43,7 @@ def official(transport: str, stripe_on_tap: Stripe) -> Generator[Official]:
 def patient(
     transport: str, stripe_on_tap: Stripe, monkeypatch: pytest.MonkeyPatch
 ) -> Generator[Official]:
-    """A client that tries again, twice, and at once."""
+    """A client that retries twice, without a delay."""
     monkeypatch.setattr(stripe.HTTPClient, "INITIAL_DELAY", 0)
     monkeypatch.setattr(stripe.HTTPClient, "MAX_DELAY", 0)
     with opened(transport, stripe_on_tap.base_url, retries=2) as client:
@@ -53,7 +51,7 @@ def patient(
 
 
 def headers(answer: Found) -> dict[str, str]:
-    """Return those of an answer, or of an error."""
+    """Return the headers of an answer, or of an error."""
     found = (
         answer.headers
         if isinstance(answer, stripe.StripeError)
@@ -63,7 +61,7 @@ def headers(answer: Found) -> dict[str, str]:
 
 
 def code(error: stripe.StripeError) -> str | None:
-    """Return the code, which some of the classes leave to the error object."""
+    """Return the code, which some classes have on their error object only."""
     assert error.error is not None
     return error.error.code
 
@@ -138,6 +136,18 @@ def test_connected_account_has_its_own(
     assert code(caught.value) == "account_invalid"
 
 
+def test_organization_acts_for_its_account(
+    transport: str, stripe_on_tap: Stripe
+) -> None:
+    refund_id = stripe_on_tap.emulator.add_refund(account="acct_1")
+    with opened(transport, stripe_on_tap.base_url, key="sk_org_test_1") as client:
+        options = {"stripe_context": "acct_1"}
+        refund = client.call("cancel", refund_id, options=options)
+        assert refund.status == "canceled"
+        with pytest.raises(stripe.InvalidRequestError, match="Stripe-Context header"):
+            client.call("retrieve", refund_id)
+
+
 def test_test_helper_expires(official: Official, stripe_on_tap: Stripe) -> None:
     refund_id = stripe_on_tap.emulator.add_refund()
     assert official.expire(refund_id).status == "failed"
@@ -145,106 +155,25 @@ def test_test_helper_expires(official: Official, stripe_on_tap: Stripe) -> None:
         official.expire(refund_id)
 
 
-BAD = stripe.InvalidRequestError
-
-# What is done to the emulator first; what is asked for; and the error: its class, its
-# status, code and param.
-ERRORS: dict[
-    str,
-    tuple[
-        Callable[[Emulator], object],
-        tuple[Any, ...],
-        tuple[type[stripe.StripeError], int, str | None, str | None],
-    ],
-] = {
-    "wrong state": (
-        lambda e: e.add_refund(refund_id="re_1", status="succeeded"),
-        ("cancel", "re_1"),
-        (BAD, 400, None, None),
-    ),
-    "unknown refund": (
-        lambda _: None,
-        ("cancel", NOBODY),
-        (BAD, 404, "resource_missing", "refund"),
-    ),
-    "unknown refund to read": (
-        lambda _: None,
-        ("retrieve", NOBODY),
-        (BAD, 404, "resource_missing", "id"),
-    ),
-    "expired key": (
-        lambda e: e.expire_key(TEST_KEY),
-        ("cancel", "re_1"),
-        (stripe.AuthenticationError, 401, "api_key_expired", None),
-    ),
-    "restricted key": (
-        lambda e: e.restrict_key(TEST_KEY, allow=["retrieve"]),
-        ("cancel", "re_1"),
-        (stripe.PermissionError, 403, None, None),
-    ),
-    "unknown parameter": (
-        lambda e: e.add_refund(refund_id="re_1"),
-        ("cancel", "re_1", {"reason": "x"}),
-        (BAD, 400, "parameter_unknown", "reason"),
-    ),
-    "bad parameter": (
-        lambda _: None,
-        ("list", {"limit": 1000}),
-        (BAD, 400, "parameter_invalid_integer", "limit"),
-    ),
-    "limiter": (
-        lambda e: e.faults.script("rate_429"),
-        ("cancel", "re_1"),
-        (stripe.RateLimitError, 429, "rate_limit", None),
-    ),
-    "lock": (
-        lambda e: e.faults.script("lock_429"),
-        ("cancel", "re_1"),
-        (stripe.RateLimitError, 429, "lock_timeout", None),
-    ),
-    "key in use": (
-        lambda e: e.faults.script("in_use_409"),
-        ("cancel", "re_1"),
-        (stripe.APIError, 409, "idempotency_key_in_use", None),
-    ),
-    "dependency": (
-        lambda e: e.faults.script("424"),
-        ("cancel", "re_1"),
-        (stripe.APIError, 424, None, None),
-    ),
-    "server": (
-        lambda e: e.faults.script("unsaved_500"),
-        ("cancel", "re_1"),
-        (stripe.APIError, 500, None, None),
-    ),
-    "unavailable": (
-        lambda e: e.faults.script("503"),
-        ("cancel", "re_1"),
-        (stripe.APIError, 503, None, None),
-    ),
-}
-
-
 @pytest.mark.parametrize("case", ERRORS)
 def test_error_has_its_class_and_fields(
     case: str, official: Official, stripe_on_tap: Stripe
 ) -> None:
-    prepare, asked, (kind, status, its_code, param) = ERRORS[case]
-    prepare(stripe_on_tap.emulator)
+    expected = ERRORS[case]
+    expected.prepare(stripe_on_tap.emulator)
     with pytest.raises(stripe.StripeError) as caught:
-        official.call(*asked)
+        official.call(*expected.call)
     error = caught.value
-    assert type(error) is kind
-    assert error.http_status == status
-    assert code(error) == its_code
-    assert getattr(error, "param", None) == param
+    assert type(error) is getattr(stripe, expected.python)
+    assert (error.http_status, code(error)) == (expected.status, expected.code)
+    assert getattr(error, "param", None) == expected.param
     assert error.request_id is not None
     assert error.request_id.startswith("req_")
     assert error.user_message
-    assert TEST_KEY not in str(error)
+    assert OFFICIAL_KEY not in str(error)
 
 
-def test_wrong_key_is_told_masked(transport: str, stripe_on_tap: Stripe) -> None:
+def test_wrong_key_is_masked(transport: str, stripe_on_tap: Stripe) -> None:
     with (
         opened(transport, stripe_on_tap.base_url, key="sk_prod_secret") as client,
         pytest.raises(stripe.AuthenticationError) as caught,
@@ -254,7 +183,7 @@ def test_wrong_key_is_told_masked(transport: str, stripe_on_tap: Stripe) -> None
     assert "**********cret" in str(caught.value)
 
 
-def test_replay_of_a_key_is_told_by_its_header(
+def test_replay_of_a_key_has_its_header(
     official: Official, stripe_on_tap: Stripe
 ) -> None:
     refund_id, other = stripe_on_tap.emulator.seed_refunds(2)
@@ -273,7 +202,7 @@ def test_replay_of_a_key_is_told_by_its_header(
 
 
 @pytest.mark.parametrize("fault", ["reset_after", "reset_before"])
-def test_lost_answer_is_asked_for_again(
+def test_lost_answer_is_retried(
     fault: str, patient: Official, stripe_on_tap: Stripe
 ) -> None:
     emulator = stripe_on_tap.emulator
@@ -287,21 +216,8 @@ def test_lost_answer_is_asked_for_again(
     assert first.idempotency_key == second.idempotency_key
 
 
-@pytest.mark.parametrize(
-    ("fault", "requests"),
-    [
-        ("in_use_409", 2),
-        ("503", 2),
-        ("unsaved_500", 2),
-        # Advised to, since the lock will be free again.
-        ("lock_429", 2),
-        # Left to whoever knows how much they send.
-        ("rate_429", 1),
-        # Saved: it would be replayed.
-        ("saved_500", 1),
-    ],
-)
-def test_client_tries_again_where_stripe_lets_it(
+@pytest.mark.parametrize(("fault", "requests"), REQUESTS_BY_FAULT.items())
+def test_client_retries_where_stripe_lets_it(
     fault: str, requests: int, patient: Official, stripe_on_tap: Stripe
 ) -> None:
     emulator = stripe_on_tap.emulator
@@ -322,9 +238,7 @@ def test_saved_500_is_replayed(official: Official, stripe_on_tap: Stripe) -> Non
     for _ in range(2):
         with pytest.raises(stripe.APIError) as caught:
             official.call("cancel", refund_id, options={"idempotency_key": "k"})
-        found.append(
-            {n.lower(): v for n, v in dict(caught.value.headers or {}).items()}
-        )
+        found.append(headers(caught.value))
     assert [each.get("idempotent-replayed") for each in found] == [None, "true"]
     assert [each["stripe-should-retry"] for each in found] == ["false", "false"]
     assert official.call("retrieve", refund_id).status == "canceled"

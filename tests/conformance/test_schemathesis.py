@@ -1,4 +1,4 @@
-"""What Stripe's description allows, and what it does not: no 500, no other answer."""
+"""Requests that Stripe's description allows or forbids get only answers it allows."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ OPERATIONS = (
     ("POST", "/v1/refunds/{refund}/cancel"),
     ("POST", EXPIRE),
 )
-# Its types are partly unknown to type checkers: they name packages that it can do
-# without.
+# Type checkers do not know all its types: some are from packages that are optional.
 SCHEMA: Any = schemathesis.openapi.from_dict(read_document())
 CHECKS = import_module("schemathesis.checks")
 CHECKS.load_all_checks()
@@ -57,7 +56,7 @@ def session() -> Generator[requests.Session]:
 
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.name)
 @pytest.mark.parametrize("operation", OPERATIONS, ids=" ".join)
-def test_no_request_makes_it_stumble_or_say_what_stripe_does_not(
+def test_any_request_has_an_answer_that_stripe_describes(
     operation: tuple[str, str],
     mode: GenerationMode,
     emulator: Emulator,
@@ -81,7 +80,7 @@ def test_no_request_makes_it_stumble_or_say_what_stripe_does_not(
     @given(cases, st.none() | st.sampled_from(REFUNDS))
     def run(case: Json, refund_id: str | None) -> None:
         if refund_id is not None and "{refund}" in path:
-            # What is generated is never the id of one that is there.
+            # A generated id never names a refund that exists.
             case.path_parameters = {"refund": refund_id}
             emulator.set_status(refund_id, "requires_action")
         answer = case.call(

@@ -41,23 +41,23 @@ async def cancel_twice(
     emulator: Emulator, api: Caller, refund_id: str, fault: str
 ) -> tuple[Answer, Answer]:
     emulator.faults.script(fault)
-    first = await api.cancel(refund_id, idempotency_key="k", checked=False)
+    first = await api.cancel(refund_id, "k", checked=False)
     executed = emulator.refund(refund_id)["status"] == "canceled"
     assert executed == ANSWERED[fault][1]
-    again = await api.cancel(refund_id, idempotency_key="k")
+    again = await api.cancel(refund_id, "k")
     return first, again
 
 
 @pytest.mark.parametrize("fault", BROKEN)
-async def test_broken_answer_leaves_the_truth_under_the_key(fault: str) -> None:
-    emulator = Emulator()
-    refund_id = emulator.add_refund()
+async def test_broken_answer_leaves_the_truth_under_the_key(
+    fault: str, api: Caller, refund_id: str
+) -> None:
+    emulator = api.emulator
     emulator.faults.script(fault)
-    async with serving(emulator) as api:
-        with pytest.raises(aiohttp.ClientError):
-            await api.cancel(refund_id, idempotency_key="k")
-        executed = emulator.refund(refund_id)["status"] == "canceled"
-        again = await api.cancel(refund_id, idempotency_key="k")
+    with pytest.raises(aiohttp.ClientError):
+        await api.cancel(refund_id, "k")
+    executed = emulator.refund(refund_id)["status"] == "canceled"
+    again = await api.cancel(refund_id, "k")
     assert executed == again.replayed == BROKEN[fault]
     assert again.json["status"] == "canceled"
     assert emulator.books.cancellations == {refund_id: 1}
@@ -66,11 +66,11 @@ async def test_broken_answer_leaves_the_truth_under_the_key(fault: str) -> None:
 
 
 @pytest.mark.parametrize("fault", sorted(set(ANSWERED) - {"saved_500"}))
-async def test_false_answer_leaves_the_truth_under_the_key(fault: str) -> None:
-    emulator = Emulator()
-    refund_id = emulator.add_refund()
-    async with serving(emulator) as api:
-        first, again = await cancel_twice(emulator, api, refund_id, fault)
+async def test_false_answer_leaves_the_truth_under_the_key(
+    fault: str, api: Caller, refund_id: str
+) -> None:
+    emulator = api.emulator
+    first, again = await cancel_twice(emulator, api, refund_id, fault)
     status, executed = ANSWERED[fault]
     assert first.status == status
     assert emulator.requests[0].status == status
@@ -81,44 +81,26 @@ async def test_false_answer_leaves_the_truth_under_the_key(fault: str) -> None:
 
 
 @pytest.mark.parametrize("fault", ["reset_before", "reset_after"])
-async def test_reset_is_a_tcp_reset(fault: str) -> None:
-    emulator = Emulator()
-    emulator.faults.script(fault)
-    async with emulator.serve() as base_url:
-        port = int(base_url.rpartition(":")[2])
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"GET /v1/refunds HTTP/1.1\r\nHost: a\r\n\r\n")
-        with pytest.raises(ConnectionResetError):
-            await reader.read()
-        writer.close()
-    assert emulator.requests[0].status is None
+async def test_reset_is_a_tcp_reset(fault: str, api: Caller) -> None:
+    api.emulator.faults.script(fault)
+    with pytest.raises(ConnectionResetError):
+        await api.raw(b"GET /v1/refunds HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert api.emulator.requests[0].status is None
 
 
-async def test_cut_body_announces_all_and_sends_half() -> None:
-    emulator = Emulator()
-    emulator.faults.script("cut_body")
-    async with emulator.serve() as base_url:
-        port = int(base_url.rpartition(":")[2])
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"GET /nowhere HTTP/1.1\r\nHost: a\r\n\r\n")
-        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
-        writer.close()
-        await writer.wait_closed()
-    length = next(
-        int(line.partition(b":")[2])
-        for line in head.lower().splitlines()
-        if line.startswith(b"content-length")
-    )
+async def test_cut_body_announces_all_and_sends_half(api: Caller) -> None:
+    api.emulator.faults.script("cut_body")
+    answer = await api.raw(b"GET /nowhere HTTP/1.1\r\nHost: a\r\n\r\n")
+    head, _, body = answer.lower().partition(b"\r\n\r\n")
+    length = int(head.partition(b"content-length: ")[2].partition(b"\r")[0])
     assert len(body) == length // 2 > 0
-    assert emulator.requests[0].status == 404
+    assert api.emulator.requests[0].status == 404
 
 
-async def test_garbage_is_no_json_and_empty_is_nothing() -> None:
-    emulator = Emulator()
-    emulator.faults.script("garbage", "empty")
-    async with serving(emulator) as api:
-        garbage = await api.get("", checked=False)
-        empty = await api.get("", checked=False)
+async def test_garbage_is_no_json_and_empty_is_nothing(api: Caller) -> None:
+    api.emulator.faults.script("garbage", "empty")
+    garbage = await api.get("", checked=False)
+    empty = await api.get("", checked=False)
     assert garbage.headers["Content-Type"] == "application/json"
     with pytest.raises(ValueError, match=r"decode|Expecting"):
         assert garbage.json
@@ -126,86 +108,70 @@ async def test_garbage_is_no_json_and_empty_is_nothing() -> None:
     assert empty.headers["Request-Id"].startswith("req_")
 
 
-async def test_html_502_is_a_proxys_page() -> None:
-    emulator = Emulator()
-    emulator.faults.script("html_502")
-    async with serving(emulator) as api:
-        answer = await api.get("", checked=False)
+async def test_html_502_is_a_proxys_page(api: Caller) -> None:
+    api.emulator.faults.script("html_502")
+    answer = await api.get("", checked=False)
     assert answer.headers["Content-Type"] == "text/html"
     assert answer.body.startswith(b"<html>")
     assert "Request-Id" not in answer.headers
 
 
-async def test_bad_gzip_says_gzip_and_is_not() -> None:
-    emulator = Emulator()
-    emulator.faults.script("bad_gzip")
-    async with (
-        emulator.serve() as base_url,
-        aiohttp.request("GET", base_url) as response,
-    ):
+async def test_bad_gzip_says_gzip_and_is_not(api: Caller) -> None:
+    api.emulator.faults.script("bad_gzip")
+    async with aiohttp.request("GET", api.base_url) as response:
         assert response.headers["Content-Encoding"] == "gzip"
         with pytest.raises(aiohttp.ClientPayloadError):
             await response.read()
 
 
-async def test_saved_500_is_replayed_for_ever_after() -> None:
-    emulator = Emulator()
-    refund_id = emulator.add_refund()
-    async with serving(emulator) as api:
-        first, again = await cancel_twice(emulator, api, refund_id, "saved_500")
-        fresh = await api.cancel(refund_id, idempotency_key="k2")
+async def test_saved_500_is_replayed_for_ever_after(
+    api: Caller, refund_id: str
+) -> None:
+    first, again = await cancel_twice(api.emulator, api, refund_id, "saved_500")
+    fresh = await api.cancel(refund_id, "k2")
     assert first.status == again.status == 500
     assert first.error["type"] == "api_error"
     assert again.body == first.body
     assert again.replayed
     assert not first.replayed
     assert fresh.status == 400
-    assert emulator.books.cancellations == {refund_id: 1}
+    assert api.emulator.books.cancellations == {refund_id: 1}
 
 
-async def test_saved_500_of_a_read_is_just_a_500() -> None:
-    emulator = Emulator()
-    emulator.faults.script("saved_500")
-    async with serving(emulator) as api:
-        assert (await api.get("")).status == 500
-        assert (await api.get("")).status == 200
+async def test_saved_500_of_a_read_is_just_a_500(api: Caller) -> None:
+    api.emulator.faults.script("saved_500")
+    assert (await api.get("")).status == 500
+    assert (await api.get("")).status == 200
 
 
 @pytest.mark.parametrize(
     ("how", "status"), [(How(key="bad"), 401), (How(data="bogus=1"), 400)]
 )
 async def test_saved_500_does_not_hide_what_is_never_executed(
-    how: How, status: int
+    how: How, status: int, api: Caller, refund_id: str
 ) -> None:
-    emulator = Emulator()
-    refund_id = emulator.add_refund()
-    emulator.faults.script("saved_500")
-    async with serving(emulator) as api:
-        wrong = await api.cancel(refund_id, idempotency_key="k", **how)
-        right = await api.cancel(refund_id, idempotency_key="k")
+    api.emulator.faults.script("saved_500")
+    wrong = await api.cancel(refund_id, "k", **how)
+    right = await api.cancel(refund_id, "k")
     assert wrong.status == status
     assert right.status == 200
 
 
-async def test_saved_answer_outlives_a_saved_500() -> None:
-    emulator = Emulator()
-    refund_id = emulator.add_refund()
-    emulator.faults.script("ok", "saved_500")
-    async with serving(emulator) as api:
-        await api.cancel(refund_id, idempotency_key="k")
-        again = await api.cancel(refund_id, idempotency_key="k")
+async def test_saved_answer_outlives_a_saved_500(api: Caller, refund_id: str) -> None:
+    api.emulator.faults.script("ok", "saved_500")
+    await api.cancel(refund_id, "k")
+    again = await api.cancel(refund_id, "k")
     assert again.status == 200
     assert again.replayed
 
 
-async def test_answers_of_refusing_faults_are_stripes() -> None:
-    emulator = Emulator()
-    refund_id = emulator.add_refund()
-    emulator.faults.script("rate_429", "lock_429", "in_use_409", "424", "503")
-    async with serving(emulator) as api:
-        rate, lock, in_use, dependency, down = [
-            await api.cancel(refund_id, idempotency_key="k") for _ in range(5)
-        ]
+async def test_answers_of_refusing_faults_are_stripes(
+    api: Caller, refund_id: str
+) -> None:
+    api.emulator.faults.script("rate_429", "lock_429", "in_use_409", "424", "503")
+    rate, lock, in_use, dependency, down = [
+        await api.cancel(refund_id, "k") for _ in range(5)
+    ]
     assert rate.headers["Stripe-Rate-Limited-Reason"] == "endpoint-rate"
     assert rate.error["code"] == "rate_limit"
     assert "Stripe-Rate-Limited-Reason" not in lock.headers
@@ -213,79 +179,70 @@ async def test_answers_of_refusing_faults_are_stripes() -> None:
     assert in_use.error["code"] == "idempotency_key_in_use"
     assert dependency.status == 424
     assert down.error["type"] == "api_error"
-    assert emulator.books.rate_limited == {"endpoint-rate": 1, "lock_timeout": 1}
+    assert api.emulator.books.rate_limited == {"endpoint-rate": 1, "lock_timeout": 1}
 
 
-async def test_redirect_leads_to_another_host() -> None:
-    emulator = Emulator()
-    emulator.faults.script("redirect")
-    async with serving(emulator) as api:
-        answer = await api.get("/re_1", checked=False)
+async def test_redirect_leads_to_another_host(api: Caller) -> None:
+    api.emulator.faults.script("redirect")
+    answer = await api.get("/re_1", checked=False)
     assert answer.headers["Location"] == "https://elsewhere.invalid/v1/refunds/re_1"
 
 
-async def test_slow_answers_late_and_executes_at_once() -> None:
-    emulator = Emulator()
-    refund_id = emulator.add_refund()
-    emulator.faults.slow_seconds = 7
-    emulator.faults.script("slow")
+async def test_slow_answers_late_and_executes_at_once(
+    api: Caller, refund_id: str
+) -> None:
+    api.emulator.faults.slow_seconds = 7
+    api.emulator.faults.script("slow")
     loop = asyncio.get_running_loop()
-    async with serving(emulator) as api:
-        begun = loop.time()
-        slow = asyncio.create_task(api.cancel(refund_id))
-        await asyncio.sleep(0.1)
-        assert emulator.refund(refund_id)["status"] == "canceled"
-        answer = await slow
-        assert 7 <= loop.time() - begun < 8
+    begun = loop.time()
+    slow = asyncio.create_task(api.cancel(refund_id))
+    await asyncio.sleep(0.1)
+    assert api.emulator.refund(refund_id)["status"] == "canceled"
+    answer = await slow
+    assert 7 <= loop.time() - begun < 8
     assert answer.status == 200
 
 
-async def test_slow_goes_on_when_the_client_has_hung_up() -> None:
-    emulator = Emulator()
-    refund_id = emulator.add_refund()
-    emulator.faults.slow_seconds = 2
-    emulator.faults.script("slow")
-    async with serving(emulator) as api:
-        with pytest.raises(TimeoutError):
-            await api.cancel(refund_id, idempotency_key="k", timeout=0.5)
-        await asyncio.sleep(0.5)
-        meanwhile = await api.cancel(refund_id, idempotency_key="k")
-        await asyncio.sleep(1.5)
-        again = await api.cancel(refund_id, idempotency_key="k")
+async def test_slow_goes_on_when_the_client_has_hung_up(
+    api: Caller, refund_id: str
+) -> None:
+    api.emulator.faults.slow_seconds = 2
+    api.emulator.faults.script("slow")
+    with pytest.raises(TimeoutError):
+        await api.cancel(refund_id, "k", timeout=0.5)
+    await asyncio.sleep(0.5)
+    meanwhile = await api.cancel(refund_id, "k")
+    await asyncio.sleep(1.5)
+    again = await api.cancel(refund_id, "k")
     assert meanwhile.status == 409
     assert again.replayed
     assert again.status == 200
 
 
-async def test_stall_holds_the_key_until_the_client_hangs_up() -> None:
-    emulator = Emulator()
-    refund_id = emulator.add_refund()
-    emulator.faults.script("stall")
-    async with serving(emulator) as api:
-        stalled = asyncio.create_task(
-            api.cancel(refund_id, idempotency_key="k", timeout=100)
-        )
-        await asyncio.sleep(50)
-        meanwhile = await api.cancel(refund_id, idempotency_key="k")
-        with pytest.raises(TimeoutError):
-            await stalled
-        await asyncio.sleep(0.1)
-        assert emulator.refund(refund_id)["status"] == "requires_action"
-        again = await api.cancel(refund_id, idempotency_key="k")
+async def test_stall_holds_the_key_until_the_client_hangs_up(
+    api: Caller, refund_id: str
+) -> None:
+    api.emulator.faults.script("stall")
+    stalled = asyncio.create_task(api.cancel(refund_id, "k", timeout=100))
+    await asyncio.sleep(50)
+    meanwhile = await api.cancel(refund_id, "k")
+    with pytest.raises(TimeoutError):
+        await stalled
+    await asyncio.sleep(0.1)
+    assert api.emulator.refund(refund_id)["status"] == "requires_action"
+    again = await api.cancel(refund_id, "k")
     assert meanwhile.status == 409
     assert again.status == 200
     assert not again.replayed
-    assert emulator.requests[0].status is None
+    assert api.emulator.requests[0].status is None
 
 
-async def test_script_is_met_in_order_and_then_nothing() -> None:
-    emulator = Emulator()
-    emulator.faults.script("ok", "503")
-    emulator.faults.script("424")
-    async with serving(emulator) as api:
-        statuses = [(await api.get("")).status for _ in range(5)]
+async def test_script_is_met_in_order_and_then_nothing(api: Caller) -> None:
+    api.emulator.faults.script("ok", "503")
+    api.emulator.faults.script("424")
+    statuses = [(await api.get("")).status for _ in range(5)]
     assert statuses == [200, 503, 424, 200, 200]
-    assert [entry.fault for entry in emulator.requests] == [
+    assert [entry.fault for entry in api.emulator.requests] == [
         None,
         "503",
         "424",
@@ -294,15 +251,14 @@ async def test_script_is_met_in_order_and_then_nothing() -> None:
     ]
 
 
-async def test_script_comes_before_the_storm_and_both_are_cleared() -> None:
-    emulator = Emulator()
+async def test_script_comes_before_the_storm_and_both_are_cleared(api: Caller) -> None:
+    emulator = api.emulator
     emulator.faults.storm(1, names=["424"])
     emulator.faults.script("ok", "503")
-    async with serving(emulator) as api:
-        statuses = [(await api.get("")).status for _ in range(4)]
-        emulator.faults.script("503")
-        emulator.faults.clear()
-        statuses.append((await api.get("")).status)
+    statuses = [(await api.get("")).status for _ in range(4)]
+    emulator.faults.script("503")
+    emulator.faults.clear()
+    statuses.append((await api.get("")).status)
     assert statuses == [200, 503, 424, 424, 200]
 
 

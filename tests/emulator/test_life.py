@@ -21,13 +21,12 @@ async def expire(
     return await api.send("POST", path, data=data, key=key, headers=FORM)
 
 
-async def test_test_helper_expires_a_refund_that_waits() -> None:
-    emulator = Emulator()
-    refund_id = emulator.add_refund()
-    async with serving(emulator) as api:
-        expired = await expire(api, refund_id, "expand[0]=charge")
-        canceled = await api.cancel(refund_id)
-        again = await expire(api, refund_id)
+async def test_test_helper_expires_a_refund_that_waits(
+    api: Caller, refund_id: str
+) -> None:
+    expired = await expire(api, refund_id, "expand[0]=charge")
+    canceled = await api.cancel(refund_id)
+    again = await expire(api, refund_id)
     assert expired.status == 200
     refund = expired.json
     assert (refund["id"], refund["status"]) == (refund_id, "failed")
@@ -39,27 +38,25 @@ async def test_test_helper_expires_a_refund_that_waits() -> None:
     assert again.status == 400
     assert again.error["type"] == "invalid_request_error"
     assert "status of failed" in again.error["message"]
-    assert not emulator.books.cancellations
-    assert emulator.books.requests == {"expire": 2, "cancel": 1}
+    assert not api.emulator.books.cancellations
+    assert api.emulator.books.requests == {"expire": 2, "cancel": 1}
 
 
-async def test_test_helper_is_for_test_mode_and_its_own_parameters() -> None:
-    emulator = Emulator()
+async def test_test_helper_is_for_test_mode_and_its_own_parameters(api: Caller) -> None:
+    emulator = api.emulator
     live = emulator.add_refund(livemode=True)
     test = emulator.add_refund()
-    async with serving(emulator) as api:
-        in_live = await expire(api, live, key=LIVE_KEY)
-        unknown = await expire(api, test, "bogus=1")
-        nobody = await expire(api, "re_nobody")
-        elsewhere = await expire(api, f"{test}/now")
-        read = await api.send("GET", f"/v1/test_helpers/refunds/{test}/expire")
+    in_live = await expire(api, live, key=LIVE_KEY)
+    unknown = await expire(api, test, "bogus=1")
+    missing = await expire(api, "re_missing")
+    elsewhere = await expire(api, f"{test}/now")
+    read = await api.send("GET", f"/v1/test_helpers/refunds/{test}/expire")
     assert in_live.status == 400
     assert in_live.error["message"].startswith(
         "This endpoint is only available in testmode."
     )
     assert unknown.error["code"] == "parameter_unknown"
-    assert nobody.status == 404
-    assert nobody.error["code"] == "resource_missing"
+    assert missing.refusal == (404, "resource_missing")
     assert elsewhere.status == read.status == 404
     assert emulator.refund(test)["status"] == "requires_action"
     assert emulator.refund(live)["status"] == "requires_action"
@@ -86,7 +83,9 @@ async def test_test_helper_has_keys_limits_and_permissions_as_a_cancel_has() -> 
 
 async def test_refund_fails_as_the_clock_passes_its_deadline() -> None:
     emulator = Emulator(clock=lambda: NOW)
-    retrieved, listed, canceled, told, other = (emulator.add_refund() for _ in range(5))
+    retrieved, listed, canceled, read_last, other = (
+        emulator.add_refund() for _ in range(5)
+    )
     emulator.set_status(other, "pending")
     async with serving(emulator) as api:
         emulator.clock.advance(45 * DAY - 1)
@@ -105,9 +104,9 @@ async def test_refund_fails_as_the_clock_passes_its_deadline() -> None:
     assert by_id[listed] == "failed"
     assert by_id[other] == "pending"
     assert answer.status == 400
-    assert emulator.refund(told)["status"] == "failed"
+    assert emulator.refund(read_last)["status"] == "failed"
     with pytest.raises(ValueError, match="that is failed cannot give_details"):
-        emulator.give_details(told)
+        emulator.give_details(read_last)
 
 
 async def test_deadline_may_be_given() -> None:
@@ -163,7 +162,7 @@ def test_step_from_a_wrong_state_is_refused_and_changes_nothing() -> None:
                 getattr(emulator, step)(refund_id)
             assert emulator.refund(refund_id)["status"] == status
     with pytest.raises(KeyError):
-        emulator.succeed("re_nobody")
+        emulator.succeed("re_missing")
 
 
 def test_money_comes_back_only_to_a_customer_who_can_be_asked() -> None:

@@ -12,26 +12,25 @@ HELPERS = "/v1/test_helpers/refunds"
 
 
 async def soon(api: Caller, refund_id: str, key: str | None = None) -> Answer:
-    """Cancel a moment after something else was begun."""
+    """Cancel a moment after another request has begun."""
     await asyncio.sleep(0.1)
-    return await api.cancel(refund_id, idempotency_key=key)
+    return await api.cancel(refund_id, key)
 
 
 def one_charge(emulator: Emulator, count: int = 2) -> list[str]:
     return [emulator.add_refund(charge="ch_1") for _ in range(count)]
 
 
-async def test_write_on_a_charge_that_another_holds_is_a_lock_timeout() -> None:
-    emulator = Emulator(latency=1)
+async def test_write_on_a_charge_that_another_holds_is_a_lock_timeout(
+    api: Caller,
+) -> None:
+    emulator = api.emulator
+    emulator.latency = 1
     first, second = one_charge(emulator)
-    async with serving(emulator) as api:
-        canceled, refused = await asyncio.gather(
-            api.cancel(first), soon(api, second, "k")
-        )
-        again = await api.cancel(second, idempotency_key="k")
+    canceled, refused = await asyncio.gather(api.cancel(first), soon(api, second, "k"))
+    again = await api.cancel(second, "k")
     assert canceled.status == 200
-    assert refused.status == 429
-    assert refused.error["code"] == "lock_timeout"
+    assert refused.refusal == (429, "lock_timeout")
     assert refused.error["type"] == "invalid_request_error"
     assert "Stripe-Rate-Limited-Reason" not in refused.headers
     assert refused.headers["Stripe-Should-Retry"] == "true"
@@ -41,97 +40,88 @@ async def test_write_on_a_charge_that_another_holds_is_a_lock_timeout() -> None:
     assert emulator.books.cancellations == {first: 1, second: 1}
 
 
-async def test_second_request_for_one_refund_is_a_lock_timeout_too() -> None:
-    emulator = Emulator(latency=1)
-    refund_id = emulator.add_refund()
-    async with serving(emulator) as api:
-        canceled, refused = await asyncio.gather(
-            api.cancel(refund_id), soon(api, refund_id)
-        )
+async def test_second_request_for_one_refund_is_a_lock_timeout_too(
+    api: Caller, refund_id: str
+) -> None:
+    api.emulator.latency = 1
+    canceled, refused = await asyncio.gather(
+        api.cancel(refund_id), soon(api, refund_id)
+    )
     assert (canceled.status, refused.status) == (200, 429)
 
 
-async def test_lock_of_a_charge_keeps_out_nothing_else() -> None:
-    emulator = Emulator(latency=1)
+async def test_lock_of_a_charge_keeps_out_nothing_else(api: Caller) -> None:
+    emulator = api.emulator
+    emulator.latency = 1
     first, second = one_charge(emulator)
     other = emulator.add_refund(charge="ch_2")
     connected = emulator.add_refund(charge="ch_1", account="acct_1")
     headers = {"Stripe-Account": "acct_1"}
-    async with serving(emulator) as api:
-        canceled, read, listed, unlike, elsewhere, unknown = await asyncio.gather(
-            api.cancel(first),
-            api.get(f"/{second}"),
-            api.get("?charge=ch_1"),
-            api.cancel(other),
-            api.cancel(connected, headers=headers),
-            api.cancel("re_nobody"),
-        )
+    canceled, read, listed, unlike, elsewhere, unknown = await asyncio.gather(
+        api.cancel(first),
+        api.get(f"/{second}"),
+        api.get("?charge=ch_1"),
+        api.cancel(other),
+        api.cancel(connected, headers=headers),
+        api.cancel("re_missing"),
+    )
     assert {canceled.status, read.status, listed.status, unlike.status} == {200}
     assert elsewhere.status == 200
     assert unknown.status == 404
 
 
-async def test_expiring_a_refund_is_a_write_too() -> None:
-    emulator = Emulator(latency=1)
-    first, second = one_charge(emulator)
-    async with serving(emulator) as api:
-        expired, refused = await asyncio.gather(
-            api.send("POST", f"{HELPERS}/{first}/expire"), soon(api, second)
-        )
+async def test_expiring_a_refund_is_a_write_too(api: Caller) -> None:
+    api.emulator.latency = 1
+    first, second = one_charge(api.emulator)
+    expired, refused = await asyncio.gather(
+        api.send("POST", f"{HELPERS}/{first}/expire"), soon(api, second)
+    )
     assert (expired.status, refused.status) == (200, 429)
 
 
-async def test_answer_saved_under_a_key_needs_no_lock() -> None:
-    emulator = Emulator(latency=1)
-    first, second = one_charge(emulator)
-    async with serving(emulator) as api:
-        await api.cancel(first, idempotency_key="k")
-        canceled, replay = await asyncio.gather(
-            api.cancel(second), soon(api, first, "k")
-        )
+async def test_answer_saved_under_a_key_needs_no_lock(api: Caller) -> None:
+    api.emulator.latency = 1
+    first, second = one_charge(api.emulator)
+    await api.cancel(first, "k")
+    canceled, replay = await asyncio.gather(api.cancel(second), soon(api, first, "k"))
     assert canceled.status == replay.status == 200
     assert replay.replayed
 
 
 @pytest.mark.parametrize("fault", ["slow", "stall"])
-async def test_request_that_hangs_holds_its_charge(fault: str) -> None:
-    emulator = Emulator()
-    first, second = one_charge(emulator)
-    emulator.faults.slow_seconds = 5
-    emulator.faults.script(fault)
-    async with serving(emulator) as api:
-        hanging = asyncio.create_task(api.cancel(first, timeout=10))
-        refused = await soon(api, second)
-        await asyncio.wait([hanging])
-        await asyncio.sleep(0.1)
-        freed = await api.cancel(second)
-        assert (hanging.exception() is None) == (fault == "slow")
+async def test_request_that_hangs_holds_its_charge(fault: str, api: Caller) -> None:
+    first, second = one_charge(api.emulator)
+    api.emulator.faults.slow_seconds = 5
+    api.emulator.faults.script(fault)
+    hanging = asyncio.create_task(api.cancel(first, timeout=10))
+    refused = await soon(api, second)
+    await asyncio.wait([hanging])
+    await asyncio.sleep(0.1)
+    freed = await api.cancel(second)
+    assert (hanging.exception() is None) == (fault == "slow")
     assert (refused.status, freed.status) == (429, 200)
 
 
-async def test_stalled_request_does_not_take_a_lock_from_its_holder() -> None:
-    emulator = Emulator()
-    first, second, third = one_charge(emulator, 3)
-    emulator.faults.slow_seconds = 30
-    emulator.faults.script("slow", "stall")
-    async with serving(emulator) as api:
-        slow = asyncio.create_task(api.cancel(first, timeout=60))
-        await asyncio.sleep(0.1)
-        with pytest.raises(TimeoutError):
-            await api.cancel(second, timeout=10)
-        refused = await api.cancel(third)
-        assert (await slow).status == 200
-        freed = await api.cancel(third)
+async def test_stalled_request_does_not_take_a_lock_from_its_holder(
+    api: Caller,
+) -> None:
+    first, second, third = one_charge(api.emulator, 3)
+    api.emulator.faults.slow_seconds = 30
+    api.emulator.faults.script("slow", "stall")
+    slow = asyncio.create_task(api.cancel(first, timeout=60))
+    await asyncio.sleep(0.1)
+    with pytest.raises(TimeoutError):
+        await api.cancel(second, timeout=10)
+    refused = await api.cancel(third)
+    assert (await slow).status == 200
+    freed = await api.cancel(third)
     assert (refused.status, freed.status) == (429, 200)
 
 
-async def test_write_waits_for_its_turn_as_long_as_it_is_told_to() -> None:
-    emulator = Emulator(latency=1, lock_wait=2.5)
-    refund_ids = one_charge(emulator, 4)
-    async with serving(emulator) as api:
-        answers = await asyncio.gather(
-            *(api.cancel(refund_id) for refund_id in refund_ids)
-        )
+async def test_write_waits_for_the_lock_as_long_as_lock_wait(api: Caller) -> None:
+    api.emulator.latency, api.emulator.lock_wait = 1, 2.5
+    refund_ids = one_charge(api.emulator, 4)
+    answers = await asyncio.gather(*(api.cancel(refund_id) for refund_id in refund_ids))
     assert sorted(answer.status for answer in answers) == [200, 200, 200, 429]
     assert answers[0].status == 200
 
@@ -141,90 +131,86 @@ async def test_wait_for_a_lock_ends_when_the_server_closes() -> None:
     refund_ids = one_charge(emulator, 3)
     loop = asyncio.get_running_loop()
     async with serving(emulator) as api:
-        under_way = [
-            asyncio.create_task(api.cancel(refund_id, idempotency_key=refund_id))
+        in_flight_tasks = [
+            asyncio.create_task(api.cancel(refund_id, refund_id))
             for refund_id in refund_ids
         ]
         await asyncio.sleep(1)
         begun = loop.time()
-    await asyncio.wait(under_way)
-    for task in under_way:
+    await asyncio.wait(in_flight_tasks)
+    for task in in_flight_tasks:
         assert task.exception() is not None
     assert loop.time() - begun < 2
     emulator.latency = 0
     async with serving(emulator) as api:
-        answers = [await api.cancel(name, idempotency_key=name) for name in refund_ids]
+        answers = [await api.cancel(name, name) for name in refund_ids]
     assert [(answer.status, answer.replayed) for answer in answers] == [
         (200, False)
     ] * 3
 
 
-async def test_latency_is_how_late_every_execution_is_done() -> None:
-    emulator = Emulator()
-    refund_id = emulator.add_refund()
+async def test_latency_is_how_late_every_execution_is_done(
+    api: Caller, refund_id: str
+) -> None:
     loop = asyncio.get_running_loop()
-    async with serving(emulator) as api:
-        emulator.latency = 3
-        begun = loop.time()
-        cancel = asyncio.create_task(api.cancel(refund_id))
-        await asyncio.sleep(1)
-        assert emulator.refund(refund_id)["status"] == "requires_action"
-        assert (await cancel).status == 200
-        assert 3 <= loop.time() - begun < 4
-        assert (await api.get("")).status == 200
-        assert (await api.get("/re_nobody")).status == 404
-        assert 9 <= loop.time() - begun < 10
-        assert (await api.get("", key="bad")).status == 401
-        assert (await api.cancel(refund_id, data="bogus=1")).status == 400
-        assert loop.time() - begun < 10
+    api.emulator.latency = 3
+    begun = loop.time()
+    cancel = asyncio.create_task(api.cancel(refund_id))
+    await asyncio.sleep(1)
+    assert api.emulator.refund(refund_id)["status"] == "requires_action"
+    assert (await cancel).status == 200
+    assert 3 <= loop.time() - begun < 4
+    assert (await api.get("")).status == 200
+    assert (await api.get("/re_missing")).status == 404
+    assert 9 <= loop.time() - begun < 10
+    assert (await api.get("", key="bad")).status == 401
+    assert (await api.cancel(refund_id, data="bogus=1")).status == 400
+    assert loop.time() - begun < 10
 
 
-async def test_latency_holds_the_key_and_the_place() -> None:
+async def test_latency_holds_the_key_and_counts_for_the_limiter() -> None:
     emulator = Emulator(latency=1, limits=Limits(endpoint_concurrency=2))
     refund_ids = emulator.seed_refunds(3)
     async with serving(emulator) as api:
-        under_way = [
-            asyncio.create_task(api.cancel(name, idempotency_key=name))
-            for name in refund_ids[:1]
+        in_flight_tasks = [
+            asyncio.create_task(api.cancel(name, name)) for name in refund_ids[:1]
         ]
         in_flight = await soon(api, refund_ids[0], refund_ids[0])
-        under_way.append(asyncio.create_task(api.cancel(refund_ids[1])))
-        kept_out = await soon(api, refund_ids[2])
-        await asyncio.gather(*under_way)
-        let_in = await api.cancel(refund_ids[2])
+        in_flight_tasks.append(asyncio.create_task(api.cancel(refund_ids[1])))
+        refused_one = await soon(api, refund_ids[2])
+        await asyncio.gather(*in_flight_tasks)
+        admitted = await api.cancel(refund_ids[2])
     assert in_flight.error["code"] == "idempotency_key_in_use"
-    assert kept_out.headers["Stripe-Rate-Limited-Reason"] == "endpoint-concurrency"
-    assert let_in.status == 200
+    assert refused_one.headers["Stripe-Rate-Limited-Reason"] == "endpoint-concurrency"
+    assert admitted.status == 200
 
 
-async def test_what_takes_its_time_is_done_although_the_client_has_hung_up() -> None:
-    emulator = Emulator(latency=5)
-    refund_id = emulator.add_refund()
-    async with serving(emulator) as api:
-        with pytest.raises(TimeoutError):
-            await api.cancel(refund_id, idempotency_key="k", timeout=1)
-        assert emulator.refund(refund_id)["status"] == "requires_action"
-        await asyncio.sleep(5)
-        assert emulator.refund(refund_id)["status"] == "canceled"
-        again = await api.cancel(refund_id, idempotency_key="k")
+async def test_execution_ends_although_the_client_has_hung_up(
+    api: Caller, refund_id: str
+) -> None:
+    api.emulator.latency = 5
+    with pytest.raises(TimeoutError):
+        await api.cancel(refund_id, "k", timeout=1)
+    assert api.emulator.refund(refund_id)["status"] == "requires_action"
+    await asyncio.sleep(5)
+    assert api.emulator.refund(refund_id)["status"] == "canceled"
+    again = await api.cancel(refund_id, "k")
     assert again.replayed
     assert again.status == 200
 
 
-async def test_latency_comes_before_the_damage() -> None:
-    emulator = Emulator(latency=5)
-    refund_id = emulator.add_refund()
-    emulator.faults.script("html_502", "saved_500")
+async def test_latency_comes_before_the_fault(api: Caller, refund_id: str) -> None:
+    api.emulator.latency = 5
+    api.emulator.faults.script("html_502", "saved_500")
     loop = asyncio.get_running_loop()
     begun = loop.time()
-    async with serving(emulator) as api:
-        assert (await api.cancel(refund_id, checked=False)).status == 502
-        assert (await api.cancel(refund_id)).status == 500
+    assert (await api.cancel(refund_id, checked=False)).status == 502
+    assert (await api.cancel(refund_id)).status == 500
     assert 10 <= loop.time() - begun < 11
 
 
 @pytest.mark.parametrize("value", [-1, math.inf, math.nan])
-def test_time_that_is_none_is_refused(value: float) -> None:
+def test_invalid_duration_is_refused(value: float) -> None:
     emulator = Emulator()
     with pytest.raises(ValueError, match="latency must be a number of seconds"):
         emulator.latency = value
@@ -235,23 +221,23 @@ def test_time_that_is_none_is_refused(value: float) -> None:
     assert (emulator.latency, emulator.lock_wait) == (0, 0)
 
 
-async def test_seeded_refunds_share_charges_when_asked_to() -> None:
-    emulator = Emulator()
-    seeded = [emulator.refund(name) for name in emulator.seed_refunds(7, per_charge=3)]
+async def test_seeded_refunds_may_share_charges(api: Caller) -> None:
+    seeded = [
+        api.emulator.refund(name) for name in api.emulator.seed_refunds(7, per_charge=3)
+    ]
     charges = [str(refund["charge"]) for refund in seeded]
     assert charges[0] == charges[1] == charges[2] != charges[3]
     assert len(set(charges)) == 3
     for name in ("payment_intent", "currency", "instructions_email"):
         assert len({refund[name] for refund in seeded[:3]}) == 1
     with pytest.raises(ValueError, match="per_charge must be 1 or more, not 0"):
-        emulator.seed_refunds(1, per_charge=0)
-    async with serving(emulator) as api:
-        page = (await api.get(f"?charge={charges[3]}")).json
-        await api.cancel(page["data"][0]["id"])
-        charge = (
-            await api.get(f"/{seeded[3]['id']}?expand[]=charge.balance_transaction")
-        ).json["charge"]
-        intent = (await api.get(f"/{seeded[3]['id']}?expand[]=payment_intent")).json
+        api.emulator.seed_refunds(1, per_charge=0)
+    page = (await api.get(f"?charge={charges[3]}")).json
+    await api.cancel(page["data"][0]["id"])
+    charge = (
+        await api.get(f"/{seeded[3]['id']}?expand[]=charge.balance_transaction")
+    ).json["charge"]
+    intent = (await api.get(f"/{seeded[3]['id']}?expand[]=payment_intent")).json
     assert [item["id"] for item in page["data"]] == [
         refund["id"] for refund in seeded[5:2:-1]
     ]

@@ -48,6 +48,21 @@ def test_each_test_has_its_own(stripe_emulator):
     assert stripe_emulator.refund(stripe_emulator.add_refund())
 """
 
+SHARED = """
+urls = []
+
+
+def test_one(stripe_emulator_session):
+    stripe_emulator_session.add_refund(refund_id="re_1")
+    urls.append(stripe_emulator_session.base_url)
+
+
+def test_two(stripe_emulator_session, stripe_emulator):
+    assert stripe_emulator_session.refund("re_1")
+    assert stripe_emulator_session.base_url in urls
+    assert stripe_emulator.base_url not in urls
+"""
+
 OURS = """
 {imports}
 from async_refunds import RefundsClient
@@ -135,12 +150,20 @@ def test_pytest_that_uses_no_emulator_loads_none(pytester: pytest.Pytester) -> N
     passes(pytester, LIGHT, *without)
 
 
+@pytest.mark.usefixtures("site")
+def test_tests_of_a_session_may_share_an_emulator(pytester: pytest.Pytester) -> None:
+    passes(pytester, SHARED, "-p", "no:asyncio", "-p", "no:anyio", count=2)
+
+
+@pytest.mark.usefixtures("site")
 def test_fixture_explains_itself(pytester: pytest.Pytester) -> None:
     ran = pytester.runpytest_subprocess(*ARGUMENTS, "--fixtures", timeout=60)
     ran.stdout.fnmatch_lines(
         [
             "*fixtures defined from pytest_async_refunds*",
-            "stripe_emulator*",
+            "stripe_emulator_session*session scope*",
+            "    A local Stripe for refunds*",
+            "stripe_emulator --*",
             "    A local Stripe for refunds*",
         ]
     )

@@ -43,13 +43,11 @@ async def test_retrieved_refund_waits_for_the_customer_45_days() -> None:
     assert emulator.books.retrieve_requests == {refund_id: 1}
 
 
-async def test_fields_without_a_value_are_left_out() -> None:
-    emulator = Emulator()
-    refund_id = emulator.add_refund(
+async def test_fields_without_a_value_are_left_out(api: Caller) -> None:
+    refund_id = api.emulator.add_refund(
         status="succeeded", currency="chf", instructions_email=None
     )
-    async with serving(emulator) as api:
-        refund = (await api.get(f"/{refund_id}")).json
+    refund = (await api.get(f"/{refund_id}")).json
     assert not {
         "description",
         "failure_reason",
@@ -61,17 +59,15 @@ async def test_fields_without_a_value_are_left_out() -> None:
     } & set(refund)
 
 
-async def test_expanded_objects_take_the_place_of_their_ids() -> None:
-    emulator = Emulator()
-    refund_id = emulator.add_refund(amount=99, charge="ch_a", payment_intent="pi_a")
-    plain = emulator.refund(refund_id)
-    async with serving(emulator) as api:
-        expanded = (
-            await api.get(
-                f"/{refund_id}?expand[]=charge&expand[]=payment_intent.latest_charge"
-                "&expand[2]=balance_transaction.source&expand[]=transfer_reversal"
-            )
-        ).json
+async def test_expanded_objects_take_the_place_of_their_ids(api: Caller) -> None:
+    refund_id = api.emulator.add_refund(amount=99, charge="ch_a", payment_intent="pi_a")
+    plain = api.emulator.refund(refund_id)
+    expanded = (
+        await api.get(
+            f"/{refund_id}?expand[]=charge&expand[]=payment_intent.latest_charge"
+            "&expand[2]=balance_transaction.source&expand[]=transfer_reversal"
+        )
+    ).json
     assert (plain["charge"], plain["payment_intent"]) == ("ch_a", "pi_a")
     assert expanded["charge"]["object"] == "charge"
     assert expanded["charge"]["id"] == "ch_a"
@@ -85,21 +81,19 @@ async def test_expanded_objects_take_the_place_of_their_ids() -> None:
     assert expanded["transfer_reversal"] is None
 
 
-async def test_cancel_expands_what_the_form_asks_for() -> None:
-    emulator = Emulator()
-    refund_id = emulator.add_refund(amount=99)
-    async with serving(emulator) as api:
-        refund = (
-            await api.cancel(
-                refund_id,
-                expand=[
-                    "failure_balance_transaction",
-                    "charge.balance_transaction.source",
-                    "charge.payment_intent",
-                    "payment_intent.latest_charge.balance_transaction",
-                ],
-            )
-        ).json
+async def test_cancel_expands_what_the_form_asks_for(api: Caller) -> None:
+    refund_id = api.emulator.add_refund(amount=99)
+    refund = (
+        await api.cancel(
+            refund_id,
+            expand=[
+                "failure_balance_transaction",
+                "charge.balance_transaction.source",
+                "charge.payment_intent",
+                "payment_intent.latest_charge.balance_transaction",
+            ],
+        )
+    ).json
     assert refund["failure_balance_transaction"]["type"] == "refund_failure"
     assert refund["failure_balance_transaction"]["amount"] == 99
     charge = refund["charge"]
@@ -130,99 +124,86 @@ async def test_cancel_expands_what_the_form_asks_for() -> None:
         ),
     ],
 )
-async def test_what_cannot_be_expanded_is_400(path: str, message: str) -> None:
-    emulator = Emulator()
-    refund_id = emulator.add_refund()
-    async with serving(emulator) as api:
-        answer = await api.get(path.format(id=refund_id))
+async def test_what_cannot_be_expanded_is_400(
+    path: str, message: str, api: Caller, refund_id: str
+) -> None:
+    answer = await api.get(path.format(id=refund_id))
     assert answer.status == 400
     assert message in answer.error["message"]
 
 
-async def test_expand_that_is_no_list_is_400() -> None:
-    emulator = Emulator()
-    refund_id = emulator.add_refund()
-    async with serving(emulator) as api:
-        for query in ("expand=charge", "expand[a]=charge"):
-            answer = await api.get(f"/{refund_id}?{query}")
-            assert answer.status == 400
-            assert answer.error["message"] == "Invalid array"
-            assert answer.error["param"] == "expand"
-
-
-async def test_unknown_parameter_is_named() -> None:
-    emulator = Emulator()
-    refund_id = emulator.add_refund()
-    async with serving(emulator) as api:
-        one = await api.get(f"/{refund_id}?limit=1")
-        two = await api.get("?status=pending&limit=1&status=failed&created[eq]=5")
-        posted = await api.cancel(refund_id, data="amount=5")
-        in_url = await api.send("POST", f"/v1/refunds/{refund_id}/cancel?reason=x")
-    for answer in (one, two, posted, in_url):
+async def test_expand_that_is_no_list_is_400(api: Caller, refund_id: str) -> None:
+    for query in ("expand=charge", "expand[a]=charge"):
+        answer = await api.get(f"/{refund_id}?{query}")
         assert answer.status == 400
-        assert answer.error["code"] == "parameter_unknown"
+        assert answer.error["message"] == "Invalid array"
+        assert answer.error["param"] == "expand"
+
+
+async def test_unknown_parameter_is_named(api: Caller, refund_id: str) -> None:
+    one = await api.get(f"/{refund_id}?limit=1")
+    two = await api.get("?status=pending&limit=1&status=failed&created[eq]=5")
+    posted = await api.cancel(refund_id, data="amount=5")
+    in_url = await api.send("POST", f"/v1/refunds/{refund_id}/cancel?reason=x")
+    for answer in (one, two, posted, in_url):
+        assert answer.refusal == (400, "parameter_unknown")
     assert one.error["param"] == "limit"
     assert one.error["message"] == "Received unknown parameter: limit"
     assert two.error["param"] == "status"
     assert two.error["message"] == "Received unknown parameters: status, created[eq]"
     assert posted.error["param"] == "amount"
     assert in_url.error["param"] == "reason"
-    assert emulator.refund(refund_id)["status"] == "requires_action"
+    assert api.emulator.refund(refund_id)["status"] == "requires_action"
 
 
-async def test_list_is_newest_first_ten_at_a_time() -> None:
-    emulator = Emulator()
-    seeded = emulator.seed_refunds(25)
-    async with serving(emulator) as api:
-        page = (await api.get("")).json
-        assert ids(page) == seeded[:-11:-1]
-        assert page["has_more"] is True
-        assert page["url"] == "/v1/refunds"
-        for limit in (25, 100):
-            page = (await api.get(f"?limit={limit}")).json
-            assert ids(page) == seeded[::-1]
-            assert page["has_more"] is False
-    assert emulator.books.requests["list"] == 3
+async def test_list_is_newest_first_ten_at_a_time(api: Caller) -> None:
+    seeded = api.emulator.seed_refunds(25)
+    page = (await api.get("")).json
+    assert ids(page) == seeded[:-11:-1]
+    assert page["has_more"] is True
+    assert page["url"] == "/v1/refunds"
+    for limit in (25, 100):
+        page = (await api.get(f"?limit={limit}")).json
+        assert ids(page) == seeded[::-1]
+        assert page["has_more"] is False
+    assert api.emulator.books.requests["list"] == 3
 
 
-async def test_order_is_by_time_whatever_was_added_first() -> None:
-    emulator = Emulator()
+async def test_order_is_by_time_whatever_was_added_first(api: Caller) -> None:
     names = {
-        created: emulator.add_refund(created=created, charge="ch_1")
+        created: api.emulator.add_refund(created=created, charge="ch_1")
         for created in (30, 10, 20)
     }
-    async with serving(emulator) as api:
-        assert await listed(api) == [names[30], names[20], names[10]]
-        assert await listed(api, "charge=ch_1") == [names[30], names[20], names[10]]
+    assert await listed(api) == [names[30], names[20], names[10]]
+    assert await listed(api, "charge=ch_1") == [names[30], names[20], names[10]]
 
 
-async def test_cursors_walk_over_every_refund_once() -> None:
-    emulator = Emulator()
+async def test_cursors_walk_over_every_refund_once(api: Caller) -> None:
     # Many in one second, so that the time alone does not tell them apart.
-    everything = [emulator.add_refund(created=100 + n // 5) for n in range(23)][::-1]
-    async with serving(emulator) as api:
-        forth: list[str] = []
-        query = "limit=4"
-        while True:
-            page = (await api.get(f"?{query}")).json
-            forth += ids(page)
-            if not page["has_more"]:
-                break
-            query = f"limit=4&starting_after={forth[-1]}"
-        assert forth == everything
-        back = [everything[-1]]
-        more = True
-        while more:
-            page = (await api.get(f"?limit=4&ending_before={back[0]}")).json
-            back = ids(page) + back
-            more = page["has_more"]
-        assert back == everything
-        assert await listed(api, f"starting_after={everything[-1]}") == []
+    everything = [api.emulator.add_refund(created=100 + n // 5) for n in range(23)][
+        ::-1
+    ]
+    forth: list[str] = []
+    query = "limit=4"
+    while True:
+        page = (await api.get(f"?{query}")).json
+        forth += ids(page)
+        if not page["has_more"]:
+            break
+        query = f"limit=4&starting_after={forth[-1]}"
+    assert forth == everything
+    back = [everything[-1]]
+    more = True
+    while more:
+        page = (await api.get(f"?limit=4&ending_before={back[0]}")).json
+        back = ids(page) + back
+        more = page["has_more"]
+    assert back == everything
+    assert await listed(api, f"starting_after={everything[-1]}") == []
 
 
-async def test_created_bounds_choose_the_seconds() -> None:
-    emulator = Emulator()
-    first, second, third = (emulator.add_refund(created=n) for n in (100, 200, 300))
+async def test_created_bounds_choose_the_seconds(api: Caller) -> None:
+    first, second, third = (api.emulator.add_refund(created=n) for n in (100, 200, 300))
     expected = {
         "created=200": [second],
         "created=199": [],
@@ -237,34 +218,30 @@ async def test_created_bounds_choose_the_seconds() -> None:
         f"created[gt]=200&starting_after={second}": [],
         f"created[lt]=200&ending_before={second}": [],
     }
-    async with serving(emulator) as api:
-        for query, found in expected.items():
-            assert await listed(api, query) == found, query
+    for query, found in expected.items():
+        assert await listed(api, query) == found, query
 
 
-async def test_charge_and_payment_intent_choose_their_refunds() -> None:
-    emulator = Emulator()
+async def test_charge_and_payment_intent_choose_their_refunds(api: Caller) -> None:
+    emulator = api.emulator
     own = emulator.add_refund(created=1)
     other = emulator.add_refund(created=3, charge="ch_2", payment_intent="pi_2")
     charge = str(emulator.refund(own)["charge"])
     intent = str(emulator.refund(own)["payment_intent"])
     same = emulator.add_refund(created=2, charge=charge, payment_intent="pi_2")
-    async with serving(emulator) as api:
-        assert await listed(api, f"charge={charge}") == [same, own]
-        assert await listed(api, f"payment_intent={intent}") == [own]
-        assert await listed(api, "payment_intent=pi_2") == [other, same]
-        both = f"charge={charge}&payment_intent=pi_2"
-        assert await listed(api, both) == [same]
-        assert await listed(api, f"charge={charge}&starting_after={same}") == [own]
+    assert await listed(api, f"charge={charge}") == [same, own]
+    assert await listed(api, f"payment_intent={intent}") == [own]
+    assert await listed(api, "payment_intent=pi_2") == [other, same]
+    both = f"charge={charge}&payment_intent=pi_2"
+    assert await listed(api, both) == [same]
+    assert await listed(api, f"charge={charge}&starting_after={same}") == [own]
 
 
-async def test_charge_id_is_told_by_its_prefix() -> None:
-    emulator = Emulator()
-    emulator.add_refund(refund_id="pyr_9")
-    async with serving(emulator) as api:
-        assert await listed(api, "charge=ch_9") == ["pyr_9"]
-        for query in ("charge=pi_9", "payment_intent=ch_9", "charge=9"):
-            assert (await api.get(f"?{query}")).status == 400
+async def test_charge_id_is_told_by_its_prefix(api: Caller) -> None:
+    api.emulator.add_refund(refund_id="pyr_9")
+    assert await listed(api, "charge=ch_9") == ["pyr_9"]
+    for query in ("charge=pi_9", "payment_intent=ch_9", "charge=9"):
+        assert (await api.get(f"?{query}")).status == 400
 
 
 @pytest.mark.parametrize(
@@ -277,36 +254,30 @@ async def test_charge_id_is_told_by_its_prefix() -> None:
         ("limit=" + "9" * 5000, "parameter_invalid_integer", "limit"),
         ("created=yesterday", "parameter_invalid_integer", "created"),
         ("created[gt]=1.5", "parameter_invalid_integer", "created[gt]"),
-        ("starting_after=re_nobody", "resource_missing", "starting_after"),
-        ("ending_before=re_nobody", "resource_missing", "ending_before"),
-        ("charge=ch_nobody", "resource_missing", "charge"),
-        ("payment_intent=pi_nobody", "resource_missing", "payment_intent"),
+        ("starting_after=re_missing", "resource_missing", "starting_after"),
+        ("ending_before=re_missing", "resource_missing", "ending_before"),
+        ("charge=ch_missing", "resource_missing", "charge"),
+        ("payment_intent=pi_missing", "resource_missing", "payment_intent"),
         ("charge=", "parameter_invalid_empty", "charge"),
     ],
 )
 async def test_bad_list_parameter_is_400_and_named(
-    query: str, code: str, param: str
+    query: str, code: str, param: str, api: Caller
 ) -> None:
-    async with serving(Emulator()) as api:
-        answer = await api.get(f"?{query}")
+    answer = await api.get(f"?{query}")
     assert answer.status == 400
     assert answer.error["code"] == code
     assert answer.error["param"] == param
 
 
-async def test_both_cursors_at_once_are_400() -> None:
-    emulator = Emulator()
-    refund_id = emulator.add_refund()
-    async with serving(emulator) as api:
-        answer = await api.get(f"?starting_after={refund_id}&ending_before={refund_id}")
+async def test_both_cursors_at_once_are_400(api: Caller, refund_id: str) -> None:
+    answer = await api.get(f"?starting_after={refund_id}&ending_before={refund_id}")
     assert answer.status == 400
 
 
-async def test_list_expands_below_data() -> None:
-    emulator = Emulator()
-    emulator.seed_refunds(2)
-    async with serving(emulator) as api:
-        page = (await api.get("?expand[]=data.charge")).json
+async def test_list_expands_below_data(api: Caller) -> None:
+    api.emulator.seed_refunds(2)
+    page = (await api.get("?expand[]=data.charge")).json
     assert [refund["charge"]["object"] for refund in page["data"]] == ["charge"] * 2
 
 

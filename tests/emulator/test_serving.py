@@ -11,13 +11,13 @@ import pytest
 from aiohttp.http_parser import HttpRequestParserPy
 
 from async_refunds.emulator import Emulator
-from tests.support.stripe_caller import TEST_KEY, Caller, serving
+from tests.support.stripe_caller import TEST_KEY, Caller, connect, serving
 
 HEADERS = {"Authorization": f"Bearer {TEST_KEY}"}
 
 
 async def connects(base_url: str) -> bool:
-    """Return whether a new connection is let in."""
+    """Return whether a new connection is accepted."""
     try:
         async with aiohttp.request("GET", base_url + "/v1/refunds", headers=HEADERS):
             return True
@@ -32,31 +32,17 @@ async def until_open(base_url: str) -> None:
         await asyncio.sleep(0.1)
 
 
-async def raw(base_url: str, data: bytes) -> bytes:
-    """Send bytes and return all that comes back."""
-    port = int(base_url.rpartition(":")[2])
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(data)
-    try:
-        return await reader.read()
-    finally:
-        writer.close()
-        await writer.wait_closed()
-
-
 async def test_closed_emulator_leaves_nothing_behind() -> None:
-    emulator = Emulator()
     before = asyncio.all_tasks()
-    async with serving(emulator) as api:
+    async with serving(Emulator()) as api:
         await api.get("")
-        base_url = api.base_url
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == before
-    assert not await connects(base_url)
+    assert not await connects(api.base_url)
 
 
 @pytest.mark.parametrize("fault", ["stall", "slow"])
-async def test_closing_ends_requests_under_way_at_once(fault: str) -> None:
+async def test_closing_ends_requests_in_flight_at_once(fault: str) -> None:
     emulator = Emulator()
     refund_id = emulator.add_refund()
     emulator.faults.slow_seconds = 1000
@@ -65,17 +51,17 @@ async def test_closing_ends_requests_under_way_at_once(fault: str) -> None:
     before = asyncio.all_tasks()
     async with aiohttp.ClientSession() as session:
         async with emulator.serve() as base_url:
-            api = Caller(session, base_url)
-            under_way = asyncio.create_task(api.cancel(refund_id, idempotency_key="k"))
+            api = Caller(session, base_url, emulator)
+            in_flight = asyncio.create_task(api.cancel(refund_id, "k"))
             await asyncio.sleep(1)
             closing = loop.time()
         assert loop.time() - closing < 1
         with pytest.raises(aiohttp.ClientError):
-            await under_way
+            await in_flight
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == before
     async with serving(emulator) as api:
-        again = await api.cancel(refund_id, idempotency_key="k")
+        again = await api.cancel(refund_id, "k")
     assert again.status == 200
     assert again.replayed == (fault == "slow")
 
@@ -110,12 +96,9 @@ async def test_port_that_is_taken_is_an_os_error() -> None:
 
 
 async def test_ipv6_address_has_brackets_in_its_url() -> None:
-    async with (
-        Emulator().serve(host="::1") as base_url,
-        aiohttp.ClientSession() as session,
-    ):
+    async with Emulator().serve(host="::1") as base_url:
         assert base_url.startswith("http://[::1]:")
-        assert (await Caller(session, base_url).get("")).status == 200
+        assert await connects(base_url)
 
 
 async def test_scripted_refusal_begins_at_once_and_ends() -> None:
@@ -127,7 +110,7 @@ async def test_scripted_refusal_begins_at_once_and_ends() -> None:
         emulator.faults.script("refuse", "503")
         begun = loop.time()
         with pytest.raises(ConnectionRefusedError):
-            await raw(base_url, b"")
+            await connect(base_url)
         await asyncio.sleep(29)
         assert not await connects(base_url)
         await until_open(base_url)
@@ -136,7 +119,7 @@ async def test_scripted_refusal_begins_at_once_and_ends() -> None:
     assert [entry.status for entry in emulator.requests] == [200, 503]
 
 
-async def test_refusal_that_is_first_in_line_awaits_the_server() -> None:
+async def test_refusal_that_comes_first_waits_for_the_server() -> None:
     emulator = Emulator()
     emulator.faults.script("refuse")
     async with emulator.serve() as base_url:
@@ -145,15 +128,13 @@ async def test_refusal_that_is_first_in_line_awaits_the_server() -> None:
         assert await connects(base_url)
 
 
-async def test_refusal_follows_the_answer_before_it() -> None:
-    emulator = Emulator()
-    emulator.faults.script("503", "refuse", "424")
-    async with serving(emulator) as api:
-        first = await api.get("")
-        with pytest.raises(aiohttp.ClientConnectorError):
-            await api.get("")
-        await asyncio.sleep(0.1)
-        assert (await api.get("")).status == 424
+async def test_refusal_follows_the_answer_before_it(api: Caller) -> None:
+    api.emulator.faults.script("503", "refuse", "424")
+    first = await api.get("")
+    with pytest.raises(aiohttp.ClientConnectorError):
+        await api.get("")
+    await asyncio.sleep(0.1)
+    assert (await api.get("")).status == 424
     assert first.status == 503
     assert first.headers["Connection"] == "close"
 
@@ -170,39 +151,34 @@ async def test_refusals_in_a_row_follow_each_other() -> None:
     assert emulator.books.faults == {"refuse": 2}
 
 
-async def test_refusal_drops_idle_connections() -> None:
-    emulator = Emulator()
-    async with serving(emulator) as api:
+async def test_refusal_drops_idle_connections(api: Caller) -> None:
+    await api.get("")
+    api.emulator.faults.script("refuse")
+    await asyncio.sleep(0.01)
+    with pytest.raises(aiohttp.ClientConnectorError):
         await api.get("")
-        emulator.faults.script("refuse")
-        await asyncio.sleep(0.01)
-        with pytest.raises(aiohttp.ClientConnectorError):
-            await api.get("")
 
 
-async def test_refusal_spares_the_request_under_way() -> None:
-    emulator = Emulator()
-    emulator.faults.script("slow")
-    async with serving(emulator) as api:
-        slow = asyncio.create_task(api.get(""))
-        await asyncio.sleep(0.1)
-        emulator.faults.script("refuse")
-        assert not await connects(api.base_url)
-        assert (await slow).status == 200
+async def test_refusal_spares_the_request_in_flight(api: Caller) -> None:
+    api.emulator.faults.script("slow")
+    slow = asyncio.create_task(api.get(""))
+    await asyncio.sleep(0.1)
+    api.emulator.faults.script("refuse")
+    assert not await connects(api.base_url)
+    assert (await slow).status == 200
 
 
-async def test_refusal_in_a_storm_resets_the_request_that_drew_it() -> None:
-    emulator = Emulator()
-    refund_id = emulator.add_refund()
-    emulator.faults.storm(1, names=["refuse"])
-    async with serving(emulator) as api:
-        with pytest.raises(aiohttp.ClientOSError):
-            await api.cancel(refund_id)
-        assert not await connects(api.base_url)
-        emulator.faults.clear()
-        await asyncio.sleep(0.1)
-        assert (await api.cancel(refund_id)).status == 200
-    assert emulator.books.faults == {"refuse": 1}
+async def test_refusal_in_a_storm_resets_the_request_that_drew_it(
+    api: Caller, refund_id: str
+) -> None:
+    api.emulator.faults.storm(1, names=["refuse"])
+    with pytest.raises(aiohttp.ClientOSError):
+        await api.cancel(refund_id)
+    assert not await connects(api.base_url)
+    api.emulator.faults.clear()
+    await asyncio.sleep(0.1)
+    assert (await api.cancel(refund_id)).status == 200
+    assert api.emulator.books.faults == {"refuse": 1}
 
 
 async def test_refusal_closes_a_connection_whose_request_has_just_arrived(
@@ -210,8 +186,7 @@ async def test_refusal_closes_a_connection_whose_request_has_just_arrived(
 ) -> None:
     emulator = Emulator()
     async with emulator.serve() as base_url:
-        port = int(base_url.rpartition(":")[2])
-        pairs = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        pairs = [await connect(base_url) for _ in range(2)]
         await asyncio.sleep(0.1)
         emulator.faults.storm(1, names=["refuse"])
         for _, writer in pairs:
@@ -226,23 +201,22 @@ async def test_refusal_closes_a_connection_whose_request_has_just_arrived(
     assert caplog.records == []
 
 
-async def test_refusal_met_while_the_door_is_shut_is_a_reset() -> None:
-    emulator = Emulator()
+async def test_refusals_during_a_refusal_follow_it(api: Caller) -> None:
+    emulator = api.emulator
     emulator.faults.script("slow", "slow")
-    async with serving(emulator) as api:
-        first = asyncio.create_task(api.get(""))
-        second = asyncio.create_task(api.get(""))
-        await asyncio.sleep(0.1)
-        emulator.faults.refuse_seconds = 5
-        emulator.faults.script("refuse", "refuse")
-        assert (await first).status == (await second).status == 200
-        assert not await connects(api.base_url)
-        await asyncio.sleep(12)
-        assert await connects(api.base_url)
+    first = asyncio.create_task(api.get(""))
+    second = asyncio.create_task(api.get(""))
+    await asyncio.sleep(0.1)
+    emulator.faults.refuse_seconds = 5
+    emulator.faults.script("refuse", "refuse")
+    assert (await first).status == (await second).status == 200
+    assert not await connects(api.base_url)
+    await asyncio.sleep(12)
+    assert await connects(api.base_url)
     assert emulator.books.faults == {"slow": 2, "refuse": 2}
 
 
-async def test_door_is_opened_once_the_port_is_free_again() -> None:
+async def test_connections_are_accepted_once_the_port_is_free_again() -> None:
     emulator = Emulator()
     async with emulator.serve() as base_url:
         port = int(base_url.rpartition(":")[2])
@@ -278,7 +252,7 @@ async def test_script_may_be_written_in_another_thread() -> None:
 
 
 @pytest.mark.parametrize("turns", range(6))
-async def test_connection_entering_as_the_door_shuts_is_dropped(turns: int) -> None:
+async def test_connection_accepted_as_a_refusal_begins_is_dropped(turns: int) -> None:
     emulator = Emulator()
     emulator.faults.refuse_seconds = 1
     loop = asyncio.get_running_loop()
@@ -287,7 +261,7 @@ async def test_connection_entering_as_the_door_shuts_is_dropped(turns: int) -> N
         port = int(base_url.rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port)) as client:
             client.settimeout(0)
-            # Letting it in takes a few turns of the loop.
+            # Accepting takes a few iterations of the loop.
             for _ in range(turns):
                 await asyncio.sleep(0)
             emulator.faults.script("refuse")
@@ -311,14 +285,13 @@ async def test_connection_waits_while_no_file_handle_is_free() -> None:
             assert (await loop.sock_recv(client, 12)) == b"HTTP/1.1 404"
 
 
-async def test_client_that_leaves_amid_its_body_does_no_harm(
+async def test_client_that_leaves_before_the_end_of_its_body_does_no_harm(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     emulator = Emulator()
     refund_id = emulator.add_refund()
     async with emulator.serve() as base_url:
-        port = int(base_url.rpartition(":")[2])
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        _, writer = await connect(base_url)
         writer.write(
             f"POST /v1/refunds/{refund_id}/cancel HTTP/1.1\r\nHost: a\r\n"
             f"Authorization: Bearer {TEST_KEY}\r\nContent-Length: 50\r\n"
@@ -335,11 +308,10 @@ async def test_client_that_leaves_amid_its_body_does_no_harm(
 async def test_body_that_breaks_its_framing_is_400(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # aiohttp's parser in C says so itself, the one in Python leaves it to the reader.
+    # Only the parser in Python leaves the error to the reader of the body.
     monkeypatch.setattr("aiohttp.web_protocol.HttpRequestParser", HttpRequestParserPy)
     async with Emulator().serve() as base_url:
-        port = int(base_url.rpartition(":")[2])
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        reader, writer = await connect(base_url)
         writer.write(
             b"POST /v1/refunds/re_1/cancel HTTP/1.1\r\nHost: a\r\n"
             b"Authorization: Bearer sk_test_1\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -369,13 +341,11 @@ async def test_client_that_waits_for_100_continue_is_served() -> None:
         assert (await response.json())["charge"]["object"] == "charge"
 
 
-async def test_absolute_request_target_is_understood() -> None:
-    async with Emulator().serve() as base_url:
-        answer = await raw(
-            base_url,
-            b"GET http://api.stripe.com/v1/refunds?limit=2 HTTP/1.1\r\nHost: a\r\n"
-            b"Authorization: Bearer sk_test_1\r\nConnection: close\r\n\r\n",
-        )
+async def test_absolute_request_target_is_understood(api: Caller) -> None:
+    answer = await api.raw(
+        b"GET http://api.stripe.com/v1/refunds?limit=2 HTTP/1.1\r\nHost: a\r\n"
+        b"Authorization: Bearer sk_test_1\r\nConnection: close\r\n\r\n",
+    )
     assert answer.startswith(b"HTTP/1.1 200 ")
 
 

@@ -1,5 +1,5 @@
-// Makes the calls it is told on standard input with Stripe's own Node client, one after
-// the other, and tells on standard output what became of each, as JSON.
+// Reads calls as JSON from standard input, makes them one after the other with Stripe's
+// own Node client, and writes their outcomes as JSON to standard output.
 
 import { createRequire } from "node:module";
 import { text } from "node:stream/consumers";
@@ -14,7 +14,7 @@ const stripe = new Stripe(key, {
   maxNetworkRetries: retries,
   telemetry: false,
 });
-// Whoever tries again does so at once.
+// Retries have no delay.
 stripe.getInitialNetworkRetryDelay = () => 0;
 stripe.getMaxNetworkRetryDelay = () => 0;
 

@@ -1,4 +1,4 @@
-"""Stripe's own Python client, whatever carries its requests."""
+"""Stripe's own Python client, on each of its transports."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import stripe
 from stripe import AIOHTTPClient, HTTPXClient, RequestsClient
 
+from tests.support.official_cases import OFFICIAL_KEY
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
-# What the client gives back: the tests look into it freely.
+# What the client returns: the tests look into it freely.
 Found: TypeAlias = Any
-
-TEST_KEY = "sk_test_51Official"
 
 
 class Official:
-    """One client; every call returns when it is done, whatever its kind.
+    """One client; every call blocks until it is done, on each transport.
 
     Args:
         transport: A name from `TRANSPORTS`.
-        base_url: Where to go in the place of https://api.stripe.com.
-        runner: Runs what is awaited.
+        base_url: Takes the place of https://api.stripe.com.
+        runner: Runs the coroutines of asynchronous transports.
         key: The API key.
-        retries: How often the client may try again by itself.
+        retries: How often the client may retry.
     """
 
     def __init__(
@@ -36,10 +36,10 @@ class Official:
         base_url: str,
         runner: asyncio.Runner,
         *,
-        key: str = TEST_KEY,
+        key: str = OFFICIAL_KEY,
         retries: int = 0,
     ) -> None:
-        make, self._awaited = TRANSPORTS[transport]
+        make, self._asynchronous = TRANSPORTS[transport]
         self._runner = runner
         self.http_client = make()
         self.client = stripe.StripeClient(
@@ -59,9 +59,9 @@ class Official:
         return self._call(helpers, "expire", (refund_id,), {})
 
     def everything(self, **params: Found) -> list[Found]:
-        """Go through all the pages of a list."""
+        """Return the refunds of all pages of a list."""
         page = self.call("list", params)
-        if not self._awaited:
+        if not self._asynchronous:
             return list(page.auto_paging_iter())
 
         async def read() -> list[Found]:
@@ -71,7 +71,7 @@ class Official:
 
     def close(self) -> None:
         """Close its connections."""
-        if self._awaited:
+        if self._asynchronous:
             self._runner.run(self.http_client.close_async())
         else:
             self.http_client.close()
@@ -83,7 +83,7 @@ class Official:
         arguments: tuple[Found, ...],
         named: dict[str, Found],
     ) -> Found:
-        if not self._awaited:
+        if not self._asynchronous:
             return getattr(service, name)(*arguments, **named)
 
         async def run() -> Found:
@@ -96,7 +96,7 @@ def _httpx_sync() -> Found:
     return HTTPXClient(allow_sync_methods=True)
 
 
-# How each is made, and whether its calls are awaited.
+# How to make each transport, and whether it is asynchronous.
 TRANSPORTS: Mapping[str, tuple[Callable[[], Found], bool]] = {
     "requests": (RequestsClient, False),
     "httpx_sync": (_httpx_sync, False),
@@ -107,11 +107,11 @@ TRANSPORTS: Mapping[str, tuple[Callable[[], Found], bool]] = {
 
 @contextmanager
 def opened(
-    transport: str, base_url: str, *, key: str = TEST_KEY, retries: int = 0
+    transport: str, base_url: str, *, key: str = OFFICIAL_KEY, retries: int = 0
 ) -> Generator[Official]:
-    """Open a client, and close what it leaves open."""
+    """Open a client, and close its connections at the end."""
     with asyncio.Runner() as runner, warnings.catch_warnings():
-        # What the client does with its own parts is its own affair.
+        # The client uses deprecated parts of its own.
         warnings.simplefilter("ignore", DeprecationWarning)
         client = Official(transport, base_url, runner, key=key, retries=retries)
         yield client

@@ -1,4 +1,4 @@
-"""The emulator as clients of every kind meet it."""
+"""The emulator behind a tap, for clients of every kind."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Stripe:
-    """An emulator in a thread, with a tap before it.
+    """An emulator in a thread, with a tap in front of it.
 
     Args:
-        base_url: Where clients are to go.
-        emulator: What they are to take for Stripe.
-        tap: What they have been answered.
+        base_url: The address for clients.
+        emulator: What they take for Stripe.
+        tap: Keeps the answers.
     """
 
     base_url: str
@@ -34,7 +34,7 @@ class Stripe:
 
 @contextmanager
 def on_tap() -> Generator[Stripe]:
-    """Serve an emulator; at the end each answer is held against the description."""
+    """Serve an emulator; check each answer against Stripe's description at the end."""
     emulator = Emulator()
     with emulator.serve_in_thread() as upstream:
         tap = Tap(upstream)
@@ -45,18 +45,18 @@ def on_tap() -> Generator[Stripe]:
 
 @contextmanager
 def hanging(emulator: Emulator, refund_id: str, key: str) -> Generator[None]:
-    """Let somebody else's cancel be under way, and never come to its end."""
+    """Keep another client's cancel in flight."""
     emulator.faults.script("stall")
     connection = http.client.HTTPConnection(urlsplit(emulator.base_url).netloc)
     connection.request(
         "POST",
         f"/v1/refunds/{refund_id}/cancel",
         headers={
-            "Authorization": "Bearer sk_test_51Somebody",
+            "Authorization": "Bearer sk_test_51Another",
             "Idempotency-Key": key,
         },
     )
-    # It is another thread that takes it in.
+    # Another thread receives it.
     while not emulator.requests:
         time.sleep(0)
     try:

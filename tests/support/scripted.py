@@ -9,7 +9,7 @@ import struct
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from async_refunds import RefundsClient
 
@@ -105,7 +105,18 @@ class Scripted:
 
     def client(self, **options: Any) -> RefundsClient:  # noqa: ANN401 - passed on
         """Return a client of this server."""
-        return RefundsClient(KEY, base_url=self.url, **options)
+        return RefundsClient(options.pop("api_key", KEY), base_url=self.url, **options)
+
+    async def received_at_least(self, count: int) -> None:
+        """Wait until so many requests have arrived."""
+        while len(self.received) < count:
+            self.arrived.clear()
+            await self.arrived.wait()
+
+    def act_for(self, request: Received) -> Act:
+        """Return what to do with a request: the next act of its kind."""
+        acts = self.cancels if request.method == "POST" else self.reads
+        return acts.pop(0) if len(acts) > 1 else acts[0]
 
     def say(self, stray: bytes) -> None:
         """Write on every open connection what nobody asked for."""
@@ -138,8 +149,7 @@ class Scripted:
             request = await _read_request(reader, connection)
             self.received.append(request)
             self.arrived.set()
-            acts = self.cancels if request.method == "POST" else self.reads
-            act = acts.pop(0) if len(acts) > 1 else acts[0]
+            act = self.act_for(request)
             if act == "stall":
                 await reader.read()  # ends when the client hangs up
                 return
@@ -181,6 +191,8 @@ def refusal(
     return answer(status, error_json(**fields), {**named, **(headers or {})})
 
 
+S = TypeVar("S", bound=Scripted)
+
 CUT = b"...cut"
 """An answer that ends in this ends the connection too."""
 
@@ -204,7 +216,13 @@ async def scripted(
     tls: ssl.SSLContext | None = None,
 ) -> AsyncGenerator[Scripted]:
     """Serve a script: the acts of the cancels, then those of the reads."""
-    script = Scripted(list(cancels), list(reads or []))
+    async with served(Scripted(list(cancels), list(reads or [])), tls) as script:
+        yield script
+
+
+@asynccontextmanager
+async def served(script: S, tls: ssl.SSLContext | None = None) -> AsyncGenerator[S]:
+    """Serve a script, also one of a kind of its own."""
     tasks: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

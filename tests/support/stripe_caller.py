@@ -1,9 +1,10 @@
-"""A plain HTTP client for the emulator: it sends what it is told, once."""
+"""A plain HTTP client for the emulator: it sends each request once."""
 
 from __future__ import annotations
 
+import asyncio
 import json
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, TypedDict, Unpack
 
@@ -23,8 +24,8 @@ LIVE_KEY = "sk_live_51Emulator"
 class How(TypedDict, total=False):
     """What a request has besides its method and path.
 
-    ``key`` goes as a bearer unless it is None. ``checked=False`` lets an answer pass
-    that is none of Stripe's.
+    ``key`` is the API key, or None. ``checked=False`` accepts an answer that Stripe
+    would not give.
     """
 
     key: str | None
@@ -36,7 +37,7 @@ class How(TypedDict, total=False):
 
 @dataclass
 class Answer:
-    """What came back."""
+    """An answer."""
 
     status: int
     headers: Mapping[str, str]
@@ -51,16 +52,24 @@ class Answer:
         return self.json["error"]
 
     @property
+    def refusal(self) -> tuple[int, str | None]:
+        """The status and the code of an error."""
+        return self.status, self.error.get("code")
+
+    @property
     def replayed(self) -> bool:
         return "Idempotent-Replayed" in self.headers
 
 
 class Caller:
-    """Calls one emulator; every JSON answer is held against Stripe's schemas."""
+    """Calls one emulator, and checks every JSON answer against Stripe's schemas."""
 
-    def __init__(self, session: aiohttp.ClientSession, base_url: str) -> None:
+    def __init__(
+        self, session: aiohttp.ClientSession, base_url: str, emulator: Emulator
+    ) -> None:
         self.session = session
         self.base_url = base_url
+        self.emulator = emulator
 
     async def send(self, method: str, path: str, **how: Unpack[How]) -> Answer:
         """Send one request."""
@@ -85,6 +94,17 @@ class Caller:
             check_answer(method, plain, answer.status, answer.body)
         return answer
 
+    async def raw(self, data: bytes) -> bytes:
+        """Send bytes on a connection of their own, and return all that comes back."""
+        reader, writer = await connect(self.base_url)
+        writer.write(data)
+        try:
+            return await reader.read()
+        finally:
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+
     async def get(self, path: str, **how: Unpack[How]) -> Answer:
         """Send a GET to a path below ``/v1/refunds``."""
         return await self.send("GET", "/v1/refunds" + path, **how)
@@ -96,7 +116,7 @@ class Caller:
         expand: Iterable[str] = (),
         **how: Unpack[How],
     ) -> Answer:
-        """Cancel as the official clients do it."""
+        """Cancel as the official clients do."""
         sent = {"Content-Type": "application/x-www-form-urlencoded"}
         if idempotency_key is not None:
             sent["Idempotency-Key"] = idempotency_key
@@ -106,11 +126,18 @@ class Caller:
         return await self.send("POST", f"/v1/refunds/{refund_id}/cancel", **how)
 
 
+async def connect(
+    base_url: str,
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Open a connection to a server on the loopback."""
+    return await asyncio.open_connection("127.0.0.1", int(base_url.rpartition(":")[2]))
+
+
 @asynccontextmanager
 async def serving(emulator: Emulator) -> AsyncGenerator[Caller]:
-    """Serve the emulator and give a caller with connections of its own."""
+    """Serve the emulator, and give a caller with a session of its own."""
     async with (
         emulator.serve() as base_url,
         aiohttp.ClientSession(auto_decompress=True) as session,
     ):
-        yield Caller(session, base_url)
+        yield Caller(session, base_url, emulator)

@@ -1,7 +1,7 @@
-"""Whether an answer is one that Stripe's own description allows.
+"""Checks whether Stripe's own description allows an answer.
 
-`openapi_core` holds it against ``stripe/refunds.openapi.json``; what a schema cannot
-say is asserted beside it.
+`openapi_core` validates it by ``stripe/refunds.openapi.json``; assertions add what a
+schema cannot say.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from openapi_core.templating.paths.exceptions import PathError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# Whatever JSON holds: the tests look into it freely.
+# Any JSON: the tests look into it freely.
 Json: TypeAlias = Any
 
 STRIPE = Path(__file__).parent / "stripe"
@@ -27,9 +27,9 @@ EXPIRE = "/v1/test_helpers/refunds/{refund}/expire"
 
 
 def read_document() -> dict[str, Json]:
-    """Return Stripe's description, with the test helper that it leaves out.
+    """Return Stripe's description, with the test helper that is missing there.
 
-    What that takes and gives is what a cancel takes and gives:
+    Its parameters and answers are those of a cancel:
     https://docs.stripe.com/api/refunds/expire
     """
     document: dict[str, Json] = json.loads(
@@ -42,9 +42,9 @@ def read_document() -> dict[str, Json]:
 
 
 def _translate(schema: dict[str, Json]) -> dict[str, Json]:
-    """Turn ``nullable`` into what OpenAPI 3.1 has for it.
+    """Replace ``nullable`` by its form in OpenAPI 3.1.
 
-    In 3.0 it means nothing beside an ``anyOf``, where Stripe writes it all the same.
+    Stripe writes it beside ``anyOf``, where it has no meaning in OpenAPI 3.0.
     """
     if schema.get("nullable") is not True:
         return schema
@@ -83,7 +83,7 @@ def _validate(method: str, path: str, status: int, body: bytes) -> None:
 
 
 def check_refund(item: Json) -> None:
-    """Fail unless it is a refund, with no field that Stripe does not have."""
+    """Fail unless it is a refund, and has only fields that Stripe has."""
     _validate("GET", "/v1/refunds/re_1", 200, json.dumps(item).encode())
     assert set(item) <= _REFUND_FIELDS
     assert None not in [
@@ -100,9 +100,9 @@ def check_refund(item: Json) -> None:
 
 
 def check_answer(method: str, path: str, status: int, body: bytes) -> None:
-    """Fail unless it is what Stripe describes as the answer to such a request.
+    """Fail unless Stripe's description allows this answer to the request.
 
-    A path that is not described has an error for its answer, like those that are.
+    For a path that is not described it allows an error only.
     """
     try:
         _validate(method, path, status, body)

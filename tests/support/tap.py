@@ -1,4 +1,4 @@
-"""A tap on the wire: what a client that tells little of its answers has received."""
+"""A proxy that keeps what passes: the answers that a client does not show."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _RESET = struct.pack("ii", 1, 0)
 
 
 @dataclass
-class _Line:
+class _Connection:
     """The bytes of one connection."""
 
-    asked: bytearray = field(default_factory=bytearray)
-    answered: bytearray = field(default_factory=bytearray)
+    sent: bytearray = field(default_factory=bytearray)
+    received: bytearray = field(default_factory=bytearray)
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """A request, and the whole answer to it."""
+    """A request and its whole answer."""
 
     method: str
     path: str
@@ -40,17 +40,17 @@ class Exchange:
 
 
 class Tap:
-    """Passes bytes on, both ways, resets among them, and keeps them all."""
+    """Passes bytes and resets on in both directions, and keeps the bytes."""
 
     def __init__(self, upstream: str) -> None:
         parts = urlsplit(upstream)
         self._upstream = parts.hostname, parts.port
-        self._lines: list[_Line] = []
+        self._connections: list[_Connection] = []
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @asynccontextmanager
     async def serve(self) -> AsyncGenerator[str]:
-        """Listen, and give the base URL to use in the place of the other."""
+        """Listen, and give the base URL for the client."""
         server = await asyncio.start_server(self._carry, "127.0.0.1", 0)
         try:
             yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
@@ -61,19 +61,20 @@ class Tap:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def exchanges(self) -> Iterator[Exchange]:
-        """Return what was answered in full; an answer that was cut is left out."""
-        for line in self._lines:
-            answers = _messages(bytes(line.answered))
-            # An answer that never came is the last of its connection.
-            for (asked, _, _), (told, headers, body) in zip(
-                _messages(bytes(line.asked)), answers, strict=False
+        """Yield the requests that have a whole answer."""
+        for connection in self._connections:
+            requests = _messages(bytes(connection.sent))
+            answers = _messages(bytes(connection.received))
+            # A request without an answer is the last of its connection.
+            for (request, _, _), (status, headers, body) in zip(
+                requests, answers, strict=False
             ):
-                method, target, _ = asked.split(" ")
+                method, target, _ = request.split(" ")
                 path = urlsplit(target).path
-                yield Exchange(method, path, int(told.split(" ")[1]), headers, body)
+                yield Exchange(method, path, int(status.split(" ")[1]), headers, body)
 
     def check(self) -> int:
-        """Fail unless Stripe's description allows each answer; return their number."""
+        """Fail if Stripe's description forbids an answer; return how many there are."""
         exchanges = list(self.exchanges())
         for each in exchanges:
             assert each.headers["Content-Type"] == "application/json"
@@ -87,21 +88,21 @@ class Tap:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        line = _Line()
-        self._lines.append(line)
+        connection = _Connection()
+        self._connections.append(connection)
         try:
-            onward = await asyncio.open_connection(*self._upstream)
-            ways = (
-                asyncio.create_task(_pass(reader, onward[1], line.asked)),
-                asyncio.create_task(_pass(onward[0], writer, line.answered)),
+            upstream = await asyncio.open_connection(*self._upstream)
+            directions = (
+                asyncio.create_task(_pass(reader, upstream[1], connection.sent)),
+                asyncio.create_task(_pass(upstream[0], writer, connection.received)),
             )
             try:
-                # Who ends one way has ended the conversation.
-                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+                # Either side ends the connection.
+                await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                for way in ways:
-                    way.cancel()
-                onward[1].close()
+                for direction in directions:
+                    direction.cancel()
+                upstream[1].close()
         finally:
             writer.close()
             self._tasks.discard(task)
@@ -123,7 +124,7 @@ async def _pass(
 
 
 def _messages(data: bytes) -> Iterator[tuple[str, dict[str, str], bytes]]:
-    """Read requests, or answers, that say how long their bodies are."""
+    """Yield the first line, the headers and the body of each whole message."""
     stream = io.BytesIO(data)
     while first := stream.readline().decode("latin-1").strip():
         headers = http.client.parse_headers(stream)

@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import sys
+import termios
 from asyncio.subprocess import DEVNULL, PIPE
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from async_refunds.emulator import Emulator
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Mapping
     from pathlib import Path
 
 TEST_KEY = "sk_test_51CanaryOfTheTerminal"
@@ -40,13 +41,15 @@ class How(TypedDict, total=False):
     """What a process gets besides its arguments; pipes unless told otherwise.
 
     ``python`` takes the place of ``-m async_refunds``; ``encoding`` is the terminal's;
-    ``folder`` is where it runs and where it has its temporary files.
+    ``folder`` is where it runs and where it has its temporary files; ``environment``
+    is added to what it inherits.
     """
 
     key: str | None
     python: tuple[str, ...]
     encoding: str
     folder: Path
+    environment: Mapping[str, str]
     stdin: int
     stdout: int
     stderr: int
@@ -107,6 +110,7 @@ async def started(*arguments: str, **how: Unpack[How]) -> AsyncGenerator[Running
         environment["STRIPE_API_KEY"] = key
     if "folder" in how:
         environment["TMPDIR"] = str(how["folder"])
+    environment.update(how.get("environment", {}))
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *how.get("python", COMMAND),
@@ -156,10 +160,11 @@ async def appears(running: Running, folder: Path, pattern: str) -> None:
 
 
 class Screen:
-    """A pseudo-terminal, for a process to write to."""
+    """A pseudo-terminal of so many columns, for a process to write to."""
 
-    def __init__(self) -> None:
+    def __init__(self, columns: int = 200) -> None:
         self._screen, self.terminal = pty.openpty()
+        termios.tcsetwinsize(self.terminal, (24, columns))
 
     async def shows(self, running: Running) -> tuple[Ended, str]:
         """Wait for the end of the process, and for all that it wrote here."""

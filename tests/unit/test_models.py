@@ -6,6 +6,8 @@ import copy
 import json
 import pickle
 import pydoc
+import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
@@ -29,7 +31,7 @@ from async_refunds import (
     id_of,
 )
 from async_refunds.models import attach
-from tests.support.scripted import CANCELED, RE, refund_json, scripted
+from tests.support.scripted import CANCELED, RE, refund_json, scripted, seen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,6 +131,17 @@ def test_expandable_field_gives_its_id_in_both_forms() -> None:
     assert id_of({"id": 7}) is None
 
 
+def test_refund_as_a_dict_is_the_object_that_stripe_sent() -> None:
+    sent = refund_json("canceled", metadata={"a": "b"}, charge={"id": "ch_1"})
+    refund = decode(sent)
+    attach(refund, LAST)
+    told = refund.to_dict()
+    assert msgspec.convert(json.loads(json.dumps(told)), Refund) == refund
+    assert told["charge"] == {"id": "ch_1"}
+    assert "last_response" not in told
+    assert "pending_reason" not in told, "it has no value"
+
+
 def test_refund_is_frozen() -> None:
     with pytest.raises(AttributeError):
         decode(refund_json()).status = "succeeded"  # type: ignore[misc]  # the point
@@ -184,6 +197,42 @@ def test_error_pickles_and_copies_with_all_it_has(
     assert copied.args == error.args
     assert vars(copied) == vars(error)
     assert {name: vars(error)[name] for name in details} == details
+
+
+def through_json(error: RefundsError) -> BaseException:
+    """Return an error as a job queue with a JSON result backend rebuilds it.
+
+    Celery keeps the name, the module and the arguments (``prepare_exception`` and
+    ``exception_to_python`` of its backends).
+    """
+    cls = type(error)
+    kept = json.dumps([cls.__module__, cls.__name__, error.args])
+    module, name, args = json.loads(kept)
+    rebuilt: BaseException = getattr(sys.modules[module], name)(*args)
+    return rebuilt
+
+
+@pytest.mark.parametrize("cls", ERRORS)
+def test_error_is_rebuilt_from_its_arguments(cls: type[RefundsError]) -> None:
+    error = cls("what happened", idempotency_key="k")
+    for rebuilt in (cls(*error.args), through_json(error)):
+        assert type(rebuilt) is cls
+        assert str(rebuilt) == "what happened"
+        assert rebuilt.args == error.args
+    for again in AGAIN:
+        assert type(again(cls(*error.args))) is cls
+
+
+async def test_text_of_an_unknown_outcome_has_the_key() -> None:
+    waits = seen("requires_action")
+    async with scripted("reset", reads=[waits]) as server, server.client() as refunds:
+        with pytest.raises(OutcomeUnknownError) as caught:
+            await refunds.cancel(RE, idempotency_key="order-7")
+    # What RQ keeps of an error.
+    told = "".join(traceback.format_exception(caught.value))
+    assert "idempotency_key='order-7'" in told
+    rebuilt = through_json(caught.value)
+    assert "idempotency_key='order-7'" in str(rebuilt)
 
 
 def test_tree_of_errors_is_the_one_drawn() -> None:

@@ -213,15 +213,15 @@ class Client:
             if self.sim.down:
                 kind = "failed"
         if kind == "ok":
-            pace.admitted(now)
+            pace.on_success(now)
         elif kind == "failed":
-            pace.failed(now)
+            pace.on_failure(now)
         else:
             self.refused.append(now)
             if kind == "limited":
-                pace.limited(now)
+                pace.on_rate_limit(now)
             else:
-                pace.crowded(now, self.under_way)
+                pace.on_concurrency_limit(now, self.under_way)
         self.under_way -= 1
         if kind == "ok":
             self.busy -= 1
@@ -415,7 +415,7 @@ def test_rate_does_not_grow_with_single_items() -> None:
     pace = RateController(now=0.0)
     for second in range(1000):
         assert pace.reserve(float(second)) == second
-        pace.admitted(second + 0.1)
+        pace.on_success(second + 0.1)
     assert pace.rate == 20
 
 
@@ -528,8 +528,8 @@ def test_fixed_rate_is_kept_whatever_is_refused(rate: float) -> None:
     turn = 0.0
     for _ in range(100):
         turn = pace.reserve(0.0)
-        pace.limited(turn)
-        pace.admitted(turn)
+        pace.on_rate_limit(turn)
+        pace.on_success(turn)
     assert pace.rate == rate
     assert turn == pytest.approx(99 / rate)
 
@@ -554,7 +554,7 @@ def test_search_goes_to_the_documented_limit_at_once_then_feels_its_way() -> Non
 def test_refusals_of_one_moment_are_one_event() -> None:
     pace = RateController(now=0.0)
     for late in range(10):
-        pace.limited(10 + late / 11)
+        pace.on_rate_limit(10 + late / 11)
     assert pace.rate == pytest.approx(20 * 0.975)
 
 
@@ -566,38 +566,38 @@ def test_refusals_that_go_on_cut_deeper(
     refused: int, admitted: int, cut: float
 ) -> None:
     pace = RateController(now=0.0)
-    pace.limited(10.0)
+    pace.on_rate_limit(10.0)
     for _ in range(refused):
-        pace.limited(10.5)
+        pace.on_rate_limit(10.5)
     for _ in range(admitted):
-        pace.admitted(10.5)
-    pace.limited(11.5)
+        pace.on_success(10.5)
+    pace.on_rate_limit(11.5)
     assert pace.rate == pytest.approx(20 * 0.975 * cut)
 
 
 def test_refusal_long_after_is_another_event() -> None:
     pace = RateController(now=0.0)
     for time in (10.0, 10.1, 10.2, 10.3, 12.1):
-        pace.limited(time)
+        pace.on_rate_limit(time)
     assert pace.rate == pytest.approx(20 * 0.975**2)
 
 
 def test_failures_are_no_congestion_nor_dilute_it() -> None:
     pace = RateController(now=0.0)
-    pace.limited(10.0)
+    pace.on_rate_limit(10.0)
     for _ in range(3):
-        pace.limited(10.5)
+        pace.on_rate_limit(10.5)
     for _ in range(5):
-        pace.failed(10.5)
+        pace.on_failure(10.5)
     assert pace.rate == pytest.approx(20 * 0.975)
-    pace.limited(11.5)
+    pace.on_rate_limit(11.5)
     assert pace.rate == pytest.approx(20 * 0.975 * 0.9)
 
 
 def test_cut_that_was_too_deep_is_half_undone_after_the_event() -> None:
     pace = RateController(now=0.0)
     for time in (10.0, 10.1, 10.2, 11.5):
-        pace.limited(time)
+        pace.on_rate_limit(time)
     deep = pace.rate
     assert deep == pytest.approx(20 * 0.975 * 0.7)
     turn = pace.reserve(11.5)
@@ -614,7 +614,7 @@ def test_no_end_of_refusals_leaves_a_least_rate() -> None:
     now = 0.0
     for _ in range(200):
         now = pace.reserve(now)
-        pace.limited(now)
+        pace.on_rate_limit(now)
     assert pace.rate == pytest.approx(0.1, rel=0.001)
 
 
@@ -623,9 +623,9 @@ def test_many_refusals_of_one_event_put_the_next_try_off() -> None:
     for further in (0, 5):
         pace = RateController(now=0.0)
         turn = pace.reserve(10.0)
-        pace.limited(turn)
+        pace.on_rate_limit(turn)
         for _ in range(further):
-            pace.limited(turn)
+            pace.on_rate_limit(turn)
         while turn < 30:
             turn = pace.reserve(turn)
         rates.append(pace.rate)
@@ -636,36 +636,36 @@ def test_many_refusals_of_one_event_put_the_next_try_off() -> None:
 def test_crowd_is_cut_by_one_for_each_refusal_and_never_below_one() -> None:
     pace = RateController(now=0.0)
     assert pace.concurrency == math.inf
-    pace.crowded(1.0, 50)
+    pace.on_concurrency_limit(1.0, 50)
     assert pace.concurrency == 49
-    pace.crowded(1.0, 49)
+    pace.on_concurrency_limit(1.0, 49)
     assert pace.concurrency == 48
-    pace.crowded(1.0, 80)
+    pace.on_concurrency_limit(1.0, 80)
     assert pace.concurrency == 47
     for _ in range(60):
-        pace.crowded(1.0, 2)
+        pace.on_concurrency_limit(1.0, 2)
     assert pace.concurrency == 1
     assert pace.rate == 20
 
 
 def test_crowd_grows_by_one_in_a_hundred_answers_while_it_is_what_limits() -> None:
     pace = RateController(now=0.0)
-    pace.crowded(0.0, 6)
+    pace.on_concurrency_limit(0.0, 6)
     for _ in range(150):
-        pace.admitted(0.0)
+        pace.on_success(0.0)
     assert pace.concurrency == 5  # the rate has been in use as far as is known
     pace.reserve(10.0)
     for _ in range(99):
-        pace.admitted(10.0)
+        pace.on_success(10.0)
     assert pace.concurrency == 5
     for _ in range(2):
-        pace.admitted(10.0)
+        pace.on_success(10.0)
     assert pace.concurrency == 6
     for _ in range(595):
-        pace.admitted(10.0)
+        pace.on_success(10.0)
     assert pace.concurrency == 11
     for _ in range(10):
-        pace.admitted(10.0)
+        pace.on_success(10.0)
     assert pace.concurrency == math.inf
 
 
@@ -673,7 +673,7 @@ def test_failures_beyond_the_tolerated_halve_the_pace_to_a_floor() -> None:
     pace = RateController(rate=16, now=0.0)
     rates: list[float] = []
     for _ in range(20):
-        pace.failed(1.0)
+        pace.on_failure(1.0)
         rates.append(pace.rate)
     assert rates[:11] == [16, 16, 16, 16, 16, 8, 4, 2, 1, 0.5, 0.5]
     assert rates[-1] == 0.5
@@ -682,11 +682,11 @@ def test_failures_beyond_the_tolerated_halve_the_pace_to_a_floor() -> None:
 def test_three_successes_end_the_worst_trouble() -> None:
     pace = RateController(rate=16, now=0.0)
     for _ in range(1000):
-        pace.failed(1.0)
+        pace.on_failure(1.0)
     assert pace.in_trouble
     rates: list[float] = []
     for _ in range(3):
-        pace.admitted(2.0)
+        pace.on_success(2.0)
         rates.append(pace.rate)
     assert rates == [2, 8, 16]
     assert not pace.in_trouble
@@ -695,29 +695,29 @@ def test_three_successes_end_the_worst_trouble() -> None:
 def test_refusals_neither_make_nor_end_trouble() -> None:
     pace = RateController(rate=16, now=0.0)
     for _ in range(100):
-        pace.limited(1.0)
-        pace.crowded(1.0, 100)
+        pace.on_rate_limit(1.0)
+        pace.on_concurrency_limit(1.0, 100)
     assert not pace.in_trouble
     for _ in range(10):
-        pace.failed(1.0)
-    pace.limited(1.0)
-    pace.crowded(1.0, 100)
+        pace.on_failure(1.0)
+    pace.on_rate_limit(1.0)
+    pace.on_concurrency_limit(1.0, 100)
     assert pace.rate == 0.5
 
 
 def test_pace_below_the_floor_is_not_raised_to_it_by_trouble() -> None:
     pace = RateController(rate=0.01, now=0.0)
     for _ in range(100):
-        pace.failed(1.0)
+        pace.on_failure(1.0)
     assert pace.rate == 0.01
 
 
 def test_pace_found_below_the_floor_is_not_raised_to_it_by_trouble() -> None:
     pace = RateController(now=0.0)
     for _ in range(20):
-        pace.failed(1.0)
+        pace.on_failure(1.0)
     for second in range(200):
-        pace.limited(10.0 + 3 * second)
+        pace.on_rate_limit(10.0 + 3 * second)
     assert pace.in_trouble
     assert pace.rate < 0.2
 
@@ -725,11 +725,11 @@ def test_pace_found_below_the_floor_is_not_raised_to_it_by_trouble() -> None:
 def test_end_of_trouble_brings_the_next_turn_forward() -> None:
     pace = RateController(rate=16, now=0.0)
     for _ in range(10):
-        pace.failed(0.0)
+        pace.on_failure(0.0)
     assert pace.reserve(10.0) == 10.0
     assert pace.free_at == 12.0
     for _ in range(3):
-        pace.admitted(10.1)
+        pace.on_success(10.1)
     assert pace.free_at == pytest.approx(10 + 1 / 16)
 
 
@@ -770,13 +770,13 @@ def test_whatever_happens_turns_go_on_within_bounds(
                     last = turn
                     booked += 1
                 case "admitted":
-                    pace.admitted(now)
+                    pace.on_success(now)
                 case "limited":
-                    pace.limited(now)
+                    pace.on_rate_limit(now)
                 case "crowded":
-                    pace.crowded(now, under_way)
+                    pace.on_concurrency_limit(now, under_way)
                 case _:
-                    pace.failed(now)
+                    pace.on_failure(now)
             assert pace.concurrency >= 1
             assert pace.rate > 0
             if rate is None:

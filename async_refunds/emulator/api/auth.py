@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from .errors import SUPPORT, StripeError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from async_refunds.emulator.state.refunds import Partition
     from async_refunds.emulator.state.stripe_state import StripeState
 
@@ -23,8 +25,10 @@ PLATFORM = "acct_1Platform00000000"
 # How many characters of a key a message may show, besides the prefix.
 SHOWN = 4
 
-_KEY = re.compile(r"(sk|rk|pk)_(test|live)_[A-Za-z0-9_]+", re.ASCII)
-_PREFIX = re.compile(r"(?:sk|rk|pk)_(?:test|live)_", re.ASCII)
+# An organization's key may name its mode as well; test mode is the default here.
+# https://docs.stripe.com/keys/organization-api-keys
+_PREFIX = re.compile(r"(sk|rk|pk)_(test|live)_|(sk_org)_(?:(test|live)_)?", re.ASCII)
+_KEY = re.compile(rf"(?:{_PREFIX.pattern})[A-Za-z0-9_]+", re.ASCII)
 
 # The header tells browsers and curl to ask for a key.
 _unauthorized = partial(
@@ -32,25 +36,49 @@ _unauthorized = partial(
 )
 
 
+def named_account(headers: Mapping[str, str]) -> str | None:
+    """Return the account that a request names; a context is a path that ends in it.
+
+    https://docs.stripe.com/context
+    """
+    account = headers.get("Stripe-Account")
+    if not account:
+        account = (headers.get("Stripe-Context") or "").rpartition("/")[2]
+    return account or None
+
+
 def authenticate(
-    state: StripeState, authorization: str | None, account: str | None
+    state: StripeState, headers: Mapping[str, str], account: str | None
 ) -> tuple[str, Partition]:
     """Return the API key, and the refunds of the account and mode that it opens.
 
     Args:
         state: Knows the accounts and the keys.
-        authorization: The header of that name.
-        account: The connected account that the request names.
+        headers: Those of the request.
+        account: The account that the request names.
 
     Raises:
-        StripeError: 401, the key is missing or invalid; 403, it cannot act for the
-            account.
+        StripeError: 401, the key is missing or invalid; 400, an organization's key
+            comes without a context or version; 403, it cannot act for the account.
     """
-    key, livemode = _parse(authorization)
+    key, livemode, organization = _parse(headers.get("Authorization"))
     if key in state.expired_keys:
         raise _unauthorized(
             f"Expired API Key provided: {masked(key)}", code="api_key_expired"
         )
+    if organization:
+        # The first message is Stripe's own, the second is like it:
+        # https://github.com/stripe/stripe-python/pull/1660
+        for name, what in (
+            ("Stripe-Context", " with your target account"),
+            ("Stripe-Version", ""),
+        ):
+            if not headers.get(name):
+                raise StripeError(
+                    400,
+                    f"Please include the {name} header{what} when using an Organization"
+                    " API key.",
+                )
     if account == PLATFORM:
         account = None
     if account is not None and not state.refunds.has_account(account):
@@ -95,8 +123,8 @@ def masked(key: str) -> str:
 
 # A client has few keys, and sends one with each request.
 @lru_cache
-def _parse(authorization: str | None) -> tuple[str, bool]:
-    """Return the key of a header, and whether it opens live mode."""
+def _parse(authorization: str | None) -> tuple[str, bool, bool]:
+    """Return the key of a header, and whether it is live and an organization's."""
     key = _credentials(authorization)
     if not key:
         raise _unauthorized(
@@ -108,7 +136,7 @@ def _parse(authorization: str | None) -> tuple[str, bool]:
     match = _KEY.fullmatch(key)
     if match is None:
         raise _unauthorized(f"Invalid API Key provided: {masked(key)}")
-    kind, mode = match.groups()
+    kind, mode, organization, organization_mode = match.groups()
     if kind == "pk":
         raise _unauthorized(
             "This API call cannot be made with a publishable API key. Please use a"
@@ -116,7 +144,7 @@ def _parse(authorization: str | None) -> tuple[str, bool]:
             " https://dashboard.stripe.com/account/apikeys.",
             code="secret_key_required",
         )
-    return key, mode == "live"
+    return key, "live" in (mode, organization_mode), organization is not None
 
 
 def _credentials(authorization: str | None) -> str:

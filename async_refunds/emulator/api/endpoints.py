@@ -121,7 +121,7 @@ def _prepare_list(context: RequestContext) -> None:
 def _cancel(context: RequestContext) -> bytes:
     refund = _named(context)
     # The money returns to the balance; the customer is not repaid.
-    if not context.state.refunds.step(refund, "cancel"):
+    if not context.state.refunds.step(refund, "cancel", context.cause):
         raise errors.not_cancelable()
     counts = context.state.books.cancellations
     counts[refund.id] = counts.get(refund.id, 0) + 1
@@ -130,7 +130,7 @@ def _cancel(context: RequestContext) -> bytes:
 
 def _expire(context: RequestContext) -> bytes:
     refund = _named(context)
-    if not context.state.refunds.step(refund, "expire"):
+    if not context.state.refunds.step(refund, "expire", context.cause):
         message = (
             f"This refund has a status of {refund.status}; only a refund with a status"
             " of requires_action can be expired."

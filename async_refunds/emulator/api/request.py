@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from async_refunds.emulator.state.books import ReceivedRequest
 from async_refunds.emulator.state.idempotency import SavedAnswer
+from async_refunds.emulator.state.refunds import Cause
 
 from . import errors
-from .auth import authenticate, check_permission
+from .auth import authenticate, check_permission, named_account
 from .errors import StripeError
 from .params import parse_form
 
@@ -138,10 +139,15 @@ class RequestContext:
             "other" if endpoint is None else endpoint.name,
             self.params,
             self.idempotency_key,
-            _account(headers),
+            named_account(headers),
             self.request_id,
             state.clock.time(),
         )
+
+    @property
+    def cause(self) -> Cause:
+        """This request as the cause of a change."""
+        return Cause(self.request_id, self.idempotency_key)
 
     @property
     def lock(self) -> LockName | None:
@@ -254,8 +260,7 @@ class RequestContext:
         if not raw.path.startswith("/v1/"):
             raise errors.unrecognized_url(raw.method, raw.path)
         account = self.record.stripe_account
-        authorization = raw.headers.get("Authorization")
-        key, self.partition = authenticate(state, authorization, account)
+        key, self.partition = authenticate(state, raw.headers, account)
         self._authenticated = True
         if endpoint is None:
             raise errors.unrecognized_url(raw.method, raw.path)
@@ -305,14 +310,3 @@ class RequestContext:
         self.status, self.body, self._original_request, self._extra_headers = answer
         self._replayed = self.record.replayed = True
         self.state.books.replays += 1
-
-
-def _account(headers: Mapping[str, str]) -> str | None:
-    """Return the account that a request names; a context ends in one.
-
-    https://docs.stripe.com/context
-    """
-    account = headers.get("Stripe-Account")
-    if not account:
-        account = (headers.get("Stripe-Context") or "").rpartition("/")[2]
-    return account or None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -55,6 +56,9 @@ class Handler:
         """Answer one request."""
         connection = request.protocol
         self.busy.add(connection)
+        context: RequestContext | None = None
+        on_request = self._state.on_request
+        began = 0.0 if on_request is None else time.perf_counter()
         try:
             # Most requests have no body: they need one coroutine less.
             raw = (
@@ -83,6 +87,10 @@ class Handler:
             return response
         finally:
             self.busy.discard(connection)
+            if on_request is not None and context is not None:
+                record = context.record
+                record.milliseconds = (time.perf_counter() - began) * 1000
+                on_request(record)
 
     async def close(self) -> None:
         """Cancel every execution that takes time."""

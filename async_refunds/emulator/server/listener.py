@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from .handler import Handler
+from .webhooks import WebhookSender
 
 if TYPE_CHECKING:
     from async_refunds.emulator.state.stripe_state import StripeState
@@ -43,6 +44,7 @@ class Listener:
         self._faults = state.faults
         self._books = state.books
         self._handler = Handler(state, admin, self._refuse)
+        self._webhooks = WebhookSender(state.webhooks)
         self._web = web.Server(
             self._handler.handle,
             # A stalled request must notice that its client has hung up.
@@ -70,6 +72,7 @@ class Listener:
         listening = self._listen()
         self._address = host, listening.getsockname()[1]
         self._faults.connect_listener(self._refuse_scripted)
+        self._webhooks.open()
         shown = f"[{host}]" if ":" in host else host
         return f"http://{shown}:{self._address[1]}"
 
@@ -85,6 +88,7 @@ class Listener:
             if connection in self._handler.busy and connection.transport is not None:
                 connection.transport.abort()
         await self._handler.close()
+        await self._webhooks.close()
         await self._web.shutdown(CLOSING_SECONDS)
 
     def _listen(self) -> socket.socket:

@@ -17,6 +17,7 @@ class ReceivedRequest:
         status: The status of the answer; None while there is no answer.
         fault: The fault that the request met, if any.
         replayed: Whether the answer had been saved under the idempotency key.
+        milliseconds: How long the request took; measured for `Emulator.on_request`.
     """
 
     method: str
@@ -30,6 +31,21 @@ class ReceivedRequest:
     status: int | None = None
     fault: str | None = None
     replayed: bool = False
+    milliseconds: float | None = None
+
+    def line(self) -> str:
+        """Return the request as one printable line of a log."""
+        parts = [self.method, self.path, "-" if self.status is None else self.status]
+        if self.milliseconds is not None:
+            parts.append(f"{self.milliseconds:.1f} ms")
+        if self.idempotency_key is not None:
+            parts.append(f"key={self.idempotency_key}")
+        if self.fault is not None:
+            parts.append(f"fault={self.fault}")
+        if self.replayed:
+            parts.append("replayed")
+        # A client chooses the path and the key: no control character may pass.
+        return " ".join(map(str, parts)).encode("unicode_escape").decode()
 
 
 @dataclass(slots=True)

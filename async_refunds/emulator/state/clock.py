@@ -16,11 +16,15 @@ class Clock:
     Args:
         source: Returns seconds since the Unix epoch. A test may pass another function,
             such as the ``time`` of an event loop.
+
+    Attributes:
+        on_advance: Called after the clock has been moved.
     """
 
     def __init__(self, source: Callable[[], float] = time.time) -> None:
         self._source = source
         self._ahead = 0.0
+        self.on_advance: Callable[[], None] | None = None
 
     def time(self) -> float:
         """Return the emulator's time, in seconds since the Unix epoch."""
@@ -35,6 +39,8 @@ class Clock:
         if not seconds >= 0:
             raise ValueError(f"seconds must be 0 or more, not {seconds!r}")
         self._ahead += seconds
+        if self.on_advance is not None:
+            self.on_advance()
 
 
 class Seconds:

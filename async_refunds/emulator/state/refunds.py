@@ -46,6 +46,21 @@ MARKETS: Mapping[str, Market] = {
 }
 
 
+class Cause(NamedTuple):
+    """The request that changes a refund; without one, time or the bank does.
+
+    Args:
+        request_id: Its ``Request-Id``.
+        key: Its idempotency key.
+    """
+
+    request_id: str | None = None
+    key: str | None = None
+
+
+NO_REQUEST = Cause()
+
+
 @dataclass(slots=True, eq=False)
 class Refund:
     """One refund, without its JSON, so that a million fit in memory.

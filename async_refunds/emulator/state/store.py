@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import string
 from bisect import bisect_left, bisect_right, insort
+from copy import copy
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from .refunds import EXPIRES_AFTER, MARKETS, STEPS, ListQuery, Partition, Refund
+from .refunds import (
+    EXPIRES_AFTER,
+    MARKETS,
+    NO_REQUEST,
+    STEPS,
+    ListQuery,
+    Partition,
+    Refund,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from random import Random
 
     from .clock import Clock
+    from .refunds import Cause
 
 # Seeded refunds are younger than this, so that none has expired.
 SEEDED_SPAN = 40 * 24 * 3600
@@ -36,6 +47,10 @@ class RefundStore:
     Args:
         random: Draws the ids and the seeded amounts.
         clock: Tells when refunds expire.
+
+    Attributes:
+        on_change: Called with each refund that is new or has changed: as it was, None
+            if it is new; as it is; and the cause.
     """
 
     def __init__(self, random: Random, clock: Clock) -> None:
@@ -44,6 +59,7 @@ class RefundStore:
         self._refunds: dict[str, Refund] = {}
         self._partitions: dict[tuple[str | None, bool], Partition] = {}
         self._accounts: set[str] = set()
+        self.on_change: Callable[[Refund | None, Refund, Cause], None] | None = None
 
     def new_id(self, prefix: str) -> str:
         """Return a new id such as ``re_1...``."""
@@ -90,6 +106,8 @@ class RefundStore:
             _insert(partition.by_intent.setdefault(refund.payment_intent, []), refund)
         if partition.account is not None:
             self._accounts.add(partition.account)
+        if self.on_change is not None:
+            self.on_change(None, refund, NO_REQUEST)
 
     def seed(self, partition: Partition, count: int, per_charge: int) -> list[str]:
         """Add refunds in ``requires_action``; return their ids, oldest first."""
@@ -138,20 +156,23 @@ class RefundStore:
             return refund
         return None
 
-    def step(self, refund: Refund, name: str) -> bool:
+    def step(self, refund: Refund, name: str, cause: Cause = NO_REQUEST) -> bool:
         """Apply one of `STEPS` if the refund's status allows it; return whether."""
         allowed, status = STEPS[name]
         if refund.status not in allowed:
             return False
-        self.set_status(refund, status)
+        self.set_status(refund, status, cause)
         return True
 
-    def set_status(self, refund: Refund, status: str) -> None:
+    def set_status(
+        self, refund: Refund, status: str, cause: Cause = NO_REQUEST
+    ) -> None:
         """Set the status and the fields that go with it.
 
         Raises:
             ValueError: ``requires_action`` needs an e-mail address.
         """
+        before = None if self.on_change is None else copy(refund)
         if status == "requires_action":
             if refund.instructions_email is None:
                 raise ValueError(NEEDS_EMAIL)
@@ -164,6 +185,8 @@ class RefundStore:
             if status in {"canceled", "failed"}
             else None
         )
+        if self.on_change is not None:
+            self.on_change(before, refund, cause)
 
     def page(self, partition: Partition, query: ListQuery) -> tuple[list[Refund], bool]:
         """Return one page, newest first, and whether more follow.
@@ -191,11 +214,16 @@ class RefundStore:
     def expire_if_due(self, refund: Refund) -> Refund:
         """Let the refund expire if its time has come, and return it.
 
-        Every read calls this, so no timer has to run for each refund.
+        Every read calls this, so that no timer has to run for each refund.
         """
         if refund.status == "requires_action" and refund.deadline <= self._clock.time():
             self.set_status(refund, "failed")
         return refund
+
+    def expire_all_due(self) -> None:
+        """Let every refund expire whose time has come."""
+        for refund in list(self._refunds.values()):
+            self.expire_if_due(refund)
 
     def of_charge(self, partition: Partition, charge: str) -> list[Refund]:
         """Return the refunds of a charge, oldest first."""

@@ -12,6 +12,7 @@ from .faults import Faults
 from .idempotency import IdempotencyKeys
 from .limits import Limiter, Limits
 from .store import RefundStore
+from .webhooks import Webhooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +30,7 @@ class StripeState:
         expired_keys: API keys that are no longer accepted. Any other key of the
             right form is.
         restricted_keys: By API key, the endpoints that it may use.
+        on_request: Called with each request once it has ended.
     """
 
     latency = Seconds()
@@ -57,7 +59,9 @@ class StripeState:
         self.lock_wait = lock_wait
         self.expired_keys: set[str] = set()
         self.restricted_keys: dict[str, frozenset[str]] = {}
+        self.webhooks = Webhooks()
         self.books = Books()
+        self.on_request: Callable[[ReceivedRequest], None] | None = None
         self.requests: deque[ReceivedRequest] = deque(maxlen=REMEMBERED_REQUESTS)
 
     def new_request_id(self) -> str:

@@ -1,0 +1,322 @@
+"""The tasks of one batch: they load, claim, cancel and record, and end together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import aclosing
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
+
+from async_refunds.errors import JournalError
+from async_refunds.protocol.redaction import scrub
+
+from . import source
+from .rate_control import RateController
+from .recorder import ResultRecorder
+from .scheduler import Figures, Scheduler, claim_ahead
+from .worker import CancelWorker
+
+if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import AsyncGenerator, Callable, Coroutine
+
+    from async_refunds.client import RefundsClient
+    from async_refunds.journal import Journal
+    from async_refunds.results import CancelRequest, CancelResult
+
+    from .account_queue import Item
+    from .source import Requests
+
+Work: TypeAlias = "Callable[[], Coroutine[object, object, None]]"
+
+logger = logging.getLogger("async_refunds")
+
+# Seconds that calls under way have to end when the caller does not wait for results any
+# more. Stripe answers in one or two.
+_GRACE = 10.0
+
+# Seconds that the journal then has to keep what is known. A commit takes milliseconds.
+_JOURNAL_GRACE = 5.0
+
+# How often an essential task that was cancelled from outside starts again. A loop that
+# ends cancels all of its tasks once.
+_RESTARTS = 3
+
+
+class Execution:
+    """One run of a batch. Make it inside the event loop.
+
+    Every task is looked after: one that ends by an exception, or is cancelled from
+    outside, ends the batch, and `results` raises what happened after all that is known.
+
+    Args:
+        refunds: The client.
+        requests: The input.
+        journal: Open, and closed by the caller.
+        concurrency: How many items may be under way at once.
+        rate: Requests a second for each account; ``None`` finds Stripe's limit.
+        patience: Seconds for which a refund is tried again.
+        timeout: Seconds for each call; ``None`` is the client's own.
+        log_untaken: Whether results that the caller does not take are logged, because
+            no journal of the caller's has them.
+    """
+
+    def __init__(
+        self,
+        refunds: RefundsClient,
+        requests: Requests,
+        journal: Journal,
+        *,
+        concurrency: int,
+        rate: float | None,
+        patience: float,
+        timeout: float | None,
+        log_untaken: bool,
+    ) -> None:
+        self._refunds = refunds
+        self._requests = requests
+        self._journal = journal
+        self._concurrency = concurrency
+        self._log_untaken = log_untaken
+        clock = asyncio.get_running_loop().time
+        self._scheduler = Scheduler(
+            new_pace=lambda: RateController(rate=rate, now=clock()),
+            clock=clock,
+            workers=concurrency,
+        )
+        self._recorder = ResultRecorder(journal, concurrency)
+        self._worker = CancelWorker(
+            refunds,
+            journal,
+            self._scheduler,
+            clock=clock,
+            patience=patience,
+            timeout=timeout,
+        )
+        self._error: BaseException | None = None
+        self._calling: set[asyncio.Task[None]] = set()
+        self._interrupted = False
+        self._dismissed: set[asyncio.Task[None]] = set()  # cancelled by us
+        self._restarts = _RESTARTS
+
+    @property
+    def outcomes(self) -> Counter[str]:
+        """How many refunds came to which outcome."""
+        return self._recorder.outcomes
+
+    def figures(self) -> Figures:
+        """Return how far the requests have come."""
+        return self._scheduler.figures()
+
+    def stop(self) -> None:
+        """Begin nothing more; the results of what is under way still come."""
+        self._scheduler.stop()
+        self._recorder.lift_limit()
+
+    def interrupt(self) -> None:
+        """Begin nothing more, and end the calls under way: their outcome is unknown."""
+        self.stop()
+        self._interrupted = True
+        for task in self._calling:
+            task.cancel()
+
+    async def results(self) -> AsyncGenerator[CancelResult]:
+        """Run, and yield the result of each refund once it is recorded.
+
+        Raises:
+            Exception: What ended the batch, or broke off the input, after all results.
+        """
+        self._scheduler.extend(await self._journal.accounts())
+        self._loading = self._start(self._load)
+        self._claiming = self._start(
+            partial(claim_ahead, self._journal, self._scheduler)
+        )
+        self._workers = [self._start(self._work) for _ in range(self._concurrency)]
+        self._recording = self._start(self._recorder.run, essential=True)
+        self._finishing = self._start(self._finish, essential=True)
+        try:
+            while (result := await self._recorder.take()) is not None:
+                yield result
+        finally:
+            await self._drain()
+        if self._error is not None:
+            raise self._error
+
+    # --------------------------------------------------------------------- tasks
+
+    def _start(self, work: Work, *, essential: bool = False) -> asyncio.Task[None]:
+        """Start a task; an essential one goes on also after it was cancelled."""
+        task = asyncio.create_task(work())
+        task.add_done_callback(partial(self._look_after, work if essential else None))
+        return task
+
+    def _look_after(self, essential: Work | None, task: asyncio.Task[None]) -> None:
+        """End the batch if a task ends as none should."""
+        if not task.cancelled():
+            if (error := task.exception()) is not None:
+                self._abort(error)
+        elif task not in self._dismissed:
+            self._abort_cancelled()
+            if essential is not None and self._restarts:
+                self._restarts -= 1
+                again = self._start(essential, essential=True)
+                if task is self._recording:
+                    self._recording = again
+                else:
+                    self._finishing = again
+                return
+        if task is self._finishing:
+            self._recorder.close()
+
+    async def _finish(self) -> None:
+        """See the workers to their end, then record and give back what they leave."""
+        await asyncio.wait(self._workers)
+        self._scheduler.stop()
+        self._dismiss(self._loading)
+        await asyncio.wait([self._loading], timeout=_GRACE)
+        await asyncio.wait([self._claiming])
+        for item in self._scheduler.take_unfinished():
+            assert item.known is not None  # noqa: S101 - a call was made for it
+            self._recorder.record(item.claim, item.known)
+        self._recorder.finish()
+        while not self._recording.done():
+            await asyncio.wait([self._recording])
+        unsent = self._scheduler.unsent()
+        if unsent and not isinstance(self._error, JournalError):
+            await self._journal.give_back(unsent)
+
+    async def _load(self) -> None:
+        """Read the input into the journal, which makes it wait for room."""
+        async with aclosing(source.read_chunks(self._requests)) as chunks:
+            async for chunk in chunks:
+                await self._add(chunk.requests)
+                if chunk.error is not None:
+                    self._note(
+                        chunk.error, "the input broke off; what was read of it goes on"
+                    )
+        self._scheduler.end_input()
+
+    async def _add(self, requests: list[str | CancelRequest]) -> None:
+        good: list[CancelRequest] = []
+        for request in requests:
+            try:
+                good.append(source.checked(request, self._refunds.stripe_account))
+            except (TypeError, ValueError) as error:
+                await self._recorder.wait_for_room()
+                self._recorder.hand_out(source.refused(request, error))
+        await self._journal.add(good)
+        self._scheduler.extend({request.stripe_account for request in good})
+
+    async def _work(self) -> None:
+        while True:
+            await self._recorder.wait_for_room()
+            if (item := await self._scheduler.next_item()) is None:
+                return
+            await self._process(item)
+
+    async def _process(self, item: Item) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a worker is one
+        self._calling.add(task)
+        try:
+            result = await self._worker.process(item)
+        except BaseException as error:
+            # What is known of the item is kept, whatever ended its call.
+            known = self._worker.last_known(item)
+            if known is None:
+                self._scheduler.return_claim(item)
+            else:
+                self._scheduler.release(item)
+                self._recorder.record(item.claim, known)
+            if not isinstance(error, asyncio.CancelledError) or not self._interrupted:
+                raise
+            task.uncancel()
+            return
+        finally:
+            self._calling.discard(task)
+        if result is not None:
+            self._scheduler.release(item)
+            self._recorder.record(item.claim, result)
+
+    # -------------------------------------------------------------------- ending
+
+    def _abort(self, error: BaseException) -> None:
+        self._note(error, "the batch ends, and nothing more is sent")
+        self.interrupt()
+
+    def _abort_cancelled(self) -> None:
+        if self._error is None:  # else it is known why: often all tasks are cancelled
+            self._abort(RuntimeError("a task of the batch was cancelled from outside"))
+        self.interrupt()
+
+    def _dismiss(self, *tasks: asyncio.Task[None]) -> None:
+        self._dismissed.update(tasks)
+        for task in tasks:
+            task.cancel()
+
+    def _abandon(self) -> None:
+        """Wait no more for a journal that does not answer."""
+        error = JournalError(
+            f"the journal did not answer for {_JOURNAL_GRACE:.0f} s: begin again with "
+            "it, and what it has not kept is asked again"
+        )
+        self._note(error, "the batch ends")
+        self._dismiss(self._claiming, self._recording, self._finishing)
+
+    def _note(self, error: BaseException, what: str) -> None:
+        # Also in the log: a caller that stopped iterating does not see the exception.
+        _log(logging.ERROR, "%s: %s", what, scrub(str(error)))
+        if self._error is None:
+            self._error = source.presentable(error)
+
+    async def _drain(self) -> None:
+        """Wait until nothing is under way, and log what the caller does not take."""
+        self.stop()
+        loop = asyncio.get_running_loop()
+        giving_up = loop.call_later(_GRACE, self.interrupt)
+        abandoning = loop.call_later(_GRACE + _JOURNAL_GRACE, self._abandon)
+        cancelled: asyncio.CancelledError | None = None
+        try:
+            while not self._finishing.done() or self._recorder.has_recorded:
+                try:
+                    result = await self._recorder.take()
+                except asyncio.CancelledError as error:
+                    if cancelled is not None:
+                        raise
+                    cancelled = error
+                    self.interrupt()
+                else:
+                    if result is not None and self._log_untaken:
+                        _log_result(result)
+        finally:
+            giving_up.cancel()
+            abandoning.cancel()
+            self._dismiss(self._claiming, self._recording, self._finishing)
+            # What no journal has: it failed, or the loop ends, and our tasks first.
+            known = [item.known for item in self._scheduler.take_unfinished()]
+            for result in [*self._recorder.unrecorded(), *known]:
+                if result is not None:
+                    _log_result(result)
+        if cancelled is not None:
+            raise cancelled
+
+
+def _log_result(result: CancelResult) -> None:
+    _log(
+        logging.WARNING,
+        "%s: %s, which nobody waited for [key %s]",
+        result.refund_id,
+        result.outcome,
+        result.idempotency_key,
+    )
+
+
+def _log(level: int, message: str, *values: object) -> None:
+    """Log, whatever the caller's own logging raises."""
+    try:
+        logger.log(level, message, *values)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # noqa: BLE001, S110 - a handler of the caller's ends no batch
+        pass

@@ -1,0 +1,110 @@
+"""Results on their way to the caller: the journal has each before it is handed out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from async_refunds.journal import Claim, Journal
+    from async_refunds.results import CancelResult
+
+
+class ResultRecorder:
+    """Records results, many with one commit, then queues them for the caller.
+
+    Args:
+        journal: Where they are kept.
+        limit: With so many that the caller has not taken, `wait_for_room` waits: a
+            caller that is slow slows the batch down. A result that is known never
+            waits for room.
+    """
+
+    def __init__(self, journal: Journal, limit: int) -> None:
+        self._journal = journal
+        self._limit = limit
+        self.outcomes: Counter[str] = Counter()
+        """How many refunds came to which outcome, of those recorded."""
+        self._unrecorded: list[tuple[Claim, CancelResult]] = []
+        self._arrived = asyncio.Event()
+        self._finishing = False
+        self._recorded: asyncio.Queue[CancelResult | None] = asyncio.Queue()
+        self._untaken = 0
+        self._room = asyncio.Event()
+        self._room.set()
+
+    def record(self, claim: Claim, result: CancelResult) -> None:
+        """Keep a result, then hand it out."""
+        self._unrecorded.append((claim, result))
+        self._arrived.set()
+        self._count_untaken(1)
+
+    def hand_out(self, result: CancelResult) -> None:
+        """Hand out a result that no journal keeps, of what is no refund's id."""
+        self._count_untaken(1)
+        self._publish(result)
+
+    async def run(self) -> None:
+        """Record what arrives until `finish` is called and all is recorded.
+
+        Raises:
+            JournalError: The journal could not be written.
+        """
+        while self._unrecorded or not self._finishing:
+            if not self._unrecorded:
+                self._arrived.clear()
+                await self._arrived.wait()
+            batch, self._unrecorded = self._unrecorded, []
+            try:
+                await self._journal.settle(batch)
+            except BaseException:
+                self._unrecorded = batch + self._unrecorded
+                raise
+            for _, result in batch:
+                self._publish(result)
+
+    def finish(self) -> None:
+        """Say that no more results come: let `run` return."""
+        self._finishing = True
+        self._arrived.set()
+
+    def close(self) -> None:
+        """Let `take` return ``None`` after what is queued."""
+        self._recorded.put_nowait(None)
+
+    @property
+    def has_recorded(self) -> bool:
+        """Whether `take` has something to return at once."""
+        return not self._recorded.empty()
+
+    async def take(self) -> CancelResult | None:
+        """Return the next recorded result; ``None`` if no more comes."""
+        result = await self._recorded.get()
+        if result is not None:
+            self._count_untaken(-1)
+        return result
+
+    def unrecorded(self) -> list[CancelResult]:
+        """Return the results that the journal has not kept."""
+        return [result for _, result in self._unrecorded]
+
+    async def wait_for_room(self) -> None:
+        """Wait until the caller has taken enough for another item to begin."""
+        await self._room.wait()
+
+    def lift_limit(self) -> None:
+        """Let nothing wait for room any more: the batch ends."""
+        self._limit = -1
+        self._room.set()
+
+    def _publish(self, result: CancelResult) -> None:
+        self.outcomes[result.outcome] += 1
+        self._recorded.put_nowait(result)
+
+    def _count_untaken(self, more: int) -> None:
+        self._untaken += more
+        if self._limit < 0 or self._untaken < self._limit:
+            self._room.set()
+        else:
+            self._room.clear()

@@ -1,0 +1,223 @@
+"""Webhooks: check that an event is Stripe's, and decode the refund in it.
+
+An event closes what a call left unknown: it names the idempotency key of the request
+that caused it, so an event with the key of an `OutcomeUnknownError` was caused by that
+call (https://docs.stripe.com/webhooks, https://docs.stripe.com/api/events/object).
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+import time
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from .errors import SignatureVerificationError, WebhookError
+from .models import Refund
+from .protocol import validation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# charge.refund.updated is the older name of refund.updated for a refund of a charge.
+_TYPES = frozenset(
+    {"charge.refund.updated", "refund.created", "refund.failed", "refund.updated"}
+)
+_SCHEME = "v1"
+# As much of an event's type as an error may show.
+_TYPE = re.compile(r"[a-z0-9_.]{1,100}")
+
+
+class RefundEvent(msgspec.Struct, frozen=True):
+    """What Stripe tells of a refund by itself."""
+
+    id: str
+    """``evt_...``. Stripe may send the same event several times, in any order."""
+    type: Literal[
+        "charge.refund.updated", "refund.created", "refund.failed", "refund.updated"
+    ]
+    created: int
+    """Unix time in seconds."""
+    livemode: bool
+    refund: Refund
+    """The refund as it was then. Its e-mail addresses are not removed."""
+    account: str | None
+    """The connected account that the refund is of; ``None`` for your own."""
+    idempotency_key: str | None
+    """Of the request that caused the event, such as a cancel of this package; ``None``
+    if there was no request, or none with a key."""
+    request_id: str | None
+    """``req_...`` of that request."""
+
+
+def refund_event(
+    body: bytes | str,
+    signature: str | None,
+    secrets: str | Iterable[str],
+    tolerance: float = 300.0,
+    *,
+    now: float | None = None,
+) -> RefundEvent:
+    """Check the signature of a webhook's body and return the refund event in it.
+
+    Args:
+        body: The body of the request as it arrived, not parsed and written again.
+        signature: The ``Stripe-Signature`` header, or ``None`` if it is missing.
+        secrets: The endpoint's signing secret (``whsec_...``), or several while it is
+            being rotated, or for an endpoint of your account and one of Connect.
+        tolerance: Seconds that the signature may be old, or ahead of this clock.
+            Stripe's own library accepts any time in the future.
+        now: Unix time in seconds, in place of the clock's.
+
+    Raises:
+        SignatureVerificationError: No secret made this signature for this body, or it
+            is too old, or of the future. Answer 400.
+        WebhookError: Stripe's, but no refund event. ``event_type`` says what it is;
+            answer 200, so that Stripe does not send it again.
+        TypeError, ValueError: An argument that is none, such as an empty secret.
+    """
+    raw = _checked_body(body)
+    _verify(
+        raw,
+        signature,
+        _checked_secrets(secrets),
+        validation.seconds("tolerance", tolerance),
+        time.time() if now is None else now,
+    )
+    return _decode(raw)
+
+
+def _verify(
+    body: bytes,
+    signature: str | None,
+    secrets: list[bytes],
+    tolerance: float,
+    now: float,
+) -> None:
+    """Check the signature as https://docs.stripe.com/webhooks#verify-manually does."""
+    if not signature:
+        raise SignatureVerificationError("the webhook has no Stripe-Signature header")
+    try:
+        items = [item.split("=", 2) for item in signature.split(",")]
+        timestamp = int(next(item[1] for item in items if item[0] == "t"))
+        given = [item[1] for item in items if item[0] == _SCHEME]
+    except (ValueError, LookupError, StopIteration):
+        raise SignatureVerificationError(
+            "the webhook's Stripe-Signature header cannot be read"
+        ) from None
+    signed = b"%d.%b" % (timestamp, body)
+    if not any(_is_signed_with(secret, signed, given) for secret in secrets):
+        raise SignatureVerificationError(
+            "the webhook was not signed with any of the secrets, or its body is not "
+            "the one that was signed"
+        )
+    if abs(now - timestamp) > tolerance:
+        when = "old" if timestamp < now else "in the future"
+        raise SignatureVerificationError(
+            f"the webhook was signed {abs(now - timestamp):.0f} s {when}: more than "
+            f"the tolerance of {tolerance:g} s"
+        )
+
+
+def _is_signed_with(secret: bytes, signed: bytes, given: list[str]) -> bool:
+    expected = hmac.digest(secret, signed, "sha256").hex().encode()
+    for each in given:
+        # It takes the same time wherever the texts differ.
+        if hmac.compare_digest(expected, each.encode(errors="replace")):
+            return True
+    return False
+
+
+class _Cause(msgspec.Struct):
+    id: str | None = None
+    idempotency_key: str | None = None
+
+
+class _Data(msgspec.Struct):
+    object: msgspec.Raw
+
+
+class _Event(msgspec.Struct):
+    object: Literal["event"]
+    id: str
+    type: str
+    created: int
+    livemode: bool
+    data: _Data
+    account: str | None = None
+    request: _Cause | str | None = None
+    """A plain id in API versions before 2017-05-25."""
+
+
+_EVENT = msgspec.json.Decoder(_Event)
+_REFUND = msgspec.json.Decoder(Refund)
+
+
+def _decode(body: bytes) -> RefundEvent:
+    try:
+        event = _EVENT.decode(body)
+    except (ValueError, RecursionError):
+        # The text of the error may quote the body.
+        raise WebhookError("the webhook is signed, but it is no event") from None
+    if event.type not in _TYPES:
+        shown = event.type if _TYPE.fullmatch(event.type) else "of an unknown type"
+        raise WebhookError(
+            f"the webhook is no refund event, but {shown}", event_type=shown
+        )
+    try:
+        refund = _REFUND.decode(event.data.object)
+    except (ValueError, RecursionError):
+        raise WebhookError(
+            f"the webhook's {event.type} has no refund that can be read",
+            event_type=event.type,
+        ) from None
+    cause = event.request
+    if not isinstance(cause, _Cause):
+        cause = _Cause(id=cause)
+    return RefundEvent(
+        id=event.id,
+        type=event.type,  # type: ignore[arg-type]  # one of _TYPES, which are the same
+        created=event.created,
+        livemode=event.livemode,
+        refund=refund,
+        account=event.account,
+        idempotency_key=cause.idempotency_key,
+        request_id=cause.id,
+    )
+
+
+def _checked_body(body: object) -> bytes:
+    if isinstance(body, str):
+        return body.encode(errors="surrogateescape")
+    if isinstance(body, (bytes, bytearray, memoryview)):
+        return bytes(body)
+    raise TypeError(
+        "body must be the bytes of the request as they arrived, not "
+        f"{type(body).__name__}: another way to write the same JSON has another "
+        "signature"
+    )
+
+
+def _checked_secrets(secrets: object) -> list[bytes]:
+    found = [secrets] if isinstance(secrets, str) else _listed(secrets)
+    checked: list[bytes] = []
+    for secret in found:
+        if not isinstance(secret, str):
+            raise TypeError("secrets must be signing secrets (whsec_...)")
+        if not secret.strip():
+            raise ValueError("secrets has an empty one: give the endpoint's whsec_...")
+        if secret.startswith(("sk_", "rk_", "pk_")):
+            raise ValueError("secrets has an API key: give the endpoint's whsec_...")
+        checked.append(secret.encode())
+    if not checked:
+        raise ValueError("secrets is empty: give the endpoint's whsec_...")
+    return checked
+
+
+def _listed(secrets: object) -> list[object]:
+    try:
+        return list(secrets)  # type: ignore[call-overload,no-any-return]  # any iterable
+    except TypeError:
+        raise TypeError("secrets must be a str or several") from None

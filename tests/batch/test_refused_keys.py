@@ -1,0 +1,82 @@
+"""When a batch stops asking for an account, and when it does not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from async_refunds import PermissionDeniedError, RefundsClient
+from tests.support.answering import answering, canceled
+from tests.support.batches import KEY, canceled_many
+from tests.support.scripted import refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+IDS = [f"re_{number:03}" for number in range(300)]
+
+
+class Books:
+    """A server that refuses some refunds, and what it was asked."""
+
+    def __init__(self, refused: Container[str], status: int) -> None:
+        self.refused = refused
+        self.status = status
+        self.asked: list[str] = []
+
+    def respond(self, method: str, refund_id: str) -> bytes:
+        assert method == "POST"
+        self.asked.append(refund_id)
+        if refund_id in self.refused:
+            return refusal(self.status)
+        return canceled(refund_id)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("concurrency", [1, 50])
+async def test_refusal_of_one_refund_does_not_close_its_account(
+    status: int, concurrency: int
+) -> None:
+    books = Books({IDS[2], IDS[150]}, status)
+    async with (
+        answering(books.respond) as base_url,
+        RefundsClient(KEY, base_url=base_url) as refunds,
+    ):
+        results = await canceled_many(refunds, IDS, concurrency=concurrency)
+    failed = {each for each in IDS if results[each].outcome == "failed"}
+    assert failed == books.refused
+    assert len(books.asked) == 300
+
+
+async def test_account_closes_when_several_refunds_in_a_row_are_refused() -> None:
+    books = Books(set(IDS[3:]), 403)
+    async with (
+        answering(books.respond) as base_url,
+        RefundsClient(KEY, base_url=base_url) as refunds,
+    ):
+        results = await canceled_many(refunds, IDS, concurrency=1)
+    assert books.asked == IDS[:6]
+    for refund_id in IDS[3:]:
+        assert isinstance(results[refund_id].error, PermissionDeniedError)
+    assert results[IDS[5]].idempotency_key is not None
+    assert results[IDS[6]].idempotency_key is None
+
+
+async def test_refusals_of_one_refund_again_and_again_are_no_evidence() -> None:
+    # Told to retry, a call asks four times for the same refund.
+    books = Books({IDS[0]}, 403)
+
+    def respond(method: str, refund_id: str) -> bytes:
+        if books.respond(method, refund_id).startswith(b"HTTP/1.1 403"):
+            headers = {"Stripe-Should-Retry": "true"}
+            return refusal(403, headers)
+        return canceled(refund_id)
+
+    async with (
+        answering(respond) as base_url,
+        RefundsClient(KEY, base_url=base_url) as refunds,
+    ):
+        results = await canceled_many(refunds, IDS[:5], concurrency=1)
+    assert [results[each].outcome for each in IDS[:5]] == ["failed"] + ["canceled"] * 4
+    assert books.asked.count(IDS[0]) == 4

@@ -1,0 +1,313 @@
+"""Whatever ends a task of a batch: what is known is told, then what happened."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+
+from async_refunds import CancelResult, cancel_many
+from async_refunds.batch import Batch
+from async_refunds.emulator import Emulator
+from async_refunds.journal import MemoryJournal
+from tests.support.batches import client, emulator
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+
+    from async_refunds import CancelRequest
+    from async_refunds.journal import Claim
+
+FAST = 1000.0
+
+
+class Alarm(BaseException):
+    """What a signal handler of the caller's may raise."""
+
+
+async def taken(
+    results: AsyncGenerator[CancelResult], error: type[BaseException]
+) -> dict[str, CancelResult]:
+    """Return the results before the exception, which comes within a minute."""
+    found: dict[str, CancelResult] = {}
+
+    async def take() -> None:
+        async for result in results:
+            found[result.refund_id] = result
+
+    async with asyncio.timeout(60):
+        with pytest.raises(error):
+            await take()
+    return found
+
+
+@pytest.mark.parametrize("kind", ["plain", "asynchronous"])
+@pytest.mark.parametrize(
+    ("raised", "seen"),
+    [(Alarm, Alarm), (GeneratorExit, RuntimeError), (StopAsyncIteration, None)],
+)
+async def test_any_exception_of_the_input_comes_after_what_it_gave(
+    kind: str, raised: type[BaseException], seen: type[BaseException] | None
+) -> None:
+    stripe = emulator()
+    ids = stripe.seed_refunds(120)
+
+    def broken() -> Iterator[str]:
+        yield from ids
+        raise raised
+
+    class Broken:
+        """No generator, which would turn some exceptions into others."""
+
+        def __init__(self) -> None:
+            self.ids = iter(ids)
+
+        def __aiter__(self) -> Broken:
+            return self
+
+        async def __anext__(self) -> str:
+            for refund_id in self.ids:
+                return refund_id
+            raise raised
+
+    given = broken() if kind == "plain" else Broken()
+    async with client(stripe) as refunds:
+        results = cancel_many(refunds, given, rate=FAST)
+        if seen is None and kind == "asynchronous":  # that is how it ends
+            async with asyncio.timeout(60):
+                found = {result.refund_id async for result in results}
+            assert found == set(ids)
+        else:
+            assert set(await taken(results, seen or RuntimeError)) == set(ids)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("kind", ["plain", "asynchronous"])
+def test_interrupt_in_the_input_passes_through(
+    error: type[BaseException], kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    stripe = Emulator()
+    (refund_id,) = stripe.seed_refunds(1)
+
+    def plain() -> Iterator[str]:
+        yield from [refund_id] * 100
+        raise error
+
+    async def asynchronous() -> AsyncIterator[str]:
+        yield refund_id
+        while not stripe.books.cancellations[refund_id]:  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0.01)  # until it was asked
+        raise error
+
+    async def run() -> None:
+        given = plain() if kind == "plain" else asynchronous()
+        async with client(stripe) as refunds:
+            async for _ in cancel_many(refunds, given):
+                await asyncio.Event().wait()
+
+    with pytest.raises(error):
+        asyncio.run(run())
+    # What was under way is accounted for.
+    assert stripe.books.cancellations[refund_id] <= 1
+
+
+class Failing(MemoryJournal):
+    """A journal one of whose methods raises what no journal should."""
+
+    def __init__(self, method: str, error: type[BaseException]) -> None:
+        super().__init__()
+        self.method = method
+        self.error = error
+        self.calls = 0
+
+    def fail(self, method: str) -> None:
+        if method == self.method:
+            self.calls += 1
+            if self.calls > (1 if method in {"claim", "settle"} else 0):
+                raise self.error
+
+    async def add(self, requests: Sequence[CancelRequest]) -> None:
+        self.fail("add")
+        await super().add(requests)
+
+    async def accounts(self) -> list[str | None]:
+        self.fail("accounts")
+        return await super().accounts()
+
+    async def claim(self, stripe_account: str | None, limit: int) -> list[Claim]:
+        self.fail("claim")
+        return await super().claim(stripe_account, limit)
+
+    async def settle(self, known: Sequence[tuple[Claim, CancelResult]]) -> None:
+        self.fail("settle")
+        await super().settle(known)
+
+    async def give_back(self, claims: Sequence[Claim]) -> None:
+        self.fail("give_back")
+        await super().give_back(claims)
+
+
+@pytest.mark.parametrize("error", [Alarm, MemoryError])
+@pytest.mark.parametrize("method", ["accounts", "add", "claim", "settle", "give_back"])
+async def test_any_exception_of_the_journal_reaches_the_caller(
+    method: str, error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    stripe = emulator()
+    ids = stripe.seed_refunds(300)
+    journal = Failing(method, error)
+    async with client(stripe) as refunds:
+        batch = Batch(refunds, ids, journal=journal, concurrency=4, rate=FAST)
+
+        async def stopped() -> AsyncGenerator[CancelResult]:
+            async with aclosing(batch.results()) as results:
+                async for result in results:
+                    if method == "give_back":  # what there is after a stop only
+                        batch.stop()
+                    yield result
+
+        found = await taken(stopped(), error)
+    canceled = {each for each in ids if stripe.books.cancellations[each]}
+    if method == "settle":  # nothing is handed out that is not kept
+        assert canceled > set(found)
+    else:
+        assert canceled == set(found)
+
+
+def inner_tasks() -> list[asyncio.Task[Any]]:
+    """Return the tasks of all batches, in the order of their making."""
+    found: list[asyncio.Task[Any]] = []
+    for task in asyncio.all_tasks():
+        code = getattr(task.get_coro(), "cr_code", None)
+        if code is not None and "/async_refunds/batch/" in code.co_filename:
+            found.append(task)
+    return sorted(found, key=lambda task: (len(task.get_name()), task.get_name()))
+
+
+@pytest.mark.parametrize("chosen", [*range(6), None])
+async def test_task_cancelled_from_outside_ends_the_batch_with_an_error(
+    chosen: int | None,
+) -> None:
+    stripe = emulator()
+    stripe.faults.storm(1, names=["slow"])
+    ids = stripe.seed_refunds(100)
+
+    async def feed() -> AsyncIterator[str]:
+        for refund_id in ids:
+            yield refund_id
+        await asyncio.Event().wait()
+
+    async with client(stripe) as refunds:
+        results = cancel_many(refunds, feed(), concurrency=2, rate=5)
+        first = await anext(results)
+        tasks = inner_tasks()
+        assert len(tasks) >= 6
+        for task in tasks if chosen is None else [tasks[chosen]]:
+            task.cancel()
+        found = await taken(results, RuntimeError)
+    found[first.refund_id] = first
+    assert {each for each in ids if stripe.books.cancellations[each]} <= set(found)
+    assert len(found) < 20
+
+
+@pytest.mark.parametrize("error", [Alarm, RecursionError, MemoryError])
+async def test_fault_after_the_send_leaves_nothing_that_counts_as_never_sent(
+    error: type[BaseException],
+) -> None:
+    stripe = emulator()
+    ids = stripe.seed_refunds(3)
+    returned: list[str] = []
+
+    class Journal(MemoryJournal):
+        async def give_back(self, claims: Sequence[Claim]) -> None:
+            returned.extend(claim.refund_id for claim in claims)
+
+    async def fail(*_: object) -> None:
+        raise error
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_end.append(fail)
+    found: dict[str, CancelResult] = {}
+
+    async def take() -> None:
+        async for result in cancel_many(
+            refunds, ids, journal=Journal(), concurrency=1, patience=1
+        ):
+            found[result.refund_id] = result
+
+    async with (
+        aiohttp.ClientSession(trace_configs=[trace]) as session,
+        client(stripe, session=session) as refunds,
+        asyncio.timeout(60),
+    ):
+        if issubclass(error, Exception):  # the call itself reports it
+            await take()
+        else:
+            with pytest.raises(error):
+                await take()
+    canceled = {each for each in ids if stripe.books.cancellations[each]}
+    assert canceled
+    assert canceled.isdisjoint(returned)
+    for refund_id in canceled:
+        assert found[refund_id].outcome == "unknown"
+        assert found[refund_id].idempotency_key is not None
+
+
+class Stuck(MemoryJournal):
+    """A journal on a disk that does not answer."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__()
+        self.method = method
+
+    async def settle(self, known: Sequence[tuple[Claim, CancelResult]]) -> None:
+        if self.method == "settle":
+            await asyncio.Event().wait()
+        await super().settle(known)
+
+    async def claim(self, stripe_account: str | None, limit: int) -> list[Claim]:
+        claims = await super().claim(stripe_account, limit)
+        if self.method == "claim" and claims[0].number > 1:
+            await asyncio.Event().wait()
+        return claims
+
+    async def give_back(self, claims: Sequence[Claim]) -> None:
+        if self.method == "give_back":
+            await asyncio.Event().wait()
+        await super().give_back(claims)
+
+
+@pytest.mark.parametrize("method", ["settle", "claim", "give_back"])
+async def test_batch_that_is_closed_waits_for_no_disk_that_hangs(
+    method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    stripe = emulator()
+    ids = stripe.seed_refunds(200)
+    loop = asyncio.get_running_loop()
+    async with client(stripe) as refunds:
+        batch = Batch(refunds, ids, journal=Stuck(method), concurrency=4, rate=20)
+        results = batch.results()
+        if method == "settle":
+            running = asyncio.create_task(anext(results))
+            await asyncio.sleep(5)
+            running.cancel()
+            began = loop.time()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+        else:
+            for _ in range(20):  # after which there are more claims to be had
+                await anext(results)
+            await asyncio.sleep(5)
+            began = loop.time()
+            await results.aclose()
+        seconds = loop.time() - began
+    assert seconds < 25
+    canceled = [each for each in ids if stripe.books.cancellations[each]]
+    if method == "settle":
+        assert canceled
+        for refund_id in canceled:
+            assert f"{refund_id}: canceled, which nobody waited for" in caplog.text
+    assert "the journal did not answer" in caplog.text
+    assert not inner_tasks()
