@@ -44,7 +44,7 @@ EMULATOR_ROOMS: dict[str, set[str]] = {
 }
 # The two ways in stand above every room.
 ENTRANCES = {"__init__", "__main__"}
-PURE = {"protocol", "webhooks", "results", "errors", "models"}
+PURE = {"protocol", "results", "errors", "models"}
 PURE_LIBRARIES = {"__future__", "collections", "enum", "ipaddress", "math", "re"} | {
     *("msgspec", "typing", "urllib.parse", "async_refunds")
 }
