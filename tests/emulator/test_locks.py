@@ -102,6 +102,17 @@ async def test_request_that_hangs_holds_its_charge(fault: str, api: Caller) -> N
     assert (refused.status, freed.status) == (429, 200)
 
 
+async def test_stalled_request_with_a_bad_key_holds_nothing(
+    api: Caller, refund_id: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    api.emulator.faults.script("stall")
+    stalled = asyncio.create_task(api.cancel(refund_id, key="bad", timeout=10))
+    assert (await soon(api, refund_id)).status == 200
+    with pytest.raises(TimeoutError):
+        await stalled
+    assert caplog.records == []
+
+
 async def test_stalled_request_does_not_take_a_lock_from_its_holder(
     api: Caller,
 ) -> None:
