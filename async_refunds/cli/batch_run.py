@@ -31,10 +31,10 @@ from .summary import (
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Sequence
 
-    from async_refunds.client import RefundsClient
     from async_refunds.journal import Claim
     from async_refunds.results import CancelOutcome
 
+    from .config import Connection
     from .options import BatchOptions
     from .output import Output
     from .summary import Outcomes
@@ -144,10 +144,10 @@ class BatchRun:
         self._listed = self._unlisted = 0
         self._interrupted = False
 
-    async def run(self, refunds: RefundsClient) -> int:
+    async def run(self, connection: Connection) -> int:
         """Cancel the refunds, write each result, and return the exit code."""
         options, kept = self._options, self._kept
-        async with refunds:
+        async with connection.client(self._output) as refunds:
             batch = Batch(
                 refunds,
                 self._requests if kept is None else (),
@@ -172,7 +172,7 @@ class BatchRun:
         if code == NOT_ALL and self._interrupted and self._left:
             code = INTERRUPTED
         if broken is not None:
-            self._output.say(f"async-refunds: {broken}")
+            self._output.error(str(broken))
             # After a request, no journal may hold the outcome of some refund.
             sent = batch.progress().requests > 0
             code = UNKNOWN if sent else max(code, NOT_ALL)

@@ -13,15 +13,14 @@ from async_refunds.errors import AuthenticationError
 from async_refunds.protocol import validation
 from async_refunds.results import CancelRequest
 
-from . import config, options, plan
+from . import options, plan
 from .list_files import STDIN, UnreadableError, display_name, read_list
 from .output import Output, refuse, to_stderr
 from .refund_list import RefundList
 from .start_batch import open_journal, open_output, run_batch
 
 if TYPE_CHECKING:
-    from async_refunds.client import RefundsClient
-
+    from .config import Connection
     from .list_files import BadLine
     from .options import BatchOptions
 
@@ -59,8 +58,8 @@ def cancel(
             "--from",
             metavar="FILE",
             help="Cancel the refunds in a file, or - for stdin: CSV with a column "
-            "refund_id or id (and stripe_account), JSON lines with such keys, as list "
-            "and report write them, or an id per line.",
+            "refund_id or id (and stripe_account), an id per line, or JSON, as list, "
+            "report and Stripe write it.",
         ),
     ] = None,
     skip_bad: Annotated[
@@ -79,21 +78,21 @@ def cancel(
         resume = f": to continue, `async-refunds resume {journal}`"
         hint = resume if journal else ""
         refuse(f"give refunds, or --from FILE{hint}; nothing was sent")
-    refunds = config.client(live=connection.live, base_url=connection.base_url)
+    api = options.connect(connection, account=False)
     with ExitStack() as stack:
         requests = stack.enter_context(RefundList(connection.account))
         notes = _collect(requests, refund_ids or [], source, skip_bad=skip_bad)
         if dry_run:
-            output = Output(as_json=written.as_json)
+            output = Output(written)
             code = _show_plan(
-                *(refunds, requests, batch, output, send.limit),
+                *(api, requests, batch, output, send.limit),
                 repeatable=source != STDIN,
             )
             raise typer.Exit(code)
-        kept = open_journal(stack, journal, refunds, batch, connection)
+        kept = open_journal(stack, journal, api, batch, connection)
         output = open_output(stack, written, source, journal)
         code = run_batch(
-            *(refunds, requests, batch, output),
+            *(api, requests, batch, output),
             kept=kept,
             send=send,
             brief=source is None and kept is None,
@@ -103,7 +102,7 @@ def cancel(
 
 
 def _show_plan(
-    refunds: RefundsClient,
+    api: Connection,
     requests: RefundList,
     batch: BatchOptions,
     output: Output,
@@ -114,9 +113,13 @@ def _show_plan(
     """Show what a cancel would do, and return the exit code."""
     reader = plan.PlanReader(output, rate=batch.rate, timeout=batch.timeout)
     total = min(requests.count, limit or requests.count)
-    reading = reader.run(refunds, islice(requests, total), total)
+
+    async def read() -> None:
+        async with api.client(output) as refunds:
+            await reader.run(refunds, islice(requests, total), total)
+
     try:
-        asyncio.run(reading)
+        asyncio.run(read())
     except AuthenticationError as error:
         refuse(str(error))
     output.table(plan.PLAN_COLUMNS)

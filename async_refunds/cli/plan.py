@@ -106,7 +106,7 @@ class PlanReader:
     async def run(
         self, refunds: RefundsClient, requests: Iterator[CancelRequest], total: int
     ) -> None:
-        """Read them all. Closes the client.
+        """Read them all.
 
         Raises:
             AuthenticationError: The key is refused, so every read would be.
@@ -114,7 +114,7 @@ class PlanReader:
         """
         clock = asyncio.get_running_loop().time
         progress = ReadProgress(self.plan.statuses, total=total, clock=clock)
-        async with refunds, shown(self._output, progress.line):
+        async with shown(self._output, progress.line):
             try:
                 async with asyncio.TaskGroup() as readers:
                     for _ in range(min(total, _READS_IN_FLIGHT)):

@@ -44,11 +44,16 @@ def resume(
     with ExitStack() as stack:
         kept = open_run(stack, journal, None)
         run = kept.journal.run
-        refunds = config.client(live=key.live, base_url=run.base_url)
-        if refunds.livemode != run.livemode:
+        context = run.options.get("context")
+        api = config.Connection(
+            live=key.live,
+            base_url=run.base_url,
+            context=None if context is None else str(context),
+        )
+        if api.livemode != run.livemode:
             refuse(
                 f"{journal!r} is a run in {_mode(run.livemode)} mode, and "
-                f"STRIPE_API_KEY is a {_mode(refunds.livemode)} key; nothing was sent"
+                f"STRIPE_API_KEY is a {_mode(api.livemode)} key; nothing was sent"
             )
         if base_url is not None and base_url.rstrip("/") != run.base_url:
             refuse(f"{journal!r} is a run at {run.base_url}; nothing was sent")
@@ -58,7 +63,7 @@ def resume(
                 f"there, add --base-url {run.base_url}"
             )
         output = open_output(stack, written, journal)
-        code = run_batch(refunds, None, batch, output, kept=kept, send=send)
+        code = run_batch(api, None, batch, output, kept=kept, send=send)
     raise typer.Exit(code)
 
 

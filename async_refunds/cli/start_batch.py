@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import ExitStack
 
-    from async_refunds.client import RefundsClient
-
+    from .config import Connection
     from .options import (
         BatchOptions,
         ConnectionOptions,
@@ -32,26 +31,26 @@ if TYPE_CHECKING:
 
 
 def ask_for_live(
-    refunds: RefundsClient, requests: RefundList | None, open_: int, send: SendOptions
+    connection: Connection, requests: RefundList | None, open_: int, send: SendOptions
 ) -> None:
     """Ask before more than one live refund is canceled, unless ``--yes`` was given.
 
     Args:
-        refunds: The client.
+        connection: To the API.
         requests: What is to be canceled.
         open_: The number of refunds that are open in the journal.
         send: How many are canceled, and whether someone is asked.
     """
     count = 0 if requests is None else requests.count
     total = min(count + open_, send.limit or count + open_)
-    if refunds.livemode and total > 1 and not send.yes:
+    if connection.livemode and total > 1 and not send.yes:
         count = min(count, total)
         accounts = [] if requests is None else requests.accounts()
         plan.ask(count, total - count, live=True, accounts=accounts)
 
 
 def run_batch(
-    refunds: RefundsClient,
+    connection: Connection,
     requests: RefundList | None,
     batch: BatchOptions,
     output: Output,
@@ -65,7 +64,7 @@ def run_batch(
     """Cancel the refunds as a batch, with the journal if there is one.
 
     Args:
-        refunds: The client, which this closes.
+        connection: To the API.
         requests: What to cancel; None: what is open in the journal.
         batch: The options that were given. A journal fills in the others.
         output: Where everything is written.
@@ -81,7 +80,7 @@ def run_batch(
     if kept is None:
         assert requests is not None  # noqa: S101 - without a journal there is a list
         if not asked:
-            ask_for_live(refunds, requests, 0, send)
+            ask_for_live(connection, requests, 0, send)
         chosen = min(requests.count, send.limit or requests.count)
         run = BatchRun(
             *(output, batch, islice(requests, chosen)),
@@ -90,13 +89,13 @@ def run_batch(
             brief=brief,
             notes=notes,
         )
-        return asyncio.run(run.run(refunds))
+        return asyncio.run(run.run(connection))
     batch = batch.or_else(_journal_options(kept))
     try:
         tally = kept.journal.tally()
         before = tally.total
         if not asked:
-            ask_for_live(refunds, requests, tally.open, send)
+            ask_for_live(connection, requests, tally.open, send)
         if requests is not None:
             kept.journal.load(requests)
         tally = kept.journal.tally()
@@ -106,7 +105,7 @@ def run_batch(
     if before:
         new = f", {tally.total - before:,} of them new" if requests is not None else ""
         output.say(
-            f"continuing {kept.path}, at {refunds.base_url}: {tally.open:,} of "
+            f"continuing {kept.path}, at {connection.base_url}: {tally.open:,} of "
             f"{tally.total:,} refunds are open{new}"
         )
     done = tally.total - tally.open
@@ -118,23 +117,25 @@ def run_batch(
         kept=kept,
         notes=notes,
     )
-    return asyncio.run(run.run(refunds))
+    return asyncio.run(run.run(connection))
 
 
 def open_journal(
     stack: ExitStack,
     path: str | None,
-    refunds: RefundsClient,
+    connection: Connection,
     batch: BatchOptions,
-    connection: ConnectionOptions,
+    given: ConnectionOptions,
 ) -> OpenJournal | None:
     """Begin a run in the journal that was given, or add to its run; or refuse."""
     if path is None:
         return None
-    given: dict[str, object] = msgspec.to_builtins(batch)
-    if connection.account is not None:
-        given["account"] = connection.account
-    return open_run(stack, path, Run(refunds.base_url, refunds.livemode, given))
+    kept: dict[str, object] = msgspec.to_builtins(batch)
+    if given.account is not None:
+        kept["account"] = given.account
+    if given.context is not None:
+        kept["context"] = given.context
+    return open_run(stack, path, Run(connection.base_url, connection.livemode, kept))
 
 
 def open_run(stack: ExitStack, path: str, run: Run | None) -> OpenJournal:
@@ -178,7 +179,7 @@ def open_output(
     }:
         refuse(f"--output {path!r} is the file of another option; nothing was sent")
     try:
-        output = Output(as_json=written.as_json, path=path, rescue=True)
+        output = Output(written, path=path, rescue=True)
     except OSError as error:
         refuse(f"--output {path!r}: {os_reason(error)}; nothing was sent")
     stack.callback(output.close)

@@ -14,7 +14,7 @@ import typer
 from async_refunds.errors import RefundsError
 from async_refunds.results import CancelRequest
 
-from . import config, money, options, plan
+from . import money, options, plan
 from .batch_run import MAX_ROWS
 from .output import Output, print_error, refuse
 from .progress import SearchProgress, shown
@@ -75,7 +75,7 @@ async def search(
     """Go through the list of refunds, and collect those that match.
 
     Args:
-        refunds: The client, which this closes.
+        refunds: The client.
         wanted: Which refunds.
         matches: Where they are added.
         output: Where progress is written, and rows if they are shown.
@@ -89,7 +89,7 @@ async def search(
     """
     found = Found()
     progress = SearchProgress(asyncio.get_running_loop().time)
-    async with refunds, shown(output, progress.line):
+    async with shown(output, progress.line):
         async for refund in refunds.list(created=wanted.created):
             progress.see(refund.created)
             found.seen = progress.seen
@@ -150,19 +150,19 @@ def sweep(
         plan.require_terminal()
     with ExitStack() as stack:
         matches = stack.enter_context(RefundList(connection.account))
-        if dry_run:
-            output = Output(as_json=written.as_json)
-        else:
-            output = open_output(stack, written, journal)
-        refunds = config.client(**msgspec.structs.asdict(connection))
-        searching = search(
-            *(refunds, wanted, matches, output),
-            account=connection.account,
-            limit=send.limit,
-            show_rows=dry_run,
-        )
+        output = Output(written) if dry_run else open_output(stack, written, journal)
+
+        async def find() -> Found:
+            async with options.connect(connection).client(output) as refunds:
+                return await search(
+                    *(refunds, wanted, matches, output),
+                    account=connection.account,
+                    limit=send.limit,
+                    show_rows=dry_run,
+                )
+
         try:
-            found = asyncio.run(searching)
+            found = asyncio.run(find())
         except RefundsError as error:
             print_error(f"{error}; nothing was canceled")
             raise typer.Exit(1) from None
@@ -171,17 +171,17 @@ def sweep(
             output.say(f"nothing was canceled; to cancel them: {plan.act_command()}")
         if dry_run or not matches.count:
             raise typer.Exit(0)
-        refunds = config.client(live=connection.live, base_url=connection.base_url)
-        kept = open_journal(stack, journal, refunds, batch, connection)
+        api = options.connect(connection, account=False)
+        kept = open_journal(stack, journal, api, batch, connection)
         if not send.yes:
             others = 0 if kept is None else kept.journal.tally().open
             plan.ask(
                 *(matches.count, others),
-                live=refunds.livemode,
+                live=api.livemode,
                 accounts=matches.accounts(),
             )
         code = run_batch(
-            *(refunds, matches, batch, output), kept=kept, send=send, asked=True
+            *(api, matches, batch, output), kept=kept, send=send, asked=True
         )
     raise typer.Exit(code)
 

@@ -141,11 +141,12 @@ async def test_reads_keep_to_stripe_s_limit_for_each_account() -> None:
         *map(CancelRequest, ids),
         *(CancelRequest(each, THEM) for each in theirs),
     ]
-    reader = PlanReader(Output(as_json=True, path="/dev/null"), rate=None, timeout=None)
+    reader = PlanReader(Output(path="/dev/null"), rate=None, timeout=None)
     clock = asyncio.get_running_loop().time
     async with emulator.serve() as base_url:
-        client, began = RefundsClient("sk_test_1", base_url=base_url), clock()
-        await reader.run(client, iter(requests), len(requests))
+        began = clock()
+        async with RefundsClient("sk_test_1", base_url=base_url) as client:
+            await reader.run(client, iter(requests), len(requests))
     assert reader.plan.cancelable == 120
     assert 59 / 20 <= clock() - began < 60 / 20 + 3.5
 

@@ -266,12 +266,12 @@ async def test_long_search_says_how_far_it_is(
     now = int(time.time())
     wanted = Filter(created={"gte": 0}, expires_by=now, currencies=frozenset())
     with RefundList() as matches:
-        async with emulator.serve() as base_url:
+        async with (
+            emulator.serve() as base_url,
+            RefundsClient("sk_test_1", base_url=base_url) as refunds,
+        ):
             found = await search(
-                RefundsClient("sk_test_1", base_url=base_url),
-                wanted,
-                matches,
-                Output(as_json=True),
+                *(refunds, wanted, matches, Output()),
                 account=None,
                 limit=None,
                 show_rows=False,
