@@ -57,17 +57,18 @@ async def test_lock_of_a_charge_keeps_out_nothing_else(api: Caller) -> None:
     other = emulator.add_refund(charge="ch_2")
     connected = emulator.add_refund(charge="ch_1", account="acct_1")
     headers = {"Stripe-Account": "acct_1"}
-    canceled, read, listed, unlike, elsewhere, unknown = await asyncio.gather(
+    canceled, read, listed, unlike, astray, elsewhere, unknown = await asyncio.gather(
         api.cancel(first),
         api.get(f"/{second}"),
         api.get("?charge=ch_1"),
         api.cancel(other),
+        api.cancel(connected),
         api.cancel(connected, headers=headers),
         api.cancel("re_missing"),
     )
     assert {canceled.status, read.status, listed.status, unlike.status} == {200}
     assert elsewhere.status == 200
-    assert unknown.status == 404
+    assert astray.status == unknown.status == 404
 
 
 async def test_expiring_a_refund_is_a_write_too(api: Caller) -> None:

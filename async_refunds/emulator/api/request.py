@@ -159,9 +159,13 @@ class RequestContext:
     def lock(self) -> LockName | None:
         """What no other request may hold while this one executes, if anything."""
         refund, endpoint = self.refund, self.endpoint
-        if self.status or refund is None or endpoint is None or not endpoint.writes:
-            return None
-        if refund.partition is not self.partition:
+        if (
+            self.status
+            or refund is None
+            or endpoint is None
+            or not endpoint.writes
+            or refund.partition is not self.partition
+        ):
             return None
         return refund.partition, refund.charge_id
 
