@@ -76,15 +76,14 @@ class Item(msgspec.Struct, gc=False):
             raise DamagedRowError(f"item {item.number} does not match its checksum")
         return item
 
-    def row(self) -> tuple[Any, ...]:
-        """Return what to write, with the checksum."""
+    def seal(self) -> None:
+        """Give it the checksum of what it says now."""
         self.crc = self._checksum()
-        return msgspec.structs.astuple(self)
 
     def _checksum(self) -> int:
         # Without the number, which SQLite gives a new row; that none is missing is
         # checked for the table as a whole.
-        return checksum(*msgspec.structs.astuple(self)[1:-1])
+        return zlib.crc32(_encode(msgspec.structs.astuple(self)[1:-1]))
 
     @property
     def known(self) -> CancelOutcome | None:
@@ -119,7 +118,8 @@ class Item(msgspec.Struct, gc=False):
         self.maybe_sent = int(not refused)
         self.idempotency_key = key or self.idempotency_key
         self.attempts += len(result.attempts)
-        self.request_id = result.request_id or self.request_id
+        for attempt in result.attempts:
+            self.request_id = attempt.request_id or self.request_id
         self.error = None if error is None else _text(error)
         self.seconds, self.known_at = float(result.seconds), float(now)
         refund = result.refund or getattr(error, "refund", None)
