@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 
 NO_EXTRA = (
-    "async-refunds: the command line needs its extra: pip install 'async-refunds[cli]'"
+    "async-refunds: the command line needs typer, which the extra `cli` installs: "
+    f"{sys.executable} -m pip install typer"
 )
 
 

@@ -305,12 +305,14 @@ class Call(msgspec.Struct, eq=False):
             error.idempotency_key = request.idempotency_key
             return Conclusion("failed", error=error, settled=False)
         what = f"an unexpected {type(error).__name__}"
-        if self.in_flight or self.maybe_sent:
+        # A refusal that was not confirmed may have answered another request.
+        if self.in_flight or self.maybe_sent or self.refused_before is not None:
             return conclude_interrupted(request, self.attempts, f"{what} broke it off")
+        when = "after Stripe had refused it" if self.attempts else "before it was sent"
         return Conclusion(
             "failed",
             error=APIConnectionError(
-                f"{subject(request)}: {what} broke it off before it was executed",
+                f"{subject(request)}: {what} came {when}",
                 idempotency_key=request.idempotency_key,
                 attempts=self.attempts,
             ),
@@ -463,7 +465,14 @@ class Call(msgspec.Struct, eq=False):
         self.refused_before = seen
         if not twice:
             return failed
-        return msgspec.structs.replace(failed, confirmed=True, retry=False)
+        limited = failed.limit is not None
+        return msgspec.structs.replace(
+            failed,
+            confirmed=True,
+            retry=failed.retry and limited,
+            # A limiter is believed without a read, which would only meet it again.
+            repeated=not limited,
+        )
 
     def attach_last_response(
         self, refund: Refund, reply: Reply, key: str | None

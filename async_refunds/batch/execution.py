@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from contextlib import aclosing
 from functools import partial
@@ -36,6 +35,9 @@ logger = logging.getLogger("async_refunds")
 # Seconds that calls under way have to end when the caller does not wait for results any
 # more. Stripe answers in one or two.
 _GRACE = 10.0
+
+# Seconds that the journal then has to keep what is known. A commit takes milliseconds.
+_JOURNAL_GRACE = 5.0
 
 # How often an essential task that was cancelled from outside starts again. A loop that
 # ends cancels all of its tasks once.
@@ -95,7 +97,7 @@ class Execution:
         self._error: BaseException | None = None
         self._calling: set[asyncio.Task[None]] = set()
         self._interrupted = False
-        self._dismissed: asyncio.Task[None] | None = None  # cancelled by us
+        self._dismissed: set[asyncio.Task[None]] = set()  # cancelled by us
         self._restarts = _RESTARTS
 
     @property
@@ -154,7 +156,7 @@ class Execution:
         if not task.cancelled():
             if (error := task.exception()) is not None:
                 self._abort(error)
-        elif task is not self._dismissed:
+        elif task not in self._dismissed:
             self._abort_cancelled()
             if essential is not None and self._restarts:
                 self._restarts -= 1
@@ -171,9 +173,9 @@ class Execution:
         """See the workers to their end, then record and give back what they leave."""
         await asyncio.wait(self._workers)
         self._scheduler.stop()
-        self._dismissed = self._loading
-        self._loading.cancel()
-        await asyncio.wait([self._loading, self._claiming], timeout=_GRACE)
+        self._dismiss(self._loading)
+        await asyncio.wait([self._loading], timeout=_GRACE)
+        await asyncio.wait([self._claiming])
         for item in self._scheduler.take_unfinished():
             assert item.known is not None  # noqa: S101 - a call was made for it
             self._recorder.record(item.claim, item.known)
@@ -248,6 +250,20 @@ class Execution:
             self._abort(RuntimeError("a task of the batch was cancelled from outside"))
         self.interrupt()
 
+    def _dismiss(self, *tasks: asyncio.Task[None]) -> None:
+        self._dismissed.update(tasks)
+        for task in tasks:
+            task.cancel()
+
+    def _abandon(self) -> None:
+        """Wait no more for a journal that does not answer."""
+        error = JournalError(
+            f"the journal did not answer for {_JOURNAL_GRACE:.0f} s: begin again with "
+            "it, and what it has not kept is asked again"
+        )
+        self._note(error, "the batch ends")
+        self._dismiss(self._claiming, self._recording, self._finishing)
+
     def _note(self, error: BaseException, what: str) -> None:
         # Also in the log: a caller that stopped iterating does not see the exception.
         _log(logging.ERROR, "%s: %s", what, scrub(str(error)))
@@ -257,7 +273,9 @@ class Execution:
     async def _drain(self) -> None:
         """Wait until nothing is under way, and log what the caller does not take."""
         self.stop()
-        giving_up = asyncio.get_running_loop().call_later(_GRACE, self.interrupt)
+        loop = asyncio.get_running_loop()
+        giving_up = loop.call_later(_GRACE, self.interrupt)
+        abandoning = loop.call_later(_GRACE + _JOURNAL_GRACE, self._abandon)
         cancelled: asyncio.CancelledError | None = None
         try:
             while not self._finishing.done() or self._recorder.has_recorded:
@@ -269,30 +287,36 @@ class Execution:
                     cancelled = error
                     self.interrupt()
                 else:
-                    if result is not None:
-                        self._log_result(result)
+                    if result is not None and self._log_untaken:
+                        _log_result(result)
         finally:
             giving_up.cancel()
-            # The journal failed, or the loop itself ends, and our tasks first.
+            abandoning.cancel()
+            self._dismiss(self._claiming, self._recording, self._finishing)
+            # What no journal has: it failed, or the loop ends, and our tasks first.
             known = [item.known for item in self._scheduler.take_unfinished()]
             for result in [*self._recorder.unrecorded(), *known]:
                 if result is not None:
-                    self._log_result(result)
+                    _log_result(result)
         if cancelled is not None:
             raise cancelled
 
-    def _log_result(self, result: CancelResult) -> None:
-        if self._log_untaken:
-            _log(
-                logging.WARNING,
-                "%s: %s, which nobody waited for [key %s]",
-                result.refund_id,
-                result.outcome,
-                result.idempotency_key,
-            )
+
+def _log_result(result: CancelResult) -> None:
+    _log(
+        logging.WARNING,
+        "%s: %s, which nobody waited for [key %s]",
+        result.refund_id,
+        result.outcome,
+        result.idempotency_key,
+    )
 
 
 def _log(level: int, message: str, *values: object) -> None:
     """Log, whatever the caller's own logging raises."""
-    with contextlib.suppress(Exception):
+    try:
         logger.log(level, message, *values)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # noqa: BLE001, S110 - a handler of the caller's ends no batch
+        pass

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import platform
+import sqlite3
+import ssl
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from async_refunds.version import __version__
 
-from . import cancel, demo, emulator, report, show, sweep
+from . import cancel, demo, emulator, report, resume, show, sweep
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_LIBRARIES = ("aiohttp", "msgspec", "tenacity", "typer")
 
 HELP = """Cancel Stripe refunds, and know what happened.
 
 The API key is read from STRIPE_API_KEY, and from nowhere else. Results go to
 stdout: a table on a terminal, one JSON object a line otherwise. What is for
-people goes to stderr.
+people goes to stderr. An environment variable can give each option:
+ASYNC_REFUNDS_RATE for --rate. HTTPS_PROXY, ALL_PROXY and NO_PROXY count.
 
 Exit codes: 0 done (cancel: all are canceled), 1 some not, 2 wrong usage
 (nothing was sent), 3 the outcome of some is unknown, 130 interrupted."""
 
 app = typer.Typer(
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     # Plain text, the same in every terminal, and no locals in a traceback.
     rich_markup_mode=None,
@@ -31,16 +41,28 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so
     if wanted:
-        typer.echo(f"async-refunds {__version__}")
+        typer.echo("\n".join(_versions()))
         raise typer.Exit
+
+
+def _versions() -> Iterator[str]:
+    """Yield what a bug report needs."""
+    yield f"async-refunds {__version__}"
+    yield f"{platform.python_implementation()} {platform.python_version()}"
+    yield from (f"{name} {version(name)}" for name in _LIBRARIES)
+    yield f"SQLite {sqlite3.sqlite_version}"
+    yield f"{ssl.OPENSSL_VERSION}"
+    yield platform.platform()
 
 
 @app.callback()
 def main(
     *,
-    version: Annotated[
+    versions: Annotated[
         bool,
-        typer.Option("--version", callback=_show_version, help="Show the version."),
+        typer.Option(
+            "--version", callback=_show_version, help="Show what a bug report needs."
+        ),
     ] = False,
 ) -> None:
     """Carry the options of the command itself."""
@@ -48,8 +70,8 @@ def main(
 
 # Each help text is a string of its own: `python -OO` drops docstrings.
 for name, help_text, command in (
-    ("cancel", cancel.CANCEL_HELP, cancel.cancel),
-    ("resume", cancel.RESUME_HELP, cancel.resume),
+    ("cancel", cancel.HELP, cancel.cancel),
+    ("resume", resume.HELP, resume.resume),
     ("report", report.HELP, report.report),
     ("sweep", sweep.HELP, sweep.sweep),
     ("retrieve", show.RETRIEVE_HELP, show.retrieve),

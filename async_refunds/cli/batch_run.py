@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import shlex
 import signal
 from collections import Counter
@@ -15,6 +14,7 @@ import msgspec
 
 from async_refunds.batch import Batch
 from async_refunds.errors import JournalError
+from async_refunds.journal import SqliteJournal
 from async_refunds.results import CANCELED, CancelRequest, CancelResult
 
 from .progress import BatchProgress, shown
@@ -31,10 +31,10 @@ from .summary import (
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Sequence
 
-    from async_refunds.client import RefundsClient
-    from async_refunds.journal import SqliteJournal
+    from async_refunds.journal import Claim
     from async_refunds.results import CancelOutcome
 
+    from .config import Connection
     from .options import BatchOptions
     from .output import Output
     from .summary import Outcomes
@@ -55,10 +55,32 @@ MAX_ROWS = 300
 """A table on a terminal has at most this many rows."""
 
 
+class BoundedJournal(SqliteJournal):
+    """A journal that gives out a limited number of refunds."""
+
+    limit: int | None = None
+    """How many it may still give out; None: all."""
+    _claiming: asyncio.Lock | None = None
+
+    async def claim(self, stripe_account: str | None, limit: int) -> list[Claim]:
+        """Give out the next open items of an account, as far as the limit allows."""
+        if self.limit is None:
+            return await super().claim(stripe_account, limit)
+        # One at a time: what one account does not need is left for the next one.
+        if self._claiming is None:
+            self._claiming = asyncio.Lock()
+        async with self._claiming:
+            if not self.limit:
+                return []
+            claims = await super().claim(stripe_account, min(limit, self.limit))
+            self.limit -= len(claims)
+            return claims
+
+
 class OpenJournal(msgspec.Struct, frozen=True):
     """The journal of a run."""
 
-    journal: SqliteJournal
+    journal: BoundedJournal
     path: str
     """As the user typed it."""
 
@@ -85,6 +107,7 @@ class BatchRun:
         requests: What to cancel; empty if the journal has it.
         total: The number of refunds.
         done: The number of them that were settled before.
+        left_out: The number of them that --max leaves out.
         kept: The journal, if there is one.
         brief: Show no summary if all are canceled.
         notes: Lines for the end of the summary.
@@ -98,6 +121,7 @@ class BatchRun:
         *,
         total: int,
         done: int = 0,
+        left_out: int = 0,
         kept: OpenJournal | None = None,
         brief: bool = False,
         notes: Sequence[str] = (),
@@ -106,6 +130,7 @@ class BatchRun:
         self._options = options
         self._total = total
         self._done = done
+        self._left_out = left_out
         self._kept = kept
         output.kept_by = None if kept is None else kept.report
         self._brief = brief
@@ -119,10 +144,10 @@ class BatchRun:
         self._listed = self._unlisted = 0
         self._interrupted = False
 
-    async def run(self, refunds: RefundsClient) -> int:
+    async def run(self, connection: Connection) -> int:
         """Cancel the refunds, write each result, and return the exit code."""
         options, kept = self._options, self._kept
-        async with refunds:
+        async with connection.client(self._output) as refunds:
             batch = Batch(
                 refunds,
                 self._requests if kept is None else (),
@@ -133,7 +158,7 @@ class BatchRun:
                 timeout=options.timeout,
             )
             broken: JournalError | None = None
-            with self._interruptible(batch), _log_without_errors():
+            with self._interruptible(batch):
                 try:
                     await self._write_results(batch)
                     self._account_for_rest()
@@ -142,10 +167,12 @@ class BatchRun:
                 finally:
                     self._output.table(RESULT_COLUMNS)
         code = exit_code(self._outcomes)
+        if code == DONE and self._left_out:
+            code = NOT_ALL
         if code == NOT_ALL and self._interrupted and self._left:
             code = INTERRUPTED
         if broken is not None:
-            self._output.say(f"async-refunds: {broken}")
+            self._output.error(str(broken))
             # After a request, no journal may hold the outcome of some refund.
             sent = batch.progress().requests > 0
             code = UNKNOWN if sent else max(code, NOT_ALL)
@@ -160,7 +187,7 @@ class BatchRun:
     async def _write_results(self, batch: Batch) -> None:
         progress = BatchProgress(
             batch.progress,
-            total=self._total,
+            total=self._total - self._left_out,
             done=self._done,
             clock=asyncio.get_running_loop().time,
         )
@@ -209,6 +236,8 @@ class BatchRun:
     def _summarize(self, *, broken: bool) -> None:
         if not (self._brief and exit_code(self._outcomes) == DONE):
             self._summarize_outcomes(broken=broken)
+        if self._left_out:
+            self._output.say(f"--max left out {self._left_out:,} refunds")
         for note in self._notes:
             self._output.say(note)
 
@@ -259,21 +288,6 @@ class BatchRun:
             for number in signals:
                 with suppress(NotImplementedError):
                     loop.remove_signal_handler(number)
-
-
-@contextmanager
-def _log_without_errors() -> Generator[None]:
-    """Keep errors out of the log: the batch raises what it logs as an error."""
-    logger = logging.getLogger("async_refunds")
-
-    def below_error(logged: logging.LogRecord) -> bool:
-        return logged.levelno < logging.ERROR
-
-    logger.addFilter(below_error)
-    try:
-        yield
-    finally:
-        logger.removeFilter(below_error)
 
 
 def result_record(result: CancelResult) -> dict[str, object]:

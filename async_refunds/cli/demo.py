@@ -252,7 +252,7 @@ def demo(
     form: options.Format,
 ) -> None:
     """Cancel refunds on the emulator in a storm of faults."""
-    output = Output(as_json=form.as_json)
+    output = Output(form)
     try:
         run = Demo(refunds=refunds, faults=faults, seed=seed)
     except ValueError as error:

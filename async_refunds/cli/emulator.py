@@ -12,6 +12,7 @@ import typer
 from async_refunds.emulator import FAULTS, Emulator, Limits
 
 from . import options
+from .options import Format
 from .output import Output, os_reason, refuse
 
 FAULTS_HELP = (
@@ -52,17 +53,30 @@ def emulator(
     per_charge: Annotated[
         int, typer.Option(min=1, help="How many of the seeded refunds share a charge.")
     ] = 1,
+    webhook: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Post signed events of refunds there."),
+    ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No line per request on stderr.")
+    ] = False,
 ) -> None:
     """Run a local Stripe for refunds."""
+    output = Output(Format(quiet=quiet))
     made = Emulator(limits=Limits() if limits else None, latency=latency)
     try:
         if faults is not None:
             made.faults.load(faults)
     except ValueError as error:
         refuse(f"--faults: {error}")
+    try:
+        hook = None if webhook is None else made.webhook(webhook)
+    except ValueError as error:
+        refuse(f"--webhook: {error}")
+    if not quiet:
+        made.on_request = lambda request: output.say(request.line())
     ids = made.seed_refunds(seed, per_charge=per_charge)
     example = ids[-1] if ids else "re_..."
-    output = Output(as_json=False)
 
     async def run() -> None:
         stop = asyncio.Event()
@@ -71,12 +85,14 @@ def emulator(
             with contextlib.suppress(NotImplementedError):  # Windows has none
                 loop.add_signal_handler(number, stop.set)
         async with made.serve(host=host, port=port) as base_url:
-            output.say(f"{seed} refunds in requires_action at {base_url}; try:")
+            output.warn(f"{seed} refunds in requires_action at {base_url}; try:")
             # A server on all addresses is reached from here over the loopback, the
             # only place where plain http may carry a key.
             here = base_url.replace("//0.0.0.0:", "//127.0.0.1:")
             here = here.replace("//[::]:", "//[::1]:")
-            output.say(
+            if hook is not None:
+                output.warn(f"  posts events to {webhook}, signed with {hook.secret}")
+            output.warn(
                 f"  STRIPE_API_KEY=sk_test_123 async-refunds cancel {example} "
                 f"--base-url {here}"
             )

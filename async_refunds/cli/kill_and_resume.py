@@ -18,8 +18,10 @@ from async_refunds.emulator import ReceivedRequest
 from async_refunds.journal import JournalReader
 from async_refunds.results import CANCELED
 
+from .options import VARIABLES
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from async_refunds.emulator import Emulator
@@ -159,7 +161,7 @@ async def _run(command: list[str], killing: asyncio.Event) -> int:
     """Run a command to its end, or kill it at the event; return its exit code."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "async_refunds", *command),
-        env={**os.environ, "STRIPE_API_KEY": KEY},
+        env={**_without_options(os.environ), "STRIPE_API_KEY": KEY},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.DEVNULL,
@@ -174,3 +176,12 @@ async def _run(command: list[str], killing: asyncio.Event) -> int:
             process.kill()
         await ended
     return ended.result()
+
+
+def _without_options(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment without what would change the options of a command."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith(VARIABLES)
+    }

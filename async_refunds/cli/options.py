@@ -9,18 +9,25 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import logging
+import os
+from copy import copy
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import msgspec
 import typer
+from typer.models import OptionInfo
 
 from async_refunds.protocol import validation
 
-from .config import BASE_URL
+from .config import BASE_URL, Connection
 from .output import OutputLostError, print_error, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+VARIABLES = "ASYNC_REFUNDS_"
+"""How the environment variables of the options begin."""
 
 REFUND_HELP = "re_... or pyr_..."
 
@@ -34,6 +41,15 @@ class Format(OptionGroup, frozen=True, kw_only=True):
 
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a line, also on a terminal.")
+    ] = False
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Only results and errors.")
+    ] = False
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose", "-v", help="Also show the address, the proxy and each retry."
+        ),
     ] = False
 
 
@@ -61,11 +77,20 @@ class ConnectionOptions(KeyOptions, frozen=True, kw_only=True):
     """Which API the command speaks to, and for which account."""
 
     base_url: Annotated[
-        str, typer.Option(help="Where the API is; http only on a loopback address.")
+        str,
+        typer.Option(
+            help="Where the API is; http for a test key, or on a loopback address."
+        ),
     ] = BASE_URL
     account: Annotated[
         str | None,
         typer.Option(metavar="ACCT", help="The connected account to act on."),
+    ] = None
+    context: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", help="The account to act on, for an organization's key."
+        ),
     ] = None
 
     def __post_init__(self) -> None:
@@ -89,6 +114,24 @@ Journal = Annotated[
         help="Keep keys and results in this SQLite file: the run survives a kill. "
         "Repeat the command, or use resume, to continue it.",
     ),
+]
+
+
+class SendOptions(OptionGroup, frozen=True, kw_only=True):
+    """How many refunds are canceled, and whether someone is asked first."""
+
+    limit: Annotated[
+        int | None,
+        typer.Option("--max", min=1, help="Cancel at most this many, the first ones."),
+    ] = None
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask before real money moves.")
+    ] = False
+
+
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Only show what would happen; cancel nothing."),
 ]
 
 
@@ -141,6 +184,21 @@ class BatchOptions(OptionGroup, frozen=True, kw_only=True, omit_defaults=True):
         return msgspec.structs.replace(others, **given)
 
 
+def connect(given: ConnectionOptions, *, account: bool = True) -> Connection:
+    """Return the connection that the options describe, or refuse.
+
+    Args:
+        given: The options.
+        account: Whether calls act on the account; a batch names it for each refund.
+    """
+    return Connection(
+        live=given.live,
+        base_url=given.base_url,
+        account=given.account if account else None,
+        context=given.context,
+    )
+
+
 def known(option: str, value: str, values: Iterable[str]) -> None:
     """Refuse a value that is none of the known ones, and show those."""
     names = sorted(values)
@@ -162,7 +220,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     Args:
         command: A function for typer whose arguments may be option groups.
     """
-    hints = get_type_hints(command, include_extras=True)
+    hints: dict[str, Any] = get_type_hints(command, include_extras=True)
     groups: dict[str, type[OptionGroup]] = {}
     parameters: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(command).parameters.items():
@@ -177,6 +235,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
             ]
         else:
             parameters.append(parameter.replace(annotation=kind))
+    parameters = [_with_variable(each) for each in parameters]
 
     @functools.wraps(command)
     def run(**given: Any) -> None:  # noqa: ANN401 - as the command has them
@@ -186,6 +245,9 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
                 given[name] = kind(**fields)
         except ValueError as error:
             refuse(f"{error}; nothing was sent")
+        _set_up_logging(
+            verbose=any(getattr(each, "verbose", 0) for each in given.values())
+        )
         try:
             command(**given)
         except OutputLostError as error:
@@ -197,3 +259,36 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     vars(run)["__signature__"] = inspect.Signature(parameters)
     run.__annotations__ = {each.name: each.annotation for each in parameters}
     return run
+
+
+def _with_variable(parameter: inspect.Parameter) -> inspect.Parameter:
+    """Let an environment variable give an option: ASYNC_REFUNDS_RATE for --rate."""
+    annotation: Any = parameter.annotation
+    for place, metadata in enumerate(annotation.__metadata__):
+        if isinstance(metadata, OptionInfo):
+            option = copy(metadata)
+            names = [each for each in option.param_decls or () if each[:2] == "--"]
+            name = names[0][2:] if names else parameter.name
+            option.envvar = f"{VARIABLES}{name.replace('-', '_').upper()}"
+            option.show_envvar = False
+            others = [*annotation.__metadata__]
+            others[place] = option
+            kind = annotation.__origin__
+            return parameter.replace(annotation=Annotated[(kind, *others)])
+    return parameter
+
+
+def _set_up_logging(*, verbose: bool) -> None:
+    """Send the client's log to stderr for --verbose, and nowhere otherwise.
+
+    Without a handler, Python would write warnings between the results. The client
+    itself sets up what ``ASYNC_REFUNDS_LOG`` asks for.
+    """
+    logger = logging.getLogger("async_refunds")
+    if verbose:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    elif "ASYNC_REFUNDS_LOG" not in os.environ:
+        logger.addHandler(logging.NullHandler())

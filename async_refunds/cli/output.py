@@ -20,6 +20,8 @@ from .tables import Table, printable
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Mapping, Sequence
 
+    from .options import Format
+
 USAGE_ERROR = 2
 """Exit code of a command that cannot be right; nothing was sent."""
 
@@ -71,7 +73,7 @@ class Output:
     """Writes records at once as JSON, or collects them for a table.
 
     Args:
-        as_json: Write JSON also where stdout is a terminal.
+        form: How it is written.
         path: A file to append JSON to, in place of stdout.
         rescue: When the output breaks, write the records to stderr. The results of a
             cancel must not be lost. Without it, `OutputLostError` is raised.
@@ -81,19 +83,27 @@ class Output:
     """
 
     def __init__(
-        self, *, as_json: bool, path: str | None = None, rescue: bool = False
+        self,
+        form: Format | None = None,
+        *,
+        path: str | None = None,
+        rescue: bool = False,
     ) -> None:
         self.lost = False
         """Whether stdout, or the file in its place, broke."""
         self.kept_by: str | None = None
         """A command that shows the results, which then need no rescue."""
         self.on_terminal = path is None and _is_terminal(sys.stdout)
+        as_json = form is not None and form.as_json
+        self._quiet = form is not None and form.quiet
+        self._verbose = form is not None and form.verbose
         self.as_table = self.on_terminal and not as_json
         self.shows_status = (
             _is_terminal(sys.stderr)
             and os.environ.get("TERM") != "dumb"
             # JSON on the same terminal would mix with it.
             and (self.as_table or not self.on_terminal)
+            and not (self._quiet or self._verbose)
         )
         """Whether a status line can be drawn, and drawn over."""
         self._status_drawn = False
@@ -151,7 +161,21 @@ class Output:
         self._write(data, [])
 
     def say(self, text: str) -> None:
-        """Write a line to stderr, if anyone can read it."""
+        """Write a line to stderr, if anyone can read it; --quiet leaves it out."""
+        if not self._quiet:
+            self.warn(text)
+
+    def explain(self, text: str) -> None:
+        """Write a line to stderr for --verbose."""
+        if self._verbose:
+            self.warn(text)
+
+    def error(self, text: str) -> None:
+        """Write an error to stderr."""
+        self.warn(f"async-refunds: {text}")
+
+    def warn(self, text: str) -> None:
+        """Write a line to stderr, if anyone can read it, also with --quiet."""
         self.erase_status()
         self._to_stderr(f"{printable(text)}\n")
 
@@ -208,9 +232,9 @@ class Output:
         if not self._rescue:
             raise lost from None
         if self.kept_by is None:
-            self.say(f"{lost}: the results go on here")
+            self.warn(f"{lost}: the results go on here")
         else:
-            self.say(f"{lost}: `{self.kept_by}` shows the results")
+            self.warn(f"{lost}: `{self.kept_by}` shows the results")
 
     def _write_bytes(self, data: bytes) -> None:
         file = self._file

@@ -18,6 +18,7 @@ from async_refunds.results import CANCELED
 from .output import width
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import AsyncGenerator, Callable
 
     from async_refunds.batch import Progress
@@ -156,6 +157,35 @@ def batch_line(
         (7, f"pace {progress.rate:.1f}/s" if progress.rate else ""),
     ]
     return fitted(parts, columns)
+
+
+class ReadProgress:
+    """The progress of reads as a line.
+
+    Args:
+        counts: Counts what was read.
+        total: The number of reads.
+        clock: Returns seconds.
+    """
+
+    def __init__(
+        self, counts: Counter[str], *, total: int, clock: Callable[[], float]
+    ) -> None:
+        self._counts = counts
+        self._total = total
+        self._speed = Speed(clock)
+
+    def line(self, columns: int) -> str:
+        """Return the line, with the parts that fit into so many columns."""
+        done = self._counts.total()
+        speed = self._speed.per_second(done)
+        parts = [
+            (3, bar(done, self._total)),
+            (0, f"{done:,}/{self._total:,} read"),
+            (2, f"{speed:.1f}/s"),
+            (1, time_left(self._total - done, speed)),
+        ]
+        return fitted(parts, columns)
 
 
 class SearchProgress:

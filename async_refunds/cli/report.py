@@ -7,6 +7,7 @@ import io
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
 from async_refunds.errors import JournalError
@@ -61,7 +62,7 @@ def report(
     """Show what became of each refund of a run."""
     if as_csv and form.as_json:
         refuse("--csv or --json, not both")
-    output = Output(as_json=form.as_json or as_csv)
+    output = Output(msgspec.structs.replace(form, as_json=form.as_json or as_csv))
     try:
         reader = JournalReader(journal)
         outcomes: Outcomes = Counter(reader.tally().outcomes)

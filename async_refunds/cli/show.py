@@ -11,7 +11,7 @@ import typer
 from async_refunds.errors import RefundNotFoundError, RefundsError
 from async_refunds.protocol import validation
 
-from . import config, options
+from . import options
 from .output import Output, refuse
 from .progress import SearchProgress, shown
 
@@ -44,16 +44,16 @@ def retrieve(
         wanted = [validation.refund_id(each) for each in refund_ids]
     except ValueError as error:
         refuse(str(error))
-    output = Output(as_json=form.as_json)
+    output = Output(form)
 
     async def read() -> bool:
         all_found = True
-        async with config.client(**msgspec.structs.asdict(connection)) as refunds:
+        async with options.connect(connection).client(output) as refunds:
             for refund_id in wanted:
                 try:
                     show(output, await refunds.retrieve(refund_id))
                 except RefundNotFoundError as error:  # the others may be there
-                    output.say(f"async-refunds: {error}")
+                    output.error(str(error))
                     all_found = False
         return all_found
 
@@ -87,12 +87,12 @@ def list_(
     """List refunds, newest first."""
     if status is not None:
         options.known("--status", status, STATUSES)
-    output = Output(as_json=form.as_json)
+    output = Output(form)
 
     async def read() -> bool:
         progress = SearchProgress(asyncio.get_running_loop().time)
         async with (
-            config.client(**msgspec.structs.asdict(connection)) as refunds,
+            options.connect(connection).client(output) as refunds,
             shown(output, progress.line),
         ):
             try:
@@ -126,6 +126,6 @@ def _read(output: Output, reading: Coroutine[None, None, bool]) -> None:
     try:
         found = asyncio.run(reading)
     except RefundsError as error:
-        output.say(f"async-refunds: {error}")
+        output.error(str(error))
     output.table(REFUND_COLUMNS)
     raise typer.Exit(0 if found else 1)

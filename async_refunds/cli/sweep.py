@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-import sys
 import time
-from collections import Counter
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,14 +14,13 @@ import typer
 from async_refunds.errors import RefundsError
 from async_refunds.results import CancelRequest
 
-from . import config, money, options
+from . import money, options, plan
 from .batch_run import MAX_ROWS
-from .cancel import open_journal, open_output, run_batch
-from .output import Output, print_error, refuse, to_stderr
+from .output import Output, print_error, refuse
 from .progress import SearchProgress, shown
-from .refund_lists import RefundList
+from .refund_list import RefundList
 from .show import REFUND_COLUMNS, show
-from .tables import aligned
+from .start_batch import open_journal, open_output, run_batch
 
 if TYPE_CHECKING:
     from async_refunds.client import RefundsClient
@@ -61,10 +58,8 @@ class Found(msgspec.Struct):
 
     seen: int = 0
     """Refunds that were read."""
-    counts: Counter[str] = msgspec.field(default_factory=Counter[str])
-    """Matching refunds by currency."""
-    sums: Counter[str] = msgspec.field(default_factory=Counter[str])
-    """Their amounts in the smallest unit."""
+    plan: plan.Plan = msgspec.field(default_factory=plan.Plan)
+    """Those that match."""
 
 
 async def search(
@@ -73,16 +68,18 @@ async def search(
     matches: RefundList,
     output: Output,
     *,
+    account: str | None,
     limit: int | None,
     show_rows: bool,
 ) -> Found:
     """Go through the list of refunds, and collect those that match.
 
     Args:
-        refunds: The client, which this closes.
+        refunds: The client.
         wanted: Which refunds.
         matches: Where they are added.
         output: Where progress is written, and rows if they are shown.
+        account: The connected account of the client.
         limit: Stop at this many.
         show_rows: Write each match, on a terminal the first ones.
 
@@ -92,15 +89,15 @@ async def search(
     """
     found = Found()
     progress = SearchProgress(asyncio.get_running_loop().time)
-    async with refunds, shown(output, progress.line):
+    async with shown(output, progress.line):
         async for refund in refunds.list(created=wanted.created):
             progress.see(refund.created)
             found.seen = progress.seen
             if wanted.matches(refund):
-                matches.add(CancelRequest(refund.id))
+                request = CancelRequest(refund.id, account)
+                matches.add(request)
+                found.plan.add(request, refund)
                 progress.matches = matches.count
-                found.counts[refund.currency] += 1
-                found.sums[refund.currency] += refund.amount
                 if show_rows and (not output.as_table or matches.count <= MAX_ROWS):
                     show(output, refund)
             if matches.count == limit:
@@ -140,14 +137,8 @@ def sweep(
     currency: Annotated[
         str | None, typer.Option(metavar="CUR,...", help="Only these: jpy,eur.")
     ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option("--max", min=1, help="Stop at this many, newest first."),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only show them; nothing is canceled.")
-    ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    dry_run: options.DryRun = False,
+    send: options.SendOptions,
     journal: options.Journal = None,
     written: options.OutputOptions,
     connection: options.ConnectionOptions,
@@ -155,35 +146,43 @@ def sweep(
 ) -> None:
     """Cancel the refunds in requires_action that are old, or about to expire."""
     wanted = _filter(older_than, expiring_within, since, currency)
-    if not (yes or dry_run) and (sys.stdin is None or not sys.stdin.isatty()):
-        refuse(
-            "there is no terminal to ask on: add --yes, or --dry-run to see what "
-            "matches; nothing was sent"
-        )
+    if not (send.yes or dry_run):
+        plan.require_terminal()
     with ExitStack() as stack:
         matches = stack.enter_context(RefundList(connection.account))
-        if dry_run:
-            output = Output(as_json=written.as_json)
-        else:
-            output = open_output(stack, written, journal)
-        refunds = config.client(**msgspec.structs.asdict(connection))
-        searching = search(
-            *(refunds, wanted, matches, output), limit=limit, show_rows=dry_run
-        )
+        output = Output(written) if dry_run else open_output(stack, written, journal)
+
+        async def find() -> Found:
+            async with options.connect(connection).client(output) as refunds:
+                return await search(
+                    *(refunds, wanted, matches, output),
+                    account=connection.account,
+                    limit=send.limit,
+                    show_rows=dry_run,
+                )
+
         try:
-            found = asyncio.run(searching)
+            found = asyncio.run(find())
         except RefundsError as error:
             print_error(f"{error}; nothing was canceled")
             raise typer.Exit(1) from None
-        _show_found(output, found, matches.count, limit)
+        _show_found(output, found, send.limit)
+        if dry_run and matches.count:
+            output.say(f"nothing was canceled; to cancel them: {plan.act_command()}")
         if dry_run or not matches.count:
             raise typer.Exit(0)
-        refunds = config.client(live=connection.live, base_url=connection.base_url)
-        kept = open_journal(stack, journal, refunds, batch, connection)
-        if not yes:
+        api = options.connect(connection, account=False)
+        kept = open_journal(stack, journal, api, batch, connection)
+        if not send.yes:
             others = 0 if kept is None else kept.journal.tally().open
-            _ask(matches.count, others, live=refunds.livemode)
-        code = run_batch(refunds, matches, batch, output, kept)
+            plan.ask(
+                *(matches.count, others),
+                live=api.livemode,
+                accounts=matches.accounts(),
+            )
+        code = run_batch(
+            *(api, matches, batch, output), kept=kept, send=send, asked=True
+        )
     raise typer.Exit(code)
 
 
@@ -235,8 +234,9 @@ def _currencies(text: str) -> frozenset[str]:
     return frozenset(names)
 
 
-def _show_found(output: Output, found: Found, matches: int, limit: int | None) -> None:
+def _show_found(output: Output, found: Found, limit: int | None) -> None:
     output.table(REFUND_COLUMNS)
+    matches = found.plan.cancelable
     if output.as_table and matches > MAX_ROWS:
         output.say(f"the first {MAX_ROWS}; --json has all")
     if not matches:
@@ -249,19 +249,5 @@ def _show_found(output: Output, found: Found, matches: int, limit: int | None) -
         )
     else:
         output.say(f"{matches:,} of {found.seen:,} refunds match:")
-    rows = [
-        [currency, f"{count:,}", money.in_major_units(found.sums[currency], currency)]
-        for currency, count in sorted(found.counts.items())
-    ]
-    for line in aligned([["currency", "refunds", "sum"], *rows]):
+    for line in plan.sum_lines(found.plan.counts, found.plan.sums):
         output.say(line)
-
-
-def _ask(count: int, others: int, *, live: bool) -> None:
-    """Ask, and end if the answer is no."""
-    them = "this refund" if count == 1 else f"these {count:,} refunds"
-    more = f", and {others:,} more that are open in the journal" if others else ""
-    warning = " Real money moves." if live else ""
-    if not typer.confirm(f"Cancel {them}{more}?{warning}", err=True):
-        to_stderr("nothing was canceled")
-        raise typer.Exit(1)

@@ -23,6 +23,7 @@ from async_refunds.emulator.state.webhooks import DEFAULT_EVENT_TYPES, Webhook
 from .admin_operations import admin_operations
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import AsyncGenerator, Callable, Generator
 
     from async_refunds.emulator.api.serialization import Json
@@ -58,7 +59,6 @@ class Emulator:
     Attributes:
         clock: The emulator's time.
         faults: What goes wrong.
-        requests: The last requests, oldest first.
         books: Counts of what happened.
     """
 
@@ -76,9 +76,17 @@ class Emulator:
         )
         self.clock = self._state.clock
         self.faults = self._state.faults
-        self.requests = self._state.requests
         self.books = self._state.books
         self._base_url: str | None = None
+
+    @property
+    def requests(self) -> deque[ReceivedRequest]:
+        """The last 1,000 requests, oldest first; another deque may take its place."""
+        return self._state.requests
+
+    @requests.setter
+    def requests(self, requests: deque[ReceivedRequest]) -> None:
+        self._state.requests = requests
 
     @property
     def limits(self) -> Limits | None:

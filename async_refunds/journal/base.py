@@ -52,6 +52,12 @@ class Tally(msgspec.Struct, frozen=True):
     """Items that this batch or the next one still has to cancel."""
     outcomes: Counter[CancelOutcome | None]
     """Items by what is known of them. ``None`` counts those that were never sent."""
+    requests: int = 0
+    """Sent so far, as far as their results are known."""
+    rate_limited: int = 0
+    """Of these, the ones answered 429."""
+    seconds: float = 0.0
+    """How long batches were at work, over all processes."""
 
     @property
     def total(self) -> int:
@@ -81,6 +87,18 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     """How long the last result took; ``None`` if there is none."""
     settled: bool
     """Whether a resumed run leaves it alone."""
+    amount: int | None = None
+    """In the smallest unit of ``currency``; ``None`` while no answer held the refund,
+    and so the fields below."""
+    currency: str | None = None
+    created: int | None = None
+    """Unix seconds at which the refund was created."""
+    charge: str | None = None
+    payment_intent: str | None = None
+    failure_balance_transaction: str | None = None
+    """The transaction that brings the money back to the balance."""
+    known_at: float | None = None
+    """Unix seconds of the last result."""
 
 
 class Journal(Protocol):

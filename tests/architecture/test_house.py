@@ -49,7 +49,7 @@ PURE_LIBRARIES = {"__future__", "collections", "enum", "ipaddress", "math", "re"
     *("msgspec", "typing", "urllib.parse", "async_refunds")
 }
 ONLY_IN = {
-    "aiohttp": {"transport", "client", "emulator"},
+    "aiohttp": {"transport", "client", "emulator", "cli"},
     "opentelemetry": {"integrations"},
     "tenacity": {"retry"},
 }

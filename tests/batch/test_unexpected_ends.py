@@ -6,6 +6,7 @@ import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import pytest
 
 from async_refunds import CancelResult, cancel_many
@@ -209,3 +210,104 @@ async def test_task_cancelled_from_outside_ends_the_batch_with_an_error(
     found[first.refund_id] = first
     assert {each for each in ids if stripe.books.cancellations[each]} <= set(found)
     assert len(found) < 20
+
+
+@pytest.mark.parametrize("error", [Alarm, RecursionError, MemoryError])
+async def test_fault_after_the_send_leaves_nothing_that_counts_as_never_sent(
+    error: type[BaseException],
+) -> None:
+    stripe = emulator()
+    ids = stripe.seed_refunds(3)
+    returned: list[str] = []
+
+    class Journal(MemoryJournal):
+        async def give_back(self, claims: Sequence[Claim]) -> None:
+            returned.extend(claim.refund_id for claim in claims)
+
+    async def fail(*_: object) -> None:
+        raise error
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_end.append(fail)
+    found: dict[str, CancelResult] = {}
+
+    async def take() -> None:
+        async for result in cancel_many(
+            refunds, ids, journal=Journal(), concurrency=1, patience=1
+        ):
+            found[result.refund_id] = result
+
+    async with (
+        aiohttp.ClientSession(trace_configs=[trace]) as session,
+        client(stripe, session=session) as refunds,
+        asyncio.timeout(60),
+    ):
+        if issubclass(error, Exception):  # the call itself reports it
+            await take()
+        else:
+            with pytest.raises(error):
+                await take()
+    canceled = {each for each in ids if stripe.books.cancellations[each]}
+    assert canceled
+    assert canceled.isdisjoint(returned)
+    for refund_id in canceled:
+        assert found[refund_id].outcome == "unknown"
+        assert found[refund_id].idempotency_key is not None
+
+
+class Stuck(MemoryJournal):
+    """A journal on a disk that does not answer."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__()
+        self.method = method
+
+    async def settle(self, known: Sequence[tuple[Claim, CancelResult]]) -> None:
+        if self.method == "settle":
+            await asyncio.Event().wait()
+        await super().settle(known)
+
+    async def claim(self, stripe_account: str | None, limit: int) -> list[Claim]:
+        claims = await super().claim(stripe_account, limit)
+        if self.method == "claim" and claims[0].number > 1:
+            await asyncio.Event().wait()
+        return claims
+
+    async def give_back(self, claims: Sequence[Claim]) -> None:
+        if self.method == "give_back":
+            await asyncio.Event().wait()
+        await super().give_back(claims)
+
+
+@pytest.mark.parametrize("method", ["settle", "claim", "give_back"])
+async def test_batch_that_is_closed_waits_for_no_disk_that_hangs(
+    method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    stripe = emulator()
+    ids = stripe.seed_refunds(200)
+    loop = asyncio.get_running_loop()
+    async with client(stripe) as refunds:
+        batch = Batch(refunds, ids, journal=Stuck(method), concurrency=4, rate=20)
+        results = batch.results()
+        if method == "settle":
+            running = asyncio.create_task(anext(results))
+            await asyncio.sleep(5)
+            running.cancel()
+            began = loop.time()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+        else:
+            for _ in range(20):  # after which there are more claims to be had
+                await anext(results)
+            await asyncio.sleep(5)
+            began = loop.time()
+            await results.aclose()
+        seconds = loop.time() - began
+    assert seconds < 25
+    canceled = [each for each in ids if stripe.books.cancellations[each]]
+    if method == "settle":
+        assert canceled
+        for refund_id in canceled:
+            assert f"{refund_id}: canceled, which nobody waited for" in caplog.text
+    assert "the journal did not answer" in caplog.text
+    assert not inner_tasks()

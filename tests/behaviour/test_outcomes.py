@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
@@ -28,6 +29,8 @@ from async_refunds import (
     RefundsError,
     RetryPolicy,
 )
+from async_refunds.client import begin_call
+from async_refunds.protocol.requests import cancel_request
 from tests.support.scripted import (
     CANCELED,
     CUT,
@@ -40,6 +43,9 @@ from tests.support.scripted import (
     scripted,
     seen,
 )
+
+if TYPE_CHECKING:
+    from async_refunds.protocol.requests import Request
 
 WAITING = seen("requires_action")
 NO_CODE = refusal(400)
@@ -212,11 +218,56 @@ UNCONFIRMED = {
 async def test_refusal_that_may_answer_another_request_is_believed_if_it_comes_twice(
     status: int,
 ) -> None:
-    async with scripted(UNCONFIRMED[status]) as server, server.client() as refunds:
-        with pytest.raises(APIStatusError) as caught:
+    act = UNCONFIRMED[status]
+    for read in (WAITING, act, HTML):
+        once = RetryPolicy(max_retries=1)
+        async with (
+            scripted(act, reads=[read]) as server,
+            server.client(retry=once) as refunds,
+        ):
+            with pytest.raises(APIStatusError) as caught:
+                await refunds.cancel(RE)
+        assert caught.value.status_code == status
+        assert server.methods().startswith("POST POST GET")
+
+
+@pytest.mark.parametrize("status", UNCONFIRMED)
+async def test_refusals_that_the_refund_contradicts_are_not_believed(
+    status: int,
+) -> None:
+    async with (
+        scripted(UNCONFIRMED[status], reads=[seen("canceled")]) as server,
+        server.client() as refunds,
+    ):
+        assert (await refunds.cancel(RE)).status == "canceled"
+    assert server.methods() == "POST POST GET"
+
+
+LIMITED_SILENTLY = refusal(429, echo=False, code="rate_limit")
+
+
+async def test_limit_is_believed_if_it_comes_twice_and_retried_all_the_same() -> None:
+    async with scripted(LIMITED_SILENTLY) as server, server.client() as refunds:
+        with pytest.raises(RateLimitError):
             await refunds.cancel(RE)
-    assert caught.value.status_code == status
-    assert server.methods() == "POST POST"
+    assert server.methods() == "POST POST POST POST"
+
+
+@pytest.mark.parametrize("state", ["canceled", "requires_action", "limited"])
+async def test_limit_that_came_once_is_settled(state: str) -> None:
+    read = LIMITED_SILENTLY if state == "limited" else seen(state)
+    once = RetryPolicy(max_retries=0)
+    async with (
+        scripted(LIMITED_SILENTLY, reads=[read]) as server,
+        server.client(retry=once) as refunds,
+    ):
+        if state == "canceled":
+            assert (await refunds.cancel(RE)).status == "canceled"
+        else:
+            limited = state == "limited"
+            with pytest.raises(RateLimitError if limited else OutcomeUnknownError):
+                await refunds.cancel(RE)
+    assert server.methods() == "POST GET"
 
 
 @pytest.mark.parametrize("status", UNCONFIRMED)
@@ -498,3 +549,34 @@ async def test_failed_read_is_raised_as_what_it_is(
             await refunds.retrieve(RE)
     assert type(caught.value) is error
     assert caught.value.idempotency_key is None
+
+
+class BrokenObserver:
+    """Fails on the settling read, as a bug or a lack of memory may."""
+
+    def attempt_finished(
+        self, request: Request[Any], classification: object, attempt: object
+    ) -> None:
+        del classification, attempt
+        if request.method == "GET":
+            raise MemoryError
+
+
+@pytest.mark.parametrize(
+    ("act", "outcome"),
+    [("reset", "unknown"), (UNCONFIRMED[403], "unknown"), (NO_CODE, "failed")],
+)
+async def test_fault_during_the_settling_read_hides_nothing(
+    act: Act, outcome: str
+) -> None:
+    once = RetryPolicy(max_retries=0)
+    request = cancel_request(RE, idempotency_key="key")
+    async with (
+        scripted(act, reads=[WAITING]) as server,
+        server.client(retry=once) as refunds,
+    ):
+        call = begin_call(refunds, None, observer=BrokenObserver())
+        conclusion = await call.cancel(request)
+    assert conclusion.outcome == outcome
+    assert "MemoryError" in str(conclusion.error)
+    assert "before it was sent" not in str(conclusion.error)

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import asyncio
+import re
 import signal
 import socket
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from tests.support.terminal import run, run_each, started
 
@@ -69,6 +72,52 @@ async def test_emulator_has_weather_and_limits_when_asked() -> None:
     assert canceled.lines[0]["attempts"] == 1
     # A 503, the refusal, and the read that names the state.
     assert again.lines[0]["attempts"] == 3
+
+
+async def test_each_request_is_a_line_unless_it_is_quiet() -> None:
+    lines: list[list[str]] = []
+    for more in ((), ("--quiet",)):
+        async with started("emulator", "--port", "0", "--seed", "1", *more) as emulator:
+            hint = await emulator.says(HINT)
+            await run("cancel", hint[1], "--base-url", hint[2])
+            emulator.process.send_signal(signal.SIGTERM)
+            ended = await emulator.ended()
+        lines.append(ended.err.splitlines()[2:])
+    ((line,), quiet) = lines
+    assert re.match(r"POST /v1/refunds/re_\w+/cancel 200 ", line)
+    assert " ms key=" in line
+    assert quiet == []
+
+
+async def test_events_are_posted_to_a_webhook() -> None:
+    received: asyncio.Queue[tuple[str, str | None]] = asyncio.Queue()
+
+    async def receive(request: web.Request) -> web.Response:
+        event = await request.json()
+        received.put_nowait((event["type"], request.headers.get("Stripe-Signature")))
+        return web.Response()
+
+    shop = web.Application()
+    shop.router.add_post("/events", receive)
+    runner = web.AppRunner(shop)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}/events"
+    async with started(
+        *("emulator", "--port", "0", "--seed", "1", "--webhook", url)
+    ) as emulator:
+        await emulator.says(f"posts events to {url}, signed with whsec_")
+        hint = await emulator.says(HINT)
+        await run("cancel", hint[1], "--base-url", hint[2])
+        kind = signature = None
+        while kind != "refund.updated":
+            kind, signature = await received.get()
+    await runner.cleanup()
+    assert signature is not None
+    wrong = await run("emulator", "--webhook", "ftp://x", "--port", "0")
+    assert (wrong.code, wrong.out) == (2, "")
+    assert wrong.err.startswith("async-refunds: --webhook: ")
 
 
 async def test_port_that_is_taken_is_named() -> None:

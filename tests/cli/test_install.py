@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import platform
 import sys
 import sysconfig
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -30,8 +32,8 @@ async def test_command_without_its_extra_says_how_to_install_it() -> None:
     ended = await run("typer", python=("-c", WITHOUT))
     assert (ended.code, ended.out) == (2, "")
     assert ended.err == (
-        "async-refunds: the command line needs its extra: "
-        "pip install 'async-refunds[cli]'\n"
+        "async-refunds: the command line needs typer, which the extra `cli` installs: "
+        f"{sys.executable} -m pip install typer\n"
     )
 
 
@@ -42,9 +44,19 @@ async def test_another_missing_module_is_not_taken_for_the_extra() -> None:
     assert "pip install" not in ended.err
 
 
-async def test_version_is_the_package_s() -> None:
+async def test_version_shows_what_a_bug_report_needs() -> None:
     ended = await run("--version", key=None)
-    assert (ended.code, ended.out) == (0, f"async-refunds {__version__}\n")
+    assert (ended.code, ended.err) == (0, "")
+    ours, python, *libraries, sqlite, openssl, system = ended.out.splitlines()
+    assert ours == f"async-refunds {__version__}"
+    assert python.endswith(platform.python_version())
+    for name, line in zip(
+        ("aiohttp", "msgspec", "tenacity", "typer"), libraries, strict=True
+    ):
+        assert line == f"{name} {version(name)}"
+    assert sqlite.startswith("SQLite 3.")
+    assert "SSL" in openssl
+    assert system == platform.platform()
 
 
 async def test_help_says_what_each_command_does() -> None:
@@ -57,6 +69,23 @@ async def test_help_says_what_each_command_does() -> None:
         assert (ended.code, ended.err) == (0, "")
         assert ended.out.startswith(f"Usage: python -m async_refunds {name}")
         assert "Exit codes: 0" in ended.out or "Ctrl-C ends it" in ended.out
+    short = await run("cancel", "-h", key=None)
+    assert short.out == (await run("cancel", "--help", key=None)).out
+
+
+async def test_shell_completes_commands_and_options() -> None:
+    asked = {"async-refunds ca": "cancel", "async-refunds cancel --dr": "--dry-run"}
+    script = Path(sysconfig.get_path("scripts")) / "async-refunds"
+    for line, found in asked.items():
+        ended = await run(
+            python=(str(script),),
+            environment={
+                "_ASYNC_REFUNDS_COMPLETE": "complete_bash",
+                "COMP_WORDS": line,
+                "COMP_CWORD": str(line.count(" ")),
+            },
+        )
+        assert ended.out.split() == [found]
 
 
 async def test_no_command_is_a_wrong_call_that_shows_the_help() -> None:
@@ -69,7 +98,8 @@ async def test_no_command_is_a_wrong_call_that_shows_the_help() -> None:
 async def test_installed_command_is_the_same() -> None:
     script = Path(sysconfig.get_path("scripts")) / "async-refunds"
     ended = await run("--version", python=(str(script),))
-    assert (ended.code, ended.out) == (0, f"async-refunds {__version__}\n")
+    assert ended.code == 0
+    assert ended.out.startswith(f"async-refunds {__version__}\n")
 
 
 async def test_help_does_not_depend_on_docstrings() -> None:

@@ -264,7 +264,8 @@ async def test_journal_of_a_run_is_good_for_that_run_only(tmp_path: Path) -> Non
         journal.load([CancelRequest("re_1")])
     async with emulator.serve() as base_url:
         begun = await run(
-            *("cancel", refund_id, "re_missing", "--live", "--base-url", base_url),
+            *("cancel", refund_id, "re_missing", "--live", "--yes"),
+            *("--base-url", base_url),
             *("--journal", "run.sqlite3"),
             key=LIVE_KEY,
             folder=tmp_path,

@@ -57,11 +57,12 @@ async def test_live_key_asks_for_live_to_read_too() -> None:
 
 async def test_address_that_would_betray_the_key_is_refused() -> None:
     wrong = {
-        "http://example.com": "--base-url must be https: plain http, which shows",
+        "http://example.com": "--base-url must be https: plain http shows the API key",
         "api.stripe.com": "--base-url must be an origin such as https://api.stripe",
         "https://api.stripe.com/v1": "--base-url must be an origin such as",
     }
-    refused = await run_each(*(("list", "--base-url", url) for url in wrong))
+    commands = (("list", "--live", "--base-url", url) for url in wrong)
+    refused = await run_each(*commands, key=LIVE_KEY)
     for said, ended in zip(wrong.values(), refused, strict=True):
         assert ended.err.startswith(f"async-refunds: {said}")
         assert (ended.code, ended.out) == (2, "")

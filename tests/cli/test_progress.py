@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from async_refunds import RefundsClient
 from async_refunds.batch import Progress
 from async_refunds.cli.batch_run import BatchRun
+from async_refunds.cli.config import Connection
 from async_refunds.cli.options import BatchOptions
 from async_refunds.cli.output import Output
 from async_refunds.cli.progress import TROUBLE, BatchProgress, batch_line, shown
@@ -70,13 +70,16 @@ def test_line_keeps_what_matters_most_where_it_is_narrow(
 
 
 async def test_long_run_says_how_far_it_is_every_ten_seconds(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     emulator, ids = emulator_of(35)
-    output = Output(as_json=True, path=str(tmp_path / "results.jsonl"))
+    output = Output(path=str(tmp_path / "results.jsonl"))
     run = BatchRun(output, BatchOptions(rate=1.0), map(CancelRequest, ids), total=35)
+    monkeypatch.setenv("STRIPE_API_KEY", "sk_test_1")
     async with emulator.serve() as base_url:
-        code = await run.run(RefundsClient("sk_test_1", base_url=base_url))
+        code = await run.run(Connection(live=False, base_url=base_url))
     output.close()
     assert code == 0
     *lines, head, row = capsys.readouterr().err.splitlines()
@@ -110,7 +113,7 @@ async def test_speed_is_that_of_the_last_half_minute(
 
     clock = asyncio.get_running_loop().time
     batch = BatchProgress(progress, total=2000, done=900, clock=clock)
-    async with shown(Output(as_json=True), batch.line):
+    async with shown(Output(), batch.line):
         for _ in range(10):
             await asyncio.sleep(10.01)
             done += 10
@@ -129,7 +132,7 @@ class Dead(io.StringIO):
 async def test_progress_outlives_a_closed_stderr(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    output = Output(as_json=True)
+    output = Output()
     drawn = 0
 
     def line(columns: int) -> str:

@@ -10,7 +10,7 @@ from async_refunds import RefundsClient
 from async_refunds.cli import money
 from async_refunds.cli.app import app
 from async_refunds.cli.output import Output
-from async_refunds.cli.refund_lists import RefundList
+from async_refunds.cli.refund_list import RefundList
 from async_refunds.cli.sweep import Filter, search
 from tests.support.terminal import (
     LIVE_KEY,
@@ -111,12 +111,17 @@ async def test_dry_run_shows_them_and_cancels_nothing() -> None:
             looked, shown = await screen.shows(running)
     assert ended.code == one.code == none.code == looked.code == 0
     assert [line["id"] for line in ended.lines] == [*yen, *euro]
-    assert ended.err.splitlines() == [
+    *said, last = ended.err.splitlines()
+    assert said == [
         "3 of 4 refunds match:",
         "currency  refunds  sum",
         "eur       1        50.00",
         "jpy       2        10,000",
     ]
+    assert last == (
+        "nothing was canceled; to cancel them: async-refunds sweep --older-than 2w "
+        f"--base-url {base_url} --currency 'jpy, EUR'"
+    )
     assert [line["id"] for line in one.lines] == yen[:1]
     assert one.err.startswith(
         "the first 1 that match, after 1 refunds; --max ended the search:\n"
@@ -191,7 +196,10 @@ async def test_sweep_goes_through_a_journal_and_tells_what_else_is_open_there(
             ended, shown = await screen.shows(running)
     assert left.code == 1
     assert ended.code == 0
-    assert "Cancel these 2 refunds, and 1 more that are open in the journal?" in shown
+    assert (
+        "Cancel these 2 refunds of acct_1Them, and 1 more that are open in the journal?"
+        in shown
+    )
     assert "3 of 3 refunds are open, 2 of them new" in shown
     accounts = {line["refund_id"]: line["stripe_account"] for line in ended.lines}
     assert accounts == {ids[0]: None, **dict.fromkeys(theirs, "acct_1Them")}
@@ -258,12 +266,13 @@ async def test_long_search_says_how_far_it_is(
     now = int(time.time())
     wanted = Filter(created={"gte": 0}, expires_by=now, currencies=frozenset())
     with RefundList() as matches:
-        async with emulator.serve() as base_url:
+        async with (
+            emulator.serve() as base_url,
+            RefundsClient("sk_test_1", base_url=base_url) as refunds,
+        ):
             found = await search(
-                RefundsClient("sk_test_1", base_url=base_url),
-                wanted,
-                matches,
-                Output(as_json=True),
+                *(refunds, wanted, matches, Output()),
+                account=None,
                 limit=None,
                 show_rows=False,
             )

@@ -18,6 +18,7 @@ from async_refunds.journal import (
     MemoryJournal,
     Run,
     SqliteJournal,
+    open_journal,
     require_target,
 )
 from async_refunds.results import CancelOutcome, CancelRequest, CancelResult
@@ -199,6 +200,23 @@ async def test_tasks_use_it_side_by_side(journal: Journal) -> None:
     found = await asyncio.gather(*(work(f"acct_{number}") for number in range(5)))
     assert len(set().union(*found)) == 150
     assert journal.tally().open == 0
+
+
+async def test_memory_takes_more_when_there_is_room() -> None:
+    journal = MemoryJournal(window=2)
+    adding = asyncio.create_task(journal.add(items(1, 2, 3)))
+    await asyncio.sleep(0)
+    assert not adding.done()
+    (claim,) = await journal.claim(None, 1)
+    await journal.settle([(claim, result(claim))])
+    await adding
+    assert ids(await journal.claim(None, 5)) == ["re_2", "re_3"]
+
+
+async def test_path_is_opened_as_a_journal_of_the_run(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path / "run.sqlite3", RUN)
+    assert journal.run == RUN
+    await journal.close()
 
 
 async def test_it_can_be_closed_twice(journal: Journal) -> None:

@@ -13,10 +13,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from async_refunds.errors import JournalError
 from async_refunds.journal import JournalReader, Run, SqliteJournal
+from async_refunds.journal.sqlite.rows import RunState
 from async_refunds.results import CancelRequest, CancelResult
 
 if TYPE_CHECKING:
@@ -120,6 +122,17 @@ def test_database_of_another_program(path: Path, statement: str) -> None:
     refused(path, "is another program's database")
 
 
+def test_run_whose_keys_follow_another_rule(path: Path) -> None:
+    begin(path)
+    with closing(sqlite3.connect(path)) as other, other:
+        (row,) = other.execute("SELECT * FROM run").fetchall()
+        state = msgspec.structs.replace(RunState.read(row), derivation=9)
+        other.execute("UPDATE run SET derivation = 9, crc = ?", (state.row()[-1],))
+    with pytest.raises(JournalError, match="derives its keys by rule 9"):
+        SqliteJournal.open(path)
+    assert len(records(path)) == 3
+
+
 def spoil(path: Path, statement: str) -> None:
     with closing(sqlite3.connect(path)) as other, other:
         other.execute(statement)
@@ -127,8 +140,8 @@ def spoil(path: Path, statement: str) -> None:
 
 def test_other_version(path: Path) -> None:
     begin(path)
-    spoil(path, "PRAGMA user_version = 2")
-    refused(path, "has version 2, and this release reads version 1")
+    spoil(path, "PRAGMA user_version = 3")
+    refused(path, "has version 3, and this release reads versions up to 2")
 
 
 @pytest.mark.parametrize(
@@ -140,18 +153,14 @@ def test_other_version(path: Path) -> None:
         "UPDATE run SET options = '[]'",
         "UPDATE run SET base_url = x'00'",
         "ALTER TABLE run ADD extra",
+        "DROP TABLE run",
+        "DROP INDEX open_items",
     ],
 )
-def test_run_that_is_not_as_it_was_written(path: Path, statement: str) -> None:
+def test_file_that_is_not_as_it_was_written(path: Path, statement: str) -> None:
     begin(path)
     spoil(path, statement)
-    refused(path, "is damaged.*its run cannot be read")
-
-
-def test_table_that_is_missing(path: Path) -> None:
-    begin(path)
-    spoil(path, "DROP TABLE run")
-    refused(path, r"cannot be used \(no such table: run\)")
+    refused(path, "is damaged or cut short")
 
 
 @pytest.mark.parametrize(
@@ -264,7 +273,7 @@ def test_file_that_may_not_be_written(public: Path) -> None:
     before = contents(public.parent)
     with (
         unprivileged(),
-        pytest.raises(JournalError, match="may not be written: see to the permissions"),
+        pytest.raises(JournalError, match="may not be written: check the permissions"),
     ):
         SqliteJournal.open(public)
     assert contents(public.parent) == before
@@ -342,27 +351,18 @@ def test_journal_of_a_killed_process_cut_short(path: Path) -> None:
         known = records(path)
         whole = path.read_bytes()
         log = path.with_name("run.sqlite3-wal").read_bytes()
-    found = 0
-    for size in range(0, len(whole) + 1, 4096):
+    for size in range(0, len(whole), 4096):
         cut.write_bytes(whole[:size])
         wal.write_bytes(log)
-        try:
-            with SqliteJournal.open(cut, RUN):
-                pass
-        except JournalError:
-            continue
-        finally:
-            cut.with_name("cut.sqlite3-shm").unlink(missing_ok=True)
-        # What was cut off stands in the -wal.
-        assert records(cut) == known
-        found += 1
-    assert 1 <= found < len(whole) / 4096 / 2
+        with pytest.raises(JournalError):
+            SqliteJournal.open(cut, RUN)
+        cut.with_name("cut.sqlite3-shm").unlink(missing_ok=True)
+    # The file has it all, whatever the -wal has lost.
     for size in range(0, len(log), len(log) // 20 + 7):
         cut.write_bytes(whole)
         wal.write_bytes(log[:size])
-        # As it was after an earlier commit: nothing tells a later one was there.
-        with SqliteJournal.open(cut, RUN) as journal:
-            assert journal.tally().total == 400
+        with SqliteJournal.open(cut, RUN):
+            assert records(cut) == known
 
 
 @pytest.mark.parametrize("how", ["emptied", "removed"])
@@ -376,7 +376,7 @@ def test_log_without_its_journal_is_left_alone(path: Path, how: str) -> None:
     refused(copy, "was emptied or removed, and what '.*-wal' has does not stand alone")
 
 
-def test_damage_in_the_midst_is_found_at_the_start(path: Path) -> None:
+def test_damage_in_the_middle_is_found_at_the_start(path: Path) -> None:
     begin(path, 2000)
     size = path.stat().st_size
     with path.open("r+b") as file:
@@ -399,7 +399,7 @@ def test_reader_of_a_write_cut_short(path: Path) -> None:
         "os._exit(0)\n"
     )
     subprocess.run([sys.executable, "-c", script, str(path)], check=True)  # noqa: S603 - ours
-    with pytest.raises(JournalError, match="cut off in the midst of a write: resume"):
+    with pytest.raises(JournalError, match="cut off in the middle of a write: resume"):
         JournalReader(path)
     with SqliteJournal.open(path) as journal:
         assert journal.run == RUN
@@ -474,6 +474,13 @@ def test_load_on_a_full_disk_leaves_nothing(small: Path) -> None:
     assert len(records(small)) == 3
 
 
+def test_copy_on_a_full_disk_leaves_nothing(small: Path, path: Path) -> None:
+    begin(path, 50_000)
+    with pytest.raises(JournalError, match="does not fit on the disk"):
+        JournalReader(path).backup(small)
+    assert contents(small.parent) == {}
+
+
 async def fill(journal: SqliteJournal) -> int:
     """Add items until it fails; return how many it said are kept."""
     kept = 0
@@ -489,15 +496,17 @@ async def fill(journal: SqliteJournal) -> int:
 async def test_full_disk_stops_the_run_and_loses_nothing(small: Path) -> None:
     journal = SqliteJournal.open(small, RUN)
     kept = await fill(journal)
-    with pytest.raises(JournalError, match="does not fit on the disk any more"):
+    with pytest.raises(JournalError, match="does not fit on the disk"):
         await journal.claim(None, 1)
     await journal.close()
     assert root("mount", "-o", "remount,size=50m", str(small.parent))
     async with SqliteJournal.open(small) as journal:
-        assert [each.refund_id for each in records(small)] == [
-            each.refund_id for each in items(kept)
+        found = [each.refund_id for each in records(small)]
+        # The last ones failed, and may be there all the same.
+        assert found in [
+            [each.refund_id for each in items(n)] for n in (kept, kept + 50)
         ]
-        assert len(await journal.claim(None, kept + 1)) == kept
+        assert len(await journal.claim(None, kept + 100)) == len(found)
     assert list(contents(small.parent)) == ["run.sqlite3"]
 
 
@@ -516,5 +525,6 @@ async def test_limit_on_the_size_of_files_loses_nothing(path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert kept
     async with SqliteJournal.open(path) as journal:
-        assert len(await journal.claim(None, kept + 50)) == kept
+        # The last ones failed, and may be there all the same.
+        assert len(await journal.claim(None, kept + 100)) in {kept, kept + 50}
     assert list(contents(path.parent)) == ["run.sqlite3"]

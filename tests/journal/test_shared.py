@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,6 @@ import pytest
 
 from async_refunds.errors import JournalError
 from async_refunds.journal import JournalReader, Run, SqliteJournal
-from async_refunds.journal.sqlite import file, lock
 from async_refunds.results import CancelRequest, CancelResult
 
 if TYPE_CHECKING:
@@ -156,7 +156,13 @@ def left(path: Path) -> list[str]:
 # ------------------------------------------------------------------- killed
 
 
-def test_what_was_told_is_kept_whenever_it_is_killed(path: Path) -> None:
+def lose_wal(path: Path) -> None:
+    for end in ("-wal", "-shm"):
+        path.with_name(f"{path.name}{end}").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("lose", [False, True], ids=["whole", "only the file is left"])
+def test_what_was_told_is_kept_whenever_it_is_killed(path: Path, *, lose: bool) -> None:
     chance = random.Random(4)  # noqa: S311 - the same moments in every run
     keys: dict[str, str] = {}  # the last key told, by item
     owners: dict[str, str] = {}
@@ -168,6 +174,8 @@ def test_what_was_told_is_kept_whenever_it_is_killed(path: Path) -> None:
         rounds += 1
         with child(WORKER, path) as process:
             lines = said(process, chance.randrange(1, 250) if rounds < 25 else -1)
+        if lose:
+            lose_wal(path)
         for line in lines:
             what, *words = line.split()
             if what == "added":
@@ -264,6 +272,63 @@ def test_second_object_of_a_process_is_refused(path: Path) -> None:
         assert process.wait(AGES) == 1
 
 
+def test_hard_link_is_refused_whichever_name_is_in_use(path: Path) -> None:
+    link = path.with_name("link.sqlite3")
+    with SqliteJournal.open(path, RUN) as journal:
+        journal.load(items(0, 3))
+        link.hardlink_to(path)
+        for _ in range(2):
+            with pytest.raises(JournalError, match="has another name"):
+                SqliteJournal.open(link)
+        assert journal.load(items(3, 3)) == 3  # and the first is not disturbed
+        path.unlink()
+        with pytest.raises(JournalError, match="in use by another process"):
+            SqliteJournal.open(link)
+        with pytest.raises(JournalError, match="was removed or replaced"):
+            journal.load(items(6, 3))
+    with SqliteJournal.open(link) as journal:
+        assert journal.tally().open == 6
+    path.hardlink_to(link)
+    with pytest.raises(JournalError, match="has another name"):
+        SqliteJournal.open(path, RUN)
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Generator[Path]:
+    """Give a second place at which the file of the journal is mounted."""
+    path = tmp_path / "run.sqlite3"
+    with SqliteJournal.open(path, RUN) as journal:
+        journal.load(items(0, 3))
+    place = tmp_path / "container" / "mounted.sqlite3"
+    place.parent.mkdir()
+    place.touch()
+    mount = subprocess.run(  # noqa: S603 - the system's
+        ["mount", "--bind", str(path), str(place)],  # noqa: S607 - the same
+        check=False,
+        capture_output=True,
+    )
+    if mount.returncode:
+        pytest.skip("may not mount a file")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)  # noqa: S603, S607 - the same
+
+
+def test_file_that_is_mounted_twice_is_refused(path: Path, mounted: Path) -> None:
+    with child(HOLDER, mounted) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        refused(path)
+        refused(path)
+    with SqliteJournal.open(path) as journal:
+        with pytest.raises(JournalError, match="in use by another process"):
+            SqliteJournal.open(mounted)
+        with child(HOLDER, mounted) as process:
+            assert process.wait(AGES) == 1
+        assert journal.load(items(3, 1)) == 1
+
+
 def test_process_that_ends_lets_the_next_one_in(path: Path) -> None:
     with child(HOLDER, path) as process:
         assert process.stdin is not None
@@ -276,37 +341,47 @@ def test_process_that_ends_lets_the_next_one_in(path: Path) -> None:
         assert journal.run == RUN
 
 
+class Hooks:
+    """Calls a function once, just before the next database of a name is opened."""
+
+    def __init__(self) -> None:
+        self._armed: tuple[str, Callable[[], object]] | None = None
+        sys.addaudithook(self._hear)  # for as long as the process lives
+
+    def before_opening(self, name: str, do: Callable[[], object]) -> None:
+        self._armed = (name, do)
+
+    def _hear(self, event: str, args: tuple[object, ...]) -> None:
+        if event == "sqlite3.connect" and self._armed is not None:
+            name, do = self._armed
+            if args[0] == name:
+                self._armed = None
+                do()
+
+
+HOOKS = Hooks()
+
+
 @pytest.mark.parametrize("then", ["gone", "another's"])
-def test_lock_that_was_removed_while_it_was_waited_for(
-    path: Path, monkeypatch: pytest.MonkeyPatch, then: str
-) -> None:
-    """Its holder ends between our opening of the file and our lock on it."""
+def test_lock_that_was_removed_while_it_was_waited_for(path: Path, then: str) -> None:
+    """Its holder ends between our look at the file and our lock on it."""
     name = path.with_name("run.sqlite3-lock")
-    connect: Callable[..., sqlite3.Connection] = sqlite3.connect
-    others: list[lock.Lock] = []
-
-    def late(*args: str, **details: object) -> sqlite3.Connection:
-        db = connect(*args, **details)
-        if not others:
-            name.unlink()
-            if then == "another's":
-                monkeypatch.undo()
-                others.append(lock.Lock(str(path)))
-            monkeypatch.setattr(sqlite3, "connect", connect)
-        return db
-
     name.touch()
-    monkeypatch.setattr(sqlite3, "connect", late)
+    others: list[SqliteJournal] = []
+
+    def remove() -> None:
+        name.unlink()
+        if then == "another's":
+            others.append(SqliteJournal.open(path, RUN))
+
+    HOOKS.before_opening(str(name), remove)
     if then == "gone":
-        ours = lock.Lock(str(path))
-        with pytest.raises(JournalError, match="in use"):
-            lock.Lock(str(path))
-        ours.release()
+        with SqliteJournal.open(path, RUN):
+            refused(path)
     else:
-        with pytest.raises(JournalError, match="in use"):
-            lock.Lock(str(path))
-        others[0].release()
-    assert left(path) == []
+        refused(path)
+        others[0].close_now()
+    assert left(path) == ["run.sqlite3"]
 
 
 def test_lock_is_let_go_when_opening_fails(path: Path) -> None:
@@ -410,17 +485,28 @@ def test_reader_in_the_way_of_the_end_is_cleaned_up_after(path: Path) -> None:
     assert left(path) == ["run.sqlite3"]
 
 
-def test_other_writer_in_the_way_is_named(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(file, "PATIENCE", 0.0)
+def test_other_writer_in_the_way_is_named(path: Path) -> None:
     with SqliteJournal.open(path, RUN) as journal:
         journal.load(items(0, 3))
-    use: Callable[[], object]
+    found: list[str] = []
+
+    def use(kind: type[JournalReader] | Callable[[Path], SqliteJournal]) -> None:
+        try:
+            kind(path)
+        except JournalError as error:
+            found.append(error.message)
+
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        for use in (lambda: SqliteJournal.open(path), lambda: JournalReader(path)):
-            with pytest.raises(JournalError, match="is locked by another program"):
-                use()
+        users = [
+            threading.Thread(target=use, args=(kind,))
+            for kind in (SqliteJournal.open, JournalReader)
+        ]
+        for user in users:  # both at once, since each waits for some seconds
+            user.start()
+        for user in users:
+            user.join(AGES)
+    assert len(found) == 2
+    assert all("is locked by another program" in message for message in found)
     with SqliteJournal.open(path) as journal:
         assert journal.tally().open == 3

@@ -101,7 +101,13 @@ class Running:
 @asynccontextmanager
 async def started(*arguments: str, **how: Unpack[How]) -> AsyncGenerator[Running]:
     """Start a command; one that is still there at the end is killed."""
-    environment = {name: os.environ[name] for name in os.environ if name not in UNSET}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in UNSET
+        and not name.startswith("ASYNC_REFUNDS_")
+        and not name.lower().endswith("_proxy")
+    }
     environment["TERM"] = "xterm"
     key = how.get("key", TEST_KEY)
     if "encoding" in how:

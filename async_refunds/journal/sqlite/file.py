@@ -1,28 +1,39 @@
-"""From a path to a file that this process alone may write, or a sentence why not."""
+"""From a path to a file that this process alone may write, or a sentence why not.
+
+The file alone is the journal. What a commit has written is copied from the ``-wal``
+into it before the caller learns of the commit, so that a lost ``-wal`` loses nothing.
+The sum of the items' checksums, which each commit writes, shows a file that was copied
+in the middle of that.
+"""
 
 from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import suppress
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from async_refunds.errors import JournalError
 from async_refunds.journal.base import require_target
+from async_refunds.journal.keys import DERIVATION
 
+from .errors import UNREADABLE, explained
+from .items import Items
 from .lock import Lock
-from .schema import check, create, explained, stored_run
+from .migration import migrate, read_run
+from .rows import RunState
+from .schema import VERSION, check, check_pages, read_state, version_of
 from .writer import Writer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from async_refunds.journal.base import Run
 
-PATIENCE = 5.0
-"""Seconds to wait for a lock that somebody holds: a reader's or a backup's is short."""
+_LOCK_WAIT = 5.0
+"""Seconds to wait for another connection's lock: that of a reader is short."""
 _CACHE = 8_000  # KiB; ids come in no order, so the index's pages are wanted again
 
 _HEADER = 100
@@ -30,38 +41,80 @@ _HEADER = 100
 takes a file of one byte for an empty one, and would write over it."""
 
 
-def opened(path: str | os.PathLike[str], run: Run | None) -> tuple[Writer, Run]:
-    """Return the right to write a file, and what it is about.
+def opened(
+    path: str | os.PathLike[str], run: Run | None, clock: Callable[[], float]
+) -> tuple[Writer, Items, Run]:
+    """Return the right to write a file, its tables, and what it is about.
 
     Raises:
         JournalError: Another process uses it; another run, program or version; no
             run; or a file that cannot be read and written.
-        TypeError: The run's options are nothing that JSON has.
+        TypeError: The run's options are not what JSON has.
     """
-    if run is not None:
-        msgspec.json.encode(run.options)
+    begun = None if run is None else RunState.begin(run, clock())
     place = resolved(path)
     refuse(place, new=run is not None)
     lock = Lock(place)
     db: sqlite3.Connection | None = None
     try:
         if run is not None:
-            _make(place)
+            make(place, new=False)
+        lock.take_file(place)
+        version, kept = _checked(place, run)
         db = connect(place, "rw")
-        stored = stored_run(db, place)
-        agreed = _agreed(place, stored, run)
-        check(db, place)
         _prepare(db)
-        first = None if stored else partial(create, run=agreed)
-        writer = Writer(place, lock, db, first)
+        state = _migrated(db, place) if version == 1 else kept or begun
+        assert state is not None  # noqa: S101 - a file without a run is refused
+        items = Items(place, state, made=version > 0, clock=clock)
+        writer = Writer(place, lock, db, items)
     except BaseException as error:
         if db is not None:
             db.close()
         lock.release()
-        if isinstance(error, (sqlite3.Error, OSError)):
+        if isinstance(error, (*UNREADABLE, OSError)):
             raise explained(place, error) from error
         raise
-    return writer, agreed
+    return writer, items, state.run
+
+
+def _checked(place: str, run: Run | None) -> tuple[int, RunState | None]:
+    """Return the version of a file, and its state if it is of this version.
+
+    Nothing is changed: a connection that may write would bring a -wal into the file
+    when it is closed, also one that does not belong to it.
+    """
+    _roll_back(place)
+    with closing(connect(place, "ro")) as db:
+        version, state = examined(db, place, whole=True)
+        old = read_run(db, place) if version == 1 else None
+    kept = old if state is None else state.run
+    if kept is None and run is None:
+        raise JournalError(
+            f"the journal {place!r} holds no run: it was not begun, or it was killed "
+            f"before all of its items were there; begin it again"
+        )
+    if run is not None:
+        require_target(kept, run, f"the journal {place!r}")
+    if state is not None and state.derivation != DERIVATION:
+        raise JournalError(
+            f"the journal {place!r} derives its keys by rule {state.derivation}, and "
+            f"this release by rule {DERIVATION}: go on with the release that made it"
+        )
+    return version, state
+
+
+def _roll_back(place: str) -> None:
+    """Undo what another program was writing, without a -wal, when it was killed."""
+    if Path(f"{place}-journal").exists():
+        with closing(connect(place, "rw")) as db:
+            db.execute("SELECT * FROM sqlite_master").fetchone()
+
+
+def _migrated(db: sqlite3.Connection, place: str) -> RunState:
+    db.execute("BEGIN IMMEDIATE")
+    migrate(db, place)
+    db.execute("COMMIT")
+    return read_state(db, place)
 
 
 def resolved(path: str | os.PathLike[str]) -> str:
@@ -97,21 +150,24 @@ def _look(path: Path, *, new: bool) -> None:
             )
         size = path.stat().st_size
     elif not new:
-        raise JournalError(f"there is no journal {place!r}: see to the path")
+        raise JournalError(f"there is no journal {place!r}: check the path")
     if 0 < size < _HEADER:
         raise JournalError(f"{place!r} is too short for a journal: give another path")
-    wal = Path(f"{place}-wal")
     # SQLite would throw away what the -wal still has. No kill leaves it like this: the
     # file has its first page before there is a -wal.
-    if not size and wal.exists() and wal.stat().st_size:
+    if not size and _has_wal(place):
         raise JournalError(
-            f"the journal {place!r} was emptied or removed, and what {str(wal)!r} has "
+            f"the journal {place!r} was emptied or removed, and what '{place}-wal' has "
             f"does not stand alone: put back a copy, or give another path"
         )
 
 
 def connect(place: str, mode: str) -> sqlite3.Connection:
-    """Open a file that is there (``rw``, ``ro``), in no transaction.
+    """Open a file that is there, in no transaction.
+
+    Args:
+        place: Its name.
+        mode: ``rw``, ``ro``, or with more of SQLite's parameters behind it.
 
     Raises:
         sqlite3.Error: It cannot be opened.
@@ -121,39 +177,97 @@ def connect(place: str, mode: str) -> sqlite3.Connection:
     return sqlite3.connect(
         f"{Path(place).as_uri()}?mode={mode}",
         uri=True,
-        timeout=PATIENCE,
+        timeout=_LOCK_WAIT,
         isolation_level=None,
-        check_same_thread=False,  # one thread at a time has it: whoever holds the lock
+        check_same_thread=False,  # one thread at a time has it: that with the lock
     )
 
 
-def _make(place: str) -> None:
-    # It holds ids and keys, which are nobody else's business; the -wal gets the mode
-    # of the file. Nobody but us is here: we have the lock.
-    with suppress(FileExistsError):
+def make(place: str, *, new: bool) -> None:
+    """Make an empty file that only its owner may read: it holds ids and keys.
+
+    Args:
+        place: Its name. SQLite gives the -wal the mode of the file.
+        new: Whether a file that is there already is refused.
+
+    Raises:
+        JournalError: There is one.
+        OSError: It cannot be made.
+    """
+    try:
         os.close(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-
-
-def _agreed(place: str, stored: Run | None, run: Run | None) -> Run:
-    if stored is None:
-        if run is None:
+    except FileExistsError:
+        if new:
             raise JournalError(
-                f"the journal {place!r} holds no run: it was not begun, or its items "
-                f"were not all there when it was killed; begin it again"
-            )
-        return run
-    if run is not None:
-        require_target(stored, run, f"the journal {place!r}")
-    return stored
+                f"{place!r} is there already: give another path"
+            ) from None
+
+
+def examined(
+    db: sqlite3.Connection, place: str, *, whole: bool
+) -> tuple[int, RunState | None]:
+    """Read a file through, as `check`, and hold it against its -wal.
+
+    Returns:
+        Its version, 0 if it has nothing yet; and its state, if it is of this version.
+
+    Raises:
+        JournalError: It is damaged, or the -wal is of an earlier moment or another run;
+            or it is of another program or version.
+        sqlite3.Error: It cannot be read.
+    """
+    checked = partial(check, whole=whole)
+    alone = _alone(place, read_state)
+    try:
+        version = version_of(db, place)
+        if version < VERSION:
+            check_pages(db, place, indexes=whole)
+            return version, None
+        state = checked(db, place)
+    except (*UNREADABLE, JournalError) as error:
+        busy = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_BUSY
+        if not busy and _has_wal(place) and _alone(place, checked):
+            raise _foreign_wal(place) from error
+        raise
+    if alone and (alone.seed != state.seed or alone.commits > state.commits):
+        raise _foreign_wal(place)
+    return version, state
+
+
+def _alone(
+    place: str, read: Callable[[sqlite3.Connection, str], RunState]
+) -> RunState | None:
+    """Return the run as the file has it without the -wal; ``None`` if it does not."""
+    # "immutable" reads no -wal (https://www.sqlite.org/uri.html#uriimmutable). Another
+    # process may write meanwhile, so that an error means nothing.
+    try:
+        with closing(connect(place, "ro&immutable=1")) as db:
+            return read(db, place)
+    except (*UNREADABLE, JournalError):
+        return None
+
+
+def _has_wal(place: str) -> bool:
+    wal = Path(f"{place}-wal")
+    return wal.exists() and wal.stat().st_size > 0
+
+
+def _foreign_wal(place: str) -> JournalError:
+    return JournalError(
+        f"'{place}-wal' does not belong to the journal {place!r} as it is: move it "
+        f"elsewhere, then try again"
+    )
 
 
 def _prepare(db: sqlite3.Connection) -> None:
-    # With a -wal, readers and the writer are in nobody's way; a commit is on the disk
-    # before it returns only if synchronous is FULL, and on macOS with fullfsync
+    # With a -wal, readers and the writer do not wait for each other; a commit is on the
+    # disk before it returns only if synchronous is FULL, and on macOS with fullfsync
     # (https://www.sqlite.org/pragma.html#pragma_synchronous).
     db.execute("PRAGMA synchronous = FULL")
     db.execute("PRAGMA fullfsync = ON")
+    db.execute("PRAGMA checkpoint_fullfsync = ON")
     db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA wal_autocheckpoint = 0")  # the writer does it
     db.execute(f"PRAGMA cache_size = -{_CACHE}")
     # Finds out now whether it may be written, and makes the -wal.
     db.execute("BEGIN IMMEDIATE")

@@ -1,33 +1,46 @@
-"""One process at a time: a lock that the system lets go of when its holder dies."""
+"""One process at a time: locks that the system releases when their holder dies."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
+import struct
 from contextlib import closing, suppress
 from pathlib import Path
 
 from async_refunds.errors import JournalError
 
-from .schema import explained
+from .errors import explained
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows
+    _SETLK = None
+else:
+    _SETLK = getattr(fcntl, "F_OFD_SETLK", None)  # Linux has it
+
+_FAR = 1 << 62
+"""An offset that no byte of the file has, and that SQLite does not lock
+(https://www.sqlite.org/src/doc/trunk/src/os.h, PENDING_BYTE)."""
 
 
 class Lock:
     """The right to write a journal, for as long as this object holds it.
 
-    An exclusive transaction, never ended, on an empty database beside the journal.
-    Readers of the journal do not see it; SQLite does it on every system, with locks
-    that end with their process; and it refuses a second holder in the same process,
-    which locks of POSIX alone would not. On the journal's own file we may take none:
-    a process that closes any descriptor of a file loses all of its locks there
-    (https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_).
+    First by the name: an exclusive transaction, never ended, on an empty database
+    beside the journal. Readers of the journal do not see it; SQLite does it on every
+    system, with locks that end with their process; and it refuses a second holder in
+    the same process, which locks of POSIX alone would not. Then, with `take_file`, by
+    the file itself, which may have several names.
 
     Raises:
-        JournalError: Somebody has it, or its file cannot be made.
+        JournalError: Another process holds it, or its file cannot be made.
     """
 
     def __init__(self, place: str) -> None:
         self._path = f"{place}-lock"
+        self._file: int | None = None
+        self._held: tuple[int, int] | None = None
         while True:
             before = _identity(self._path)
             self._db = self._locked(place)
@@ -57,21 +70,74 @@ class Lock:
             if db is not None:
                 db.close()
             if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
-                raise JournalError(
-                    f"the journal {place!r} is in use by another process (or another "
-                    f"batch of this one): wait for its end, or stop it"
-                ) from error
+                raise _in_use(place) from error
             raise explained(self._path, error) from error
         return db
 
+    def take_file(self, place: str) -> None:
+        """Lock the file itself, whatever other names lead to it.
+
+        Raises:
+            JournalError: Another process holds it by another name, or it has one.
+            OSError: It is gone.
+        """
+        found = os.stat(place)  # noqa: PTH116 - an identity, as elsewhere
+        if found.st_nlink > 1:
+            raise JournalError(
+                f"the journal {place!r} has another name (a hard link), under which "
+                f"another process could use it: remove one of the names, or make a copy"
+            )
+        # What follows sees a single file that is mounted at two places, where the locks
+        # by name differ.
+        if (found.st_dev, found.st_ino) in _HELD:
+            raise _in_use(place)
+        if _SETLK is None:  # pragma: no cover - no Linux
+            return
+        # A lock of the open file and not of the process: closing another descriptor of
+        # the file does not end it (fcntl(2), "Open file description locks").
+        try:
+            self._file = os.open(place, os.O_RDWR)
+        except PermissionError:
+            return  # SQLite will not be able to write either, and says so
+        self._held = (found.st_dev, found.st_ino)
+        _HELD.add(self._held)
+        wanted = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, _FAR, 1, 0)
+        try:
+            fcntl.fcntl(self._file, _SETLK, wanted)
+        except BlockingIOError as error:
+            raise _in_use(place) from error
+
     def release(self) -> None:
-        """Let go, and leave no file behind. The second time does nothing."""
-        # Removed while it is held, so that nobody can have it yet; and only if it is
-        # ours: whoever removed that one may have let another process in.
+        """Let go, and leave no file behind. The second time does nothing.
+
+        SQLite's connection to the journal has to be closed before: closing our own
+        descriptor ends its locks
+        (https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_).
+        """
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+        if self._held is not None:
+            _HELD.discard(self._held)
+            self._held = None
+        # Removed while it is held, so that no other process can have it yet; and only
+        # if it is ours: if ours was removed, another process may hold this one.
         if self._identity == _identity(self._path):
             with suppress(OSError):  # Windows removes no open file: it stays, empty
                 Path(self._path).unlink()
         self._db.close()
+
+
+_HELD: set[tuple[int, int]] = set()
+"""The device and inode of each file that this process has locked. To try the lock would
+open the file, and closing it would end the locks that SQLite has on it."""
+
+
+def _in_use(place: str) -> JournalError:
+    return JournalError(
+        f"the journal {place!r} is in use by another process (or another batch of this "
+        f"one): wait for its end, or stop it"
+    )
 
 
 def is_held(place: str) -> bool:
@@ -94,5 +160,5 @@ def _identity(path: str) -> tuple[int, int, int] | None:
         found = os.stat(path)  # noqa: PTH116 - the fields, at the cost of one call
     except OSError:
         return None
-    # The time since an inode's number is soon given out again. Nobody writes it.
+    # The time since an inode's number is soon given out again. It is never written.
     return found.st_dev, found.st_ino, found.st_ctime_ns

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from async_refunds.errors import JournalError
-from async_refunds.journal.base import Record
 
-from .file import connect, refuse, resolved
+from . import file
+from .errors import UNREADABLE, damaged, explained
 from .lock import is_held
-from .schema import OUTCOME, check, explained, stored_run, tally
+from .migration import migrate
+from .rows import DamagedRowError, Item
+from .schema import columns_of, read_state
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Generator, Iterator
 
-    from async_refunds.journal.base import Run, Tally
+    from async_refunds.journal.base import Record, Run, Tally
 
 _PAGE = 1000  # records; a page is read in some milliseconds
-
-# In the order of the record's fields.
-_SELECT = f"""SELECT number, refund_id, stripe_account, {OUTCOME}, status,
-    idempotency_key, attempts, request_id, error, seconds, settled
-    FROM items WHERE number > ? ORDER BY number LIMIT ?"""  # noqa: S608 - ours
+_SELECT = (
+    f"SELECT {columns_of(Item)} FROM items WHERE number > ? ORDER BY number LIMIT ?"  # noqa: S608 - our own names
+)
 
 
 def all_records(read: Callable[[int], list[Record]]) -> Iterator[Record]:
@@ -38,23 +39,37 @@ def all_records(read: Callable[[int], list[Record]]) -> Iterator[Record]:
         last = page[-1].number
 
 
-def read_page(db: sqlite3.Connection, after: int) -> list[Record]:
+def read_page(db: sqlite3.Connection, place: str, after: int) -> list[Record]:
     """Return the records of the next items after a number, as many as a page holds.
 
     Raises:
+        JournalError: They are damaged.
         sqlite3.Error: They cannot be read.
     """
-    rows = db.execute(_SELECT, (after, _PAGE)).fetchall()
-    fields: list[list[Any]] = [[*known, bool(settled)] for *known, settled in rows]
-    return [Record(*each) for each in fields]
+    records: list[Record] = []
+    for row in db.execute(_SELECT, (after, _PAGE)):
+        try:
+            records.append(Item.read(row).record())
+        except DamagedRowError as error:
+            raise damaged(place, str(error)) from error
+    return records
+
+
+def _copy(db: sqlite3.Connection, copy: sqlite3.Connection, target: str) -> None:
+    try:
+        db.backup(copy)
+        # One file, like that of a run that has ended.
+        copy.execute("PRAGMA journal_mode = DELETE")
+    except sqlite3.Error as error:
+        raise explained(target, error) from error
 
 
 class JournalReader:
     """A journal for reading, also while another process writes it.
 
-    The file is opened for each call, and for each page of `records`: nobody has to
-    wait for a slow reader, and there is nothing to close. To make one reads the file
-    through: a quarter of a second for a million items.
+    The file is opened for each call, and for each page of `records`: a slow reader
+    holds up nobody, and there is nothing to close. To make a reader reads the file
+    through: half a second for a million items.
 
     Raises:
         JournalError: No journal, of another version, damaged, or not readable. From
@@ -62,13 +77,27 @@ class JournalReader:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._place = resolved(path)
+        self._place = file.resolved(path)
+        self._migrated: sqlite3.Connection | None = None
         with self._opened() as db:
-            run = stored_run(db, self._place)
-            check(db, self._place)
-        if run is None:
-            raise JournalError(f"{self._place!r} holds no run")
-        self._run = run
+            version, state = file.examined(db, self._place, whole=False)
+            if not version:
+                raise JournalError(f"{self._place!r} holds no run")
+            if state is None:
+                self._migrated = self._copied(db)
+                state = read_state(self._migrated, self._place)
+        self._run = state.run
+
+    def _copied(self, db: sqlite3.Connection) -> sqlite3.Connection:
+        """Return a copy of a file of version 1, brought to this version."""
+        # A file of SQLite's own that goes with the connection
+        # (https://www.sqlite.org/inmemorydb.html#temp_db).
+        copy = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        db.backup(copy)
+        copy.execute("BEGIN")
+        migrate(copy, self._place)
+        copy.execute("COMMIT")
+        return copy
 
     @property
     def run(self) -> Run:
@@ -81,9 +110,9 @@ class JournalReader:
         return is_held(self._place)
 
     def tally(self) -> Tally:
-        """Count the items. A million take about half a second."""
+        """Return how far the run is."""
         with self._opened() as db:
-            return tally(db)
+            return read_state(db, self._place).tally
 
     def records(self) -> Iterator[Record]:
         """Yield what is known of each item, in input order, a page at a time.
@@ -94,13 +123,39 @@ class JournalReader:
 
     def _page(self, after: int) -> list[Record]:
         with self._opened() as db:
-            return read_page(db, after)
+            return read_page(db, self._place, after)
+
+    def backup(self, path: str | os.PathLike[str]) -> None:
+        """Copy the journal, as of one moment, to a file that is not there yet.
+
+        Also while a run writes it. Blocks: a million items take about a second. A copy
+        can be read, and a run can go on from it: its idempotency keys are the same.
+
+        Raises:
+            JournalError: There is a file already, or it cannot be written.
+        """
+        target = file.resolved(path)
+        file.refuse(target, new=True)
+        try:
+            file.make(target, new=True)
+        except OSError as error:
+            raise explained(target, error) from error
+        try:
+            with self._opened() as db, closing(file.connect(target, "rw")) as copy:
+                _copy(db, copy, target)
+        except BaseException:
+            for end in ("-journal", ""):  # half a copy is of no use
+                Path(f"{target}{end}").unlink(missing_ok=True)
+            raise
 
     @contextmanager
     def _opened(self) -> Generator[sqlite3.Connection]:
-        refuse(self._place, new=False)
+        if self._migrated is not None:
+            yield self._migrated
+            return
+        file.refuse(self._place, new=False)
         try:
-            with closing(connect(self._place, "ro")) as db:
+            with closing(file.connect(self._place, "ro")) as db:
                 yield db
-        except sqlite3.Error as error:
+        except UNREADABLE as error:
             raise explained(self._place, error) from error

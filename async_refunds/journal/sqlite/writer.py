@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from async_refunds.errors import JournalError
 
-from .schema import explained
+from .errors import UNREADABLE, explained
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
 
+    from async_refunds.journal.base import Tally
+
+    from .items import Items
     from .lock import Lock
 
 T = TypeVar("T")
@@ -27,15 +30,15 @@ Operation: TypeAlias = "Callable[[sqlite3.Connection], Any]"
 Waiter: TypeAlias = "tuple[Operation, asyncio.Future[Any]]"
 
 _LINGER = 1.0
-"""Seconds after which a thread without work ends, so that a journal that nobody closes
-keeps no process alive. The next call starts another, for some 50 microseconds."""
+"""Seconds after which a thread without work ends, so that a journal that is never
+closed keeps no process alive. The next call starts another for some microseconds."""
 _BUSY, _GATHER = 0.05, 0.01
-"""Seconds. Where the last commit is no longer ago than the first, there is more to
+"""Seconds. Where the last commit is no longer ago than the first, more work is about to
 come: waiting so much longer for it makes one commit of several; it is PostgreSQL's
-commit_delay (https://www.postgresql.org/docs/current/wal-configuration.html). With 500
-refunds in flight a journal adds 42 microseconds of CPU to each; with half of this wait
-70. Twice of it would save more, and slow down a run over a thousand accounts, each of
-whose claims waits for it."""
+commit_delay (https://www.postgresql.org/docs/current/wal-configuration.html)."""
+_STALLED = 60.0
+"""Seconds after which a write counts as one that will not end: a disk that hangs.
+SQLite waits for locks for at most ten, and a load of a million items takes as long."""
 _CHUNK = 1000  # rows bound at once while loading: enough to forget the call's own cost
 
 
@@ -48,49 +51,50 @@ class Writer:
     """
 
     def __init__(
-        self,
-        place: str,
-        lock: Lock,
-        db: sqlite3.Connection,
-        first: Operation | None,
+        self, place: str, lock: Lock, db: sqlite3.Connection, items: Items
     ) -> None:
-        """Take over an open connection and its lock.
-
-        ``first`` goes into the first transaction, before everything else.
-        """
-        self._place, self._lock, self._db, self._first = place, lock, db, first
-        # Whoever uses the connection holds this. An RLock: a load's iterable may ask
-        # for the tally.
+        """Take over an open connection, its tables, and the lock."""
+        self._place, self._lock, self._db, self._items = place, lock, db, items
+        # Held by the thread that uses the connection. An RLock: what a load reads may
+        # come from the records.
         self._using = threading.RLock()
         self._reason: str | None = None  # why nothing is written any more
-        # Guards what follows, and is told of each change. Never held while waiting
+        # Guards what follows, and is notified of each change. Never held while waiting
         # for the other lock.
         self._changed = threading.Condition()
         self._waiting: list[Waiter] = []
-        self._closers: list[asyncio.Future[Any]] = []
+        self._closers: list[asyncio.Future[None]] = []
         self._thread: threading.Thread | None = None
         self._kept_at = -math.inf
         self._closing = self._closed = False
+        # Whether a reader keeps the file behind the -wal.
+        self._behind = False
+        self._unchanged = 0
         self._files = {
             name: _identity(name) for name in (place, f"{place}-wal", f"{place}-lock")
         }
 
     # ------------------------------------------------------- from any thread
 
-    def read(self, operation: Callable[[sqlite3.Connection], T], empty: T) -> T:
-        """Return what it finds, or ``empty`` if there are no tables yet."""
+    def tally(self) -> Tally:
+        """Return how far the run is, as of the last commit."""
+        self._refuse()
+        return self._items.kept
+
+    def read(self, operation: Callable[[sqlite3.Connection], list[T]]) -> list[T]:
+        """Return what it finds, nothing if there are no tables yet."""
         with self._using:
             self._refuse()
-            if self._first is not None and not self._db.in_transaction:
-                return empty
+            if not self._items.made:
+                return []
             with self._guarded():
                 return operation(self._db)
 
-    def load(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> int:
-        """Execute it with every row in one transaction; return how many it changed.
+    def load(self, rows: Iterable[tuple[Any, ...]]) -> int:
+        """Add items in one transaction, and return how many were not there.
 
         Raises:
-            Exception: Whatever the iterable raises; nothing is changed then.
+            Exception: Any that the iterable raises; nothing is added then.
         """
         rows = iter(rows)
         with self._using:
@@ -98,22 +102,21 @@ class Writer:
             try:
                 with self._guarded():
                     self._begin()
-                before = self._db.total_changes
                 # Outside of the guard: an error of the iterable is not one of ours.
                 while chunk := list(islice(rows, _CHUNK)):
                     with self._guarded():
-                        self._db.executemany(statement, chunk)
-                changed = self._db.total_changes - before
+                        self._items.insert(self._db, chunk)
                 with self._guarded():
+                    added = self._items.count_new(self._db)
                     self._commit()
             except BaseException:
                 self._roll_back()
                 raise
-            # The -wal is as large as all that was loaded. If a reader is in the way,
-            # a later commit does it.
+            # The -wal is as large as all that was loaded. If a reader is in the way it
+            # stays so for a while.
             with suppress(sqlite3.Error):
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            return changed
+            return added
 
     def end(self, done: asyncio.Future[Any] | None = None) -> threading.Thread | None:
         """Have all that waits kept, then the file closed and the lock let go.
@@ -137,7 +140,7 @@ class Writer:
     # ------------------------------------------------------------ from a loop
 
     async def do(self, operation: Callable[[sqlite3.Connection], T]) -> T:
-        """Return what it returned once that is kept."""
+        """Return what an operation returned, once what it did is kept."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         with self._changed:
             self._refuse()
@@ -146,7 +149,23 @@ class Writer:
             except RuntimeError as error:  # no thread is to be had
                 raise self._fail(error) from error
             self._waiting.append((operation, future))
-        return await future
+        return await self.unless_stalled(future)
+
+    async def unless_stalled(self, future: asyncio.Future[T]) -> T:
+        """Wait for the thread.
+
+        Raises:
+            JournalError: It takes too long. Nothing more is written then.
+        """
+        try:
+            async with asyncio.timeout(_STALLED):
+                return await future
+        except TimeoutError:
+            stalled = JournalError(
+                f"a write to the journal {self._place!r} has not ended in "
+                f"{_STALLED:.0f} seconds: check the disk, then resume the run"
+            )
+            raise self._fail(stalled) from None
 
     # -------------------------------------------------------------- the thread
 
@@ -185,7 +204,7 @@ class Writer:
                 self._begin()
                 answers = [operation(self._db) for operation, _ in batch]
                 self._commit()
-            except BaseException as error:  # noqa: BLE001 - everybody who waits gets it
+            except BaseException as error:  # noqa: BLE001 - each caller gets it
                 self._roll_back()
                 failure = self._fail(error)
                 answers = [JournalError(failure.message) for _ in batch]
@@ -196,7 +215,7 @@ class Writer:
         with self._using:
             if self._reason is None:
                 # Back to one file that can be read where nothing can be written: one
-                # in WAL mode cannot be without its companions
+                # in WAL mode needs the files beside it
                 # (https://www.sqlite.org/wal.html#read_only_databases). If a reader is
                 # in the way they stay until the next time.
                 with suppress(sqlite3.Error):
@@ -209,7 +228,7 @@ class Writer:
             closers, self._closers = self._closers, []
         _deliver(closers, [None] * len(closers))
 
-    # ------------------------------------------------ by whoever holds _using
+    # ------------------------------------------------ by the thread that holds _using
 
     def _begin(self) -> None:
         if self._reason is not None:
@@ -223,13 +242,29 @@ class Writer:
                     f"{self._place!r} was in use: put back what was there, or begin a "
                     f"run under another name"
                 )
+        self._unchanged = self._db.total_changes
         self._db.execute("BEGIN IMMEDIATE")
-        if self._first is not None:
-            self._first(self._db)
+        self._items.begin(self._db)
 
     def _commit(self) -> None:
+        if self._db.total_changes == self._unchanged:  # and no disk to wait for
+            self._db.execute("COMMIT")
+            if self._behind:
+                self._copy_from_wal()
+            return
+        self._items.finish(self._db)
         self._db.execute("COMMIT")
-        self._first = None
+        self._items.committed()
+        self._copy_from_wal()
+
+    def _copy_from_wal(self) -> None:
+        """Bring what is committed into the file itself, so that the file is enough."""
+        ((_, written, copied),) = self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        if copied < written and not self._behind:
+            # A reader is in the way; ours take milliseconds. Another program's may take
+            # hours: after one wait the run goes on, and the file gets it later.
+            ((_, written, copied),) = self._db.execute("PRAGMA wal_checkpoint(FULL)")
+        self._behind = copied < written
 
     def _roll_back(self) -> None:
         # After some errors SQLite has done it already
@@ -247,13 +282,12 @@ class Writer:
     def _guarded(self) -> Generator[None]:
         try:
             yield
-        except (sqlite3.Error, JournalError) as error:
+        except (*UNREADABLE, JournalError) as error:
             raise self._fail(error) from error
 
     def _fail(self, error: BaseException) -> JournalError:
         if self._reason is None:
-            found = error if isinstance(error, JournalError) else None
-            self._reason = (found or explained(self._place, error)).message
+            self._reason = explained(self._place, error).message
         return JournalError(self._reason)
 
 
@@ -262,13 +296,13 @@ def _deliver(futures: list[asyncio.Future[Any]], answers: list[Any]) -> None:
     for future, answer in zip(futures, answers, strict=True):
         by_loop.setdefault(future.get_loop(), []).append((future, answer))
     for loop, pairs in by_loop.items():
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with suppress(RuntimeError):  # the loop is closed, with its tasks
             loop.call_soon_threadsafe(_resolve, pairs)
 
 
 def _resolve(pairs: list[tuple[asyncio.Future[Any], Any]]) -> None:
     for future, answer in pairs:
-        if future.done():  # whoever waited was cancelled
+        if future.done():  # its caller was cancelled
             continue
         if isinstance(answer, JournalError):
             future.set_exception(answer)

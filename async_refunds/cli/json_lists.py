@@ -1,0 +1,140 @@
+"""JSON: an object per line, Stripe's list answer, arrays, and webhook events."""
+
+from __future__ import annotations
+
+import json
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from async_refunds.protocol.redaction import scrub
+
+from .list_rows import (
+    ACCOUNT_NAMES,
+    ID_NAMES,
+    BadLine,
+    UnreadableError,
+    checked,
+    looks_like_account,
+    plain_name,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from async_refunds.results import CancelRequest
+
+JSON_LINES = (".jsonl", ".ndjson")
+"""Endings of files that have an object per line, whatever their first line is."""
+
+
+def entries_of_json(
+    lines: Iterator[str], *, one_per_line: bool
+) -> Iterator[CancelRequest | BadLine]:
+    """Yield each refund, and each entry that is none.
+
+    Args:
+        lines: The text.
+        one_per_line: Whether each line is a value. Otherwise the first one decides.
+
+    Raises:
+        UnreadableError: It is no JSON, or not to its end.
+    """
+    before: list[str] = []
+    for line in lines:
+        before.append(line)
+        if line.strip():
+            break
+    else:
+        raise UnreadableError("is empty")
+    if one_per_line or _is_whole(before[-1]):
+        return _from_lines(chain(before, lines))
+    return _from_document("".join(chain(before, lines)))
+
+
+def _is_whole(line: str) -> bool:
+    try:
+        msgspec.json.decode(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _from_lines(lines: Iterator[str]) -> Iterator[CancelRequest | BadLine]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            value = msgspec.json.decode(line)
+        except (ValueError, RecursionError) as error:
+            yield number, f"no JSON object of a refund: {scrub(str(error))}"
+        else:
+            yield from _from_value(number, value)
+
+
+def _from_document(text: str) -> Iterator[CancelRequest | BadLine]:
+    """Yield the refunds of JSON over many lines; one value may follow the other."""
+    decoder, place = json.JSONDecoder(), 0
+    while rest := text[place:].lstrip():
+        place = len(text) - len(rest)
+        try:
+            value, place = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError) as error:
+            raise UnreadableError(f"is no JSON ({scrub(str(error))})") from error
+        line = text.count("\n", 0, place) + 1
+        yield from _from_value(line, value)
+
+
+def _from_value(number: int, value: Any) -> Iterator[CancelRequest | BadLine]:  # noqa: ANN401 - whatever JSON has
+    if isinstance(value, list):
+        for each in value:
+            yield from _from_value(number, each)
+    elif isinstance(value, str):
+        yield checked(number, value.strip(), "")
+    elif not isinstance(value, dict):
+        yield number, "no JSON object of a refund"
+    elif value.get("object") in ("list", "search_result"):
+        yield from _from_value(number, value.get("data"))
+    elif value.get("object") == "event":
+        yield from _from_event(number, value)
+    else:
+        yield _from_object(number, value)
+
+
+def _from_event(
+    number: int, event: dict[str, Any]
+) -> Iterator[CancelRequest | BadLine]:
+    data = event.get("data")
+    refund = data.get("object") if isinstance(data, dict) else None
+    if isinstance(refund, dict):
+        refund = {**refund, "stripe_account": event.get("account")}
+    yield from _from_value(number, refund)
+
+
+def _from_object(number: int, value: dict[str, Any]) -> CancelRequest | BadLine:
+    by_name = {plain_name(key): (key, each) for key, each in value.items()}
+    refund_id: Any = None
+    for name in ID_NAMES:
+        if by_name.get(name, ("", None))[1] is not None:
+            refund_id = by_name[name][1]
+            break
+    if refund_id is None:
+        return number, "has neither refund_id nor id"
+    accounts: dict[str, str] = {}
+    for name, (key, each) in by_name.items():
+        known = name in ACCOUNT_NAMES
+        if known and each is not None and not isinstance(each, str):
+            return number, f"{scrub(ascii(key))} is no account id"
+        if isinstance(each, str) and (known or each.startswith("acct_")):
+            accounts[key] = each.strip()
+        elif each and looks_like_account(name):
+            return (
+                number,
+                f"{scrub(ascii(key))} may name an account: call it stripe_account",
+            )
+    if len({*accounts.values()} - {""}) > 1:
+        return number, "names more than one account"
+    if not isinstance(refund_id, str):
+        return number, "has an id that is no text"
+    return checked(number, refund_id.strip(), "".join({*accounts.values()} - {""}))

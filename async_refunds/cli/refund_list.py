@@ -1,0 +1,75 @@
+"""The refunds to cancel, each once, kept on disk until all are checked."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING, Self
+
+from async_refunds.results import CancelRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+_ADD = "INSERT OR IGNORE INTO refunds (refund_id, account) VALUES (?, ?)"
+
+
+class RefundList:
+    """The refunds to cancel, each once, in the order in which they were added.
+
+    They are kept in a temporary file, which SQLite removes. Close the list.
+
+    Args:
+        account: The connected account of those that name none.
+    """
+
+    def __init__(self, account: str | None = None) -> None:
+        self.count = 0
+        self.duplicates = 0
+        """How often a refund was added that is in the list already."""
+        self._account = account
+        # https://www.sqlite.org/inmemorydb.html#temp_db
+        self._db = sqlite3.connect("", isolation_level=None)
+        self._db.execute("PRAGMA journal_mode = OFF")
+        self._db.execute(
+            "CREATE TABLE refunds (number INTEGER PRIMARY KEY, refund_id, account, "
+            "UNIQUE (refund_id, account))"
+        )
+        self._db.execute("BEGIN")
+
+    def add(self, request: CancelRequest) -> None:
+        """Add a refund, unless it is in the list.
+
+        Raises:
+            OSError: The disk is full.
+        """
+        account = request.stripe_account or self._account or ""
+        try:
+            added = self._db.execute(_ADD, (request.refund_id, account)).rowcount
+        except sqlite3.Error as error:
+            raise OSError(f"the temporary file: {error}") from error
+        self.count += added
+        self.duplicates += 1 - added
+
+    def __iter__(self) -> Iterator[CancelRequest]:
+        rows = self._db.execute(
+            "SELECT refund_id, account FROM refunds ORDER BY number"
+        )
+        for refund_id, account in rows:
+            yield CancelRequest(refund_id, account or None)
+
+    def accounts(self) -> list[str]:
+        """Return the connected accounts of the refunds, in alphabetical order."""
+        query = "SELECT DISTINCT account FROM refunds WHERE account != '' ORDER BY 1"
+        return [account for (account,) in self._db.execute(query)]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._db.close()

@@ -1,0 +1,186 @@
+"""Start a batch: its journal, its output, and the question before real money moves."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from async_refunds.errors import JournalError
+from async_refunds.journal import Run
+
+from . import options, plan
+from .batch_run import BatchRun, BoundedJournal, OpenJournal
+from .output import Output, os_reason, refuse
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from contextlib import ExitStack
+
+    from .config import Connection
+    from .options import (
+        BatchOptions,
+        ConnectionOptions,
+        OutputOptions,
+        SendOptions,
+    )
+    from .refund_list import RefundList
+
+
+def ask_for_live(
+    connection: Connection, requests: RefundList | None, open_: int, send: SendOptions
+) -> None:
+    """Ask before more than one live refund is canceled, unless ``--yes`` was given.
+
+    Args:
+        connection: To the API.
+        requests: What is to be canceled.
+        open_: The number of refunds that are open in the journal.
+        send: How many are canceled, and whether someone is asked.
+    """
+    count = 0 if requests is None else requests.count
+    total = min(count + open_, send.limit or count + open_)
+    if connection.livemode and total > 1 and not send.yes:
+        count = min(count, total)
+        accounts = [] if requests is None else requests.accounts()
+        plan.ask(count, total - count, live=True, accounts=accounts)
+
+
+def run_batch(
+    connection: Connection,
+    requests: RefundList | None,
+    batch: BatchOptions,
+    output: Output,
+    *,
+    kept: OpenJournal | None,
+    send: SendOptions,
+    asked: bool = False,
+    brief: bool = False,
+    notes: Sequence[str] = (),
+) -> int:
+    """Cancel the refunds as a batch, with the journal if there is one.
+
+    Args:
+        connection: To the API.
+        requests: What to cancel; None: what is open in the journal.
+        batch: The options that were given. A journal fills in the others.
+        output: Where everything is written.
+        kept: The journal.
+        send: How many are canceled, and whether someone is asked first.
+        asked: Whether someone was asked.
+        brief: Show no summary if all are canceled.
+        notes: Lines for the end of the summary.
+
+    Returns:
+        The exit code.
+    """
+    if kept is None:
+        assert requests is not None  # noqa: S101 - without a journal there is a list
+        if not asked:
+            ask_for_live(connection, requests, 0, send)
+        chosen = min(requests.count, send.limit or requests.count)
+        run = BatchRun(
+            *(output, batch, islice(requests, chosen)),
+            total=requests.count,
+            left_out=requests.count - chosen,
+            brief=brief,
+            notes=notes,
+        )
+        return asyncio.run(run.run(connection))
+    batch = batch.or_else(_journal_options(kept))
+    try:
+        tally = kept.journal.tally()
+        before = tally.total
+        if not asked:
+            ask_for_live(connection, requests, tally.open, send)
+        if requests is not None:
+            kept.journal.load(requests)
+        tally = kept.journal.tally()
+        kept.journal.limit = send.limit
+    except JournalError as error:
+        refuse(f"{error}; nothing was sent")
+    if before:
+        new = f", {tally.total - before:,} of them new" if requests is not None else ""
+        output.say(
+            f"continuing {kept.path}, at {connection.base_url}: {tally.open:,} of "
+            f"{tally.total:,} refunds are open{new}"
+        )
+    done = tally.total - tally.open
+    run = BatchRun(
+        *(output, batch),
+        total=tally.total,
+        done=done,
+        left_out=max(0, tally.open - (send.limit or tally.open)),
+        kept=kept,
+        notes=notes,
+    )
+    return asyncio.run(run.run(connection))
+
+
+def open_journal(
+    stack: ExitStack,
+    path: str | None,
+    connection: Connection,
+    batch: BatchOptions,
+    given: ConnectionOptions,
+) -> OpenJournal | None:
+    """Begin a run in the journal that was given, or add to its run; or refuse."""
+    if path is None:
+        return None
+    kept: dict[str, object] = msgspec.to_builtins(batch)
+    if given.account is not None:
+        kept["account"] = given.account
+    if given.context is not None:
+        kept["context"] = given.context
+    return open_run(stack, path, Run(connection.base_url, connection.livemode, kept))
+
+
+def open_run(stack: ExitStack, path: str, run: Run | None) -> OpenJournal:
+    """Open a journal until the end of the stack, or refuse.
+
+    Args:
+        stack: Closes it.
+        path: Of the file.
+        run: What to begin or continue; None: the file must hold a run.
+    """
+    try:
+        journal = stack.enter_context(BoundedJournal.open(path, run))
+    except JournalError as error:
+        refuse(f"{error}; nothing was sent")
+    return OpenJournal(journal, path)
+
+
+def _journal_options(kept: OpenJournal) -> BatchOptions:
+    try:
+        return msgspec.convert(kept.journal.run.options, options.BatchOptions)
+    except msgspec.ValidationError as error:
+        refuse(
+            f"{kept.path} holds options that this release does not know ({error}); "
+            "nothing was sent"
+        )
+
+
+def open_output(
+    stack: ExitStack, written: OutputOptions, *others: str | None
+) -> Output:
+    """Open the output of a batch until the end of the stack, or refuse.
+
+    Args:
+        stack: Closes it.
+        written: Where it is.
+        others: The files of other options, which it must not be.
+    """
+    path = written.output
+    if path and Path(path).resolve() in {
+        Path(each).resolve() for each in others if each
+    }:
+        refuse(f"--output {path!r} is the file of another option; nothing was sent")
+    try:
+        output = Output(written, path=path, rescue=True)
+    except OSError as error:
+        refuse(f"--output {path!r}: {os_reason(error)}; nothing was sent")
+    stack.callback(output.close)
+    return output

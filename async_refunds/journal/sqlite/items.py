@@ -1,0 +1,243 @@
+"""What the operations of a journal do to its tables, within a transaction."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from async_refunds.errors import JournalError
+from async_refunds.journal.base import Claim
+
+from .errors import damaged
+from .rows import DamagedRowError, Item
+from .schema import columns_of, create, write_state
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Iterable, Sequence
+
+    from async_refunds.journal.base import Tally
+    from async_refunds.results import CancelOutcome, CancelResult
+
+    from .rows import RunState
+
+_COLUMNS = columns_of(Item)
+_ADD = "INSERT OR IGNORE INTO items (refund_id, stripe_account, crc) VALUES (?, ?, ?)"
+_ADDED = "SELECT count(*), coalesce(sum(crc), 0) FROM items WHERE number > ?"
+# The index of open items has them by account and number. IS finds NULL too.
+_NEXT = f"""SELECT {_COLUMNS} FROM items
+    WHERE stripe_account IS ? AND settled = 0 AND number > ?
+    ORDER BY number LIMIT ?"""  # noqa: S608 - our own names
+_ONE = f"SELECT {_COLUMNS} FROM items WHERE number = ?"  # noqa: S608 - our own names
+# What changes after an item was added, in the order of its fields from `settled` on.
+_CHANGING = Item.__struct_fields__[3:]
+_WRITE = f"""UPDATE items SET {", ".join(f"{name} = ?" for name in _CHANGING)}
+    WHERE number = ?"""  # noqa: S608 - our own names
+_OWN = """SELECT EXISTS (SELECT 1 FROM items
+    WHERE stripe_account IS NULL AND settled = 0)"""
+# From account to account by the index, not over each of their items.
+_ACCOUNTS = """WITH RECURSIVE names (name) AS (
+    SELECT min(stripe_account) FROM items WHERE settled = 0
+    UNION ALL
+    SELECT (SELECT min(stripe_account) FROM items
+            WHERE settled = 0 AND stripe_account > name)
+        FROM names WHERE name IS NOT NULL)
+    SELECT name FROM names WHERE name IS NOT NULL"""
+_TOO_MANY = 429
+
+
+class Items:
+    """The tables of an open journal, and the sums that go with each commit.
+
+    Args:
+        place: Its name.
+        state: Of its run.
+        made: Whether the file has the tables yet.
+        clock: Gives Unix seconds.
+    """
+
+    def __init__(
+        self, place: str, state: RunState, *, made: bool, clock: Callable[[], float]
+    ) -> None:
+        self._place = place
+        self._state = state
+        self._clock = clock
+        self.made = made
+        self.kept: Tally = state.tally
+        """As of the last commit."""
+        self._counts = state.counts
+        self._last: dict[str | None, int] = {}  # the last number claimed, by account
+        self._claimed: dict[int, Item] = {}  # as written
+        self._at_work_since: float | None = None
+
+    def start(self) -> None:
+        """Begin a batch: claims begin again with the oldest items."""
+        self._last.clear()
+        self._at_work_since = None
+
+    # ----------------------------------------------------------- a transaction
+
+    def begin(self, db: sqlite3.Connection) -> None:
+        """Make the tables, if this is the first transaction."""
+        if not self.made:
+            create(db, self._state)
+
+    def finish(self, db: sqlite3.Connection) -> None:
+        """Write the sums, before the commit."""
+        state, now = self._state, self._clock()
+        state.commits += 1
+        state.outcomes = msgspec.json.encode(self._counts).decode()
+        if self._at_work_since is not None:
+            state.seconds += max(0.0, now - self._at_work_since)
+        self._at_work_since = now
+        write_state(db, state)
+
+    def committed(self) -> None:
+        """Take what was written as kept."""
+        self.made = True
+        self.kept = self._state.tally
+
+    # -------------------------------------------------------------- operations
+
+    def insert(self, db: sqlite3.Connection, rows: Iterable[tuple[Any, ...]]) -> None:
+        """Insert the rows of new items, those that are there already left out."""
+        db.executemany(_ADD, rows)
+
+    def count_new(self, db: sqlite3.Connection) -> int:
+        """Count the items inserted since the last time, and return how many."""
+        ((count, total),) = db.execute(_ADDED, (self._state.items,))
+        self._state.items += count
+        self._state.open += count
+        self._state.item_sum += total
+        added: int = count
+        return added
+
+    def add(self, db: sqlite3.Connection, rows: Iterable[tuple[Any, ...]]) -> None:
+        """Add items, those that are there already left out."""
+        self.insert(db, rows)
+        self.count_new(db)
+
+    def claim(
+        self, db: sqlite3.Connection, stripe_account: str | None, limit: int
+    ) -> list[Claim]:
+        """Give out the next open items of an account."""
+        last = self._last.get(stripe_account, 0)
+        rows = db.execute(_NEXT, (stripe_account, last, limit)).fetchall()
+        now = self._clock()
+        claims: list[Claim] = []
+        keyed: list[Item] = []
+        for item in map(self._checked, rows):
+            maybe_sent = bool(item.maybe_sent)
+            if not maybe_sent:
+                self._rekey(item, now)
+                keyed.append(item)
+            claims.append(_claim_of(item, maybe_sent=maybe_sent))
+            self._claimed[item.number] = item
+        self._write(db, keyed)
+        if claims:
+            self._last[stripe_account] = claims[-1].number
+        return claims
+
+    def rekey(self, db: sqlite3.Connection, claim: Claim) -> Claim:
+        """Give out the same item with a new key."""
+        item = self._found(db, claim)
+        if item.settled:
+            raise JournalError(
+                f"item {claim.number} is settled: it gets no other idempotency key"
+            )
+        self._rekey(item, self._clock())
+        self._write(db, [item])
+        return _claim_of(item, maybe_sent=False)
+
+    def give_back(self, db: sqlite3.Connection, claims: Sequence[Claim]) -> None:
+        """Take back items that were never sent."""
+        items: list[Item] = []
+        for claim in claims:
+            item = self._found(db, claim)
+            if not (claim.maybe_sent or item.settled):
+                before = item.known
+                item.maybe_sent = 0
+                self._count(before, item.known)
+                items.append(item)
+        self._write(db, items)
+
+    def settle(
+        self, db: sqlite3.Connection, known: Sequence[tuple[Claim, CancelResult]]
+    ) -> None:
+        """Keep what became of items."""
+        now, state = self._clock(), self._state
+        items: list[Item] = []
+        for claim, result in known:
+            item = self._found(db, claim)
+            if item.settled:
+                continue
+            before = item.known
+            item.learn(result, now, claimed_as_sent=claim.maybe_sent)
+            self._count(before, item.known)
+            items.append(item)
+            state.open -= item.settled
+            state.requests += len(result.attempts)
+            state.rate_limited += sum(
+                attempt.status == _TOO_MANY for attempt in result.attempts
+            )
+        self._write(db, items)
+        for item in items:
+            self._claimed.pop(item.number, None)
+
+    def accounts(self, db: sqlite3.Connection) -> list[str | None]:
+        """Return the accounts that have open items."""
+        ((own,),) = db.execute(_OWN)
+        named = [name for (name,) in db.execute(_ACCOUNTS)]
+        return [None, *named] if own else named
+
+    # ------------------------------------------------------------------- items
+
+    def _checked(self, row: tuple[Any, ...]) -> Item:
+        try:
+            return Item.read(row)
+        except DamagedRowError as error:
+            raise damaged(self._place, str(error)) from error
+
+    def _found(self, db: sqlite3.Connection, claim: Claim) -> Item:
+        item = self._claimed.get(claim.number)
+        if item is None:
+            rows = db.execute(_ONE, (claim.number,)).fetchall()
+            if not rows:
+                raise damaged(self._place, f"item {claim.number} is missing")
+            item = self._claimed[claim.number] = self._checked(rows[0])
+        return item
+
+    def _rekey(self, item: Item, now: float) -> None:
+        before = item.known
+        item.new_key(self._state.seed, now)
+        self._count(before, item.known)
+
+    def _count(self, before: CancelOutcome | None, after: CancelOutcome | None) -> None:
+        if before is not None:
+            self._counts[before] -= 1
+        if after is not None:
+            self._counts[after] += 1
+
+    def _write(self, db: sqlite3.Connection, items: list[Item]) -> None:
+        rows: list[tuple[Any, ...]] = []
+        for item in items:
+            self._state.item_sum -= item.crc
+            number, _, _, *changing = item.row()
+            self._state.item_sum += item.crc
+            rows.append((*changing, number))
+        db.executemany(_WRITE, rows)
+
+
+def _claim_of(item: Item, *, maybe_sent: bool) -> Claim:
+    # An item that may have been sent, or that got a key just now, has one.
+    assert item.idempotency_key is not None  # noqa: S101
+    assert item.key_created_at is not None  # noqa: S101
+    return Claim(
+        item.number,
+        item.refund_id,
+        item.stripe_account,
+        item.idempotency_key,
+        item.key_created_at,
+        maybe_sent=maybe_sent,
+    )

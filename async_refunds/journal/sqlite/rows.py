@@ -1,0 +1,258 @@
+"""The rows of a journal, each with a checksum over all that it says.
+
+SQLite's own check finds a damaged page structure, but not a flipped bit within a value,
+which would cancel a refund that nobody gave.
+"""
+
+from __future__ import annotations
+
+import secrets
+import zlib
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Self
+
+import msgspec
+
+from async_refunds.journal.base import Record, Run, Tally
+from async_refunds.journal.keys import DERIVATION, derive_key
+from async_refunds.models import id_of
+from async_refunds.protocol.redaction import scrub
+
+if TYPE_CHECKING:
+    from async_refunds.models import Refund
+    from async_refunds.results import CancelOutcome, CancelResult
+
+_LONGEST = 500  # characters of an error's text; Stripe's are a sentence or two
+_SEED = 16  # bytes
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class DamagedRowError(Exception):
+    """A row is not as it was written."""
+
+
+def checksum(*values: object) -> int:
+    """Return the checksum of the values of a row."""
+    return zlib.crc32(_encode(values))
+
+
+class Item(msgspec.Struct, gc=False):
+    """A row of ``items``: one refund of one account. The fields are the columns."""
+
+    number: int
+    refund_id: str
+    stripe_account: str | None
+    settled: int = 0
+    maybe_sent: int = 0
+    generation: int = 0
+    """How many keys it had."""
+    idempotency_key: str | None = None
+    key_created_at: float | None = None
+    attempts: int = 0
+    outcome: CancelOutcome | None = None
+    status: str | None = None
+    amount: int | None = None
+    currency: str | None = None
+    created: int | None = None
+    charge: str | None = None
+    payment_intent: str | None = None
+    failure_balance_transaction: str | None = None
+    request_id: str | None = None
+    error: str | None = None
+    seconds: float | None = None
+    known_at: float | None = None
+    crc: int = 0
+
+    @classmethod
+    def read(cls, row: tuple[Any, ...]) -> Self:
+        """Return the item of a row.
+
+        Raises:
+            DamagedRowError: It is not what was written.
+        """
+        item = cls(*row)
+        if item.crc != item._checksum():
+            raise DamagedRowError(f"item {item.number} does not match its checksum")
+        return item
+
+    def row(self) -> tuple[Any, ...]:
+        """Return what to write, with the checksum."""
+        self.crc = self._checksum()
+        return msgspec.structs.astuple(self)
+
+    def _checksum(self) -> int:
+        # Without the number, which SQLite gives a new row; that none is missing is
+        # checked for the table as a whole.
+        return checksum(*msgspec.structs.astuple(self)[1:-1])
+
+    @property
+    def known(self) -> CancelOutcome | None:
+        """What became of it; ``unknown`` if a key may have been sent since."""
+        if self.maybe_sent and self.outcome in {None, "failed"}:
+            return "unknown"
+        return self.outcome
+
+    def new_key(self, seed: bytes, now: float) -> None:
+        """Give it the next key, or the same one again if that was never sent."""
+        if not self.generation or self.maybe_sent or self.outcome is not None:
+            self.generation += 1
+        self.idempotency_key = derive_key(
+            seed, self.stripe_account, self.refund_id, self.generation
+        )
+        self.key_created_at, self.maybe_sent = now, 1
+
+    def learn(self, result: CancelResult, now: float, *, claimed_as_sent: bool) -> None:
+        """Take over what a batch found out.
+
+        Args:
+            result: What became of it. What it does not say stays as it was.
+            now: Unix seconds.
+            claimed_as_sent: Whether its key may have been sent before that batch.
+        """
+        error, key = result.error, result.idempotency_key
+        # After a definite no the next claim makes a new key: Stripe may have saved the
+        # answer to this one. But if nothing was sent now, what an earlier process
+        # sent with it may still land.
+        refused = result.outcome == "failed" and not (key is None and claimed_as_sent)
+        self.outcome, self.settled = result.outcome, int(result.settled)
+        self.maybe_sent = int(not refused)
+        self.idempotency_key = key or self.idempotency_key
+        self.attempts += len(result.attempts)
+        self.request_id = result.request_id or self.request_id
+        self.error = None if error is None else _text(error)
+        self.seconds, self.known_at = float(result.seconds), float(now)
+        refund = result.refund or getattr(error, "refund", None)
+        if refund is not None:
+            self._see(refund)
+
+    def _see(self, refund: Refund) -> None:
+        self.status = refund.status or self.status
+        self.amount, self.currency = refund.amount, refund.currency
+        self.created = refund.created
+        self.charge = id_of(refund.charge) or self.charge
+        self.payment_intent = id_of(refund.payment_intent) or self.payment_intent
+        self.failure_balance_transaction = (
+            id_of(refund.failure_balance_transaction)
+            or self.failure_balance_transaction
+        )
+
+    def record(self) -> Record:
+        """Return what is told of it."""
+        return Record(
+            number=self.number,
+            refund_id=self.refund_id,
+            stripe_account=self.stripe_account,
+            outcome=self.known,
+            status=self.status,
+            idempotency_key=self.idempotency_key,
+            attempts=self.attempts,
+            request_id=self.request_id,
+            error=self.error,
+            seconds=self.seconds,
+            settled=bool(self.settled),
+            amount=self.amount,
+            currency=self.currency,
+            created=self.created,
+            charge=self.charge,
+            payment_intent=self.payment_intent,
+            failure_balance_transaction=self.failure_balance_transaction,
+            known_at=self.known_at,
+        )
+
+
+_NEW = msgspec.structs.astuple(Item(0, "", None))[3:-1]
+
+
+def new_row(refund_id: str, stripe_account: str | None) -> tuple[Any, ...]:
+    """Return what to insert of a new item: its id, its account, its checksum."""
+    return refund_id, stripe_account, checksum(refund_id, stripe_account, *_NEW)
+
+
+def _text(error: Exception) -> str:
+    text = scrub(str(error))
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST - 3]}..."
+    return text.encode(errors="replace").decode()
+
+
+class RunState(msgspec.Struct):
+    """The one row of ``run``: what it is about, and sums over its items."""
+
+    base_url: str
+    livemode: int
+    options: str
+    """JSON."""
+    seed: bytes
+    """Of the keys."""
+    created_at: float
+    derivation: int = DERIVATION
+    commits: int = 0
+    """How many changed the file. Of two states the one with more is the later one."""
+    items: int = 0
+    open: int = 0
+    outcomes: str = "{}"
+    """JSON: how many items are known by which outcome, without those never sent."""
+    item_sum: int = 0
+    """The sum of the checksums of all items."""
+    requests: int = 0
+    rate_limited: int = 0
+    """Of the requests, those answered 429."""
+    seconds: float = 0.0
+    """For which batches were at work."""
+    crc: int = 0
+
+    @classmethod
+    def begin(cls, run: Run, now: float) -> Self:
+        """Return the state of a run without items.
+
+        Raises:
+            TypeError: The run's options are not what JSON has.
+        """
+        options = msgspec.json.encode(run.options).decode()
+        seed = secrets.token_bytes(_SEED)
+        return cls(run.base_url, int(run.livemode), options, seed, float(now))
+
+    @classmethod
+    def read(cls, row: tuple[Any, ...]) -> Self:
+        """Return the state that a row holds.
+
+        Raises:
+            DamagedRowError: It is not what was written.
+        """
+        state = cls(*row)
+        if state.crc != state._checksum():
+            raise DamagedRowError("the run does not match its checksum")
+        return state
+
+    def row(self) -> tuple[Any, ...]:
+        """Return what to write, with the checksum."""
+        self.crc = self._checksum()
+        return msgspec.structs.astuple(self)
+
+    def _checksum(self) -> int:
+        return checksum(*msgspec.structs.astuple(self)[:-1])
+
+    @property
+    def run(self) -> Run:
+        """What the journal is about."""
+        options = msgspec.json.decode(self.options, type=dict[str, Any])
+        return Run(self.base_url, bool(self.livemode), options)
+
+    @property
+    def counts(self) -> Counter[CancelOutcome]:
+        """How many items are known by which outcome."""
+        return Counter(msgspec.json.decode(self.outcomes, type=dict[Any, int]))
+
+    @property
+    def tally(self) -> Tally:
+        """How far the run is."""
+        outcomes: Counter[CancelOutcome | None] = Counter(self.counts)
+        outcomes[None] = self.items - outcomes.total()
+        return Tally(
+            open=self.open,
+            outcomes=+outcomes,
+            requests=self.requests,
+            rate_limited=self.rate_limited,
+            seconds=self.seconds,
+        )

@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from async_refunds import RefundsClient
+from async_refunds.cli.output import Output
+from async_refunds.cli.plan import Plan, PlanReader, plan_lines
+from async_refunds.results import CancelRequest
+from tests.support.terminal import (
+    LIVE_KEY,
+    Screen,
+    emulator_of,
+    run,
+    run_each,
+    run_in_shell,
+    started,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+real = pytest.mark.asyncio(loop_factories=["real"])
+THEM = "acct_1Them"
+
+
+@real
+async def test_dry_run_shows_what_would_happen_and_ends_with_the_command(
+    tmp_path: Path,
+) -> None:
+    emulator, _ = emulator_of(0)
+    ids = [emulator.add_refund() for _ in range(3)]
+    theirs = emulator.add_refund(account=THEM, currency="eur", amount=105_600)
+    emulator.set_status(ids[2], "succeeded")
+    lines = [*(f"{each}," for each in ids), f"{theirs},{THEM}", "re_missing,"]
+    (tmp_path / "a list.csv").write_text("\n".join(["id,stripe_account", *lines]))
+    async with emulator.serve() as base_url:
+        words = ("--base-url", base_url, "--journal", "run.sqlite3")
+        ended = await run(
+            *("cancel", "--from", "a list.csv", "--dry-run", *words), folder=tmp_path
+        )
+        *said, last = ended.err.splitlines()
+        assert not emulator.books.requests["cancel"]
+        command = last.partition("to cancel them: async-refunds ")[2]
+        done = await run_in_shell(f"refunds {command}", folder=tmp_path)
+    assert ended.code == 0
+    *said, limit, money = said
+    assert limit == (
+        "canceling takes about 0:00:01 at Stripe's limit of 25 requests per second for "
+        "each account"
+    )
+    assert money == (
+        "the money returns to the balance; the customers are not repaid by it"
+    )
+    assert said == [
+        "3 of 5 refunds can be canceled:",
+        "account     currency  refunds  sum",
+        "of the key  jpy       2        10,000",
+        "acct_1Them  eur       1        1,056.00",
+        "1 cannot be canceled: succeeded",
+        "1 was not found",
+    ]
+    told = {line["refund_id"]: line for line in ended.lines}
+    assert [told[each]["cancelable"] for each in (*ids, theirs, "re_missing")] == [
+        *(True, True, False, True, False)
+    ]
+    assert told[theirs]["amount"] == 105_600
+    assert told["re_missing"]["status"] is None
+    assert "No such refund" in told["re_missing"]["error"]
+    assert emulator.books.requests["retrieve"] == 5 + 1  # one settles the succeeded
+    assert done.code == 1
+    assert emulator.books.cancellations == dict.fromkeys((*ids[:2], theirs), 1)
+
+
+@real
+async def test_dry_run_on_a_terminal_lists_what_cannot_be_canceled() -> None:
+    emulator, _ = emulator_of(0)
+    ids = [emulator.add_refund(status="succeeded"), emulator.add_refund()]
+    screen = Screen()
+    async with (
+        emulator.serve() as base_url,
+        started(
+            *("cancel", *ids, "--dry-run", "--base-url", base_url),
+            stdout=screen.terminal,
+        ) as running,
+    ):
+        ended, shown = await screen.shows(running)
+    assert ended.code == 0
+    head, row = shown.splitlines()
+    assert head.split() == ["refund", "id", "status", "amount", "currency", "error"]
+    assert row.split() == [ids[0], "succeeded", "5,000", "jpy"]
+
+
+@real
+async def test_dry_run_from_stdin_says_that_the_list_is_needed_again() -> None:
+    emulator, ids = emulator_of(3)
+    async with emulator.serve() as base_url:
+        ended = await run_in_shell(
+            f"printf '%s\\n' {' '.join(ids)} | refunds cancel --from - --dry-run "
+            f"--max 2 --base-url {base_url}"
+        )
+        none = await run("cancel", "re_1", "--dry-run", "--base-url", base_url)
+    assert ended.code == none.code == 0
+    assert ended.err.startswith("2 of 2 refunds can be canceled:\n")
+    assert ended.err.endswith("the list came from stdin: give it again\n")
+    assert none.err == "0 of 1 refunds can be canceled\n1 was not found\n"
+
+
+@real
+async def test_dry_run_with_a_refused_key_ends_at_once() -> None:
+    emulator, ids = emulator_of(50)
+    emulator.expire_key("sk_test_expired")
+    async with emulator.serve() as base_url:
+        ended = await run(
+            *("cancel", *ids, "--dry-run", "--base-url", base_url),
+            key="sk_test_expired",
+        )
+    assert (ended.code, ended.out) == (2, "")
+    assert "could not be read" in ended.err
+    assert emulator.books.requests["retrieve"] < 30
+
+
+@real
+async def test_refund_that_could_not_be_read_is_exit_code_1() -> None:
+    emulator, ids = emulator_of(1)
+    emulator.faults.load("503=1")
+    async with emulator.serve() as base_url:
+        ended = await run(
+            *("cancel", *ids, "--dry-run", "--timeout", "0.5", "--base-url", base_url)
+        )
+    assert ended.code == 1
+    assert ended.err == "0 of 1 refunds can be canceled\n1 was not read\n"
+
+
+async def test_reads_keep_to_stripe_s_limit_for_each_account() -> None:
+    emulator, ids = emulator_of(60)
+    theirs = [emulator.add_refund(account=THEM) for _ in range(60)]
+    requests = [
+        *map(CancelRequest, ids),
+        *(CancelRequest(each, THEM) for each in theirs),
+    ]
+    reader = PlanReader(Output(path="/dev/null"), rate=None, timeout=None)
+    clock = asyncio.get_running_loop().time
+    async with emulator.serve() as base_url:
+        began = clock()
+        async with RefundsClient("sk_test_1", base_url=base_url) as client:
+            await reader.run(client, iter(requests), len(requests))
+    assert reader.plan.cancelable == 120
+    assert 59 / 20 <= clock() - began < 60 / 20 + 3.5
+
+
+def test_time_is_that_of_the_account_with_most_refunds() -> None:
+    plan = Plan()
+    plan.statuses["requires_action"] = 1200
+    plan.counts.update(
+        {("", "jpy"): 100, ("acct_1", "jpy"): 600, ("acct_1", "eur"): 500}
+    )
+    assert plan.seconds == 44.0
+    assert "about 0:00:44 at Stripe's limit" in "\n".join(
+        plan_lines(plan, repeatable=True)
+    )
+
+
+@real
+@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 1)])
+async def test_more_than_one_live_refund_is_asked_about(answer: str, code: int) -> None:
+    emulator, _ = emulator_of(0)
+    ids = [emulator.add_refund(livemode=True, account=THEM) for _ in range(2)]
+    screen = Screen()
+    screen.types(answer)
+    async with (
+        emulator.serve() as base_url,
+        started(
+            *("cancel", *ids, "--live", "--account", THEM, "--base-url", base_url),
+            key=LIVE_KEY,
+            stdin=screen.terminal,
+            stderr=screen.terminal,
+        ) as running,
+    ):
+        ended, shown = await screen.shows(running)
+    assert ended.code == code
+    assert f"Cancel these 2 refunds of {THEM}? Real money moves. [y/N]:" in shown
+    assert emulator.books.cancellations == (dict.fromkeys(ids, 1) if code == 0 else {})
+
+
+@real
+async def test_live_refunds_without_a_terminal_or_yes_are_refused(
+    tmp_path: Path,
+) -> None:
+    emulator, _ = emulator_of(0)
+    ids = [emulator.add_refund(livemode=True) for _ in range(6)]
+    async with emulator.serve() as base_url:
+        live = ("--live", "--base-url", base_url)
+        kept = ("--journal", "run.sqlite3")
+        refused = await run_each(
+            ("cancel", *ids, *live),
+            ("cancel", *ids, *live, *kept),
+            key=LIVE_KEY,
+            folder=tmp_path,
+        )
+        assert not emulator.requests
+        one = await run("cancel", *ids, *live, "--max", "1", key=LIVE_KEY)
+        some = await run(
+            *("cancel", *ids, *live, *kept, "--yes", "--max", "3"),
+            key=LIVE_KEY,
+            folder=tmp_path,
+        )
+        resume = ("resume", "run.sqlite3", "--live")
+        refused.append(await run(*resume, key=LIVE_KEY, folder=tmp_path))
+        rest = await run(*resume, "--yes", key=LIVE_KEY, folder=tmp_path)
+    for ended in refused:
+        assert (ended.code, ended.out) == (2, "")
+        assert "there is no terminal to ask on: add --yes" in ended.err
+    assert one.code == 1
+    assert one.err.endswith("--max left out 5 refunds\n")
+    assert [line["refund_id"] for line in one.lines] == ids[:1]
+    assert some.code == 1
+    assert sorted(line["refund_id"] for line in some.lines) == sorted(ids[:3])
+    assert "3 of 6 are open: `async-refunds resume run.sqlite3 --live`" in some.err
+    assert rest.code == 0
+    assert emulator.books.cancellations == dict.fromkeys(ids, 1)
+
+
+@real
+async def test_max_counts_over_all_accounts_of_a_journal(tmp_path: Path) -> None:
+    emulator, ids = emulator_of(2)
+    theirs = [emulator.add_refund(account=THEM) for _ in range(40)]
+    lines = [*(f"{each}," for each in ids), *(f"{each},{THEM}" for each in theirs)]
+    (tmp_path / "ids.csv").write_text("\n".join(["id,stripe_account", *lines]))
+    async with emulator.serve() as base_url:
+        ended = await run(
+            *("cancel", "--from", "ids.csv", "--journal", "run.sqlite3"),
+            *("--max", "30", "--rate", "2000", "--base-url", base_url),
+            folder=tmp_path,
+        )
+    assert ended.code == 1
+    assert len(ended.lines) == emulator.books.cancellations.total() == 30

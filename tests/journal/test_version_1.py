@@ -1,0 +1,167 @@
+"""Journals of release 0.1.0, which are brought to this version when a run goes on."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from async_refunds.errors import JournalError
+from async_refunds.journal import Claim, JournalReader, Record, Run, SqliteJournal
+from async_refunds.results import CancelRequest
+
+real = pytest.mark.asyncio(loop_factories=["real"])
+
+DUMP = Path(__file__).parents[1] / "support" / "journal_0_1_0.sql"
+MADE_AT = 1790000000.25
+NOW = 1790003600.0
+AGES = 60.0  # seconds until a process that hangs is given up
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "run.sqlite3"
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(DUMP.read_text())
+    return path
+
+
+def version(path: Path) -> int:
+    return int.from_bytes(path.read_bytes()[60:64], "big")
+
+
+def key(number: int) -> str:
+    return f"{number:032x}"
+
+
+def known(path: Path) -> list[tuple[Any, ...]]:
+    return [
+        (each.refund_id, each.stripe_account, each.outcome, each.idempotency_key)
+        for each in JournalReader(path).records()
+    ]
+
+
+KNOWN = [
+    ("re_1", None, "canceled", key(1)),
+    ("re_2", None, "unknown", key(2)),
+    ("re_3", None, "failed", key(3)),
+    ("re_4", None, "not_cancelable", key(4)),
+    ("re_5", None, "unknown", key(5)),
+    ("re_6", None, None, None),
+    ("re_1", "acct_1", "unknown", key(6)),
+    ("pyr_8", "acct_2", None, key(7)),
+]
+
+
+def test_it_is_read_as_it_is(path: Path) -> None:
+    before = path.read_bytes()
+    reader = JournalReader(path)
+    assert known(path) == KNOWN
+    assert reader.run == Run(
+        "https://api.stripe.com", livemode=False, options={"rate": 20}
+    )
+    assert next(reader.records()) == Record(
+        number=1,
+        refund_id="re_1",
+        stripe_account=None,
+        outcome="canceled",
+        status="canceled",
+        idempotency_key=key(1),
+        attempts=2,
+        request_id="req_1",
+        error=None,
+        seconds=1.5,
+        settled=True,
+        known_at=MADE_AT,
+    )
+    tally = reader.tally()
+    assert (tally.open, tally.requests) == (6, 5)
+    assert tally.outcomes == Counter([outcome for _, _, outcome, _ in KNOWN])
+    assert path.read_bytes() == before
+
+
+@real
+async def test_run_goes_on_with_its_keys(path: Path) -> None:
+    async with SqliteJournal.open(path, clock=lambda: NOW) as journal:
+        assert known(path) == KNOWN
+        own = await journal.claim(None, 9)
+        assert own[0] == Claim(2, "re_2", None, key(2), MADE_AT, maybe_sent=True)
+        assert [(each.refund_id, each.maybe_sent) for each in own] == [
+            *(("re_2", True), ("re_3", False), ("re_5", True), ("re_6", False)),
+        ]
+        assert own[1].idempotency_key != key(3)
+        assert own[1].key_created_at == NOW
+        (connected,) = await journal.claim("acct_1", 9)
+        assert (connected.idempotency_key, connected.maybe_sent) == (key(6), True)
+        (returned,) = await journal.claim("acct_2", 9)
+        assert (returned.idempotency_key != key(7), returned.maybe_sent) == (
+            True,
+            False,
+        )
+        assert journal.load([CancelRequest("re_1"), CancelRequest("re_9")]) == 1
+    assert version(path) == 2
+    assert [record.number for record in JournalReader(path).records()] == [
+        *range(1, 10)
+    ]
+
+
+def test_other_run_leaves_it_alone(path: Path) -> None:
+    before = path.read_bytes()
+    with pytest.raises(JournalError, match="holds a run on"):
+        SqliteJournal.open(path, Run("https://api.stripe.com", livemode=True))
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("statement", "text"),
+    [
+        ("DELETE FROM run", "its run cannot be read"),
+        ("UPDATE run SET options = 'x'", "its run cannot be read"),
+        ("DROP TABLE run", "no such table"),
+        ("UPDATE items SET outcome = x'00'", "is damaged"),
+    ],
+)
+def test_damage_is_named_and_nothing_is_changed(
+    path: Path, statement: str, text: str
+) -> None:
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute(statement)
+    for use in (SqliteJournal.open, JournalReader):
+        with pytest.raises(JournalError, match=text):
+            use(path)
+    assert version(path) == 1
+
+
+OPENER = """
+import sys
+from async_refunds.journal import SqliteJournal
+print("opening", flush=True)
+SqliteJournal.open(sys.argv[1])
+"""
+
+
+def test_kill_while_it_is_migrated_loses_nothing(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as db, db:
+        db.executemany(
+            "INSERT INTO items (refund_id) VALUES (?)",
+            [(f"re_x{number}",) for number in range(60_000)],
+        )
+    wal = path.with_name("run.sqlite3-wal")
+    with subprocess.Popen([sys.executable, "-c", OPENER, str(path)]) as process:  # noqa: S603 - ours
+        while not (wal.exists() and wal.stat().st_size > 1_000_000):
+            assert process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait(AGES)
+    wal.unlink()  # it may be lost too
+    path.with_name("run.sqlite3-shm").unlink()
+    assert known(path)[: len(KNOWN)] == KNOWN
+    with SqliteJournal.open(path) as journal:
+        assert journal.tally().total == 60_000 + len(KNOWN)
+    assert known(path)[: len(KNOWN)] == KNOWN
