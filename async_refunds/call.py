@@ -160,7 +160,7 @@ class Call(msgspec.Struct, eq=False):
     """Why no further retry came."""
     in_flight: bool = False
     """Whether a cancel was handed to the session, and what it did is not accounted for
-    by `maybe_sent` or by a refusal that is confirmed."""
+    by `maybe_sent` or by a refusal that counts by itself."""
     refused_before: tuple[int, str | None] | None = None
     """Status and code of the last refusal that is not confirmed."""
     key_generation: int = 0
@@ -425,7 +425,7 @@ class Call(msgspec.Struct, eq=False):
             result = self._remember(result)
         # Also after a success: an error on its way to the caller must not hide it.
         self.in_flight = is_cancel and (
-            result.value is not None or not result.confirmed
+            result.value is not None or not result.confirmed or result.repeated
         )
         attempt = Attempt(
             len(self.attempts) + 1,
