@@ -17,7 +17,7 @@ import msgspec
 
 from . import telemetry
 from .errors import APIConnectionError, RefundsError
-from .models import Attempt, CallRecord, LastResponse, attach
+from .models import Attempt, CallRecord, CallStart, LastResponse, attach
 from .protocol.classification import (
     Classification,
     Outcome,
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .models import Refund
     from .protocol.requests import Reply, Request
     from .retry import RetryBudget, RetryPolicy, StopReason
+    from .telemetry import CallStartHook
     from .transport.session import Session
 
 T = TypeVar("T")
@@ -131,6 +132,7 @@ class CallContext(msgspec.Struct, frozen=True):
     attempt_timeout: float
     on_attempt: Callable[[Attempt], object] | None
     on_call: Callable[[CallRecord], object] | None
+    on_call_start: CallStartHook | None
     credentials: Credentials | None
     """``None`` if the session has a key that stays the same."""
     in_progress: InProgress
@@ -163,6 +165,8 @@ class Call(msgspec.Struct, eq=False):
     """Status and code of the last refusal that is not confirmed."""
     key_generation: int = 0
     """Of the API key that the last attempt sent, if it may change."""
+    on_end: Callable[[CallRecord], object] | None = None
+    """What ``on_call_start`` returned."""
 
     @property
     def deadline(self) -> float:
@@ -183,6 +187,8 @@ class Call(msgspec.Struct, eq=False):
         context, conclusion = self.context, None
         context.in_progress.calls += 1
         try:
+            if context.on_call_start is not None:
+                self._start(request, context.on_call_start)
             if context.credentials is not None:
                 await context.credentials.load(self.timeout)
             last = await self.attempt(request, self.settling_from)
@@ -195,8 +201,10 @@ class Call(msgspec.Struct, eq=False):
                 conclusion = Conclusion("canceled", last.value)
             else:
                 conclusion = await self._settle(request, last)
+            return conclusion  # noqa: TRY300 - type checkers follow no `finally`
         except Exception as error:  # noqa: BLE001 - only our own errors may come out
             conclusion = self._conclude_unexpected(request, error)
+            return conclusion
         finally:
             # Without a function call, which could fail where the stack is nearly full.
             context.in_progress.calls -= 1
@@ -204,11 +212,11 @@ class Call(msgspec.Struct, eq=False):
                 self._end(request, "interrupted", None)
             elif (
                 context.on_call is not None
+                or self.on_end is not None
                 or context.in_progress.idle is not None
                 or conclusion.outcome == "unknown"
             ):
                 self._end(request, conclusion.outcome, conclusion.error)
-        return conclusion
 
     async def read(self, request: Request[T]) -> Classification[T]:
         """Send a read and retry it.
@@ -221,6 +229,8 @@ class Call(msgspec.Struct, eq=False):
         error: RefundsError | None = None
         context.in_progress.calls += 1
         try:
+            if context.on_call_start is not None:
+                self._start(request, context.on_call_start)
             if context.credentials is not None:
                 await context.credentials.load(self.timeout)
             last = await self._read(request)
@@ -233,7 +243,11 @@ class Call(msgspec.Struct, eq=False):
             raise error from None
         finally:
             context.in_progress.calls -= 1
-            if context.on_call is not None or context.in_progress.idle is not None:
+            if (
+                context.on_call is not None
+                or self.on_end is not None
+                or context.in_progress.idle is not None
+            ):
                 self._end(request, outcome, error)
             error = None  # it leads through its traceback to this frame, and so back
         return last
@@ -451,8 +465,14 @@ class Call(msgspec.Struct, eq=False):
         self.refused_before = seen
         if not twice:
             return failed
-        retry = failed.retry and failed.limit is not None
-        return msgspec.structs.replace(failed, confirmed=True, retry=retry)
+        limited = failed.limit is not None
+        return msgspec.structs.replace(
+            failed,
+            confirmed=True,
+            retry=failed.retry and limited,
+            # A limiter is believed without a read, which would only meet it again.
+            repeated=not limited,
+        )
 
     def attach_last_response(
         self, refund: Refund, reply: Reply, key: str | None
@@ -468,6 +488,19 @@ class Call(msgspec.Struct, eq=False):
                 idempotent_replayed=is_replay(reply),
                 attempts=self.attempts,
                 body=reply.body,
+            ),
+        )
+
+    def _start(self, request: Request[Any], hook: CallStartHook) -> None:
+        """Tell the outside that the call begins."""
+        self.on_end = telemetry.call_started(
+            hook,
+            CallStart(
+                method=request.endpoint,
+                base_url=self.context.session.origin,
+                refund_id=request.refund_id or None,
+                stripe_account=request.stripe_account,
+                idempotency_key=request.idempotency_key,
             ),
         )
 
@@ -492,7 +525,7 @@ class Call(msgspec.Struct, eq=False):
             why = "its task was cancelled"
             unknown = conclude_interrupted(request, self.attempts, why).error
             telemetry.log_unknown(request, unknown, self.attempts)
-        if on_call is None:
+        if on_call is None and self.on_end is None:
             return
         budget = self.context.budget
         record = CallRecord(
@@ -506,4 +539,7 @@ class Call(msgspec.Struct, eq=False):
             attempts=self.attempts,
             tokens=None if budget is None else budget.tokens,
         )
-        telemetry.call_hook("on_call", on_call, record)
+        if on_call is not None:
+            telemetry.call_hook("on_call", on_call, record)
+        if self.on_end is not None:
+            telemetry.call_hook("the end of on_call_start", self.on_end, record)

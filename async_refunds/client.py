@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .credentials import KeyProvider
     from .models import Attempt, CallRecord, Refund
     from .protocol.requests import CreatedRange, RefundPage, Request
+    from .telemetry import CallStartHook
 
 STRIPE_VERSION = "2026-10-28.endive"
 """The API version these models were written for (Stripe's own client 16.1)."""
@@ -65,7 +66,11 @@ class RefundsClient:
             may take half.
         on_attempt: Called with each `Attempt` when it ends.
         on_call: Called with a `CallRecord` when a call ends, also one that was
-            cancelled. What a hook raises is logged and never harms the call.
+            cancelled.
+        on_call_start: Called with a `CallStart` when a call begins, in its task. May
+            return a function, which is called with the `CallRecord` when it ends; see
+            ``async_refunds.integrations.opentelemetry``. What a hook raises is logged
+            and never harms the call.
         app_info: Your application, as ``my-shop/1.4``, for ``User-Agent``.
 
     Raises:
@@ -90,6 +95,7 @@ class RefundsClient:
         attempt_timeout: float = 30.0,
         on_attempt: Callable[[Attempt], object] | None = None,
         on_call: Callable[[CallRecord], object] | None = None,
+        on_call_start: CallStartHook | None = None,
         app_info: str | None = None,
     ) -> None:
         # First of all, so that no traceback from here on can show the key.
@@ -103,6 +109,7 @@ class RefundsClient:
             raise TypeError("retry_budget must be a RetryBudget or None")
         _check_hook("on_attempt", on_attempt)
         _check_hook("on_call", on_call)
+        _check_hook("on_call_start", on_call_start)
         self._stripe_account = (
             None if stripe_account is None else validation.account_id(stripe_account)
         )
@@ -133,6 +140,7 @@ class RefundsClient:
             attempt_timeout=attempt_timeout,
             on_attempt=on_attempt,
             on_call=on_call,
+            on_call_start=on_call_start,
             credentials=self._provided,
             in_progress=InProgress(),
         )
@@ -414,7 +422,7 @@ def begin_call(
         TypeError, ValueError: The timeout is no number of seconds.
         RuntimeError: The client is closed, or of another event loop.
     """
-    context = refunds._context  # noqa: SLF001 - the client's own module
+    context = refunds._context  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the client's own module
     if timeout is None:
         timeout = context.policy.deadline
     else:
@@ -434,7 +442,7 @@ def _check_hook(name: str, hook: object) -> None:
 
 def _caller(refunds: RefundsClient) -> str:
     """Return file and line of the code that makes a client, also one of a subclass."""
-    frame = sys._getframe(2)  # noqa: SLF001 - a traceback costs hundreds of times more
+    frame = sys._getframe(2)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # a traceback costs hundreds of times more
     while _is_constructor(frame, refunds) and frame.f_back is not None:
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"

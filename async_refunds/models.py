@@ -180,6 +180,19 @@ class Attempt(msgspec.Struct, frozen=True, gc=False):
     ``max_retries``, the call's deadline, or the retry budget."""
 
 
+class CallStart(msgspec.Struct, frozen=True):
+    """What is known of a call of the client when it begins, for tracing."""
+
+    method: Literal["cancel", "retrieve", "list"]
+    base_url: str
+    """Where the API is: ``scheme://host[:port]``."""
+    refund_id: str | None
+    """``None`` for a list."""
+    stripe_account: str | None
+    idempotency_key: str | None
+    """``None`` for a read."""
+
+
 class CallRecord(msgspec.Struct, frozen=True):
     """What one call of the client did, for metrics and audit logs."""
 

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from .protocol.error_mapping import describe_failure
 
@@ -18,11 +18,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .errors import RefundsError
-    from .models import Attempt
+    from .models import Attempt, CallRecord, CallStart
     from .protocol.classification import Classification
     from .protocol.requests import Request
 
 T = TypeVar("T")
+
+CallEndHook: TypeAlias = "Callable[[CallRecord], object]"
+CallStartHook: TypeAlias = "Callable[[CallStart], CallEndHook | None]"
+"""Called when a call begins; what it returns is called with the record at its end."""
 
 logger = logging.getLogger("async_refunds")
 
@@ -55,6 +59,17 @@ def call_hook(name: str, hook: Callable[[T], object], value: T) -> None:
     except BaseException:
         with contextlib.suppress(Exception):
             logger.exception("%s raised; the call goes on", name)
+
+
+def call_started(hook: CallStartHook, start: CallStart) -> CallEndHook | None:
+    """Call an ``on_call_start``; return what is to be called at the end of the call."""
+    ends: list[CallEndHook | None] = [None]
+
+    def begin(start: CallStart) -> None:
+        ends[0] = hook(start)
+
+    call_hook("on_call_start", begin, start)
+    return ends[0]
 
 
 def log_attempt(request: Request[Any], attempt: Attempt) -> None:

@@ -191,7 +191,7 @@ def _decode(body: bytes) -> RefundEvent:
 def _checked_body(body: object) -> bytes:
     if isinstance(body, str):
         return body.encode(errors="surrogateescape")
-    if isinstance(body, (bytes, bytearray, memoryview)):
+    if isinstance(body, (bytes, bytearray)):
         return bytes(body)
     raise TypeError(
         "body must be the bytes of the request as they arrived, not "

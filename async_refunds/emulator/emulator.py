@@ -80,6 +80,15 @@ class Emulator:
         self._base_url: str | None = None
 
     @property
+    def requests(self) -> deque[ReceivedRequest]:
+        """The last 1,000 requests, oldest first; another deque may take its place."""
+        return self._state.requests
+
+    @requests.setter
+    def requests(self, requests: deque[ReceivedRequest]) -> None:
+        self._state.requests = requests
+
+    @property
     def limits(self) -> Limits | None:
         """What an account may send; may be set and changed while serving."""
         return self._state.limiter.limits
@@ -105,15 +114,6 @@ class Emulator:
     @lock_wait.setter
     def lock_wait(self, lock_wait: float) -> None:
         self._state.lock_wait = lock_wait
-
-    @property
-    def requests(self) -> deque[ReceivedRequest]:
-        """The last requests, oldest first; another deque may be set, of any length."""
-        return self._state.requests
-
-    @requests.setter
-    def requests(self, requests: deque[ReceivedRequest]) -> None:
-        self._state.requests = requests
 
     @property
     def on_request(self) -> Callable[[ReceivedRequest], None] | None:

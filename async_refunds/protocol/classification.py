@@ -83,6 +83,8 @@ class Classification(msgspec.Struct, Generic[T], frozen=True, gc=False):
     """Stripe's error object."""
     confirmed: bool = True
     """False for a refusal that may answer another request; see `classify`."""
+    repeated: bool = False
+    """Whether a refusal is confirmed only because it came twice."""
 
     @property
     def was_sent(self) -> bool:
@@ -164,7 +166,8 @@ def classify(request: Request[T], reply: Reply) -> Classification[T]:
       https://github.com/stripe/stripe-mock/pull/77 reflects the key "like the real
       Stripe API"). What is decided before that layer, such as a 401, may not repeat it.
       Such a refusal is not `confirmed`: it may be a late answer to another request on
-      the same connection, so a second answer must say the same.
+      the same connection. It is believed if a second answer says the same and the
+      refund, as read, is not canceled.
 
     A no counts for the call only if no earlier attempt was ambiguous. The caller has to
     remember that.

@@ -2,7 +2,8 @@
 
 The rows of the table are tried from the top. "Maybe sent" means that an attempt of this
 or an earlier call with the same key may have been executed without a clear answer; a
-refusal that is not `confirmed` counts as such unless the read is refused alike.
+refusal that is not `confirmed` counts as such unless the read is refused alike, and one
+that came twice counts as such if the read finds the refund canceled.
 
 | maybe sent | last answer to the cancel     | refund as read       | outcome          |
 |------------|-------------------------------|----------------------|------------------|
@@ -76,6 +77,7 @@ def needs_read(last: Classification[Refund], *, maybe_sent: bool) -> bool:
         or last.outcome is Outcome.AMBIGUOUS
         or last.is_state_refusal
         or not last.confirmed
+        or last.repeated
     )
 
 
@@ -102,9 +104,16 @@ def conclude(
         not maybe_sent
         and last.outcome is not Outcome.AMBIGUOUS
         and (last.confirmed or _is_confirmed_by(last, read))
+        and not (last.repeated and _is_canceled(read))
     ):
         return _conclude_no(request, last, read, attempts, stopped)
     return _conclude_ambiguous(request, last, read, attempts, stopped)
+
+
+def _is_canceled(read: Classification[Refund] | None) -> bool:
+    return (
+        read is not None and read.value is not None and read.value.status == "canceled"
+    )
 
 
 def _is_confirmed_by(

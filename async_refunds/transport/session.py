@@ -93,6 +93,8 @@ class Session:
     ) -> None:
         if borrowed is not None:
             _check(borrowed, origin)
+        self.origin = origin
+        """``scheme://host[:port]``."""
         self._origin = URL(origin)
         self._session = borrowed
         self._owned = borrowed is None

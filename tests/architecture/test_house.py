@@ -17,6 +17,7 @@ PACKAGE = Path(async_refunds.__path__[0])
 ROOMS: dict[str, set[str]] = {
     "cli": {"batch", "client", "emulator", "journal", "protocol", "results", "retry"}
     | {"errors", "models", "version"},
+    "integrations": {"models", "version"},
     "batch": {"client", "call", "journal", "retry", "protocol", "results"}
     | {"errors", "models"},
     "client": {"call", "credentials", "telemetry", "transport", "retry", "protocol"}
@@ -47,7 +48,11 @@ PURE = {"protocol", "results", "errors", "models"}
 PURE_LIBRARIES = {"__future__", "collections", "enum", "ipaddress", "math", "re"} | {
     *("msgspec", "typing", "urllib.parse", "async_refunds")
 }
-ONLY_IN = {"aiohttp": {"transport", "client", "emulator", "cli"}, "tenacity": {"retry"}}
+ONLY_IN = {
+    "aiohttp": {"transport", "client", "emulator", "cli"},
+    "opentelemetry": {"integrations"},
+    "tenacity": {"retry"},
+}
 LIBRARIES = {"aiohttp", "async_refunds", "msgspec", "multidict", "tenacity", "yarl"}
 NO_ROOMS = {"utils", "helpers", "common", "constants"}
 
@@ -133,9 +138,9 @@ def test_library_is_used_in_its_rooms_only(library: str) -> None:
 
 
 def test_library_needs_no_extra() -> None:
-    """Nothing outside the command line and the emulator imports an extra."""
+    """Nothing outside the command line, emulator, integrations imports an extra."""
     for path in FILES:
-        if room(path) not in {"cli", "emulator"}:
+        if room(path) not in {"cli", "emulator", "integrations"}:
             assert roots(path) <= set(sys.stdlib_module_names) | LIBRARIES
 
 
@@ -145,7 +150,7 @@ import sys
 import async_refunds
 shown = dir(async_refunds)
 assert set(async_refunds.__all__) <= set(shown), "an editor and `help` do not see it"
-for name in ("async_refunds.batch", "async_refunds.journal"):
+for name in ("async_refunds.batch", "async_refunds.journal", "opentelemetry"):
     assert name not in sys.modules, name
 from async_refunds import cancel_many
 assert cancel_many is async_refunds.cancel_many

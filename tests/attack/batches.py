@@ -118,7 +118,7 @@ def _judge(
     if not outcome.ended:
         report.add("a batch that never ends", f"after {outcome.seconds} s")
         return
-    _judge_end(world, outcome)
+    _judge_end(world, names, outcome)
     early = any(name in world.options for name in _ENDED_EARLY)
     if not early and outcome.error is None:
         _judge_count(report, names, outcome)
@@ -132,12 +132,11 @@ def _judge(
                 report.add("two keys for one refund", f"{name}: {keys}")
 
 
-def _judge_end(world: World, outcome: Outcome) -> None:
+def _judge_end(world: World, names: list[str], outcome: Outcome) -> None:
     options, error = world.options, outcome.error
-    if "input_raises" in options and not isinstance(error, OddError):
-        reached = world.server.requests > 0 and options["input_raises"] == 0
-        if error is None and not any(name in options for name in _ENDED_EARLY):
-            world.report.add("an input's BaseException is lost", f"{reached}")
+    if error is None and options.get("input_raises", len(names)) < len(names):
+        if not any(name in options for name in _ENDED_EARLY):
+            world.report.add("an input's BaseException is lost", f"{len(names)} given")
         return
     if error is None or isinstance(error, (RefundsError, OddError)):
         if isinstance(error, OddError) and "input_raises" not in options:

@@ -53,6 +53,8 @@ class Summary:
     requests: int = 0
     seconds: float = 0.0
     told: Counter[str] = field(default_factory=Counter[str])
+    playing: dict[int, None] = field(default_factory=dict[int, None])
+    """Cases that are not over."""
     found: dict[tuple[str, frozenset[str]], Found] = field(
         default_factory=dict[tuple[str, frozenset[str]], "Found"]
     )
@@ -158,9 +160,11 @@ def attack(
     async def worker() -> None:
         for number in left:
             script = drawn(kind, seed, number, without)
+            summary.playing[number] = None
             report = await _PLAYS[kind](
                 script, f"{seed} {number}", deep=number % 10 == 0
             )
+            del summary.playing[number]
             summary.count(kind, seed, number, script, report)
 
     async def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import itertools
 import multiprocessing
 import time
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 # How many cases a job takes at a time.
 _PIECE = 200
+# Real seconds that a piece may take. It takes about ten.
+_STUCK = 120.0
 
 
 def attack(
@@ -53,6 +56,15 @@ def _amount(kind: str, summary: Summary) -> int:
 def piece(kind: str, seed: int, first: int, without: tuple[str, ...]) -> Summary:
     """Play one piece of the cases."""
     numbers = range(first, first + _PIECE)
+    # What never ends in real time shows where it is, and ends the whole attack.
+    faulthandler.dump_traceback_later(_STUCK, exit=True)
+    try:
+        return _played(kind, seed, numbers, without)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _played(kind: str, seed: int, numbers: range, without: tuple[str, ...]) -> Summary:
     if kind == "journals":
         return journal_campaign.attack(seed, numbers, without=without)
     return campaign.attack(kind, seed, numbers, without=without)

@@ -240,7 +240,7 @@ async def opened(script: Script, seed: str) -> AsyncGenerator[World]:
     try:
         yield World(server, books, refunds, report, options, sendable)
     finally:
-        await refunds.close()
+        await _close(refunds, report)
         if session is not None:
             await session.close()
         server.close()
@@ -259,6 +259,16 @@ async def _listen(server: Server, options: dict[str, Any]) -> None:
         loop.call_later(deaf, lambda: loop.create_task(server.listen()))
     if "deaf_from" in options:
         loop.call_later(options["deaf_from"], server.deafen)
+
+
+async def _close(refunds: RefundsClient, report: Report) -> None:
+    task = asyncio.ensure_future(refunds.close())
+    await asyncio.wait({task}, timeout=2 * DEADLINE)
+    if not task.done():
+        report.add("a close that never ends", f"{task.get_stack()}")
+        task.cancel()
+    elif task.exception() is not None:
+        report.add("a close that fails", f"{task.exception()!r}")
 
 
 def _session(options: dict[str, Any]) -> aiohttp.ClientSession | None:

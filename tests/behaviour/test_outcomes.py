@@ -218,11 +218,29 @@ UNCONFIRMED = {
 async def test_refusal_that_may_answer_another_request_is_believed_if_it_comes_twice(
     status: int,
 ) -> None:
-    async with scripted(UNCONFIRMED[status]) as server, server.client() as refunds:
-        with pytest.raises(APIStatusError) as caught:
-            await refunds.cancel(RE)
-    assert caught.value.status_code == status
-    assert server.methods() == "POST POST"
+    act = UNCONFIRMED[status]
+    for read in (WAITING, act, HTML):
+        once = RetryPolicy(max_retries=1)
+        async with (
+            scripted(act, reads=[read]) as server,
+            server.client(retry=once) as refunds,
+        ):
+            with pytest.raises(APIStatusError) as caught:
+                await refunds.cancel(RE)
+        assert caught.value.status_code == status
+        assert server.methods().startswith("POST POST GET")
+
+
+@pytest.mark.parametrize("status", UNCONFIRMED)
+async def test_refusals_that_the_refund_contradicts_are_not_believed(
+    status: int,
+) -> None:
+    async with (
+        scripted(UNCONFIRMED[status], reads=[seen("canceled")]) as server,
+        server.client() as refunds,
+    ):
+        assert (await refunds.cancel(RE)).status == "canceled"
+    assert server.methods() == "POST POST GET"
 
 
 LIMITED_SILENTLY = refusal(429, echo=False, code="rate_limit")

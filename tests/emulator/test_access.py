@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
+from collections import deque
 
 import pytest
 
@@ -247,11 +248,18 @@ async def test_log_has_each_request_but_no_key() -> None:
 
 
 async def test_log_forgets_the_oldest_requests(api: Caller) -> None:
-    emulator = api.emulator
-    assert emulator.requests.maxlen is not None
+    log = api.emulator.requests
+    assert log.maxlen == 1000
     await api.get("?limit=1")
-    emulator.requests.extend([emulator.requests[0]] * emulator.requests.maxlen)
-    assert len(emulator.requests) == emulator.requests.maxlen
+    log.extend([log[0]] * log.maxlen)
+    assert len(log) == log.maxlen
+
+
+async def test_log_may_be_replaced_by_one_that_forgets_nothing(api: Caller) -> None:
+    api.emulator.requests = log = deque[ReceivedRequest]()
+    await api.get("")
+    assert [record.endpoint for record in log] == ["list"]
+    assert api.emulator.requests is log
 
 
 async def test_each_request_is_reported_once_it_has_ended(

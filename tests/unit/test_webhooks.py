@@ -70,7 +70,7 @@ def test_event_of_no_request_or_of_one_without_a_key(
 
 
 def test_body_may_be_text_or_any_bytes() -> None:
-    forms: list[Any] = [BODY.decode(), bytearray(BODY), memoryview(BODY)]
+    forms: list[Any] = [BODY.decode(), bytearray(BODY)]
     for body in forms:
         assert refund_event(body, sign(BODY), SECRET, now=NOW).id == "evt_3Q1"
 

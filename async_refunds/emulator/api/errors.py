@@ -161,20 +161,11 @@ def key_reused(key: str, paths: tuple[str, str] | None = None) -> StripeError:
     )
 
 
-def server_error(status: int, *, saved: bool = False) -> StripeError:
-    """500, 503: Stripe itself fails.
-
-    Args:
-        status: The HTTP status.
-        saved: Whether the answer is saved under an idempotency key: a retry is useless.
-            The official clients "expect the stripe-should-retry header to be false in
-            most cases when a 500 is returned, since our idempotency framework would
-            typically replay it" (`stripe._http_client.HTTPClient._should_retry`).
-    """
+def server_error(status: int) -> StripeError:
+    """500, 503: Stripe itself fails."""
     return StripeError(
         status,
         "Sorry, there was an error while talking to one of our backends. If you have"
         f" any questions, {SUPPORT}",
         kind="api_error",
-        headers={"Stripe-Should-Retry": "false"} if saved else {},
     )

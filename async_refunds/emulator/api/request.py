@@ -41,6 +41,12 @@ LONGEST_KEY = 255
 NO_PARAMS: Params = ()
 NO_HEADERS: Mapping[str, str] = {}
 
+# A retry would only get the saved answer again. Recorded answers to a POST with a key
+# carry it, and the official clients "expect the stripe-should-retry header to be false
+# in most cases when a 500 is returned, since our idempotency framework would typically
+# replay it" (`stripe._http_client.HTTPClient._should_retry`).
+SAVED: Mapping[str, str] = {"Stripe-Should-Retry": "false"}
+
 
 @lru_cache
 def _is_version(text: str) -> bool:
@@ -189,12 +195,13 @@ class RequestContext:
         except StripeError as error:
             self.refuse(error)
         if fail:
-            self.refuse(errors.server_error(500, saved=self._key_use is not None))
+            self.refuse(errors.server_error(500))
 
     def finish(self) -> None:
         """End the request; save its answer under the key if it executed."""
         use, self._key_use = self._key_use, None
         if use is not None and self._executed:
+            self._extra_headers = {**self._extra_headers, **SAVED}
             use.answer = SavedAnswer(
                 self.status, self.body, self.request_id, self._extra_headers
             )
@@ -219,7 +226,15 @@ class RequestContext:
             self.state.books.rate_limited[reason] += 1
 
     def response_headers(self) -> dict[str, str]:
-        """Return the headers of the answer as it stands."""
+        """Return the headers of the answer as it stands.
+
+        Every answer has a ``Request-Id``. Stripe repeats the idempotency key of a POST
+        in what its idempotency layer answers, errors included: recorded headers show
+        it, and https://github.com/stripe/stripe-mock/pull/77 does it "like the real
+        Stripe API". No record shows what Stripe does before that layer (401, 403, the
+        429 of a limiter, parameter errors). The emulator repeats the key there too; a
+        client must not depend on it.
+        """
         version = self._version
         headers = {
             "Content-Type": "application/json",

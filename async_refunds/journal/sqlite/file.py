@@ -85,7 +85,7 @@ def _checked(place: str, run: Run | None) -> tuple[int, RunState | None]:
     """
     _roll_back(place)
     with closing(connect(place, "ro")) as db:
-        version, state = examined(db, place, indexes=True)
+        version, state = examined(db, place, whole=True)
         old = read_run(db, place) if version == 1 else None
     kept = old if state is None else state.run
     if kept is None and run is None:
@@ -204,7 +204,7 @@ def make(place: str, *, new: bool) -> None:
 
 
 def examined(
-    db: sqlite3.Connection, place: str, *, indexes: bool
+    db: sqlite3.Connection, place: str, *, whole: bool
 ) -> tuple[int, RunState | None]:
     """Read a file through, as `check`, and hold it against its -wal.
 
@@ -216,17 +216,17 @@ def examined(
             or it is of another program or version.
         sqlite3.Error: It cannot be read.
     """
-    whole = partial(check, indexes=indexes)
+    checked = partial(check, whole=whole)
     alone = _alone(place, read_state)
     try:
         version = version_of(db, place)
         if version < VERSION:
-            check_pages(db, place, indexes=indexes)
+            check_pages(db, place, indexes=whole)
             return version, None
-        state = whole(db, place)
+        state = checked(db, place)
     except (*UNREADABLE, JournalError) as error:
         busy = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_BUSY
-        if not busy and _has_wal(place) and _alone(place, whole):
+        if not busy and _has_wal(place) and _alone(place, checked):
             raise _foreign_wal(place) from error
         raise
     if alone and (alone.seed != state.seed or alone.commits > state.commits):

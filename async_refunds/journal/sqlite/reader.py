@@ -80,7 +80,7 @@ class JournalReader:
         self._place = file.resolved(path)
         self._migrated: sqlite3.Connection | None = None
         with self._opened() as db:
-            version, state = file.examined(db, self._place, indexes=False)
+            version, state = file.examined(db, self._place, whole=False)
             if not version:
                 raise JournalError(f"{self._place!r} holds no run")
             if state is None:

@@ -1,0 +1,251 @@
+"""OpenTelemetry (extra ``otel``): a span for each call and each attempt, and metrics.
+
+::
+
+    from async_refunds.integrations.opentelemetry import CallInstrumentation
+
+    refunds = RefundsClient(api_key, on_call_start=CallInstrumentation())
+
+The span of a call is a child of the caller's span, and the spans of its attempts are
+its children, as the semantic conventions for HTTP clients have it: "each retry attempt
+has its own span" (https://opentelemetry.io/docs/specs/semconv/http/http-spans/). Their
+names and attributes, and ``http.client.request.duration``, are those of the stable
+conventions. Neither the API key nor an e-mail address is in any of them.
+
+``opentelemetry-instrumentation-aiohttp-client`` may be used besides: during a call it
+makes no spans of its own, so that no attempt is there twice. This holds for the
+requests of an ``api_key`` callable too.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from opentelemetry import context, metrics, trace
+
+# Private, but the only way for all instrumentations of HTTP: their own package imports
+# it from there under this name.
+from opentelemetry.context import (
+    _SUPPRESS_HTTP_INSTRUMENTATION_KEY,  # pyright: ignore[reportPrivateUsage]  # as said
+)
+from opentelemetry.trace import SpanKind, Status, StatusCode
+
+from async_refunds.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from async_refunds.models import Attempt, CallRecord, CallStart
+
+_NAME = "async_refunds"
+
+# The buckets that the conventions ask for.
+# https://opentelemetry.io/docs/specs/semconv/http/http-metrics/
+_SECONDS = (
+    *(0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0),
+)
+# A call may take much longer than one request.
+_CALL_SECONDS = (*_SECONDS, 20.0, 40.0, 80.0)
+
+_GOOD = frozenset({"canceled", "already_canceled", "not_cancelable", "done"})
+
+
+class CallInstrumentation:
+    """Traces and measures the calls of clients; an ``on_call_start`` hook.
+
+    One may be shared by several clients.
+
+    Args:
+        tracer_provider: In place of the global one.
+        meter_provider: In place of the global one.
+    """
+
+    def __init__(
+        self,
+        *,
+        tracer_provider: trace.TracerProvider | None = None,
+        meter_provider: metrics.MeterProvider | None = None,
+    ) -> None:
+        self._tracer = trace.get_tracer(_NAME, __version__, tracer_provider)
+        self._measures = _Measures(
+            metrics.get_meter(_NAME, __version__, meter_provider)
+        )
+
+    def __call__(self, start: CallStart) -> Callable[[CallRecord], None]:
+        """Begin the span of a call; return what ends it."""
+        span = self._tracer.start_span(
+            f"{_NAME}.{start.method}", attributes=_present(_of_call(start))
+        )
+        within = context.set_value(
+            _SUPPRESS_HTTP_INSTRUMENTATION_KEY,
+            value=True,
+            context=trace.set_span_in_context(span),
+        )
+        token = context.attach(within)
+        server = _server(start.base_url)
+
+        def end(record: CallRecord) -> None:
+            context.detach(token)
+            if span.is_recording():
+                self._trace_attempts(span, start, record, server)
+                _describe_end(span, record)
+            span.end()
+            self._measures.record(record, server)
+
+        return end
+
+    def _trace_attempts(
+        self,
+        span: trace.Span,
+        start: CallStart,
+        record: CallRecord,
+        server: dict[str, Any],
+    ) -> None:
+        parent = trace.set_span_in_context(span)
+        for attempt, resend in _resends(record.attempts):
+            template = _template(attempt, record.refund_id)
+            attributes = {
+                **server,
+                **_of_attempt(attempt),
+                "url.full": start.base_url + attempt.path,
+                "url.template": template,
+                "http.request.resend_count": resend or None,
+                "stripe.request_id": attempt.request_id,
+            }
+            child = self._tracer.start_span(
+                f"{attempt.method} {template}",
+                context=parent,
+                kind=SpanKind.CLIENT,
+                attributes=_present(attributes),
+                start_time=int(attempt.began_at * 1e9),
+            )
+            if "error.type" in attributes:
+                child.set_status(Status(StatusCode.ERROR))
+            child.end(int((attempt.began_at + attempt.seconds) * 1e9))
+
+
+class _Measures:
+    """The instruments."""
+
+    def __init__(self, meter: metrics.Meter) -> None:
+        self._requests = meter.create_histogram(
+            "http.client.request.duration",
+            "s",
+            "Duration of HTTP client requests.",
+            explicit_bucket_boundaries_advisory=_SECONDS,
+        )
+        self._calls = meter.create_histogram(
+            f"{_NAME}.call.duration",
+            "s",
+            "Duration of calls, with all their attempts, by outcome.",
+            explicit_bucket_boundaries_advisory=_CALL_SECONDS,
+        )
+        self._retries = meter.create_counter(
+            f"{_NAME}.retries", "{retry}", "Retries, by the failure before them."
+        )
+        self._stops = meter.create_counter(
+            f"{_NAME}.retries_stopped",
+            "{call}",
+            "Calls that did not retry any more, by what stopped them.",
+        )
+        self._slept = meter.create_histogram(
+            f"{_NAME}.retry.wait",
+            "s",
+            "Time before a retry, by backoff and, in a batch, by its pace.",
+            explicit_bucket_boundaries_advisory=_SECONDS,
+        )
+        self._waits = meter.create_histogram(
+            f"{_NAME}.connection.wait",
+            "s",
+            "Time that the client's own pool had no connection free.",
+            explicit_bucket_boundaries_advisory=_SECONDS,
+        )
+        self._tokens = meter.create_gauge(
+            f"{_NAME}.retry_budget.tokens", "{token}", "Tokens left for retries."
+        )
+
+    def record(self, record: CallRecord, server: dict[str, Any]) -> None:
+        """Record a call that ended."""
+        method = {"async_refunds.method": record.method}
+        self._calls.record(
+            record.seconds,
+            {**server, **method, "async_refunds.outcome": record.outcome},
+        )
+        if record.tokens is not None:
+            self._tokens.set(record.tokens, server)
+        before: Attempt | None = None
+        for attempt, resend in _resends(record.attempts):
+            labels = {**server, **_of_attempt(attempt)}
+            self._requests.record(attempt.seconds, _present(labels))
+            self._waits.record(attempt.waited, server)
+            if resend and before is not None:
+                reason = before.failure or str(before.status)
+                self._retries.add(1, {**method, "async_refunds.reason": reason})
+                self._slept.record(attempt.slept, method)
+            if attempt.stopped is not None:
+                stop = {"async_refunds.stopped_by": attempt.stopped}
+                self._stops.add(1, {**method, **stop})
+            before = attempt
+
+
+def _resends(attempts: tuple[Attempt, ...]) -> Iterator[tuple[Attempt, int]]:
+    """Yield each attempt, and how often its request had been sent before.
+
+    A settling read is another request than the cancel before it.
+    """
+    counts: dict[str, int] = {}
+    for attempt in attempts:
+        counts[attempt.method] = counts.get(attempt.method, -1) + 1
+        yield attempt, counts[attempt.method]
+
+
+def _of_call(start: CallStart) -> dict[str, Any]:
+    return {
+        "stripe.refund.id": start.refund_id,
+        "stripe.account": start.stripe_account,
+        "stripe.idempotency_key": start.idempotency_key,
+    }
+
+
+def _of_attempt(attempt: Attempt) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "http.request.method": attempt.method,
+        "http.response.status_code": attempt.status,
+    }
+    if attempt.failure is not None:
+        found["error.type"] = attempt.failure
+    elif attempt.status is not None and attempt.status >= 400:  # noqa: PLR2004 - an error by HTTP's rules
+        found["error.type"] = str(attempt.status)
+    return found
+
+
+def _describe_end(span: trace.Span, record: CallRecord) -> None:
+    span.set_attribute("async_refunds.outcome", record.outcome)
+    span.set_attribute("async_refunds.attempts", len(record.attempts))
+    named = [each.request_id for each in record.attempts if each.request_id]
+    if named:
+        span.set_attribute("stripe.request_id", named[-1])
+    stopped = [each.stopped for each in record.attempts if each.stopped]
+    if stopped:
+        span.set_attribute("async_refunds.stopped_by", stopped[-1])
+    if record.outcome not in _GOOD:
+        span.set_attribute("error.type", record.error or record.outcome)
+        span.set_status(Status(StatusCode.ERROR, record.outcome))
+
+
+def _server(base_url: str) -> dict[str, Any]:
+    parts = urlsplit(base_url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return {"server.address": parts.hostname or "", "server.port": port}
+
+
+def _template(attempt: Attempt, refund_id: str | None) -> str:
+    if refund_id is None:
+        return attempt.path
+    return attempt.path.replace(refund_id, "{refund}")
+
+
+def _present(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in attributes.items() if value is not None}
