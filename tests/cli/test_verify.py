@@ -19,7 +19,7 @@ async def test_verify_shows_what_differs(tmp_path: Path) -> None:
     emulator.set_status(ids[1], "succeeded")
     emulator.set_status(ids[2], "succeeded")
     async with emulator.serve() as base_url:
-        emulator.faults.script(*["ok"] * 5, *["unsaved_500"] * 4)
+        emulator.faults.script(*["ok"] * 5, *["unsaved_500"] * 50)
         await run(
             *("cancel", *ids[:4], "--concurrency", "1"),
             *("--patience", "0.1", "--base-url", base_url),
