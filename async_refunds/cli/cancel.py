@@ -16,6 +16,7 @@ from async_refunds.results import CancelRequest
 from . import options, plan
 from .list_files import STDIN, UnreadableError, display_name, read_list
 from .output import Output, refuse, to_stderr
+from .paced_reads import PacedReads
 from .refund_list import RefundList
 from .start_batch import open_journal, open_output, run_batch
 
@@ -111,21 +112,23 @@ def _show_plan(
     repeatable: bool,
 ) -> int:
     """Show what a cancel would do, and return the exit code."""
-    reader = plan.PlanReader(output, rate=batch.rate, timeout=batch.timeout)
+    writer = plan.PlanWriter(output)
     total = min(requests.count, limit or requests.count)
 
     async def read() -> None:
         async with api.client(output) as refunds:
-            await reader.run(refunds, islice(requests, total), total)
+            await PacedReads(batch, writer.write).run(
+                refunds, islice(requests, total), total=total, output=output
+            )
 
     try:
         asyncio.run(read())
     except AuthenticationError as error:
         refuse(str(error))
     output.table(plan.PLAN_COLUMNS)
-    for line in plan.plan_lines(reader.plan, repeatable=repeatable):
+    for line in plan.plan_lines(writer.plan, repeatable=repeatable):
         output.say(line)
-    return 1 if reader.plan.statuses[plan.NOT_READ] else 0
+    return 1 if writer.plan.statuses[plan.NOT_READ] else 0
 
 
 def _collect(
