@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from . import wire
@@ -71,10 +72,13 @@ def drawn(kind: str, seed: int, number: int, without: Collection[str] = ()) -> S
         kind: Which one.
         seed: Of the whole run.
         number: Of the case.
-        without: Names of acts and options that are left out.
+        without: Names of acts, options and damages that are left out; ``frames``
+            leaves the stack free.
     """
     chance = random.Random(f"{kind} {seed} {number}")  # noqa: S311 - no secret
     parts = {"calls": _calls, "batch": _batch, "journals": _journal}[kind](chance)
+    if "frames" in without:
+        parts = [replace(p, frames=0) if isinstance(p, Call) else p for p in parts]
     return tuple(part for part in parts if not _is_left_out(part, without))
 
 
