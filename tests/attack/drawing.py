@@ -58,7 +58,7 @@ _APIS: dict[str, dict[str, float]] = {
 }
 _PLAIN = 0.2
 """The share of acts whose answer arrives as it is: then it is the API that acts."""
-_WEIGHTS = {"proxy": 6.0, "extra_now": 1.5, "extra_next": 1.5, "plain": 0.0}
+_WEIGHTS = {"proxy": 6.0, "extra_now": 1.5, "extra_next": 5.0, "plain": 0.0}
 _WIRES = (*wire.KINDS, "extra_now", "extra_soon", "extra_next")
 _STATES = ("requires_action",) * 12 + (
     *("canceled", "canceled", "succeeded", "failed", "pending"),
@@ -121,7 +121,7 @@ def _options(chance: random.Random) -> list[Part]:
     maybe(0.2, "attempt_timeout", 0.5, 2.0, 80.0)
     maybe(0.06, "deaf_until", 0.1, 1.0, 30.0, 1e6)
     maybe(0.03, "deaf_from", 0.01, 0.5, 2.0)
-    maybe(0.02, "greets", *range(16))
+    maybe(0.06, "greets", *range(16))
     maybe(0.08, "hook", *range(1, 6))
     if Option("borrowed", 1) in parts or Option("borrowed", 2) in parts:
         maybe(0.2, "trace", *range(40))
