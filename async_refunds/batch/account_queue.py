@@ -40,8 +40,12 @@ _OUTAGE = frozenset({408, 424})
 # the refund alone; after several every further request is wasted.
 _EVIDENCE = 3
 
-# Claims held ahead for one account: a commit of the journal serves so many.
-_PAGE = 100
+# Claims held ahead for one account, at first and at most: a commit of the journal
+# serves so many.
+_FIRST_PAGE, _LARGEST_PAGE = 4, 2000
+# Seconds within which a page that was used up was too small, and beyond which it was
+# too large. A commit takes some hundredths of a second.
+_SHORT, _LONG = 0.5, 2.0
 
 
 class Item:
@@ -115,6 +119,8 @@ class AccountQueue:
         self._pending: deque[Claim] = deque()
         self._retry_heap: list[tuple[float, int, Item]] = []
         self._pushed = 0
+        self._page = _FIRST_PAGE
+        self._claimed_at = -math.inf
         self._exhausted = False  # the journal has no more of it for now
         self._version = 0  # how often the journal got more of it
         self._checked_out = 0  # items that a worker has
@@ -181,15 +187,28 @@ class AccountQueue:
     def claims_wanted(self, most: int) -> int:
         """Return how many claims to ask the journal for; 0 for none now.
 
-        Never more than goes out in about a second, since a killed run asks again for
-        all that it had claimed.
+        Early enough for the commit to end before the last one is sent, and never more
+        than goes out in about a second: a killed run asks again for all that it had
+        claimed.
 
         Args:
             most: The share of this account in the memory for all claims.
         """
-        if self._exhausted or self._pending:
+        if self._exhausted or len(self._pending) > self._page // 4:
             return 0
-        return max(1, min(_PAGE, most, int(self._cancels.pace.rate)))
+        page = min(self._page, most, max(1, int(self._cancels.pace.rate)))
+        return max(1, page - len(self._pending))
+
+    def note_claiming(self) -> None:
+        """Note that the journal is asked for claims, and fit the page to their use."""
+        now = self._clock()
+        seconds = now - self._claimed_at
+        self._claimed_at = now
+        rate = max(1, int(self._cancels.pace.rate))
+        if seconds < _SHORT:
+            self._page = min(2 * self._page, _LARGEST_PAGE, rate)
+        elif seconds > _LONG:
+            self._page = max(1, self._page // 2)
 
     @property
     def version(self) -> int:

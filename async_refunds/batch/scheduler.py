@@ -171,6 +171,7 @@ class Scheduler:
                 account = next(iter(self._hungry))
                 queue = self._hungry.pop(account)
                 if limit := queue.claims_wanted(share):
+                    queue.note_claiming()
                     wanted.append(WantedClaims(account, limit, queue.version))
                     total += limit
             if wanted:

@@ -186,13 +186,14 @@ class Client:
         return self.latency / 2 * (1 + jitter)
 
     def send(self, retry: int) -> None:
-        self.sent.append(self.sim.now)
+        sent_at = self.sim.now
+        self.sent.append(sent_at)
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
         way = self.way(steady=self.steady)
-        self.sim.at(self.sim.now + way, lambda: self.arrive(retry))
+        self.sim.at(self.sim.now + way, lambda: self.arrive(retry, sent_at))
 
-    def arrive(self, retry: int) -> None:
+    def arrive(self, retry: int, sent_at: float) -> None:
         sim = self.sim
         if sim.under_way >= sim.at_once:
             kind = "crowded"
@@ -204,22 +205,22 @@ class Client:
             if kind == "ok":
                 self.ok.append(sim.now)
         back = self.way(steady=False)
-        sim.at(sim.now + back, lambda: self.answered(retry, kind))
+        sim.at(sim.now + back, lambda: self.answered(retry, kind, sent_at))
 
-    def answered(self, retry: int, kind: str) -> None:
+    def answered(self, retry: int, kind: str, sent_at: float) -> None:
         now, pace = self.sim.now, self.pace
         if kind in {"ok", "failed"}:
             self.sim.under_way -= 1
             if self.sim.down:
                 kind = "failed"
         if kind == "ok":
-            pace.on_success(now)
+            pace.on_success(now, sent_at)
         elif kind == "failed":
             pace.on_failure(now)
         else:
             self.refused.append(now)
             if kind == "limited":
-                pace.on_rate_limit(now)
+                pace.on_rate_limit(now, sent_at)
             else:
                 pace.on_concurrency_limit(now, self.under_way)
         self.under_way -= 1
