@@ -23,9 +23,9 @@ from async_refunds.emulator import Emulator
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-PYTHON = [text for language, text in BLOCKS if language == "python"]
-BASH = [text for language, text in BLOCKS if language == "bash"]
-CONSOLE = [text for language, text in BLOCKS if language == "console"]
+PYTHON: list[str] = [text for language, text in BLOCKS if language == "python"]
+BASH: list[str] = [text for language, text in BLOCKS if language == "bash"]
+CONSOLE: list[str] = [text for language, text in BLOCKS if language == "console"]
 REFUND = "re_1Nispe2eZvKYlo2Cd31jOCgZ"
 
 
