@@ -105,6 +105,11 @@ sys.stdin.read()
 journal.close_now()
 """
 
+LEAVES_WAL = """
+import sqlite3, sys
+sqlite3.connect(sys.argv[1], timeout=0).execute("PRAGMA journal_mode = DELETE")
+"""
+
 FORGETFUL = """
 import asyncio, sys
 from async_refunds.journal import Run, SqliteJournal
@@ -327,11 +332,7 @@ def test_file_that_is_mounted_twice_is_refused(path: Path, mounted: Path) -> Non
         with child(HOLDER, mounted) as process:
             assert process.wait(AGES) == 1
         # The refusals left SQLite's own locks on the file as they were.
-        leave_wal = (
-            "import sqlite3, sys; db = sqlite3.connect(sys.argv[1], timeout=0); "
-        )
-        leave_wal += "db.execute('PRAGMA journal_mode = DELETE')"
-        with child(leave_wal, path) as process:
+        with child(LEAVES_WAL, path) as process:
             assert process.wait(AGES) == 1
         assert journal.load(items(3, 1)) == 1
 
