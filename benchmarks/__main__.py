@@ -40,6 +40,11 @@ RUNS = (
         quick=("--calls", "300", "--rates", "20", "--clients", "async_refunds"),
     ),
     Run(
+        "availability",
+        "bench_availability",
+        quick=("--parts", "door,stall"),
+    ),
+    Run(
         "batch",
         "bench_batch",
         quick=("--parts", "journal,pace", "--items", "500", "--seconds", "3"),

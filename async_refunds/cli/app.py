@@ -12,7 +12,7 @@ import typer
 
 from async_refunds.version import __version__
 
-from . import cancel, demo, emulator, report, resume, show, sweep
+from . import backup, cancel, demo, emulator, report, resume, show, sweep, verify
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,6 +73,8 @@ for name, help_text, command in (
     ("cancel", cancel.HELP, cancel.cancel),
     ("resume", resume.HELP, resume.resume),
     ("report", report.HELP, report.report),
+    ("backup", backup.HELP, backup.backup),
+    ("verify", verify.HELP, verify.verify),
     ("sweep", sweep.HELP, sweep.sweep),
     ("retrieve", show.RETRIEVE_HELP, show.retrieve),
     ("list", show.LIST_HELP, show.list_),

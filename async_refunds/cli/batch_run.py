@@ -18,6 +18,7 @@ from async_refunds.journal import SqliteJournal
 from async_refunds.results import CANCELED, CancelRequest, CancelResult
 
 from .progress import BatchProgress, shown
+from .report_data import effort, money_lines
 from .summary import (
     DONE,
     INTERRUPTED,
@@ -50,6 +51,8 @@ RESULT_COLUMNS = ("refund_id", "outcome", "idempotency_key", "error")
 # The defaults of `cancel_many`.
 _CONCURRENCY = 50
 _PATIENCE = 120.0
+
+_TOO_MANY = 429
 
 MAX_ROWS = 300
 """A table on a terminal has at most this many rows."""
@@ -139,6 +142,11 @@ class BatchRun:
         self._pending: dict[tuple[str | None, str], None] = {}
         self._requests = self._noting(requests)
         self._outcomes: Outcomes = Counter()
+        # What came back, of this run or, with a journal, of all of its runs.
+        self._sums: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
+        self._sent = self._rate_limited = 0
+        self._seconds = 0.0
         self._open = 0
         self._left = False
         self._listed = self._unlisted = 0
@@ -147,6 +155,8 @@ class BatchRun:
     async def run(self, connection: Connection) -> int:
         """Cancel the refunds, write each result, and return the exit code."""
         options, kept = self._options, self._kept
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         async with connection.client(self._output) as refunds:
             batch = Batch(
                 refunds,
@@ -166,6 +176,8 @@ class BatchRun:
                     broken = error
                 finally:
                     self._output.table(RESULT_COLUMNS)
+            self._sent = self._sent or batch.progress().requests
+            self._seconds = self._seconds or loop.time() - began
         code = exit_code(self._outcomes)
         if code == DONE and self._left_out:
             code = NOT_ALL
@@ -197,7 +209,17 @@ class BatchRun:
         ):
             async for result in results:
                 self._pending.pop((result.stripe_account, result.refund_id), None)
+                self._rate_limited += sum(
+                    attempt.status == _TOO_MANY for attempt in result.attempts
+                )
+                if result.outcome in CANCELED and result.refund is not None:
+                    self._add(result.refund.amount, result.refund.currency)
                 self._write(result.outcome, result_record(result), sent=True)
+
+    def _add(self, amount: int | None, currency: str | None) -> None:
+        if amount is not None and currency is not None:
+            self._sums[currency] += amount
+            self._counts[currency] += 1
 
     def _write(
         self, outcome: CancelOutcome, record: dict[str, object], *, sent: bool
@@ -217,8 +239,15 @@ class BatchRun:
         """Count what the journal holds, or report what was never started."""
         if self._kept is not None:
             tally = self._kept.journal.tally()
-            self._outcomes = Counter(tally.outcomes)
+            self._outcomes = Counter[str | None](tally.outcomes)
             self._open = tally.open
+            self._sent, self._rate_limited = tally.requests, tally.rate_limited
+            self._seconds = tally.seconds
+            self._sums.clear()
+            self._counts.clear()
+            for record in self._kept.journal.records():
+                if record.outcome in CANCELED:
+                    self._add(record.amount, record.currency)
             self._left = tally.open > 0
             return
         pending = [CancelRequest(each, account) for account, each in self._pending]
@@ -247,6 +276,10 @@ class BatchRun:
         if self._outcomes:
             for line in outcome_table(self._outcomes, resume):
                 say(line)
+            for line in money_lines(self._sums, self._counts):
+                say(line)
+        if self._sent:
+            say(effort(self._sent, self._rate_limited, self._seconds))
         if broken:
             say(f"what was in flight is unknown: `{resume}` asks with the same keys")
         elif self._open:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import ExitStack
-from itertools import islice
+from itertools import count, islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,6 +16,7 @@ from async_refunds.results import CancelRequest
 from . import options, plan
 from .list_files import STDIN, UnreadableError, display_name, read_list
 from .output import Output, refuse, to_stderr
+from .paced_reads import PacedReads
 from .refund_list import RefundList
 from .start_batch import open_journal, open_output, run_batch
 
@@ -111,21 +112,23 @@ def _show_plan(
     repeatable: bool,
 ) -> int:
     """Show what a cancel would do, and return the exit code."""
-    reader = plan.PlanReader(output, rate=batch.rate, timeout=batch.timeout)
+    writer = plan.PlanWriter(output)
     total = min(requests.count, limit or requests.count)
 
     async def read() -> None:
         async with api.client(output) as refunds:
-            await reader.run(refunds, islice(requests, total), total)
+            await PacedReads(batch, writer.write).run(
+                refunds, islice(requests, total), total=total, output=output
+            )
 
     try:
         asyncio.run(read())
     except AuthenticationError as error:
         refuse(str(error))
     output.table(plan.PLAN_COLUMNS)
-    for line in plan.plan_lines(reader.plan, repeatable=repeatable):
+    for line in plan.plan_lines(writer.plan, repeatable=repeatable):
         output.say(line)
-    return 1 if reader.plan.statuses[plan.NOT_READ] else 0
+    return 1 if writer.plan.statuses[plan.NOT_READ] else 0
 
 
 def _collect(
@@ -143,17 +146,15 @@ def _collect(
         refuse(f"{error}; nothing was sent")
     if source is None:
         return _duplicates(requests)
-    name, bad = display_name(source), 0
+    name, numbers = display_name(source), count(1)
 
     def on_bad_line(line: BadLine) -> None:
-        nonlocal bad
-        bad += 1
-        if skip_bad or bad <= _MAX_BAD_LINES:
+        if skip_bad or next(numbers) <= _MAX_BAD_LINES:
             number, reason = line
             to_stderr(f"{name}:{number}: {reason}")
 
     try:
-        read_list(source, requests, on_bad_line)
+        bad = read_list(source, requests, on_bad_line)
     except UnreadableError as error:
         refuse(f"{name} {error}; nothing was sent")
     lines = "1 line" if bad == 1 else f"{bad:,} lines"

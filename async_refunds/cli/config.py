@@ -119,8 +119,7 @@ class Connection:
             refuse(text.replace("base_url", "--base-url"))
 
     def _describe(self) -> str:
-        mode = "live" if self.livemode else "test"
-        parts = [f"{self.base_url} with a {mode} key"]
+        parts = [f"{self.base_url} with a {_mode(self.livemode)} key"]
         if self._account is not None:
             parts.append(f"account {self._account}")
         if self._context is not None:
@@ -131,6 +130,42 @@ class Connection:
             shown = self._proxy.with_user(None)  # and with it the password
             parts.append(f"proxy {shown} (from the environment)")
         return ", ".join(parts)
+
+
+def connect_to_run(
+    journal: str, run: Run, *, live: bool, base_url: str | None
+) -> Connection:
+    """Return the connection to the API of a run, or refuse.
+
+    Args:
+        journal: The path of the journal, for messages.
+        run: What it is about.
+        live: Whether a live key is allowed.
+        base_url: What the user gave for the address.
+    """
+    context = run.options.get("context")
+    made = Connection(
+        live=live,
+        base_url=run.base_url,
+        context=None if context is None else str(context),
+    )
+    if made.livemode != run.livemode:
+        refuse(
+            f"{journal!r} is a run in {_mode(run.livemode)} mode, and STRIPE_API_KEY "
+            f"is a {_mode(made.livemode)} key; nothing was sent"
+        )
+    if base_url is not None and base_url.rstrip("/") != run.base_url:
+        refuse(f"{journal!r} is a run at {run.base_url}; nothing was sent")
+    if base_url is None and needs_address(run):
+        refuse(
+            f"{journal!r} is a live run at {run.base_url}: to send a live key there, "
+            f"add --base-url {run.base_url}"
+        )
+    return made
+
+
+def _mode(live: bool) -> str:  # noqa: FBT001 - the mode itself
+    return "live" if live else "test"
 
 
 def _proxy(base_url: str) -> URL | None:

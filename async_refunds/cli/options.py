@@ -135,8 +135,19 @@ DryRun = Annotated[
 ]
 
 
-class BatchOptions(OptionGroup, frozen=True, kw_only=True, omit_defaults=True):
-    """How fast and how long a batch works; None: not given. Kept in the journal."""
+JournalArgument = Annotated[
+    str, typer.Argument(metavar="JOURNAL", help="The file given to --journal.")
+]
+RunAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--base-url", help="Where the run is; needed for a live run outside Stripe."
+    ),
+]
+
+
+class ReadOptions(OptionGroup, frozen=True, kw_only=True, omit_defaults=True):
+    """How fast refunds are sent or read; None: not given."""
 
     rate: Annotated[
         float | None,
@@ -146,12 +157,28 @@ class BatchOptions(OptionGroup, frozen=True, kw_only=True, omit_defaults=True):
             "way, up to Stripe's limit]",
         ),
     ] = None
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds for each call. [default: 80]")
+    ] = None
+
+    def __post_init__(self) -> None:
+        """Check each option that was given.
+
+        Raises:
+            ValueError: A value that cannot be used.
+        """
+        if self.timeout is not None:
+            validation.seconds("--timeout", self.timeout)
+        if self.rate is not None:
+            validation.rate("--rate", self.rate)
+
+
+class BatchOptions(ReadOptions, frozen=True, kw_only=True, omit_defaults=True):
+    """How fast and how long a batch works; None: not given. Kept in the journal."""
+
     concurrency: Annotated[
         int | None,
         typer.Option(min=1, max=1000, help="Refunds in flight at once. [default: 50]"),
-    ] = None
-    timeout: Annotated[
-        float | None, typer.Option(help="Seconds for each call. [default: 80]")
     ] = None
     patience: Annotated[
         float | None,
@@ -165,14 +192,11 @@ class BatchOptions(OptionGroup, frozen=True, kw_only=True, omit_defaults=True):
         """Check each option that was given.
 
         Raises:
-            ValueError: A value that no batch can use.
+            ValueError: A value that cannot be used.
         """
-        if self.timeout is not None:
-            validation.seconds("--timeout", self.timeout)
+        ReadOptions.__post_init__(self)
         if self.patience is not None:
             validation.seconds("--patience", self.patience)
-        if self.rate is not None:
-            validation.rate("--rate", self.rate)
 
     def or_else(self, others: BatchOptions) -> BatchOptions:
         """Return these options, with the values of others where none was given."""

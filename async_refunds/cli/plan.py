@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shlex
 import sys
 from collections import Counter
@@ -12,32 +11,21 @@ from typing import TYPE_CHECKING
 import msgspec
 import typer
 
-from async_refunds.errors import (
-    AuthenticationError,
-    RefundNotFoundError,
-    RefundsError,
-)
+from async_refunds.errors import RefundNotFoundError, RefundsError
 from async_refunds.protocol.redaction import scrub
 
 from .money import in_major_units
 from .output import refuse, to_stderr
-from .progress import ReadProgress, shown
+from .paced_reads import STRIPE_RATE
 from .tables import aligned
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from async_refunds.client import RefundsClient
     from async_refunds.models import Refund
     from async_refunds.results import CancelRequest
 
     from .output import Output
-
-# Requests per second of an account to one endpoint, by https://docs.stripe.com/rate-limits.
-STRIPE_RATE = 25.0
-# Below that limit, since other programs read too.
-_READ_RATE = 20.0
-_READS_IN_FLIGHT = 25
 
 PLAN_COLUMNS = ("refund_id", "status", "amount", "currency", "error")
 
@@ -84,74 +72,31 @@ class Plan(msgspec.Struct):
         return max(accounts.values(), default=0) / STRIPE_RATE
 
 
-class PlanReader:
-    """Reads each refund once, at the pace of Stripe's limit for reads.
+class PlanWriter:
+    """Counts what is read, and writes each refund.
 
     Args:
-        output: Where each refund is written; on a terminal those that cannot be
-            canceled.
-        rate: Reads per second of each account.
-        timeout: Seconds for each read; None: the client's default.
+        output: On a terminal it gets those that cannot be canceled.
     """
 
-    def __init__(
-        self, output: Output, *, rate: float | None, timeout: float | None
-    ) -> None:
+    def __init__(self, output: Output) -> None:
         self.plan = Plan()
         self._output = output
-        self._interval = 1 / min(rate or _READ_RATE, STRIPE_RATE)
-        self._timeout = timeout
-        self._next: dict[str | None, float] = {}
 
-    async def run(
-        self, refunds: RefundsClient, requests: Iterator[CancelRequest], total: int
-    ) -> None:
-        """Read them all.
+    def write(self, request: CancelRequest, found: Refund | RefundsError) -> None:
+        """Count a refund, or what kept it from us, and write it.
 
         Raises:
-            AuthenticationError: The key is refused, so every read would be.
-            OutputLostError: A refund could not be written.
+            OutputLostError: It could not be written.
         """
-        clock = asyncio.get_running_loop().time
-        progress = ReadProgress(self.plan.statuses, total=total, clock=clock)
-        async with shown(self._output, progress.line):
-            try:
-                async with asyncio.TaskGroup() as readers:
-                    for _ in range(min(total, _READS_IN_FLIGHT)):
-                        readers.create_task(self._read(refunds, requests))
-            except BaseExceptionGroup as errors:
-                raise errors.exceptions[0] from None
-
-    async def _read(
-        self, refunds: RefundsClient, requests: Iterator[CancelRequest]
-    ) -> None:
-        for request in requests:
-            await self._wait_for_turn(request.stripe_account)
-            refund, error = None, None
-            try:
-                refund = await refunds.retrieve(
-                    request.refund_id,
-                    stripe_account=request.stripe_account,
-                    timeout=self._timeout,
-                )
-                self.plan.add(request, refund)
-            except AuthenticationError:
-                raise
-            except RefundsError as failure:
-                error = str(failure)
-                found = isinstance(failure, RefundNotFoundError)
-                self.plan.statuses[NOT_FOUND if found else NOT_READ] += 1
-            self._write(request, refund, error)
-
-    async def _wait_for_turn(self, account: str | None) -> None:
-        now = asyncio.get_running_loop().time()
-        turn = max(now, self._next.get(account, now))
-        self._next[account] = turn + self._interval
-        await asyncio.sleep(turn - now)
-
-    def _write(
-        self, request: CancelRequest, refund: Refund | None, error: str | None
-    ) -> None:
+        refund, error = None, None
+        if isinstance(found, RefundsError):
+            error = str(found)
+            missing = isinstance(found, RefundNotFoundError)
+            self.plan.statuses[NOT_FOUND if missing else NOT_READ] += 1
+        else:
+            refund = found
+            self.plan.add(request, refund)
         cancelable = refund is not None and refund.status == CANCELABLE
         if self._output.as_table and cancelable:
             return

@@ -18,7 +18,6 @@ from async_refunds.results import CANCELED
 from .output import width
 
 if TYPE_CHECKING:
-    from collections import Counter
     from collections.abc import AsyncGenerator, Callable
 
     from async_refunds.batch import Progress
@@ -163,21 +162,21 @@ class ReadProgress:
     """The progress of reads as a line.
 
     Args:
-        counts: Counts what was read.
+        done: Returns the number of reads that ended.
         total: The number of reads.
         clock: Returns seconds.
     """
 
     def __init__(
-        self, counts: Counter[str], *, total: int, clock: Callable[[], float]
+        self, done: Callable[[], int], *, total: int, clock: Callable[[], float]
     ) -> None:
-        self._counts = counts
+        self._done = done
         self._total = total
         self._speed = Speed(clock)
 
     def line(self, columns: int) -> str:
         """Return the line, with the parts that fit into so many columns."""
-        done = self._counts.total()
+        done = self._done()
         speed = self._speed.per_second(done)
         parts = [
             (3, bar(done, self._total)),

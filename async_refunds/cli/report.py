@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -16,8 +17,11 @@ from async_refunds.results import CANCELED
 
 from . import options
 from .batch_run import MAX_ROWS, RESULT_COLUMNS
-from .output import Output, refuse
-from .summary import IN_FLIGHT, exit_code, outcome_table, resume_command
+from .money import in_major_units
+from .output import Output, os_reason, refuse
+from .report_data import RunReport, effort, money_lines
+from .report_html import html_page
+from .summary import exit_code, outcome_table
 from .tables import printable
 
 if TYPE_CHECKING:
@@ -25,11 +29,11 @@ if TYPE_CHECKING:
 
     from async_refunds.journal import Record
 
-    from .summary import Outcomes
-
 COLUMNS = (
-    *("refund_id", "stripe_account", "outcome", "status", "idempotency_key"),
-    *("attempts", "request_id", "error", "settled"),
+    *("refund_id", "stripe_account", "outcome", "status", "amount", "currency"),
+    *("created", "charge", "payment_intent", "failure_balance_transaction"),
+    *("idempotency_key", "attempts", "request_id", "error", "settled", "seconds"),
+    "known_at",
 )
 
 # A spreadsheet takes what begins like this for a formula, which can start programs
@@ -38,11 +42,15 @@ _FORMULA = ("=", "+", "-", "@")
 
 HELP = """Show what became of each refund of a run, also while it is going on.
 
-On a terminal: the count of each outcome, what to do about it, and the refunds
-that need attention. Otherwise, and with --json or --csv: every refund with its
-outcome, key, number of requests, request id and error. One that was never sent
-has no outcome; one in flight, or in flight at a kill, is unknown.
-Nothing is sent, nothing is changed, no API key is needed.
+On a terminal: the count of each outcome, what to do about it, what came back in
+each currency, and the refunds that need attention. Otherwise, and with --json
+or --csv: every refund with its outcome, key, amount, times, number of requests,
+request id and error. --html writes a page for a browser or a printer.
+
+JSON has amounts in the smallest unit, as Stripe has; all else has them as
+people write them. One that was never sent has no outcome; one in flight, or in
+flight at a kill, is unknown. Nothing is sent, nothing is changed, no API key is
+needed.
 
 Exit codes: 0 all are canceled, 1 some are not, 2 no such journal, 3 the
 outcome of some is unknown."""
@@ -50,29 +58,29 @@ outcome of some is unknown."""
 
 @options.with_options
 def report(
-    journal: Annotated[
-        str, typer.Argument(metavar="JOURNAL", help="The file given to --journal.")
-    ],
+    journal: options.JournalArgument,
     *,
     as_csv: Annotated[
-        bool, typer.Option("--csv", help="Each refund as a line of CSV, with a header.")
+        bool, typer.Option("--csv", help="Each refund as a line of CSV, for Excel too.")
     ] = False,
+    page: Annotated[
+        str | None,
+        typer.Option("--html", metavar="FILE", help="Write a page for a browser."),
+    ] = None,
     form: options.Format,
 ) -> None:
     """Show what became of each refund of a run."""
-    if as_csv and form.as_json:
-        refuse("--csv or --json, not both")
+    if as_csv + form.as_json + (page is not None) > 1:
+        refuse("one of --csv, --json and --html")
     output = Output(msgspec.structs.replace(form, as_json=form.as_json or as_csv))
     try:
         reader = JournalReader(journal)
-        outcomes: Outcomes = Counter(reader.tally().outcomes)
-        going_on = reader.in_use
-        if output.as_table:
-            if going_on:
-                _count_in_flight(outcomes, reader)
-                output.say(f"{journal} is in use: its run is going on")
-            output.text(outcome_table(outcomes, resume_command(journal, reader.run)))
-            _show_rows(output, reader, going_on=going_on)
+        run = RunReport(journal, reader)
+        if page is not None:
+            _write_page(page, run, reader)
+            output.say(f"written to {page}")
+        elif output.as_table:
+            _show(output, run, reader)
         elif as_csv:
             for line in _csv_lines(reader.records()):
                 output.raw(line)
@@ -81,32 +89,25 @@ def report(
                 output.record(_row(record))
     except JournalError as error:
         refuse(str(error))
-    raise typer.Exit(exit_code(outcomes))
+    raise typer.Exit(exit_code(run.outcomes))
 
 
 def _row(record: Record) -> dict[str, object]:
     return {name: getattr(record, name) for name in COLUMNS}
 
 
-def _is_in_flight(record: Record) -> bool:
-    """Tell whether a record was sent, or is about to be, and has no result yet."""
-    return record.outcome == "unknown" and record.seconds is None
-
-
-def _count_in_flight(outcomes: Outcomes, reader: JournalReader) -> None:
-    """Count as in flight what a running process has sent, in place of unknown."""
-    count = sum(map(_is_in_flight, reader.records()))
-    outcomes["unknown"] -= count
-    outcomes[IN_FLIGHT] += count
-
-
-def _show_rows(output: Output, reader: JournalReader, *, going_on: bool) -> None:
-    """Show the refunds that need attention, up to the limit of a table."""
+def _show(output: Output, run: RunReport, reader: JournalReader) -> None:
+    """Show the summary, and the refunds that need attention up to a table's limit."""
+    if run.going_on:
+        output.say(f"{run.name} is in use: its run is going on")
+    output.text(outcome_table(run.outcomes, run.resume))
+    output.text(money_lines(run.sums, run.counts))
+    if run.requests:
+        output.text([effort(run.requests, run.rate_limited, run.seconds)])
     shown = 0
     for record in reader.records():
-        if record.outcome is None or record.outcome in CANCELED:
-            continue
-        if going_on and _is_in_flight(record):
+        good = record.outcome is None or record.outcome in CANCELED
+        if good or run.is_in_flight(record):
             continue
         if shown == MAX_ROWS:
             output.say(f"the first {MAX_ROWS} that need attention; --json has all")
@@ -116,19 +117,38 @@ def _show_rows(output: Output, reader: JournalReader, *, going_on: bool) -> None
     output.table(RESULT_COLUMNS)
 
 
+def _write_page(path: str, run: RunReport, reader: JournalReader) -> None:
+    if Path(path).exists() and Path(path).samefile(run.name):
+        refuse("--html is the journal itself")
+    try:
+        with Path(path).open("w", encoding="utf-8", errors="backslashreplace") as file:
+            file.writelines(html_page(run, reader.records()))
+    except OSError as error:
+        refuse(f"--html {path!r}: {os_reason(error)}")
+
+
 def _csv_lines(records: Iterator[Record]) -> Iterator[bytes]:
-    line = io.StringIO(newline="")
+    # Excel takes a file without a byte order mark for one in the local encoding.
+    line = io.StringIO("\ufeff", newline="")
+    line.seek(1)
     writer = csv.writer(line)
     writer.writerow(COLUMNS)
     for record in records:
-        writer.writerow(map(_cell, _row(record).values()))
+        row = _row(record)
+        writer.writerow([_cell(row, name) for name in COLUMNS])
         yield line.getvalue().encode()
         line.seek(0)
         line.truncate()
 
 
-def _cell(value: object) -> str:
+def _cell(row: dict[str, object], name: str) -> str:
+    value = row[name]
     if value is None:
         return ""
+    if name == "amount" and isinstance(value, int):
+        # A thousands separator would make text of it.
+        return in_major_units(value, str(row["currency"])).replace(",", "")
+    if name in ("created", "known_at") and isinstance(value, (int, float)):
+        return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M:%S}"
     text = printable(str(value))  # a line of the file stays one line
     return f"'{text}" if text.startswith(_FORMULA) else text

@@ -26,12 +26,6 @@ INTERRUPTED = 130
 IN_FLIGHT = "in flight"
 """Counts the refunds that a running process may be canceling."""
 
-# In the order of the table.
-_ORDER: tuple[str | None, ...] = (
-    *("canceled", "already_canceled", "not_cancelable", "failed", "unknown"),
-    *(IN_FLIGHT, None),
-)
-
 
 def resume_command(journal: str, run: Run) -> str:
     """Return the command that continues the run of a journal."""
@@ -48,8 +42,24 @@ def outcome_table(outcomes: Outcomes, resume: str | None) -> list[str]:
         outcomes: The counts.
         resume: The command that continues the run, if there is a journal.
     """
+    steps = next_steps(outcomes, resume)
+    rows = [
+        [outcome or "open", f"{outcomes[outcome]:,}", steps[outcome]]
+        for outcome in steps
+        if outcomes[outcome]
+    ]
+    return aligned([["outcome", "refunds", "what to do"], *rows])
+
+
+def next_steps(outcomes: Outcomes, resume: str | None) -> dict[str | None, str]:
+    """Return what to do about each outcome, in the order of a table.
+
+    Args:
+        outcomes: The counts.
+        resume: The command that continues the run, if there is a journal.
+    """
     again = f"`{resume}`" if resume else "run the same command again"
-    next_steps: dict[str | None, str] = {
+    return {
         "canceled": "",
         "already_canceled": "nothing: canceled before this run asked",
         "not_cancelable": "nothing can be: it is no longer in requires_action",
@@ -58,12 +68,6 @@ def outcome_table(outcomes: Outcomes, resume: str | None) -> list[str]:
         IN_FLIGHT: "nothing yet: the run is going on",
         None: "nothing yet: the run is going on" if outcomes[IN_FLIGHT] else again,
     }
-    rows = [
-        [outcome or "open", f"{outcomes[outcome]:,}", next_steps[outcome]]
-        for outcome in _ORDER
-        if outcomes[outcome]
-    ]
-    return aligned([["outcome", "refunds", "what to do"], *rows])
 
 
 def exit_code(outcomes: Outcomes) -> int:

@@ -294,7 +294,7 @@ async def test_reader_who_leaves_is_sent_to_the_journal_and_stderr_is_not_floode
             folder=tmp_path,
         )
     assert len(ended.lines) == 1
-    said, *summary = ended.err.splitlines()
+    said, *summary = ended.said
     assert said == (
         "stdout broke (Broken pipe): `async-refunds report run.sqlite3` shows the "
         "results"

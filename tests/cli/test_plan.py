@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from async_refunds import RefundsClient
+from async_refunds.cli.options import ReadOptions
 from async_refunds.cli.output import Output
-from async_refunds.cli.plan import Plan, PlanReader, plan_lines
+from async_refunds.cli.paced_reads import PacedReads
+from async_refunds.cli.plan import Plan, PlanWriter, plan_lines
 from async_refunds.results import CancelRequest
 from tests.support.terminal import (
     LIVE_KEY,
@@ -141,13 +143,16 @@ async def test_reads_keep_to_stripe_s_limit_for_each_account() -> None:
         *map(CancelRequest, ids),
         *(CancelRequest(each, THEM) for each in theirs),
     ]
-    reader = PlanReader(Output(path="/dev/null"), rate=None, timeout=None)
+    output = Output(path="/dev/null")
+    writer = PlanWriter(output)
     clock = asyncio.get_running_loop().time
     async with emulator.serve() as base_url:
         began = clock()
         async with RefundsClient("sk_test_1", base_url=base_url) as client:
-            await reader.run(client, iter(requests), len(requests))
-    assert reader.plan.cancelable == 120
+            await PacedReads(ReadOptions(), writer.write).run(
+                client, iter(requests), total=len(requests), output=output
+            )
+    assert writer.plan.cancelable == 120
     assert 59 / 20 <= clock() - began < 60 / 20 + 3.5
 
 

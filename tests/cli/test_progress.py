@@ -82,8 +82,8 @@ async def test_long_run_says_how_far_it_is_every_ten_seconds(
         code = await run.run(Connection(live=False, base_url=base_url))
     output.close()
     assert code == 0
-    *lines, head, row = capsys.readouterr().err.splitlines()
-    assert len(lines) == 3
+    lines = capsys.readouterr().err.splitlines()
+    lines, (head, row, *money, effort) = lines[:3], lines[3:]
     for number, line in enumerate(lines, 1):
         _, done, speed, left, pace = line.split("  ")
         count = int(done.removesuffix("/35"))
@@ -93,6 +93,8 @@ async def test_long_run_says_how_far_it_is_every_ten_seconds(
         assert left.startswith("0:00:")
     assert head.startswith("outcome")
     assert row == "canceled  35"
+    assert money[0] == "came back  refunds  sum"
+    assert effort.startswith("35 requests in 0:00:3")
 
 
 async def test_speed_is_that_of_the_last_half_minute(

@@ -186,7 +186,7 @@ async def test_bad_lines_are_skipped_when_told_and_each_is_named(
             folder=tmp_path,
         )
     assert ended.code == 0
-    said = ended.err.splitlines()
+    said = ended.said
     assert [line.split(":")[1] for line in said[:11]] == [str(n) for n in range(2, 13)]
     assert said[11:] == [
         "outcome   refunds  what to do",

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,14 @@ from async_refunds.errors import OutcomeUnknownError
 from async_refunds.journal import Run, SqliteJournal
 from async_refunds.models import Refund
 from async_refunds.results import CancelRequest, CancelResult
-from tests.support.terminal import Screen, run, run_each, run_in_shell, started
+from tests.support.terminal import (
+    Screen,
+    emulator_of,
+    run,
+    run_each,
+    run_in_shell,
+    started,
+)
 
 if TYPE_CHECKING:
     from async_refunds.results import CancelOutcome
@@ -19,8 +27,10 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.asyncio(loop_factories=["real"])
 
 COLUMNS = [
-    *("refund_id", "stripe_account", "outcome", "status", "idempotency_key"),
-    *("attempts", "request_id", "error", "settled"),
+    *("refund_id", "stripe_account", "outcome", "status", "amount", "currency"),
+    *("created", "charge", "payment_intent", "failure_balance_transaction"),
+    *("idempotency_key", "attempts", "request_id", "error", "settled", "seconds"),
+    "known_at",
 ]
 
 
@@ -47,6 +57,7 @@ async def journal_of(
                 refund=seen if status else None,
                 error=failure if bad else None,
                 idempotency_key=claim.idempotency_key,
+                settled=outcome != "unknown",
             )
             await made.settle([(claim, result)])
 
@@ -74,12 +85,15 @@ async def test_report_has_every_refund_in_the_order_of_the_input(
     assert unknown["attempts"] == 0
     assert len(unknown["idempotency_key"]) == 32
     assert last == {**dict.fromkeys(COLUMNS), **last}
-    rows = list(csv.DictReader(io.StringIO(as_csv.out, newline="")))
+    assert as_csv.out.startswith("\ufeff")  # or Excel takes it for another encoding
+    rows = list(csv.DictReader(io.StringIO(as_csv.out[1:], newline="")))
     assert list(rows[0]) == COLUMNS
     for row, line in zip(rows, as_json.lines, strict=True):
-        assert row == {
-            name: "" if value is None else str(value) for name, value in line.items()
+        assert {**row, "known_at": ""} == {
+            name: "" if value is None or name == "known_at" else str(value)
+            for name, value in line.items()
         }
+        assert re.fullmatch(r"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", row["known_at"])
 
 
 async def test_report_changes_nothing_and_is_the_journal_s_only(tmp_path: Path) -> None:
@@ -88,7 +102,7 @@ async def test_report_changes_nothing_and_is_the_journal_s_only(tmp_path: Path) 
     wrong = {
         ("missing.sqlite3",): "there is no journal",
         (".",): "is no file, but a folder",
-        ("run.sqlite3", "--csv", "--json"): "--csv or --json, not both",
+        ("run.sqlite3", "--csv", "--json"): "one of --csv, --json and --html",
     }
     good, *refused = await run_each(
         ("report", "run.sqlite3"),
@@ -111,6 +125,62 @@ async def test_spreadsheet_finds_no_formula_in_the_csv(
     ended = await run("report", "run.sqlite3", "--csv", key=None, folder=tmp_path)
     _, row, _ = csv.reader(io.StringIO(ended.out, newline=""))
     assert row[3] == (f"'{status}" if status[0] in "=+-@" else r"\t=1\r\n=2")
+
+
+async def test_money_is_in_major_units_but_in_json(tmp_path: Path) -> None:
+    emulator, _ = emulator_of(0)
+    ids = [
+        emulator.add_refund(amount=105_600, currency="eur"),
+        emulator.add_refund(amount=105_600, currency="jpy"),
+        emulator.add_refund(amount=99, currency="eur"),
+        emulator.add_refund(amount=1, currency="eur", status="succeeded"),
+    ]
+    async with emulator.serve() as base_url:
+        canceled = await run(
+            *("cancel", *ids, "--journal", "run.sqlite3", "--base-url", base_url),
+            folder=tmp_path,
+        )
+        plain = await run("cancel", *ids[:1], "re_none", "--base-url", base_url)
+    as_json, as_csv = await run_each(
+        *(("report", "run.sqlite3", how) for how in ("--json", "--csv")),
+        key=None,
+        folder=tmp_path,
+    )
+    screen = Screen()
+    async with started(
+        "report", "run.sqlite3", stdout=screen.terminal, key=None, folder=tmp_path
+    ) as running:
+        _, shown = await screen.shows(running)
+    money = ["came back  refunds  sum", "eur        2        1,056.99"]
+    money.append("jpy        1        105,600")
+    for text in (canceled.err, shown):
+        lines = text.splitlines()
+        start = lines.index(money[0])
+        assert lines[start : start + 3] == money
+        assert re.fullmatch(r"5 requests in 0:00:\d\d", lines[start + 3])
+    assert "came back  refunds  sum\neur        1        1,056.00\n" in plain.err
+    assert [line["amount"] for line in as_json.lines] == [105_600, 105_600, 99, 1]
+    refund = emulator.refund(ids[0])
+    for name in ("charge", "payment_intent", "created", "failure_balance_transaction"):
+        assert as_json.lines[0][name] == refund[name]
+    rows = list(csv.DictReader(io.StringIO(as_csv.out[1:], newline="")))
+    assert [row["amount"] for row in rows] == ["1056.00", "105600", "0.99", "0.01"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", rows[0]["created"])
+
+
+async def test_rate_limits_are_counted_at_the_end(tmp_path: Path) -> None:
+    emulator, ids = emulator_of(2)
+    emulator.faults.script("rate_429")
+    async with emulator.serve() as base_url:
+        ended = await run(
+            *("cancel", *ids, "--journal", "run.sqlite3", "--base-url", base_url),
+            folder=tmp_path,
+        )
+        emulator.faults.script("rate_429")
+        again = await run("cancel", ids[0], "re_none", "--base-url", base_url)
+    assert ended.code == 0
+    assert re.search(r"\n3 requests in .*, 1 of them answered 429\n", ended.err)
+    assert ", 1 of them answered 429\n" in again.err
 
 
 async def test_report_on_a_terminal_is_what_wants_attention(tmp_path: Path) -> None:

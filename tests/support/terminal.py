@@ -30,6 +30,9 @@ UNSET = (
     *("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS"),
 )
 
+# What came back in each currency, and how much work it was.
+FIGURES = re.compile(r"came back  |[a-z]{3} +[\d,]+ +[\d,.]+$|[\d,]+ requests in ")
+
 COMMAND = ("-m", "async_refunds")
 IN_SHELL = (
     "-c",
@@ -62,6 +65,11 @@ class Ended:
     code: int
     out: str
     err: str
+
+    @property
+    def said(self) -> list[str]:
+        """The lines of stderr without the money and effort of a batch at its end."""
+        return [line for line in self.err.splitlines() if not FIGURES.match(line)]
 
     @property
     def lines(self) -> list[dict[str, Any]]:

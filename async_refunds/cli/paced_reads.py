@@ -1,0 +1,98 @@
+"""Read many refunds once, at the pace of Stripe's limit for reads."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from async_refunds.errors import AuthenticationError, RefundsError
+
+from .progress import ReadProgress, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from async_refunds.client import RefundsClient
+    from async_refunds.models import Refund
+    from async_refunds.results import CancelRequest
+
+    from .options import ReadOptions
+    from .output import Output
+
+STRIPE_RATE = 25.0
+"""Requests per second of an account to one endpoint, by
+https://docs.stripe.com/rate-limits."""
+
+# Below that limit, since other programs read too.
+_READ_RATE = 20.0
+_IN_FLIGHT = 25
+
+
+class PacedReads:
+    """Reads each refund once, each account at its own pace.
+
+    Args:
+        options: The rate and the time-out.
+        on_read: Called with each request, and its refund or what kept it from us.
+    """
+
+    def __init__(
+        self,
+        options: ReadOptions,
+        on_read: Callable[[CancelRequest, Refund | RefundsError], object],
+    ) -> None:
+        self._interval = 1 / min(options.rate or _READ_RATE, STRIPE_RATE)
+        self._timeout = options.timeout
+        self._on_read = on_read
+        self._next: dict[str | None, float] = {}
+        self._done = 0
+
+    async def run(
+        self,
+        refunds: RefundsClient,
+        requests: Iterator[CancelRequest],
+        *,
+        total: int,
+        output: Output,
+    ) -> None:
+        """Read them all.
+
+        Raises:
+            AuthenticationError: The key is refused, so every read would be.
+            Exception: What ``on_read`` raises.
+        """
+        progress = ReadProgress(
+            lambda: self._done, total=total, clock=asyncio.get_running_loop().time
+        )
+        async with shown(output, progress.line):
+            try:
+                async with asyncio.TaskGroup() as readers:
+                    for _ in range(min(total, _IN_FLIGHT)):
+                        readers.create_task(self._read(refunds, requests))
+            except BaseExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+
+    async def _read(
+        self, refunds: RefundsClient, requests: Iterator[CancelRequest]
+    ) -> None:
+        for request in requests:
+            await self._wait_for_turn(request.stripe_account)
+            found: Refund | RefundsError
+            try:
+                found = await refunds.retrieve(
+                    request.refund_id,
+                    stripe_account=request.stripe_account,
+                    timeout=self._timeout,
+                )
+            except AuthenticationError:
+                raise
+            except RefundsError as error:
+                found = error
+            self._done += 1
+            self._on_read(request, found)
+
+    async def _wait_for_turn(self, account: str | None) -> None:
+        now = asyncio.get_running_loop().time()
+        turn = max(now, self._next.get(account, now))
+        self._next[account] = turn + self._interval
+        await asyncio.sleep(turn - now)

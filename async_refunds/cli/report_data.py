@@ -1,0 +1,87 @@
+"""What a run came to: outcomes, money, time, requests."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from async_refunds.results import CANCELED
+
+from .money import in_major_units
+from .summary import IN_FLIGHT, resume_command
+from .tables import aligned
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from async_refunds.journal import JournalReader, Record
+
+    from .summary import Outcomes
+
+
+class RunReport:
+    """What a run came to, as of now.
+
+    Reads every record once: a hundred thousand take about a second.
+
+    Args:
+        journal: The path of the journal, as the user typed it.
+        reader: Reads it.
+    """
+
+    def __init__(self, journal: str, reader: JournalReader) -> None:
+        self.name = journal
+        self.resume = resume_command(journal, reader.run)
+        self.run = reader.run
+        self.going_on = reader.in_use
+        tally = reader.tally()
+        self.requests, self.rate_limited = tally.requests, tally.rate_limited
+        self.seconds = tally.seconds
+        self.outcomes: Outcomes = Counter()
+        self.sums: Counter[str] = Counter()
+        """What came back by currency, in the smallest unit."""
+        self.counts: Counter[str] = Counter()
+        """The number of refunds in it."""
+        for record in reader.records():
+            in_flight = self.is_in_flight(record)
+            self.outcomes[IN_FLIGHT if in_flight else record.outcome] += 1
+            if record.outcome in CANCELED and record.amount is not None:
+                currency = record.currency or ""
+                self.sums[currency] += record.amount
+                self.counts[currency] += 1
+
+    def is_in_flight(self, record: Record) -> bool:
+        """Tell whether the running process may be canceling a refund now."""
+        unknown = record.outcome == "unknown" and record.seconds is None
+        return self.going_on and unknown
+
+    @property
+    def canceled(self) -> int:
+        """The number of refunds that are canceled."""
+        return sum(self.outcomes[outcome] for outcome in CANCELED)
+
+    def facts(self) -> Iterator[str]:
+        """Yield sentences about the run."""
+        yield f"A run at {self.run.target}: {self.outcomes.total():,} refunds."
+        if self.going_on:
+            yield "It is going on."
+        if self.requests:
+            yield f"{effort(self.requests, self.rate_limited, self.seconds)}."
+
+
+def money_lines(sums: Counter[str], counts: Counter[str]) -> list[str]:
+    """Return a table of what came back, or nothing if no amount is known."""
+    if not sums:
+        return []
+    rows = [
+        [currency, f"{counts[currency]:,}", in_major_units(amount, currency)]
+        for currency, amount in sorted(sums.items())
+    ]
+    return aligned([["came back", "refunds", "sum"], *rows])
+
+
+def effort(requests: int, rate_limited: int, seconds: float) -> str:
+    """Return how much work a run was."""
+    limited = f", {rate_limited:,} of them answered 429" if rate_limited else ""
+    return f"{requests:,} requests in {timedelta(seconds=round(seconds))}{limited}"

@@ -1,0 +1,127 @@
+"""``verify``: read again what a run reported, and say what differs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import typer
+
+from async_refunds.errors import (
+    AuthenticationError,
+    JournalError,
+    RefundNotFoundError,
+    RefundsError,
+)
+from async_refunds.journal import JournalReader
+from async_refunds.results import CANCELED, CancelRequest
+
+from . import config, options
+from .output import Output, refuse
+from .paced_reads import PacedReads
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from async_refunds.journal import Record
+    from async_refunds.models import Refund
+
+COLUMNS = ("refund_id", "outcome", "status", "error")
+
+HELP = """Read again the refunds that a run reported, and show what differs.
+
+Reads each refund that has an outcome, at Stripe's limit for reads. A canceled
+refund that is not canceled now differs, and so does one that failed or could
+not be canceled and is canceled now. Of an unknown outcome it shows the status.
+
+Exit codes: 0 nothing differs, 1 something does, or could not be read,
+2 wrong usage."""
+
+
+@options.with_options
+def verify(
+    journal: options.JournalArgument,
+    *,
+    key: options.KeyOptions,
+    base_url: options.RunAddress = None,
+    reads: options.ReadOptions,
+    form: options.Format,
+) -> None:
+    """Read again the refunds that a run reported, and show what differs."""
+    try:
+        reader = JournalReader(journal)
+        counts = reader.tally().outcomes
+    except JournalError as error:
+        refuse(str(error))
+    connection = config.connect_to_run(
+        journal, reader.run, live=key.live, base_url=base_url
+    )
+    verifying = _Verification(Output(form), reader)
+    total = counts.total() - counts[None]
+
+    async def run() -> None:
+        async with connection.client(verifying.output) as refunds:
+            await PacedReads(reads, verifying.compare).run(
+                refunds, verifying.requests(), total=total, output=verifying.output
+            )
+
+    try:
+        asyncio.run(run())
+    except (AuthenticationError, JournalError) as error:
+        refuse(str(error))
+    raise typer.Exit(verifying.conclude())
+
+
+class _Verification:
+    """Compares what a journal holds with what is so now."""
+
+    def __init__(self, output: Output, reader: JournalReader) -> None:
+        self.output = output
+        self._reader = reader
+        # Of the reads in flight, by what names a refund.
+        self._records: dict[CancelRequest, Record] = {}
+        self._counts: Counter[str] = Counter()
+
+    def requests(self) -> Iterator[CancelRequest]:
+        """Yield the refunds that have an outcome."""
+        for record in self._reader.records():
+            if record.outcome is not None:
+                request = CancelRequest(record.refund_id, record.stripe_account)
+                self._records[request] = record
+                yield request
+
+    def compare(self, request: CancelRequest, found: Refund | RefundsError) -> None:
+        """Compare a refund with its record, and write it if it differs."""
+        record = self._records.pop(request)
+        status = None if isinstance(found, RefundsError) else found.status
+        if isinstance(found, RefundNotFoundError) and record.outcome == "failed":
+            verdict, error = "as reported", ""
+        elif isinstance(found, RefundsError):
+            verdict, error = "not read", str(found)
+        elif record.outcome == "unknown":
+            verdict, error = "unknown", f"the outcome was unknown; it is {status} now"
+        elif (status == "canceled") == (record.outcome in CANCELED):
+            verdict, error = "as reported", ""
+        else:
+            verdict = "different"
+            error = f"it was reported as {record.outcome}, and is {status} now"
+        self._counts[verdict] += 1
+        if error:
+            self.output.record(
+                {
+                    "refund_id": request.refund_id,
+                    "stripe_account": request.stripe_account,
+                    "outcome": record.outcome,
+                    "status": status,
+                    "error": error,
+                }
+            )
+
+    def conclude(self) -> int:
+        """Write how many differ, and return the exit code."""
+        self.output.table(COLUMNS)
+        for verdict in ("as reported", "different", "unknown", "not read"):
+            if self._counts[verdict]:
+                self.output.say(f"{self._counts[verdict]:,} {verdict}")
+        return 1 if self._counts["different"] or self._counts["not read"] else 0
