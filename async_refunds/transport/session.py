@@ -120,7 +120,13 @@ class Session:
             RuntimeError: Closed, or used in a second event loop, or in none of asyncio;
                 nothing was sent.
         """
-        loop = asyncio.get_running_loop()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise RuntimeError(
+                "async_refunds needs asyncio, and no asyncio event loop is running "
+                "here (it does not run on trio)"
+            ) from None
         if self._loop is loop and not self._refusing:
             return loop
         if self._refusing:

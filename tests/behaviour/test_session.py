@@ -295,6 +295,13 @@ def test_second_event_loop_gets_a_clear_error() -> None:
     asyncio.run(refunds.close())
 
 
+def test_where_no_asyncio_runs_the_error_says_that_it_is_needed() -> None:
+    """As under trio, which drives a coroutine by itself."""
+    call = RefundsClient(KEY).cancel(RE)
+    with pytest.raises(RuntimeError, match="needs asyncio"):
+        call.send(None)
+
+
 async def test_client_that_was_never_used_needs_no_loop_and_no_close() -> None:
     RefundsClient(KEY)
 
