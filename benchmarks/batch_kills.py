@@ -27,7 +27,7 @@ _OPTIONS = ("--concurrency", "500", "--rate", "100000", "--timeout", "2")
 
 def kills(times: int, folder: Path) -> dict[str, float]:
     """Return what runs with this many kills lost or did twice."""
-    totals = dict.fromkeys(
+    totals: dict[str, float] = dict.fromkeys(
         (
             "kills",
             "refunds without a final outcome",

@@ -98,6 +98,8 @@ _BLOCKED_REFUSALS, _BLOCKED_SECONDS = 10, 3.0
 _BLOCKED = 0.5
 """Requests a second while it is closed: its end is seen within two seconds, and a rate
 of 25/s is found again four seconds later."""
+_RESUME = 2.0
+"""Times the rate, for each success after it."""
 _BLOCKED_CUT = 0.97
 """For each further 429, down to `_LEAST`: a day of them costs few requests."""
 
@@ -248,7 +250,7 @@ class RateController:
         self._failures = max(0, self._failures - _FORGIVEN)
         self._refused_in_a_row = 0
         if self._resume_at is not None:
-            self._rate = min(self._resume_at, 2 * self._rate)
+            self._rate = min(self._resume_at, _RESUME * self._rate)
             if self._rate == self._resume_at:
                 self._resume_at = None
         # Only while something other than the rate holds the requests back.
@@ -321,7 +323,7 @@ class RateController:
     def _is_blocked(self, now: float) -> bool:
         """Tell whether nothing at all gets through, and slow down for that."""
         if self._resume_at is not None and self._rate > _BLOCKED:
-            self._resume_at = None  # doubled once too often
+            self._resume_at = None  # one step too far
             self._cut(now, 0.5)
             return True
         if self._resume_at is None:

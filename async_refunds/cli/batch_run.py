@@ -239,7 +239,7 @@ class BatchRun:
         """Count what the journal holds, or report what was never started."""
         if self._kept is not None:
             tally = self._kept.journal.tally()
-            self._outcomes = Counter(tally.outcomes)
+            self._outcomes = Counter[str | None](tally.outcomes)
             self._open = tally.open
             self._sent, self._rate_limited = tally.requests, tally.rate_limited
             self._seconds = tally.seconds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import ExitStack
-from itertools import islice
+from itertools import count, islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -146,17 +146,15 @@ def _collect(
         refuse(f"{error}; nothing was sent")
     if source is None:
         return _duplicates(requests)
-    name, bad = display_name(source), 0
+    name, numbers = display_name(source), count(1)
 
     def on_bad_line(line: BadLine) -> None:
-        nonlocal bad
-        bad += 1
-        if skip_bad or bad <= _MAX_BAD_LINES:
+        if skip_bad or next(numbers) <= _MAX_BAD_LINES:
             number, reason = line
             to_stderr(f"{name}:{number}: {reason}")
 
     try:
-        read_list(source, requests, on_bad_line)
+        bad = read_list(source, requests, on_bad_line)
     except UnreadableError as error:
         refuse(f"{name} {error}; nothing was sent")
     lines = "1 line" if bad == 1 else f"{bad:,} lines"

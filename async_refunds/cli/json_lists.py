@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 
@@ -86,38 +86,41 @@ def _from_document(text: str) -> Iterator[CancelRequest | BadLine]:
         yield from _from_value(line, value)
 
 
-def _from_value(number: int, value: Any) -> Iterator[CancelRequest | BadLine]:  # noqa: ANN401 - whatever JSON has
+def _from_value(number: int, value: object) -> Iterator[CancelRequest | BadLine]:
     if isinstance(value, list):
-        for each in value:
+        for each in cast("list[object]", value):
             yield from _from_value(number, each)
     elif isinstance(value, str):
         yield checked(number, value.strip(), "")
     elif not isinstance(value, dict):
         yield number, "no JSON object of a refund"
-    elif value.get("object") in ("list", "search_result"):
-        yield from _from_value(number, value.get("data"))
-    elif value.get("object") == "event":
-        yield from _from_event(number, value)
+    else:
+        yield from _from_dict(number, cast("dict[str, object]", value))
+
+
+def _from_dict(
+    number: int, value: dict[str, object]
+) -> Iterator[CancelRequest | BadLine]:
+    kind, data = value.get("object"), value.get("data")
+    if kind in ("list", "search_result"):
+        yield from _from_value(number, data)
+    elif kind == "event":
+        refund = cast("dict[str, object]", data if isinstance(data, dict) else {})
+        found = refund.get("object")
+        if isinstance(found, dict):
+            account = {"stripe_account": value.get("account")}
+            found = {**cast("dict[str, object]", found), **account}
+        yield from _from_value(number, found)
     else:
         yield _from_object(number, value)
 
 
-def _from_event(
-    number: int, event: dict[str, Any]
-) -> Iterator[CancelRequest | BadLine]:
-    data = event.get("data")
-    refund = data.get("object") if isinstance(data, dict) else None
-    if isinstance(refund, dict):
-        refund = {**refund, "stripe_account": event.get("account")}
-    yield from _from_value(number, refund)
-
-
-def _from_object(number: int, value: dict[str, Any]) -> CancelRequest | BadLine:
+def _from_object(number: int, value: dict[str, object]) -> CancelRequest | BadLine:
     by_name = {plain_name(key): (key, each) for key, each in value.items()}
-    refund_id: Any = None
+    refund_id: object = None
     for name in ID_NAMES:
-        if by_name.get(name, ("", None))[1] is not None:
-            refund_id = by_name[name][1]
+        _, refund_id = by_name.get(name, ("", None))
+        if refund_id is not None:
             break
     if refund_id is None:
         return number, "has neither refund_id nor id"

@@ -66,7 +66,7 @@ _BYTE_ORDER_MARKS = (
 
 def read_list(
     source: str, requests: RefundList, on_bad_line: Callable[[BadLine], object]
-) -> None:
+) -> int:
     """Add the refunds of a file.
 
     Args:
@@ -75,21 +75,27 @@ def read_list(
         on_bad_line: Called for each line that is not a refund. The reason that it gets
             holds no API key and no e-mail address.
 
+    Returns:
+        The number of bad lines.
+
     Raises:
         UnreadableError: The file cannot be opened, is no list, or has an error that
             leaves the rest of it in doubt.
     """
+    bad = 0
     try:
         with _opened(source) as file:
             for entry in _entries(source, file):
                 if isinstance(entry, CancelRequest):
                     requests.add(entry)
                 else:
+                    bad += 1
                     on_bad_line(entry)
     except OSError as error:
         raise UnreadableError(f"cannot be read: {os_reason(error)}") from error
     except UnicodeDecodeError as error:
         raise UnreadableError(f"is damaged {error.encoding.upper()}") from error
+    return bad
 
 
 def display_name(source: str) -> str:

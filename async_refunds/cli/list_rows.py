@@ -238,8 +238,8 @@ def _split(line: str, delimiter: str) -> list[str]:
         reader = csv.reader(
             [line], delimiter=delimiter, strict=True, skipinitialspace=True
         )
-        return next(reader, [])
-    except csv.Error:
+        return next(iter(reader))
+    except (csv.Error, StopIteration):
         return []
 
 

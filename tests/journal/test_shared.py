@@ -29,7 +29,7 @@ real = pytest.mark.asyncio(loop_factories=["real"])
 RUN = Run("https://api.stripe.com", livemode=False)
 AGES = 60.0  # seconds until a process that hangs is given up
 
-# Says what it was told, line by line, and is killed while it does.
+# Prints what the journal returned, line by line, and is killed while it does.
 WORKER = """
 import asyncio, sys
 from async_refunds.errors import OutcomeUnknownError
@@ -164,7 +164,7 @@ def lose_wal(path: Path) -> None:
 @pytest.mark.parametrize("lose", [False, True], ids=["whole", "only the file is left"])
 def test_what_was_told_is_kept_whenever_it_is_killed(path: Path, *, lose: bool) -> None:
     chance = random.Random(4)  # noqa: S311 - the same moments in every run
-    keys: dict[str, str] = {}  # the last key told, by item
+    keys: dict[str, str] = {}  # the last key printed, by item
     owners: dict[str, str] = {}
     outcomes: dict[str, str] = {}
     known: dict[str, Record] = {}
@@ -326,6 +326,13 @@ def test_file_that_is_mounted_twice_is_refused(path: Path, mounted: Path) -> Non
             SqliteJournal.open(mounted)
         with child(HOLDER, mounted) as process:
             assert process.wait(AGES) == 1
+        # The refusals left SQLite's own locks on the file as they were.
+        leave_wal = (
+            "import sqlite3, sys; db = sqlite3.connect(sys.argv[1], timeout=0); "
+        )
+        leave_wal += "db.execute('PRAGMA journal_mode = DELETE')"
+        with child(leave_wal, path) as process:
+            assert process.wait(AGES) == 1
         assert journal.load(items(3, 1)) == 1
 
 
@@ -459,7 +466,23 @@ def test_reader_changes_nothing(path: Path) -> None:
             use()
 
 
-def test_slow_reader_holds_up_nobody(path: Path) -> None:
+def test_reader_knows_whether_the_run_goes_on(path: Path) -> None:
+    with SqliteJournal.open(path, RUN) as journal:
+        journal.load([])
+        assert JournalReader(path).in_use
+    reader = JournalReader(path)
+    assert not reader.in_use
+    with child(HOLDER, path) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        assert reader.in_use
+        process.send_signal(signal.SIGKILL)
+        process.wait(AGES)
+    assert path.with_name("run.sqlite3-lock").exists()
+    assert not reader.in_use
+
+
+def test_slow_reader_holds_nothing_up(path: Path) -> None:
     with SqliteJournal.open(path, RUN) as journal:
         journal.load(items(0, 2000))
         pages = JournalReader(path).records()

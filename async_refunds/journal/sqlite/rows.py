@@ -1,7 +1,7 @@
 """The rows of a journal, each with a checksum over all that it says.
 
 SQLite's own check finds a damaged page structure, but not a flipped bit within a value,
-which would cancel a refund that nobody gave.
+which would cancel a refund that is not in the input.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class Item(msgspec.Struct, gc=False):
         )
 
     def record(self) -> Record:
-        """Return what is told of it."""
+        """Return it as a reader sees it."""
         return Record(
             number=self.number,
             refund_id=self.refund_id,
@@ -247,7 +247,8 @@ class RunState(msgspec.Struct):
     @property
     def tally(self) -> Tally:
         """How far the run is."""
-        outcomes: Counter[CancelOutcome | None] = Counter(self.counts)
+        outcomes: Counter[CancelOutcome | None] = Counter()
+        outcomes.update(self.counts)
         outcomes[None] = self.items - outcomes.total()
         return Tally(
             open=self.open,
