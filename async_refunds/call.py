@@ -271,13 +271,17 @@ class Call(msgspec.Struct, eq=False):
     ) -> Conclusion:
         """Conclude a cancel whose last answer was not ``canceled``."""
         stopped, read = self.stopped, None
-        if needs_read(last, maybe_sent=self.maybe_sent):
+        # A refusal that was not confirmed stays a doubt until Stripe's own no follows.
+        maybe_sent = self.maybe_sent or (
+            self.refused_before is not None and last.outcome is not Outcome.REFUSED
+        )
+        if needs_read(last, maybe_sent=maybe_sent):
             read = await self._read_to_settle(request)
         return conclude(
             request,
             last,
             read,
-            maybe_sent=self.maybe_sent,
+            maybe_sent=maybe_sent,
             attempts=self.attempts,
             stopped=stopped,
         )
