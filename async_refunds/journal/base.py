@@ -138,6 +138,8 @@ class Journal(Protocol):
     async def claim(self, stripe_account: str | None, limit: int) -> list[Claim]:
         """Give out the next open items of an account, oldest first.
 
+        Those that an earlier batch asked for and that failed come after all others.
+
         Those that a batch asked for and that failed come after all others.
 
         Each is given out once in a batch, and its key is kept first. Fewer than
