@@ -324,7 +324,9 @@ class AccountQueue:
         """
         cancel = request.method == "POST"
         endpoint = self._cancels if cancel else self._reads
-        if seconds and self._clock() + seconds > until:
+        if self._clock() + seconds > until and (
+            seconds or (self._has_answered and not endpoint.is_free)
+        ):
             return False
         self._leave()
         try:

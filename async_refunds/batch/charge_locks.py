@@ -39,9 +39,8 @@ class ChargeLocks:
         return len(self._locked) > 1 and self._locked.get(item, _UNKNOWN) is None
 
     def learn(self, item: Item, charge: str | None) -> None:
-        """Note the charge of an item; ``None`` if it could not be learned."""
-        if item in self._locked:
-            self._locked[item] = charge or _UNKNOWN
+        """Note the charge of a locked item; ``None`` if it could not be learned."""
+        self._locked[item] = charge or _UNKNOWN
 
     async def acquire(self, item: Item) -> None:
         """Wait for the turn of an item that met a lock; others do not wait."""

@@ -71,6 +71,11 @@ class Endpoint:
         else:
             self.pace.on_success(now, _sent_at(attempt, now))
 
+    @property
+    def is_free(self) -> bool:
+        """Whether a request may go out at once."""
+        return not self.waiting and self._seconds_to_slot() <= 0
+
     async def acquire_slot(self) -> None:
         """Wait in line until the pace lets one more request out, and take its slot."""
         self.waiting += 1

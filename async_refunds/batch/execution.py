@@ -176,9 +176,8 @@ class Execution:
         self._dismiss(self._loading)
         await asyncio.wait([self._loading], timeout=_GRACE)
         await asyncio.wait([self._claiming])
-        for item in self._scheduler.take_unfinished():
-            assert item.known is not None  # noqa: S101 - a call was made for it
-            self._recorder.record(item.claim, item.known)
+        for claim, known in self._scheduler.take_unfinished():
+            self._recorder.record(claim, known)
         self._recorder.finish()
         while not self._recording.done():
             await asyncio.wait([self._recording])
@@ -294,10 +293,9 @@ class Execution:
             abandoning.cancel()
             self._dismiss(self._claiming, self._recording, self._finishing)
             # What no journal has: it failed, or the loop ends, and our tasks first.
-            known = [item.known for item in self._scheduler.take_unfinished()]
-            for result in [*self._recorder.unrecorded(), *known]:
-                if result is not None:
-                    _log_result(result)
+            unfinished = [known for _, known in self._scheduler.take_unfinished()]
+            for result in [*self._recorder.unrecorded(), *unfinished]:
+                _log_result(result)
         if cancelled is not None:
             raise cancelled
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from async_refunds.models import Attempt
     from async_refunds.protocol.classification import Classification
     from async_refunds.protocol.requests import Request
+    from async_refunds.results import CancelResult
 
     from .item import Item
     from .rate_control import RateController
@@ -119,11 +120,11 @@ class Scheduler:
             in_trouble=any(queue.in_trouble for queue in busy),
         )
 
-    def take_unfinished(self) -> list[Item]:
-        """Remove and return the items that wait for another call."""
-        return [
-            item for queue in self._queues.values() for item in queue.take_waiting()
-        ]
+    def take_unfinished(self) -> list[tuple[Claim, CancelResult]]:
+        """Remove the items that wait for another call; return what is known of them."""
+        queues = self._queues.values()
+        items = [item for queue in queues for item in queue.take_waiting()]
+        return [(item.claim, item.known) for item in items if item.known is not None]
 
     def unsent(self) -> list[Claim]:
         """Return the claims that no worker has taken."""

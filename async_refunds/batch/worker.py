@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from async_refunds.client import RefundsClient, begin_call
@@ -297,10 +298,9 @@ class _ItemCall:
         if seconds <= 0 or not await self.wait(reading, 0.0, until):
             return None
         call = begin_call(self._refunds, seconds, observer=self, retry_gate=self)
-        try:
+        refund = None
+        with suppress(RefundsError):
             refund = (await call.read(reading)).value
-        except RefundsError:
-            refund = None
         if refund is None:
             return None
         return id_of(refund.charge) or id_of(refund.payment_intent)

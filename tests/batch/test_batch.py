@@ -30,6 +30,7 @@ from async_refunds import (
 from async_refunds.batch import Batch
 from async_refunds.emulator import Emulator, Limits
 from async_refunds.journal import MemoryJournal
+from tests.support.answering import answering, canceled
 from tests.support.batches import KEY, asked, canceled_many, client, emulator
 from tests.support.scripted import (
     CANCELED,
@@ -889,6 +890,35 @@ async def test_locked_charge_slows_its_own_refunds_only() -> None:
     assert 0 < stripe.books.rate_limited["lock_timeout"] < 30 * 3
 
 
+async def test_locked_refunds_whose_charge_cannot_be_read_retry_one_by_one() -> None:
+    locked = refusal(429, code="lock_timeout")
+    times: dict[str, int] = {}
+
+    def respond(method: str, refund_id: str) -> bytes:
+        if method == "GET":
+            return answer(503, b"{}")
+        times[refund_id] = times.get(refund_id, 0) + 1
+        return locked if times[refund_id] <= 2 else canceled(refund_id)
+
+    ids = [f"re_{number}" for number in range(12)]
+    async with (
+        answering(respond) as base_url,
+        RefundsClient(KEY, base_url=base_url) as refunds,
+    ):
+        results = await canceled_many(refunds, ids, rate=FAST)
+    assert {result.outcome for result in results.values()} == {"canceled"}
+
+
+async def test_locked_refunds_are_not_read_when_their_patience_is_over() -> None:
+    stripe = emulator()
+    stripe.latency = 0.5
+    ids = stripe.seed_refunds(10, per_charge=10)
+    async with client(stripe) as refunds:
+        results = await canceled_many(refunds, ids, rate=FAST, patience=1e-9)
+    assert {result.outcome for result in results.values()} == {"canceled", "failed"}
+    assert not stripe.books.requests["retrieve"]
+
+
 async def test_refunds_of_one_charge_are_all_canceled() -> None:
     stripe = emulator()
     stripe.latency = 0.3
@@ -1096,11 +1126,12 @@ async def test_what_stays_open_in_a_stopped_batch_is_told_at_once() -> None:
     assert times[lost] < 5 < times[slow]
 
 
-async def test_batch_stopped_before_it_begins_sends_nothing() -> None:
+@pytest.mark.parametrize("how", ["stop", "interrupt"])
+async def test_batch_stopped_before_it_begins_sends_nothing(how: str) -> None:
     stripe = emulator()
     async with client(stripe) as refunds:
         batch = Batch(refunds, stripe.seed_refunds(3))
-        batch.stop()
+        getattr(batch, how)()
         assert [result async for result in batch.results()] == []
     assert not stripe.books.requests
 

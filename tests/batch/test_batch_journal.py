@@ -279,6 +279,22 @@ async def test_old_key_stays_unknown_while_the_refund_cannot_be_read() -> None:
     assert stripe.books.requests["retrieve"] > 4  # it was asked for again
 
 
+@pytest.mark.parametrize("patience", [3, 1e-9])
+async def test_old_keys_stay_unknown_while_the_reads_wait_for_an_outage(
+    patience: float,
+) -> None:
+    stripe = emulator()
+    ids = stripe.seed_refunds(30)
+    stripe.faults.storm(1, names=["503"])
+    async with client(stripe) as refunds:
+        results = await canceled_many(
+            refunds, ids, journal=Yesterday(DAY), patience=patience, concurrency=30
+        )
+    assert {result.outcome for result in results.values()} == {"unknown"}
+    assert any(not each.attempts for each in results.values())
+    assert stripe.books.requests.keys() == {"retrieve"}
+
+
 async def test_refund_that_is_gone_is_unknown_if_it_may_have_been_asked_for() -> None:
     stripe = emulator()
     async with client(stripe) as refunds:

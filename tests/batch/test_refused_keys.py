@@ -9,7 +9,7 @@ import pytest
 from async_refunds import PermissionDeniedError, RefundsClient
 from tests.support.answering import answering, canceled
 from tests.support.batches import KEY, canceled_many
-from tests.support.scripted import refusal
+from tests.support.scripted import answer, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -81,6 +81,24 @@ async def test_refusals_of_one_refund_again_and_again_are_no_evidence() -> None:
         results = await canceled_many(refunds, IDS[:5], concurrency=1)
     assert [results[each].outcome for each in IDS[:5]] == ["failed"] + ["canceled"] * 4
     assert books.asked.count(IDS[0]) == 4
+
+
+async def test_page_of_a_proxy_in_place_of_a_read_closes_no_account() -> None:
+    asked: list[str] = []
+
+    def respond(method: str, refund_id: str) -> bytes:
+        if method == "GET":
+            return answer(401, b"<html>Unauthorized</html>")
+        asked.append(refund_id)
+        return refusal(400)
+
+    async with (
+        answering(respond) as base_url,
+        RefundsClient(KEY, base_url=base_url) as refunds,
+    ):
+        results = await canceled_many(refunds, IDS[:9], concurrency=1)
+    assert asked == IDS[:9]
+    assert {result.outcome for result in results.values()} == {"failed"}
 
 
 @pytest.mark.asyncio(loop_factories=["real"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -112,6 +113,62 @@ def test_interrupt_in_the_input_passes_through(
         asyncio.run(run())
     # What was under way is accounted for.
     assert stripe.books.cancellations[refund_id] <= 1
+
+
+@pytest.mark.parametrize("raised", [LookupError, Alarm, KeyboardInterrupt])
+def test_input_that_cannot_be_read_at_all_is_told(
+    raised: type[BaseException],
+) -> None:
+    class Unreadable:
+        def __iter__(self) -> Iterator[str]:
+            raise raised
+
+    async def run() -> None:
+        async with client(Emulator()) as refunds:
+            async for _ in cancel_many(refunds, Unreadable()):
+                pass
+
+    with pytest.raises(raised):
+        asyncio.run(run())
+
+
+class Raising(logging.Handler):
+    """A handler of the caller's logging that raises."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        super().__init__()
+        self.error = error
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "the input broke off" in record.getMessage():
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [Alarm, LookupError, KeyboardInterrupt])
+def test_only_an_interrupt_passes_through_the_callers_logging(
+    error: type[BaseException],
+) -> None:
+    stripe = Emulator()
+    ids = stripe.seed_refunds(3)
+    found: set[str] = set()
+
+    def broken() -> Iterator[str]:
+        yield from ids
+        raise OSError
+
+    async def run() -> None:
+        async with client(stripe) as refunds:
+            async for result in cancel_many(refunds, broken()):
+                found.add(result.refund_id)
+
+    handler = Raising(error)
+    logging.getLogger("async_refunds").addHandler(handler)
+    try:
+        with pytest.raises(error if error is KeyboardInterrupt else OSError):
+            asyncio.run(run())
+    finally:
+        logging.getLogger("async_refunds").removeHandler(handler)
+    assert error is KeyboardInterrupt or found == set(ids)
 
 
 class Failing(MemoryJournal):
@@ -297,7 +354,7 @@ async def test_batch_that_is_closed_waits_for_no_disk_that_hangs(
             with pytest.raises(asyncio.CancelledError):
                 await running
         else:
-            for _ in range(20):  # after which there are more claims to be had
+            for _ in range(4):  # the first page of claims; the next one hangs
                 await anext(results)
             await asyncio.sleep(5)
             began = loop.time()

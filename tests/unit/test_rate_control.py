@@ -668,6 +668,43 @@ def test_no_end_of_refusals_leaves_a_least_rate() -> None:
     assert pace.rate == pytest.approx(0.1, rel=0.001)
 
 
+def closed_door() -> RateController:
+    """Return a pace that has met nothing but 429s for ten seconds."""
+    pace = RateController(now=0.0)
+    for second in range(20):
+        pace.reserve(10.0 + second / 2)
+        pace.on_rate_limit(10.0 + second / 2)
+    return pace
+
+
+def test_nothing_but_429s_leave_half_a_request_a_second_for_a_while() -> None:
+    pace = closed_door()
+    assert 0.3 < pace.rate <= 0.5
+
+
+def test_each_success_after_nothing_but_429s_doubles_the_rate_up_to_what_it_was() -> (
+    None
+):
+    pace = closed_door()
+    rates = [pace.rate]
+    for _ in range(8):
+        pace.on_success(21.0)
+        rates.append(pace.rate)
+    assert rates[1:4] == pytest.approx([2 * each for each in rates[:3]])
+    assert rates[-1] == 20
+
+
+def test_refusal_on_the_way_back_ends_the_doubling() -> None:
+    pace = closed_door()
+    for _ in range(3):
+        pace.on_success(21.0)
+    before = pace.rate
+    pace.on_rate_limit(21.5)
+    assert pace.rate == before / 2
+    pace.on_success(22.0)
+    assert pace.rate == before / 2
+
+
 def test_many_refusals_of_one_event_put_the_next_try_off() -> None:
     rates: list[float] = []
     for further in (0, 5):
