@@ -295,15 +295,17 @@ class _ItemCall:
     async def _read_charge(self, reading: Request[Refund], until: float) -> str | None:
         """Read the charge of a refund, one of several that met a lock."""
         seconds = until - self._clock()
-        if seconds <= 0 or not await self.wait(reading, 0.0, until):
-            return None
-        call = begin_call(self._refunds, seconds, observer=self, retry_gate=self)
+        ready = seconds > 0 and await self.wait(reading, 0.0, until)
         refund = None
         with suppress(RefundsError):
-            refund = (await call.read(reading)).value
+            refund = await self._read(reading, seconds) if ready else None
         if refund is None:
             return None
         return id_of(refund.charge) or id_of(refund.payment_intent)
+
+    async def _read(self, reading: Request[Refund], seconds: float) -> Refund | None:
+        call = begin_call(self._refunds, seconds, observer=self, retry_gate=self)
+        return (await call.read(reading)).value
 
 
 def _cancel_of(item: Item) -> Request[Refund]:
