@@ -85,6 +85,7 @@ class Items:
     def start(self) -> None:
         """Begin a batch: claims begin again with the oldest items."""
         self._last.clear()
+        self._claimed.clear()
         self._at_work_since = None
 
     # ----------------------------------------------------------- a transaction
