@@ -12,8 +12,8 @@ from .shrink import shrunk
 
 KNOWN_OPEN: dict[str, str] = {
     # What is left out of the short run, and what does not hold with it.
-    "trace": "a BaseException of a borrowed session's tracing comes out of `cancel`, "
-    "though it canceled, and ends a batch",
+    "trace": "a GeneratorExit that a borrowed session's tracing raises looks like the "
+    "end of the coroutine, and ends a batch with a RuntimeError",
     "frames": "a call that gives its connection back with a full stack leaves the next "
     "one in the queue asleep for ever: asyncio marks its future as done, and does not "
     "wake it",
