@@ -64,6 +64,10 @@ FOUND_ONCE: dict[str, tuple[str, Script]] = {
         "calls",
         (Option("greets", 5), Option("max_retries", 0), Call(0, 0)),
     ),
+    "a doubtful no, and then nobody answers": (
+        "calls",
+        (Option("greets", 0), Option("deaf_from", 0.001), Call(0, 0)),
+    ),
     "a hook's BaseException ends a batch": ("batch", (Option("hook"), Given(0))),
     "an input's BaseException ends a batch in silence": (
         "batch",
