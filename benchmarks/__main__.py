@@ -49,6 +49,7 @@ RUNS = (
         "bench_batch",
         quick=("--parts", "journal,pace", "--items", "500", "--seconds", "3"),
     ),
+    Run("service", "bench_service", quick=("--calls", "50")),
     Run("emulator", "bench_emulator", quick=("--calls", "200", "--seed", "1000")),
 )
 
