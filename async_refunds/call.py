@@ -160,7 +160,7 @@ class Call(msgspec.Struct, eq=False):
     """Why no further retry came."""
     in_flight: bool = False
     """Whether a cancel was handed to the session, and what it did is not accounted for
-    by `maybe_sent` or by a refusal that is confirmed."""
+    by `maybe_sent` or by a refusal that counts by itself."""
     refused_before: tuple[int, str | None] | None = None
     """Status and code of the last refusal that is not confirmed."""
     key_generation: int = 0
@@ -271,13 +271,17 @@ class Call(msgspec.Struct, eq=False):
     ) -> Conclusion:
         """Conclude a cancel whose last answer was not ``canceled``."""
         stopped, read = self.stopped, None
-        if needs_read(last, maybe_sent=self.maybe_sent):
+        # A refusal that was not confirmed stays a doubt until Stripe's own no follows.
+        maybe_sent = self.maybe_sent or (
+            self.refused_before is not None and last.outcome is not Outcome.REFUSED
+        )
+        if needs_read(last, maybe_sent=maybe_sent):
             read = await self._read_to_settle(request)
         return conclude(
             request,
             last,
             read,
-            maybe_sent=self.maybe_sent,
+            maybe_sent=maybe_sent,
             attempts=self.attempts,
             stopped=stopped,
         )
@@ -425,7 +429,7 @@ class Call(msgspec.Struct, eq=False):
             result = self._remember(result)
         # Also after a success: an error on its way to the caller must not hide it.
         self.in_flight = is_cancel and (
-            result.value is not None or not result.confirmed
+            result.value is not None or not result.confirmed or result.repeated
         )
         attempt = Attempt(
             len(self.attempts) + 1,

@@ -40,10 +40,16 @@ RUNS = (
         quick=("--calls", "300", "--rates", "20", "--clients", "async_refunds"),
     ),
     Run(
+        "availability",
+        "bench_availability",
+        quick=("--parts", "door,stall"),
+    ),
+    Run(
         "batch",
         "bench_batch",
         quick=("--parts", "journal,pace", "--items", "500", "--seconds", "3"),
     ),
+    Run("service", "bench_service", quick=("--calls", "50")),
     Run("emulator", "bench_emulator", quick=("--calls", "200", "--seed", "1000")),
 )
 

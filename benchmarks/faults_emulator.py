@@ -83,6 +83,10 @@ class Stripe:
         storm = {"probability": probability, "names": names, "seed": seed}
         self._ask("POST", "/faults/storm", object, storm)
 
+    def script(self, *names: str) -> None:
+        """Let the next requests meet these faults, in this order."""
+        self._ask("POST", "/faults/script", object, {"names": names})
+
     def calm(self) -> None:
         """Let no request meet a fault any more."""
         self._ask("POST", "/faults/clear", object)

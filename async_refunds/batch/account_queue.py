@@ -16,10 +16,13 @@ from async_refunds.protocol.classification import (
     Classification,
     Limit,
     Outcome,
-    decode_or_none,
     is_from_stripe,
 )
-from async_refunds.protocol.requests import Response, TransportFailure
+from async_refunds.protocol.requests import Response
+
+from .charge_locks import ChargeLocks
+from .endpoint import Endpoint
+from .item import Item
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,67 +30,20 @@ if TYPE_CHECKING:
     from async_refunds.journal import Claim
     from async_refunds.models import Attempt
     from async_refunds.protocol.requests import Request
-    from async_refunds.results import CancelResult
 
     from .rate_control import RateController
-
-# Statuses below 500 by which Stripe, or a proxy before it, reports its own failure and
-# not the request's. 424: something that Stripe depends on failed.
-_OUTAGE = frozenset({408, 424})
 
 # Refusals in a row of the key (of different calls) or of its permissions (of different
 # refunds), with no other answer between, before the account is closed. One may concern
 # the refund alone; after several every further request is wasted.
 _EVIDENCE = 3
 
-# Claims held ahead for one account: a commit of the journal serves so many.
-_PAGE = 100
-
-
-class Item:
-    """A claim under way, and what its calls have met so far.
-
-    Args:
-        claim: What the journal gave out.
-        began_at: On the event loop's clock, when its first call may begin.
-    """
-
-    __slots__ = (
-        "attempts",
-        "began_at",
-        "calls",
-        "claim",
-        "in_call",
-        "known",
-        "maybe_sent",
-    )
-
-    def __init__(self, claim: Claim, began_at: float) -> None:
-        self.claim = claim
-        self.began_at = began_at
-        self.attempts: tuple[Attempt, ...] = ()
-        """Of all its calls, oldest first."""
-        self.calls = 0
-        """How many calls were begun."""
-        self.maybe_sent = claim.maybe_sent
-        """Whether a request with the claim's key may have landed."""
-        self.in_call = False
-        """Whether a call began, and has not come to its conclusion."""
-        self.known: CancelResult | None = None
-        """Its result if no call follows the last one."""
-
-
-class _Endpoint:
-    """What Stripe limits together: the cancels of an account, or its reads."""
-
-    __slots__ = ("line", "pace", "waiting")
-
-    def __init__(self, pace: RateController) -> None:
-        self.pace = pace
-        self.line = asyncio.Lock()
-        """First come, first served."""
-        self.waiting = 0
-        """How many stand in line."""
+# Claims held ahead for one account, at first and at most: a commit of the journal
+# serves so many.
+_FIRST_PAGE, _LARGEST_PAGE = 4, 2000
+# Seconds within which a page that was used up was too small, and beyond which it was
+# too large. A commit takes some hundredths of a second.
+_SHORT, _LONG = 0.5, 2.0
 
 
 class AccountQueue:
@@ -108,25 +64,23 @@ class AccountQueue:
         changed: Callable[[AccountQueue], object],
     ) -> None:
         self.account = account
-        self._cancels = _Endpoint(new_pace())
-        self._reads = _Endpoint(new_pace())
         self._clock = clock
         self._changed = changed
         self._pending: deque[Claim] = deque()
         self._retry_heap: list[tuple[float, int, Item]] = []
         self._pushed = 0
+        self._page = _FIRST_PAGE
+        self._claimed_at = -math.inf
         self._exhausted = False  # the journal has no more of it for now
         self._version = 0  # how often the journal got more of it
         self._checked_out = 0  # items that a worker has
         self._under_way = 0  # calls that are not between two attempts
+        self._cancels = Endpoint(new_pace(), clock, lambda: self._under_way)
+        self._reads = Endpoint(new_pace(), clock, lambda: self._under_way)
         self._closed_by: Classification[Any] | None = None
         self._refused: set[tuple[int, int]] = set()  # since a cancel was not refused
         self._has_answered = False
-        self._retry_lock = asyncio.Lock()
-        self._lock_holder: Item | None = None
-        self._lock_waiting = 0
-        self._locked: set[Item] = set()  # those whose last cancel met a lock
-        self._moved = asyncio.Event()
+        self._charge_locks = ChargeLocks()
 
     # ------------------------------------------------------------------- figures
 
@@ -181,15 +135,28 @@ class AccountQueue:
     def claims_wanted(self, most: int) -> int:
         """Return how many claims to ask the journal for; 0 for none now.
 
-        Never more than goes out in about a second, since a killed run asks again for
-        all that it had claimed.
+        Early enough for the commit to end before the last one is sent, and never more
+        than goes out in about a second: a killed run asks again for all that it had
+        claimed.
 
         Args:
             most: The share of this account in the memory for all claims.
         """
-        if self._exhausted or self._pending:
+        if self._exhausted or len(self._pending) > self._page // 4:
             return 0
-        return max(1, min(_PAGE, most, int(self._cancels.pace.rate)))
+        page = min(self._page, most, max(1, int(self._cancels.pace.rate)))
+        return max(1, page - len(self._pending))
+
+    def note_claiming(self) -> None:
+        """Note that the journal is asked for claims, and fit the page to their use."""
+        now = self._clock()
+        seconds = now - self._claimed_at
+        self._claimed_at = now
+        rate = max(1, int(self._cancels.pace.rate))
+        if seconds < _SHORT:
+            self._page = min(2 * self._page, _LARGEST_PAGE, rate)
+        elif seconds > _LONG:
+            self._page = max(1, self._page // 2)
 
     @property
     def version(self) -> int:
@@ -231,8 +198,7 @@ class AccountQueue:
         if (
             self._under_way >= self._cancels.pace.concurrency
             or self._checked_out >= share
-            or self._lock_waiting  # retries go before new items
-            or self._cancels.waiting
+            or self._cancels.waiting  # retries go before new items
         ):
             return math.inf
         return max(
@@ -270,10 +236,7 @@ class AccountQueue:
 
     def release(self, item: Item) -> None:
         """Note that a worker is done with an item."""
-        if self._lock_holder is item:
-            self._lock_holder = None
-            self._retry_lock.release()
-        self._locked.discard(item)
+        self._charge_locks.release(item)
         self._checked_out -= 1
         self._leave()
 
@@ -285,7 +248,11 @@ class AccountQueue:
     # ------------------------------------------------------------------- replies
 
     def record_reply(
-        self, item: Item, request: Request[Any], classification: Classification[Any]
+        self,
+        item: Item,
+        request: Request[Any],
+        classification: Classification[Any],
+        attempt: Attempt,
     ) -> None:
         """Learn from an attempt.
 
@@ -293,30 +260,20 @@ class AccountQueue:
             item: Whose attempt it was.
             request: What was asked.
             classification: What came of it.
+            attempt: When, and how long it took.
         """
-        now, limit = self._clock(), classification.limit
-        cancel = request.method == "POST"
+        cancel, limit = request.method == "POST", classification.limit
         endpoint = self._cancels if cancel else self._reads
-        limited = (
-            (self._cancels, self._reads)
-            if classification.limits_account
-            else (endpoint,)
-        )
-        if limit is Limit.RATE:
-            for each in limited:
-                each.pace.on_rate_limit(now)
-        elif limit is not None:
-            for each in limited:
-                each.pace.on_concurrency_limit(now, self._under_way)
-        elif _is_outage(request, classification):
-            endpoint.pace.on_failure(now)
-        else:
-            endpoint.pace.on_success(now)
+        if limit is None or limit is Limit.LOCK:
+            endpoint.record_other(request, classification, attempt)
             self.notify()
-        if cancel and limit is Limit.LOCK:
-            self._locked.add(item)
-        elif cancel:
-            self._locked.discard(item)
+        elif classification.limits_account:
+            self._cancels.record_limit(limit, attempt)
+            self._reads.record_limit(limit, attempt)
+        else:
+            endpoint.record_limit(limit, attempt)
+        if cancel:
+            self._charge_locks.note(item, locked=limit is Limit.LOCK)
         reply = classification.reply
         if isinstance(reply, Response):
             self._has_answered = True
@@ -373,46 +330,24 @@ class AccountQueue:
         try:
             await asyncio.sleep(seconds)
             async with asyncio.timeout_at(until):
-                if cancel and item in self._locked and self._lock_holder is not item:
-                    await self._acquire_retry_lock(item)
+                if cancel:
+                    await self._charge_locks.acquire(item)
                 # A service that never answered has no pace to keep to.
                 if self._has_answered:
-                    await self._acquire_slot(endpoint)
+                    await endpoint.acquire_slot()
         except TimeoutError:
             return False
         finally:
             self._under_way += 1
         return True
 
-    async def _acquire_retry_lock(self, item: Item) -> None:
-        """Wait to be the only one that retries after another request held its charge.
+    def needs_charge(self, item: Item) -> bool:
+        """Tell whether only the item's charge can tell what it has to wait for."""
+        return self._charge_locks.needs_charge(item)
 
-        No new item begins meanwhile. `release` passes the lock on.
-        """
-        self._lock_waiting += 1
-        try:
-            await self._retry_lock.acquire()
-            self._lock_holder = item
-        finally:
-            self._lock_waiting -= 1
-
-    async def _acquire_slot(self, endpoint: _Endpoint) -> None:
-        """Wait in line until the pace lets one more request out, and take its slot."""
-        endpoint.waiting += 1
-        try:
-            async with endpoint.line:
-                while (wait := self._seconds_to_slot(endpoint.pace)) > 0:
-                    self._moved.clear()
-                    await event_or(self._moved, wait)
-                endpoint.pace.reserve(self._clock())
-        finally:
-            endpoint.waiting -= 1
-            self.notify()
-
-    def _seconds_to_slot(self, pace: RateController) -> float:
-        if self._under_way >= pace.concurrency:
-            return math.inf
-        return pace.free_at - self._clock()
+    def learn_charge(self, item: Item, charge: str | None) -> None:
+        """Note the charge of an item; ``None`` if it could not be learned."""
+        self._charge_locks.learn(item, charge)
 
     def _leave(self) -> None:
         self._under_way -= 1
@@ -420,20 +355,9 @@ class AccountQueue:
 
     def notify(self) -> None:
         """Wake what waits for a change of this queue."""
-        self._moved.set()
+        self._cancels.notify()
+        self._reads.notify()
         self._changed(self)
-
-
-async def event_or(event: asyncio.Event, seconds: float) -> None:
-    """Wait for an event, at most so long; it is set afterwards either way."""
-    if seconds == math.inf:
-        await event.wait()
-        return
-    timer = asyncio.get_running_loop().call_later(seconds, event.set)
-    try:
-        await event.wait()
-    finally:
-        timer.cancel()
 
 
 def _is_word(classification: Classification[Any]) -> bool:
@@ -441,17 +365,3 @@ def _is_word(classification: Classification[Any]) -> bool:
     return classification.outcome is Outcome.DONE or (
         classification.outcome is Outcome.REFUSED and classification.confirmed
     )
-
-
-def _is_outage(request: Request[Any], classification: Classification[Any]) -> bool:
-    """Tell whether the service failed, rather than refused.
-
-    A good status with a readable body about another refund, or in another state, is
-    wrong, but no outage.
-    """
-    reply = classification.reply
-    if isinstance(reply, TransportFailure):
-        return True
-    if classification.outcome is Outcome.AMBIGUOUS and reply.status < 300:  # noqa: PLR2004 - HTTP's successes
-        return decode_or_none(request.decoder, reply.body) is None
-    return reply.status >= 500 or reply.status in _OUTAGE  # noqa: PLR2004 - server errors

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from async_refunds.journal import Journal
     from async_refunds.results import CancelRequest, CancelResult
 
-    from .account_queue import Item
+    from .item import Item
     from .source import Requests
 
 Work: TypeAlias = "Callable[[], Coroutine[object, object, None]]"

@@ -1,27 +1,31 @@
-"""The pace of one account: it finds the limiter's rate and yields to a failing service.
+"""The pace of one endpoint: it finds the limit, and yields to a failing service.
 
-Pure: no I/O, no clock, no chance. It is told the time, in seconds of a clock that never
-goes back.
+Pure: no I/O, no clock, no chance. The caller gives the time, in seconds of a clock that
+never goes back.
 
-**The rate** is AIMD on evenly spaced requests (Chiu and Jain, 1989), with the increase
-of a binomial scheme, inverse to the rate (Bansal and Balakrishnan, INFOCOM 2001), so
-that two processes on one account come to share it. After a long time without congestion
-the increase accelerates with that time, as in CUBIC (RFC 9438) and H-TCP
+**The rate** is AIMD on evenly spaced requests (Chiu and Jain, 1989). The increase is
+inverse to the rate, a binomial scheme (Bansal and Balakrishnan, INFOCOM 2001), so that
+two processes on one account come to share it. After a long time without congestion the
+increase accelerates with that time, as in CUBIC (RFC 9438) and H-TCP
 (draft-leith-tcp-htcp). The 429s of one moment are one congestion event with one cut, as
-in RFC 9002, section 7.3.2. If they go on after it the limit itself has fallen: then the
-cuts are deeper, and the way back to the middle of a cut that was too deep is short, as
-in BIC (Xu, Harfoush and Rhee, INFOCOM 2004). A run that does not use its rate does not
-raise it (RFC 9438, section 5.8). CUBIC as in botocore's adaptive mode was not taken: it
+in RFC 9002, section 7.3.2. If they continue after it, the limit itself has fallen: then
+the cuts are deeper, and the way back to the middle of a cut that was too deep is short,
+as in BIC (Xu, Harfoush and Rhee, INFOCOM 2004). If a third of what went out after the
+cut is refused, in a run that was calm before, the rate falls at once to the share that
+got through. If nothing gets through for seconds, the rate of before is remembered and
+sought again by doubling, as in the slow start of RFC 5681. A run that does not use its
+rate does not raise it (RFC 9438, section 5.8). botocore's adaptive mode uses CUBIC; it
 cuts to 0.7, and its sawtooth averages 0.92 of the limit.
 
-**The concurrency** is AIMD without the M: one less for each refusal, which is just what
-was too many, and one more for a hundred answers.
+**The concurrency** is additive in both directions: one less for each refusal, which is
+exactly what was too many, and one more for a hundred answers.
 
-**Trouble**, a service that fails, is a matter of its own: a circuit breaker whose open
-state still lets a trickle through (M. Nygard, *Release It!*), opened by failures that
-outnumber successes two to one. Failures are no congestion, and 429s are no trouble.
+**Trouble**, a service that fails, is separate: a circuit breaker whose open state still
+lets a trickle through (M. Nygard, *Release It!*), opened by failures that outnumber
+successes two to one. Failures are no congestion, and 429s are no trouble.
 
-The figures beside the constants are those of the simulation in tests/test_pacing.py.
+The figures beside the constants are those of the simulation in
+tests/unit/test_rate_control.py.
 """
 
 from __future__ import annotations
@@ -72,6 +76,33 @@ _PENANCE = 100.0
 """Requests without growth for each further 429 of one event: where a little too fast
 means many refusals, as with a bucket of one token, the next try has to wait."""
 
+_FALLEN = 0.35
+"""Share of 429s, of what went out after a cut, that shows that the limit has fallen.
+With half the limit every second request is refused."""
+_REFUSALS, _ANSWERS = 4, 8
+"""The least evidence for that: so many 429s of so many answers, a third of a second."""
+_CALM = 5.0
+"""Seconds without a cut before, and since the start: in less, it is another process
+that takes its share, and a deep cut of one of them would keep them apart."""
+_MARGIN, _HALF = 0.95, 0.5
+"""The new rate, of the share that got through, and its least share of the old one."""
+_REGAIN = 0.35
+"""Requests a second, per second, on the way back up after that, until the first 429: an
+estimate from eight answers may be a third too low, and a limit of 25/s that has halved
+is found within 20 s with at most 2 % of the requests of a minute refused."""
+_REGAIN_CUT = 0.93
+"""For that first 429: it came at more than the usual speed."""
+
+_BLOCKED_REFUSALS, _BLOCKED_SECONDS = 10, 3.0
+"""429s in a row, and for so long, that are no limit to a rate but a closed door."""
+_BLOCKED = 0.5
+"""Requests a second while it is closed: its end is seen within two seconds, and a rate
+of 25/s is found again four seconds later."""
+_RESUME = 2.0
+"""Times the rate, for each success after it."""
+_BLOCKED_CUT = 0.97
+"""For each further 429, down to `_LEAST`: a day of them costs few requests."""
+
 _WINDOW = 0.5
 """Seconds after which the use of the rate is measured and the rate grows: often enough
 for a smooth climb, seldom enough to cost nothing."""
@@ -79,7 +110,7 @@ _USED = 0.9
 """The share of the rate that must be in use for it to grow: it never gets further from
 what is used than 1 / 0.9."""
 _LATE = 0.05
-"""Seconds by which a turn may be taken late without losing it: timers and busy loops
+"""Seconds by which a slot may be taken late without losing it: timers and busy loops
 are late by milliseconds, which at 500/s would be most of the rate. After a longer pause
 the spacing starts anew, so that nothing is caught up in a burst."""
 
@@ -100,16 +131,16 @@ _OUTGROWN = 2.0
 
 
 class RateController:
-    """When the next request of one account may go out, and how many may be under way.
+    """When the next request to one endpoint may go out, and how many at once.
 
-    Each request, the first of an item or a retry, takes a turn with `reserve`, and its
-    end is told to one of the five that follow. A turn that was booked keeps its time,
-    whatever is learnt meanwhile, so book when it has come, not ahead: wait until
-    `free_at`, look at it again, since it moves, and then `reserve`.
+    Each request, the first of an item or a retry, takes a slot with `reserve`, and its
+    end is reported to one of the four ``on_`` methods. A reserved slot keeps its time,
+    whatever happens meanwhile. So wait until `free_at`, look at it again, since it
+    moves, and reserve then.
 
     Args:
         rate: A fixed pace in requests a second. It is the caller's decision, so no 429
-            changes it; trouble slows it as any other. None finds the limit.
+            changes it; trouble slows it as any other. ``None`` finds the limit.
         now: The time.
 
     Raises:
@@ -118,18 +149,27 @@ class RateController:
 
     __slots__ = (
         "_answers",
+        "_began_at",
         "_calm",
         "_ceiling",
+        "_climb",
         "_concurrency",
         "_crowd",
         "_cut_at",
         "_failures",
         "_fixed",
+        "_fresh_answers",
+        "_fresh_refused",
+        "_good_rate",
         "_rate",
         "_refused",
+        "_refused_in_a_row",
+        "_refused_since",
         "_requests",
-        "_turn",
+        "_resume_at",
+        "_slot",
         "_used",
+        "_was_calm",
         "_window",
     )
 
@@ -138,15 +178,22 @@ class RateController:
             raise ValueError("rate must be a positive number of requests a second")
         self._fixed = rate is not None
         self._rate = _START if rate is None else rate
-        self._turn = now - 1 / self._rate  # the last one, by plan
+        self._slot = now - 1 / self._rate  # the last one, by plan
         self._window = now  # when the rate in use was last measured
-        self._requests = 0  # turns taken since
+        self._requests = 0  # slots taken since
         self._used = True  # whether the rate was in use then
         self._calm = 0.0  # seconds of growth since the last cut
         self._ceiling = _DOCUMENTED  # where the quick climb ends
+        self._climb = _RETURN  # its slope
+        self._began_at = now
         self._cut_at = -math.inf
-        self._answers = 0  # since the cut
-        self._refused = 0  # of these
+        self._was_calm = False  # before the last cut
+        self._answers = self._refused = 0  # since the cut, and 429s of these
+        self._fresh_answers = self._fresh_refused = 0  # of what went out after it
+        self._refused_in_a_row = 0
+        self._refused_since = now
+        self._good_rate = self._rate  # before the 429s in a row
+        self._resume_at: float | None = None  # the rate to find after a closed door
         self._failures = 0
         self._concurrency = math.inf
         self._crowd = math.inf  # how many were under way when one was refused
@@ -167,7 +214,7 @@ class RateController:
     @property
     def free_at(self) -> float:
         """When the next request may go out; it may lie in the past."""
-        return self._turn + 1 / self.rate
+        return self._slot + 1 / self.rate
 
     @property
     def in_trouble(self) -> bool:
@@ -175,52 +222,122 @@ class RateController:
         return self._failures > _TOLERATED
 
     def reserve(self, now: float) -> float:
-        """Book the next turn, and return when it comes: now or later."""
+        """Take the next slot, and return when it is: now or later."""
         free = self.free_at
-        turn = max(now, free)
-        self._turn = free if turn - free <= _LATE else turn
+        slot = max(now, free)
+        self._slot = free if slot - free <= _LATE else slot
         self._requests += 1
-        seconds = turn - self._window
+        seconds = slot - self._window
         if seconds >= _WINDOW:
             self._used = self._requests >= _USED * self._rate * seconds
-            if self._used and not self._fixed:
-                self._grow(turn, seconds)
-            self._window = turn
+            if self._used and not self._fixed and self._resume_at is None:
+                self._grow(slot, seconds)
+            if not self._refused_in_a_row and self._resume_at is None:
+                self._good_rate = self._rate
+            self._window = slot
             self._requests = 0
-        return turn
+        return slot
 
-    def on_success(self, now: float) -> None:
-        """Note an answer that is neither a 429 nor a failure of the server."""
+    def on_success(self, now: float, sent_at: float = -math.inf) -> None:
+        """Note an answer that is neither a 429 nor a failure of the server.
+
+        Args:
+            now: The time.
+            sent_at: When the request went out; by default before the last cut.
+        """
         self._answers += 1
+        self._fresh_answers += sent_at >= self._cut_at
         self._failures = max(0, self._failures - _FORGIVEN)
+        self._refused_in_a_row = 0
+        if self._resume_at is not None:
+            self._rate = min(self._resume_at, _RESUME * self._rate)
+            if self._rate == self._resume_at:
+                self._resume_at = None
         # Only while something other than the rate holds the requests back.
         if self._concurrency < math.inf and not self._used:
             self._concurrency += _PROBE
             if self._concurrency > _OUTGROWN * self._crowd:
                 self._concurrency = math.inf
 
-    def on_rate_limit(self, now: float) -> None:
-        """Note a 429 of a rate limiter, or of an unknown kind."""
+    def on_rate_limit(self, now: float, sent_at: float = -math.inf) -> None:
+        """Note a 429 of a rate limiter, or of an unknown kind.
+
+        Args:
+            now: The time.
+            sent_at: When the request went out; by default before the last cut.
+        """
+        if not self._refused_in_a_row:
+            self._refused_since = now
+        self._refused_in_a_row += 1
         self._answers += 1
         self._refused += 1
-        if self._fixed:
-            return
+        fresh = sent_at >= self._cut_at
+        self._fresh_answers += fresh
+        self._fresh_refused += fresh
         since = now - self._cut_at
-        if since < _EVENT:
-            self._calm -= _PENANCE / max(_KNEE, self._rate)
+        if self._fixed or self._is_blocked(now):
             return
+        if since >= _EVENT:
+            self._begin_event(now, since)
+        elif self._has_fallen():
+            passed = 1 - self._fresh_refused / self._fresh_answers
+            before = self._rate
+            self._cut(now, max(_HALF, _MARGIN * passed))
+            self._ceiling, self._climb = _MARGIN * before, _REGAIN
+            self._was_calm = False
+        else:
+            self._calm -= _PENANCE / max(_KNEE, self._rate)
+
+    def _begin_event(self, now: float, since: float) -> None:
+        """Cut the rate for a 429 that no cut of the last second explains."""
         before, cut = self._rate, _CUT
-        if since < 2 * _EVENT:
-            # The one that just came is no sign that there were more.
-            share = (self._refused - 1) / self._answers
-            if share > _SOME:
-                cut = _DEEP_CUT if share > _MOST else _PERSISTENT_CUT
-        self._rate = self._ceiling = max(_LEAST, before * cut)
-        if cut < _CUT:
+        regaining = self._climb == _REGAIN and before < self._ceiling
+        # The 429 that just came is no sign that there were more.
+        share = (self._refused - 1) / self._answers
+        if regaining:
+            cut = _REGAIN_CUT
+        elif since < 2 * _EVENT and share > _SOME:
+            cut = _DEEP_CUT if share > _MOST else _PERSISTENT_CUT
+        self._was_calm = min(since, now - self._began_at) >= _CALM
+        self._cut(now, cut)
+        if cut < _CUT and not regaining:
             self._ceiling = (self._rate + before) / 2
+
+    def _cut(self, now: float, factor: float) -> None:
+        self._rate = self._ceiling = max(_LEAST, self._rate * factor)
+        self._climb = _RETURN
         self._calm = 0.0
         self._cut_at = now
         self._answers = self._refused = 0
+        self._fresh_answers = self._fresh_refused = 0
+
+    def _has_fallen(self) -> bool:
+        """Tell whether the limit fell, by what went out after the cut of this event."""
+        return (
+            self._was_calm
+            and self._fresh_refused >= _REFUSALS
+            and self._fresh_answers >= _ANSWERS
+            and self._fresh_refused > _FALLEN * self._fresh_answers
+        )
+
+    def _is_blocked(self, now: float) -> bool:
+        """Tell whether nothing at all gets through, and slow down for that."""
+        if self._resume_at is not None and self._rate > _BLOCKED:
+            self._resume_at = None  # one step too far
+            self._cut(now, 0.5)
+            return True
+        if self._resume_at is None:
+            seconds = now - self._refused_since
+            if (
+                self._refused_in_a_row < _BLOCKED_REFUSALS
+                or seconds < _BLOCKED_SECONDS
+                or self._good_rate <= _BLOCKED
+            ):
+                return False
+            self._resume_at = self._good_rate
+            self._rate = min(self._rate, _BLOCKED)
+        self._rate = max(_LEAST, self._rate * _BLOCKED_CUT)
+        return True
 
     def on_concurrency_limit(self, now: float, under_way: int) -> None:
         """Note a 429 of a limit on concurrency.
@@ -244,7 +361,7 @@ class RateController:
         if self._rate < self._ceiling:
             # Not before the answers to what went out above it have come in.
             if now - self._cut_at >= _EVENT:
-                self._rate = min(self._ceiling, self._rate + _RETURN * seconds)
+                self._rate = min(self._ceiling, self._rate + self._climb * seconds)
             return
         slowness = min(1.0, self._rate / _KNEE)
         self._calm += slowness * seconds

@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from .account_queue import AccountQueue, Item, event_or
+from .account_queue import AccountQueue
+from .endpoint import event_or
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from async_refunds.journal import Claim, Journal
+    from async_refunds.models import Attempt
     from async_refunds.protocol.classification import Classification
     from async_refunds.protocol.requests import Request
 
+    from .item import Item
     from .rate_control import RateController
 
 # Claims held in memory over all accounts: some megabytes.
@@ -171,6 +174,7 @@ class Scheduler:
                 account = next(iter(self._hungry))
                 queue = self._hungry.pop(account)
                 if limit := queue.claims_wanted(share):
+                    queue.note_claiming()
                     wanted.append(WantedClaims(account, limit, queue.version))
                     total += limit
             if wanted:
@@ -232,13 +236,21 @@ class Scheduler:
         item: Item,
         request: Request[Any],
         classification: Classification[Any],
-        *,
-        retry: bool,
+        attempt: Attempt,
     ) -> None:
         """Learn from an attempt; see `AccountQueue.record_reply`."""
         self._requests += 1
-        self._retries += retry
-        self._queue_of(item).record_reply(item, request, classification)
+        self._retries += attempt.slept > 0
+        queue = self._queue_of(item)
+        queue.record_reply(item, request, classification, attempt)
+
+    def needs_charge(self, item: Item) -> bool:
+        """Tell whether only the item's charge can tell what it has to wait for."""
+        return self._queue_of(item).needs_charge(item)
+
+    def learn_charge(self, item: Item, charge: str | None) -> None:
+        """Note the charge of an item; ``None`` if it could not be learned."""
+        self._queue_of(item).learn_charge(item, charge)
 
     async def wait_for_slot(
         self, item: Item, request: Request[Any], seconds: float, until: float

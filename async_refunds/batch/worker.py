@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
 from async_refunds.client import RefundsClient, begin_call
 from async_refunds.errors import APITimeoutError, RefundsError
+from async_refunds.models import id_of
 from async_refunds.protocol.classification import Classification, Outcome
 from async_refunds.protocol.outcome import (
     Conclusion,
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from async_refunds.journal import Journal
     from async_refunds.models import Attempt, Refund
 
-    from .account_queue import Item
+    from .item import Item
     from .scheduler import Scheduler
 
 # Stripe forgets a key after 24 hours at the earliest
@@ -254,7 +256,9 @@ class _ItemCall:
         timeout: float | None,
         give_up_at: float,
     ) -> None:
+        self._refunds = refunds
         self._scheduler = scheduler
+        self._clock = asyncio.get_running_loop().time
         self._item = item
         self._give_up_at = give_up_at
         self.read_refused = False
@@ -275,16 +279,31 @@ class _ItemCall:
     ) -> None:
         """Report an attempt; see `CallObserver`."""
         self._item.attempts += (attempt,)
-        self._scheduler.record_reply(
-            self._item, request, classification, retry=attempt.slept > 0
-        )
+        self._scheduler.record_reply(self._item, request, classification, attempt)
 
     async def wait(self, request: Request[Any], seconds: float, until: float) -> bool:
         """Wait for a slot of the account's pace; see `RetryGate`."""
         until = min(until, self._give_up_at)
+        if request.method == "POST" and self._scheduler.needs_charge(self._item):
+            charge = await self._read_charge(settling_read(request), until)
+            self._scheduler.learn_charge(self._item, charge)
         ready = await self._scheduler.wait_for_slot(self._item, request, seconds, until)
         self.read_refused = not ready and request.method == "GET"
         return ready
+
+    async def _read_charge(self, reading: Request[Refund], until: float) -> str | None:
+        """Read the charge of a refund, one of several that met a lock."""
+        seconds = until - self._clock()
+        if seconds <= 0 or not await self.wait(reading, 0.0, until):
+            return None
+        call = begin_call(self._refunds, seconds, observer=self, retry_gate=self)
+        try:
+            refund = (await call.read(reading)).value
+        except RefundsError:
+            refund = None
+        if refund is None:
+            return None
+        return id_of(refund.charge) or id_of(refund.payment_intent)
 
 
 def _cancel_of(item: Item) -> Request[Refund]:

@@ -19,7 +19,8 @@ requests of an ``api_key`` callable too.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import functools
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urlsplit
 
 from opentelemetry import context, metrics, trace
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from async_refunds.models import Attempt, CallRecord, CallStart
 
 _NAME = "async_refunds"
+_Attributes: TypeAlias = dict[str, Any]
 
 # The buckets that the conventions ask for.
 # https://opentelemetry.io/docs/specs/semconv/http/http-metrics/
@@ -84,25 +86,21 @@ class CallInstrumentation:
             context=trace.set_span_in_context(span),
         )
         token = context.attach(within)
-        server = _server(start.base_url)
 
         def end(record: CallRecord) -> None:
             context.detach(token)
             if span.is_recording():
-                self._trace_attempts(span, start, record, server)
+                self._trace_attempts(span, start, record)
                 _describe_end(span, record)
             span.end()
-            self._measures.record(record, server)
+            self._measures.record(record, start.base_url)
 
         return end
 
     def _trace_attempts(
-        self,
-        span: trace.Span,
-        start: CallStart,
-        record: CallRecord,
-        server: dict[str, Any],
+        self, span: trace.Span, start: CallStart, record: CallRecord
     ) -> None:
+        server = _server(start.base_url)
         parent = trace.set_span_in_context(span)
         for attempt, resend in _resends(record.attempts):
             template = _template(attempt, record.refund_id)
@@ -159,27 +157,41 @@ class _Measures:
         self._waits = meter.create_histogram(
             f"{_NAME}.connection.wait",
             "s",
-            "Time that the client's own pool had no connection free.",
+            "Waits for a connection of the client's own pool, where none was free.",
             explicit_bucket_boundaries_advisory=_SECONDS,
         )
-        self._tokens = meter.create_gauge(
-            f"{_NAME}.retry_budget.tokens", "{token}", "Tokens left for retries."
+        # By server. Observed when the metrics are collected, not at each call.
+        self._tokens: dict[str, tuple[float, _Attributes]] = {}
+        meter.create_observable_gauge(
+            f"{_NAME}.retry_budget.tokens",
+            [self._observe_tokens],
+            "{token}",
+            "Tokens left for retries.",
         )
 
-    def record(self, record: CallRecord, server: dict[str, Any]) -> None:
+    def _observe_tokens(
+        self, options: metrics.CallbackOptions
+    ) -> Iterator[metrics.Observation]:
+        del options
+        for tokens, server in list(self._tokens.values()):
+            yield metrics.Observation(tokens, server)
+
+    def record(self, record: CallRecord, base_url: str) -> None:
         """Record a call that ended."""
+        server = _server(base_url)
         method = {"async_refunds.method": record.method}
         self._calls.record(
             record.seconds,
             {**server, **method, "async_refunds.outcome": record.outcome},
         )
         if record.tokens is not None:
-            self._tokens.set(record.tokens, server)
+            self._tokens[base_url] = record.tokens, server
         before: Attempt | None = None
         for attempt, resend in _resends(record.attempts):
             labels = {**server, **_of_attempt(attempt)}
             self._requests.record(attempt.seconds, _present(labels))
-            self._waits.record(attempt.waited, server)
+            if attempt.waited:
+                self._waits.record(attempt.waited, server)
             if resend and before is not None:
                 reason = before.failure or str(before.status)
                 self._retries.add(1, {**method, "async_refunds.reason": reason})
@@ -201,7 +213,7 @@ def _resends(attempts: tuple[Attempt, ...]) -> Iterator[tuple[Attempt, int]]:
         yield attempt, counts[attempt.method]
 
 
-def _of_call(start: CallStart) -> dict[str, Any]:
+def _of_call(start: CallStart) -> _Attributes:
     return {
         "stripe.refund.id": start.refund_id,
         "stripe.account": start.stripe_account,
@@ -209,8 +221,8 @@ def _of_call(start: CallStart) -> dict[str, Any]:
     }
 
 
-def _of_attempt(attempt: Attempt) -> dict[str, Any]:
-    found: dict[str, Any] = {
+def _of_attempt(attempt: Attempt) -> _Attributes:
+    found: _Attributes = {
         "http.request.method": attempt.method,
         "http.response.status_code": attempt.status,
     }
@@ -235,7 +247,8 @@ def _describe_end(span: trace.Span, record: CallRecord) -> None:
         span.set_status(Status(StatusCode.ERROR, record.outcome))
 
 
-def _server(base_url: str) -> dict[str, Any]:
+@functools.cache
+def _server(base_url: str) -> _Attributes:
     parts = urlsplit(base_url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     return {"server.address": parts.hostname or "", "server.port": port}
@@ -247,5 +260,5 @@ def _template(attempt: Attempt, refund_id: str | None) -> str:
     return attempt.path.replace(refund_id, "{refund}")
 
 
-def _present(attributes: dict[str, Any]) -> dict[str, Any]:
+def _present(attributes: _Attributes) -> _Attributes:
     return {name: value for name, value in attributes.items() if value is not None}

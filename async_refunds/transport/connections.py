@@ -80,9 +80,8 @@ class FreshConnector(aiohttp.TCPConnector):
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own argument
     ) -> Connection:
         """Return a connection on which nothing has arrived yet."""
-        evidence = send_evidence.get(None)
-        if evidence is not None:
-            evidence.started = True
+        evidence = send_evidence.get()
+        evidence.started = True
         for _ in range(_MAX_TRIES):
             try:
                 conn = await super().connect(req, traces, timeout)
@@ -92,8 +91,7 @@ class FreshConnector(aiohttp.TCPConnector):
                 raise NotConnectedError from None
             protocol = conn.protocol
             if protocol is not None and not protocol.should_close:
-                if evidence is not None:
-                    evidence.protocol = protocol
+                evidence.protocol = protocol
                 return conn
             conn.close()
         raise StaleConnectionError

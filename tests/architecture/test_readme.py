@@ -13,51 +13,66 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import prometheus_client
 import pytest
 
-from async_refunds import RefundsClient
+from async_refunds import RefundsClient, SignatureVerificationError
 from async_refunds.cli.demo import DemoReport, report_lines
 from async_refunds.emulator import Emulator
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-PYTHON = [text for language, text in BLOCKS if language == "python"]
-BASH = [text for language, text in BLOCKS if language == "bash"]
-CONSOLE = [text for language, text in BLOCKS if language == "console"]
+PYTHON: list[str] = [text for language, text in BLOCKS if language == "python"]
+BASH: list[str] = [text for language, text in BLOCKS if language == "bash"]
+CONSOLE: list[str] = [text for language, text in BLOCKS if language == "console"]
 REFUND = "re_1Nispe2eZvKYlo2Cd31jOCgZ"
 
 
 class Page:
-    """What the blocks define, run one after the other."""
+    """What a block defines, run against an emulator in place of Stripe."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._monkeypatch = monkeypatch
+    def __init__(self) -> None:
+        self.base_url = ""
         self.names: dict[str, Any] = {"__name__": "readme"}
 
-    def run(self, *blocks: str) -> None:
-        for block in blocks:
-            exec(compile(block, "README.md", "exec"), self.names)  # noqa: S102 - ours
-
-    def point_at(self, base_url: str) -> None:
-        """Let the client's default be the emulator: the page means Stripe itself."""
-        defaults: dict[str, Any] | None = RefundsClient.__init__.__kwdefaults__
-        assert defaults is not None
-        self._monkeypatch.setitem(defaults, "base_url", base_url)
+    def run(self, text: str) -> None:
+        if self.base_url:
+            key = 'os.environ["STRIPE_API_KEY"]'
+            assert key in text
+            text = text.replace(key, f'{key}, base_url="{self.base_url}"')
+        exec(compile(text, "README.md", "exec"), self.names)  # noqa: S102 - ours
 
 
 @pytest.fixture
 def page(monkeypatch: pytest.MonkeyPatch) -> Page:
     monkeypatch.setenv("STRIPE_API_KEY", "sk_test_readme")
-    return Page(monkeypatch)
+    return Page()
 
 
-IMPORTS = PYTHON[0].split("async def main")[0]
+def block(words: str) -> str:
+    """Return the one Python block that contains these words."""
+    (found,) = (text for text in PYTHON if words in text)
+    return found
 
 
 def test_every_block_is_known_to_a_test() -> None:
-    assert len(PYTHON) == 6
+    assert len(PYTHON) == 8
     assert len(BASH) == 2
     assert len(CONSOLE) == 3
+
+
+def test_every_block_stands_alone_and_passes_mypy(tmp_path: Path) -> None:
+    for number, text in enumerate(PYTHON):
+        (tmp_path / f"block_{number}.py").write_text(text)
+    ran = subprocess.run(  # noqa: S603 - our own files
+        [sys.executable, "-m", "mypy", "--strict", *map(str, tmp_path.iterdir())],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert ran.returncode == 0, ran.stdout
 
 
 def test_first_script(page: Page, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,14 +86,14 @@ def test_first_script(page: Page, capsys: pytest.CaptureFixture[str]) -> None:
         example = re.search(r"re_\w+", emulator.stderr.readline())
         assert found is not None
         assert example is not None
-        page.point_at(found[0])
-        page.run(PYTHON[0].replace(REFUND, example[0]))
+        page.base_url = found[0]
+        page.run(block("async def main").replace(REFUND, example[0]))
         emulator.terminate()
     assert re.fullmatch(r"canceled\nreq_\w+\n", capsys.readouterr().out)
 
 
 async def test_list(page: Page) -> None:
-    page.run(IMPORTS, PYTHON[1])
+    page.run(block("async def waiting"))
     emulator = Emulator()
     refund_id = emulator.add_refund()
     emulator.add_refund(status="succeeded")
@@ -109,12 +124,13 @@ async def test_web_service(
     body: dict[str, str],
     page: Page,
 ) -> None:
-    page.run(IMPORTS, PYTHON[2])
-    emulator, app = Emulator(), page.names["app"]
+    emulator = Emulator()
     emulator.add_refund(status=status, refund_id=REFUND)
     emulator.faults.script(*faults)
     async with emulator.serve() as url:
-        page.point_at(url)
+        page.base_url = url
+        page.run(block("lifespan"))
+        app = page.names["app"]
         transport = httpx.ASGITransport(app)
         async with (
             app.router.lifespan_context(app),
@@ -135,7 +151,7 @@ async def test_many_refunds(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    page.run(IMPORTS, PYTHON[3])
+    page.run(block("cancel_tonight"))
     ids = [*stripe_emulator.seed_refunds(5), "re_none"]
     async with RefundsClient("sk_test_x", base_url=stripe_emulator.base_url) as refunds:
         await page.names["cancel_tonight"](refunds, ids)
@@ -146,13 +162,13 @@ async def test_many_refunds(
     assert stripe_emulator.books.requests == {"cancel": 7}
 
 
-def test_many_refunds_on_the_command_line(
-    stripe_emulator: Emulator, tmp_path: Path
-) -> None:
+def test_tonight_on_the_command_line(stripe_emulator: Emulator, tmp_path: Path) -> None:
     ids = stripe_emulator.seed_refunds(5)
     (tmp_path / "ids.csv").write_text("\n".join(["id", *ids]))
-    for line in BASH[0].splitlines():
-        _, command, *words = shlex.split(line)
+    lines = [line for line in BASH[0].splitlines() if line.startswith("async-refunds")]
+    assert len(lines) == 4
+    for line in lines:
+        _, command, *words = shlex.split(line, comments=True)
         if command in ("cancel", "sweep"):  # the page means Stripe itself
             words += ["--base-url", stripe_emulator.base_url]
         ran = subprocess.run(  # noqa: S603 - our own command
@@ -165,15 +181,36 @@ def test_many_refunds_on_the_command_line(
     assert all(stripe_emulator.books.cancellations[each] == 1 for each in ids)
 
 
+def test_webhook_closes_what_is_unknown(page: Page) -> None:
+    page.run(block("on_webhook"))
+    with pytest.raises(SignatureVerificationError):
+        page.names["on_webhook"](b"{}", "t=1,v1=00")
+
+
+async def test_metrics_of_prometheus(page: Page, stripe_emulator: Emulator) -> None:
+    page.run(block("prometheus_client"))
+    refund_id = stripe_emulator.add_refund()
+    stripe_emulator.faults.script("503", "ok")
+    async with RefundsClient(
+        "sk_test_x",
+        base_url=stripe_emulator.base_url,
+        on_call=page.names["on_call"],
+    ) as refunds:
+        await refunds.cancel(refund_id)
+    shown = prometheus_client.generate_latest().decode()
+    assert 'refund_calls_total{method="cancel",outcome="canceled"} 1.0' in shown
+    assert 'refund_retries_total{reason="503"} 1.0' in shown
+
+
 @pytest.mark.asyncio(loop_factories=["real"])
 async def test_test_of_your_own(page: Page, stripe_emulator: Emulator) -> None:
-    page.run(IMPORTS, PYTHON[4])
+    page.run(block("test_lost_answer"))
     await page.names["test_lost_answer"](stripe_emulator)
     assert stripe_emulator.requests[-1].replayed
 
 
 def test_test_with_the_official_client(page: Page, stripe_emulator: Emulator) -> None:
-    page.run(IMPORTS, PYTHON[4], PYTHON[5])
+    page.run(block("test_customer_never_answers"))
     page.names["test_customer_never_answers"](stripe_emulator)
     assert len(stripe_emulator.requests) == 1
 

@@ -38,6 +38,8 @@ def main(arguments: Sequence[str]) -> int:
         if goal and options.only in (None, kind):
             part = _attack(kind, goal, options)
             print(f"\n{kind}: {_figures(part)}\n  told: {dict(part.told)}")
+            if part.done:
+                print(f"  done: {dict(part.done.most_common())}")
             summary.add(part)
     summary.seconds = time.perf_counter() - began
     found = sorted(summary.simplest(), key=lambda each: -each.times)
@@ -78,7 +80,13 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _attack(kind: str, goal: int, options: argparse.Namespace) -> Summary:
+    shown: set[object] = set()
+
     def progress(summary: Summary) -> None:
+        for place, found in summary.found.items():
+            if place not in shown:  # at once: a long run may be broken off
+                shown.add(place)
+                print(f"\n{found.finding.kind}: {_again(found)}", file=sys.stderr)
         line = f"{kind}: {_figures(summary)}, {len(summary.found)} findings"
         print(f"\r{line}", end="", file=sys.stderr, flush=True)
 
@@ -131,11 +139,15 @@ def _show(found: Found, *, shrink: bool) -> None:
     damages = f" after {', '.join(sorted(found.damages))}" if found.damages else ""
     print(
         f"\n== {kind}{damages}, {found.times} times{again}\n"
-        f"   python -m tests.attack --only {found.kind} --seed {found.seed} "
-        f"--case {found.number}\n{shown(script)}\n   {text}"
+        f"   {_again(found)}\n{shown(script)}\n   {text}"
     )
     for line in lines[:30]:
         print(f"   | {line[:300]}")
+
+
+def _again(found: Found) -> str:
+    which = f"--only {found.kind} --seed {found.seed} --case {found.number}"
+    return f"python -m tests.attack {which}"
 
 
 def _one(kind: str, seed: int, number: int, without: list[str]) -> int:

@@ -200,7 +200,8 @@ def _judge_foreign(
         return  # the client was closed by the script
     if isinstance(error, RecursionError) and told.call.frames:
         others = {each.used for each in all_told if each is not told}
-        if not set(world.books.keys(name)) - others:
+        # What a cancelled task has sent, nobody can tell from this call's.
+        if None in others or not set(world.books.keys(name)) - others:
             return  # the caller's own stack was full before anything was sent
     world.report.add(f"foreign {type(error).__name__}", f"{error!r} of {told.call}")
 

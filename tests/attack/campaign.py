@@ -53,6 +53,7 @@ class Summary:
     requests: int = 0
     seconds: float = 0.0
     told: Counter[str] = field(default_factory=Counter[str])
+    done: Counter[str] = field(default_factory=Counter[str])
     playing: dict[int, None] = field(default_factory=dict[int, None])
     """Cases that are not over."""
     found: dict[tuple[str, frozenset[str]], Found] = field(
@@ -65,6 +66,7 @@ class Summary:
         self.calls += other.calls
         self.requests += other.requests
         self.told += other.told
+        self.done += other.done
         for found in other.found.values():
             self.note(found)
 
@@ -82,6 +84,7 @@ class Summary:
         self.calls += report.calls
         self.requests += report.requests
         self.told += report.told
+        self.done += report.done
         for finding in report.findings:
             self.note(
                 Found(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .script import Damage
 
 FILES = ("", "-wal", "-shm", "-lock")
@@ -94,11 +97,14 @@ class Files:
     def _flip(self, target: Path, damage: Damage) -> bool:
         if not target.is_file() or not (data := bytearray(target.read_bytes())):
             return False
-        at = damage.value // 8 % len(data)
-        if damage.value % 3:
-            # Most of a file is empty: there a flip says little.
-            used = [each for each, byte in enumerate(data) if byte]
-            at = used[damage.value // 8 % len(used)] if used else at
+        places: Sequence[int] = range(len(data))
+        # Most of a file is empty, and a flip there says little. In an id it says most.
+        if damage.value % 3 == 1:
+            places = [each for each, byte in enumerate(data) if byte]
+        elif damage.value % 3:
+            found = re.finditer(rb"re_1attack\d+", data)
+            places = [at for match in found for at in range(*match.span())]
+        at = (places or range(len(data)))[damage.value // 8 % len(places or data)]
         data[at] ^= 1 << damage.value % 8
         with target.open("r+b") as file:  # the same file: its name is not the damage
             file.write(data)

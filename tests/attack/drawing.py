@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from . import wire
@@ -57,7 +58,7 @@ _APIS: dict[str, dict[str, float]] = {
 }
 _PLAIN = 0.2
 """The share of acts whose answer arrives as it is: then it is the API that acts."""
-_WEIGHTS = {"proxy": 6.0, "extra_now": 1.5, "extra_next": 1.5, "plain": 0.0}
+_WEIGHTS = {"proxy": 6.0, "extra_now": 1.5, "extra_next": 5.0, "plain": 0.0}
 _WIRES = (*wire.KINDS, "extra_now", "extra_soon", "extra_next")
 _STATES = ("requires_action",) * 12 + (
     *("canceled", "canceled", "succeeded", "failed", "pending"),
@@ -71,10 +72,13 @@ def drawn(kind: str, seed: int, number: int, without: Collection[str] = ()) -> S
         kind: Which one.
         seed: Of the whole run.
         number: Of the case.
-        without: Names of acts and options that are left out.
+        without: Names of acts, options and damages that are left out; ``frames``
+            leaves the stack free.
     """
     chance = random.Random(f"{kind} {seed} {number}")  # noqa: S311 - no secret
     parts = {"calls": _calls, "batch": _batch, "journals": _journal}[kind](chance)
+    if "frames" in without:
+        parts = [replace(p, frames=0) if isinstance(p, Call) else p for p in parts]
     return tuple(part for part in parts if not _is_left_out(part, without))
 
 
@@ -117,7 +121,7 @@ def _options(chance: random.Random) -> list[Part]:
     maybe(0.2, "attempt_timeout", 0.5, 2.0, 80.0)
     maybe(0.06, "deaf_until", 0.1, 1.0, 30.0, 1e6)
     maybe(0.03, "deaf_from", 0.01, 0.5, 2.0)
-    maybe(0.02, "greets", *range(16))
+    maybe(0.06, "greets", *range(16))
     maybe(0.08, "hook", *range(1, 6))
     if Option("borrowed", 1) in parts or Option("borrowed", 2) in parts:
         maybe(0.2, "trace", *range(40))

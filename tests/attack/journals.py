@@ -92,6 +92,9 @@ class JournalCase:
         self._judge()
         self.report.lines = self._lines()
         self.report.damages = frozenset(self.files.done)
+        self.report.done = Counter(self.files.done)
+        self.report.done["kill"] = sum(run.killed for run in self.runs)
+        self.report.done["nobody could tell"] = int(self.files.forgotten)
         self.report.calls = self.report.requests = self.server.requests
         return self.report
 

@@ -53,6 +53,8 @@ class Report:
     damages: frozenset[str] = frozenset()
     """What was done to a journal's files."""
     told: Counter[str] = field(default_factory=Counter[str])
+    done: Counter[str] = field(default_factory=Counter[str])
+    """How often a journal was damaged, and a process killed, in which way."""
     lines: list[str] = field(default_factory=list[str])
     """What the server saw, for people."""
 

@@ -856,7 +856,7 @@ async def test_slow_account_in_front_holds_up_no_other() -> None:
 
 async def test_refunds_of_a_locked_charge_are_retried_one_at_a_time() -> None:
     stripe = emulator(Limits(None, None, endpoint_concurrency=1))
-    ids = stripe.seed_refunds(10)
+    ids = stripe.seed_refunds(10, per_charge=10)
     stripe.faults.script(*["lock_429"] * 10)
     loop = asyncio.get_running_loop()
     async with client(stripe) as refunds:
@@ -868,6 +868,25 @@ async def test_refunds_of_a_locked_charge_are_retried_one_at_a_time() -> None:
     assert [result.outcome for result in results] == ["canceled"] * 10
     # Were two of them retried at once, the limit to the concurrency would show it.
     assert set(stripe.books.rate_limited) == {"lock_timeout"}
+    # One read of each tells which of them share the charge.
+    assert 0 < stripe.books.requests["retrieve"] <= 2 * 10
+
+
+async def test_locked_charge_slows_its_own_refunds_only() -> None:
+    stripe = emulator(Limits(None, None))
+    stripe.latency = 0.5
+    locked = stripe.seed_refunds(30, per_charge=30)
+    others = stripe.seed_refunds(200)
+    loop = asyncio.get_running_loop()
+    async with client(stripe) as refunds:
+        began, ended = loop.time(), 0.0
+        async for result in cancel_many(refunds, [*locked, *others], rate=20):
+            assert result.outcome == "canceled"
+            if result.refund_id in others:
+                ended = loop.time() - began
+    # The retries of the thirty take slots of the account's pace, and nothing else.
+    assert ended < (230 + 30 * 3) / 20
+    assert 0 < stripe.books.rate_limited["lock_timeout"] < 30 * 3
 
 
 async def test_refunds_of_one_charge_are_all_canceled() -> None:

@@ -357,11 +357,17 @@ async def test_key_that_cannot_be_kept_is_not_sent() -> None:
 
 
 class Returning(MemoryJournal):
-    """A journal that tells what it was given back."""
+    """A journal that tells what it gave out, and what it was given back."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.claimed: list[str] = []
         self.returned: list[str] = []
+
+    async def claim(self, stripe_account: str | None, limit: int) -> list[Claim]:
+        claims = await super().claim(stripe_account, limit)
+        self.claimed += [claim.refund_id for claim in claims]
+        return claims
 
     async def give_back(self, claims: Sequence[Claim]) -> None:
         self.returned += [claim.refund_id for claim in claims]
@@ -375,7 +381,8 @@ async def test_what_a_closed_client_could_not_send_is_given_back() -> None:
         await refunds.close()
         with pytest.raises(RuntimeError, match="closed"):
             await canceled_many(refunds, ids, journal=journal)
-    assert sorted(journal.returned) == sorted(ids)
+    assert journal.claimed
+    assert sorted(journal.returned) == sorted(journal.claimed)
 
 
 async def test_what_may_have_landed_before_stays_unknown_with_a_closed_client() -> None:

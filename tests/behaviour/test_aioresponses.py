@@ -53,6 +53,16 @@ async def test_canned_failure_and_then_success_is_one_key() -> None:
     ]
 
 
+async def test_canned_answer_to_another_key_is_not_believed() -> None:
+    with aioresponses() as canned:
+        other = {"Idempotency-Key": "another"}
+        canned.post(URL, body=refund_json(), headers=other, response_class=Canned)
+        canned.post(URL, body=refund_json(), response_class=Canned)
+        async with RefundsClient(KEY) as refunds:
+            refund = await refunds.cancel(RE)
+    assert len(refund.last_response.attempts) == 2
+
+
 async def test_canned_refusal() -> None:
     with aioresponses() as canned:
         canned.post(

@@ -285,6 +285,11 @@ def test_provided_key_may_be_live_so_plain_http_is_refused() -> None:
         RefundsClient(Vault(OLD).provide, base_url="http://stripe.example")
 
 
+@pytest.mark.parametrize("key", ["sk_live_1", "rk_test_1", "sk_test_1"])
+def test_client_with_a_key_knows_its_mode(key: str) -> None:
+    assert RefundsClient(key).livemode == ("live" in key)
+
+
 def test_client_with_a_provider_shows_no_key() -> None:
     refunds = RefundsClient(Vault(OLD).provide)
     assert "CANARY" not in f"{refunds!r} {vars(refunds)!r}"

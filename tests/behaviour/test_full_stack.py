@@ -26,13 +26,17 @@ FAILING = refusal(503, type="api_error")
 FRAMES = 45
 
 
+def ignore(told: object) -> None:
+    del told
+
+
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the garbage collector close what aiohttp had no room to close.
 
     pytest's own hook for its warnings has no room either.
     """
-    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    monkeypatch.setattr(sys, "unraisablehook", ignore)
 
 
 async def nested(
@@ -92,10 +96,10 @@ async def test_full_stack_is_never_a_bare_error_once_something_was_sent(
     found: Counter[tuple[str, bool]] = Counter()
     most = await deepest()
     records: list[CallRecord] = []
-    hooks = {"on_call": records.append, "on_attempt": lambda _: None} if hooked else {}
+    hooks: dict[str, Any] = {"on_call": records.append, "on_attempt": ignore}
     async with scripted(reads=reads) as server:
         for free in range(FRAMES):
-            async with server.client(**hooks) as refunds:
+            async with server.client(**(hooks if hooked else {})) as refunds:
                 if kept:
                     await refunds.retrieve(RE)
                 server.cancels[:] = [*cancels]

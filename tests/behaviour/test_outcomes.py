@@ -45,6 +45,9 @@ from tests.support.scripted import (
 )
 
 if TYPE_CHECKING:
+    from aiohttp.connector import Connection
+    from aiohttp.tracing import Trace
+
     from async_refunds.protocol.requests import Request
 
 WAITING = seen("requires_action")
@@ -580,3 +583,39 @@ async def test_fault_during_the_settling_read_hides_nothing(
     assert conclusion.outcome == outcome
     assert "MemoryError" in str(conclusion.error)
     assert "before it was sent" not in str(conclusion.error)
+
+
+class Door(aiohttp.TCPConnector):
+    """Is shut for the second, third and fourth connection."""
+
+    entered = 0
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own argument
+    ) -> Connection:
+        self.entered += 1
+        if self.entered in (2, 3, 4):
+            raise aiohttp.ClientConnectorError(req.connection_key, OSError(111, "no"))
+        return await super().connect(req, traces, timeout)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 429])
+@pytest.mark.parametrize("state", ["canceled", "requires_action"])
+async def test_doubtful_refusal_is_not_forgotten_when_the_server_is_gone(
+    status: int, state: str
+) -> None:
+    act = refusal(status, echo=False, code="code")
+    async with (
+        scripted(act, reads=[seen(state)]) as server,
+        aiohttp.ClientSession(connector=Door()) as session,
+    ):
+        refunds = server.client(session=session)
+        if state == "canceled":
+            assert (await refunds.cancel(RE)).status == "canceled"
+        else:
+            with pytest.raises(OutcomeUnknownError):
+                await refunds.cancel(RE)
+    assert server.methods() == "POST GET"

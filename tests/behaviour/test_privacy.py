@@ -24,6 +24,7 @@ from async_refunds import (
     RefundsError,
 )
 from async_refunds.protocol.redaction import SecretStr, scrub
+from async_refunds.protocol.requests import Response
 from tests.support.scripted import (
     CUT,
     RE,
@@ -262,6 +263,23 @@ def test_hidden_string_is_itself_and_shows_nothing() -> None:
     assert hidden == KEY
     assert f"{hidden}" == KEY
     assert repr([hidden]) == "['***']"
+
+
+def test_hidden_string_is_copied_and_never_pickled() -> None:
+    hidden = SecretStr(KEY)
+    assert copy.copy(hidden) is copy.deepcopy(hidden) is hidden
+    with pytest.raises(TypeError, match="cannot be pickled"):
+        pickle.dumps(hidden)
+
+
+def test_reply_shows_neither_its_headers_nor_its_body() -> None:
+    reply = Response(200, NAMED, f"{KEY} {EMAIL}".encode())
+    console = Console(file=StringIO(), width=200)
+    console.print(reply)
+    assert isinstance(console.file, StringIO)
+    for text in (repr(reply), console.file.getvalue()):
+        assert not spelled(text), text
+        assert "status=200" in text
 
 
 @pytest.mark.parametrize(

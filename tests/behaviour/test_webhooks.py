@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from aiohttp import web
 
 from async_refunds import (
@@ -67,16 +68,14 @@ async def test_event_names_the_key_of_the_call_that_was_left_unknown() -> None:
         emulator.serve() as base_url,
         RefundsClient(KEY, base_url=base_url, retry=policy) as refunds,
     ):
-        try:
+        with pytest.raises(OutcomeUnknownError) as caught:
             await refunds.cancel(refund_id)
-        except OutcomeUnknownError as error:
-            key = error.idempotency_key
         await endpoint.arrived.wait()
     await runner.cleanup()
     (event,) = endpoint.events
     assert event.type == "refund.updated"
     assert (event.refund.id, event.refund.status) == (refund_id, "canceled")
-    assert event.idempotency_key == key
+    assert event.idempotency_key == caught.value.idempotency_key
     assert event.request_id is not None
     assert not event.livemode
 

@@ -279,6 +279,7 @@ async def test_each_request_is_reported_once_it_has_ended(
         await asyncio.sleep(0.1)
     await api.cancel(refund_id, "k")
     await api.send("GET", "/_emulator/books", key=None, checked=False)
+    assert emulator.on_request is not None
     emulator.on_request = None
     await api.get("")
     shown = [re.sub(r"[0-9.]+ ms", "1 ms", line) for line in lines]

@@ -57,17 +57,18 @@ async def test_lock_of_a_charge_keeps_out_nothing_else(api: Caller) -> None:
     other = emulator.add_refund(charge="ch_2")
     connected = emulator.add_refund(charge="ch_1", account="acct_1")
     headers = {"Stripe-Account": "acct_1"}
-    canceled, read, listed, unlike, elsewhere, unknown = await asyncio.gather(
+    canceled, read, listed, unlike, astray, elsewhere, unknown = await asyncio.gather(
         api.cancel(first),
         api.get(f"/{second}"),
         api.get("?charge=ch_1"),
         api.cancel(other),
+        api.cancel(connected),
         api.cancel(connected, headers=headers),
         api.cancel("re_missing"),
     )
     assert {canceled.status, read.status, listed.status, unlike.status} == {200}
     assert elsewhere.status == 200
-    assert unknown.status == 404
+    assert astray.status == unknown.status == 404
 
 
 async def test_expiring_a_refund_is_a_write_too(api: Caller) -> None:
@@ -100,6 +101,17 @@ async def test_request_that_hangs_holds_its_charge(fault: str, api: Caller) -> N
     freed = await api.cancel(second)
     assert (hanging.exception() is None) == (fault == "slow")
     assert (refused.status, freed.status) == (429, 200)
+
+
+async def test_stalled_request_with_a_bad_key_holds_nothing(
+    api: Caller, refund_id: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    api.emulator.faults.script("stall")
+    stalled = asyncio.create_task(api.cancel(refund_id, key="bad", timeout=10))
+    assert (await soon(api, refund_id)).status == 200
+    with pytest.raises(TimeoutError):
+        await stalled
+    assert caplog.records == []
 
 
 async def test_stalled_request_does_not_take_a_lock_from_its_holder(

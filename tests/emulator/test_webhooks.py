@@ -128,6 +128,17 @@ async def test_each_step_of_a_refund_is_an_event(
     assert len({event["id"] for event in receiver.events}) == len(receiver.events)
 
 
+async def test_change_to_the_same_status_is_no_event(
+    api: Caller, receiver: Receiver
+) -> None:
+    refund_id = api.emulator.add_refund(status="failed")
+    api.emulator.set_status(refund_id, "failed")
+    api.emulator.webhook(receiver.url, secret=SECRET)
+    api.emulator.set_status(refund_id, "failed")
+    await asyncio.sleep(1)
+    assert receiver.events == []
+
+
 async def test_refund_that_expires_as_the_clock_is_advanced_is_an_event(
     receiver: Receiver,
 ) -> None:

@@ -284,8 +284,20 @@ async def test_metrics_tell_calls_attempts_retries_waits_and_tokens(told: Told) 
     }
     assert told.metric("async_refunds.retries_stopped")["cancel", "count"].value == 1
     assert told.metric("async_refunds.retry.wait")["cancel",].count == 6
-    assert told.metric("async_refunds.connection.wait")[where].count == 9
+    assert not told.metric("async_refunds.connection.wait")
     assert told.metric("async_refunds.retry_budget.tokens")[where].value == tokens
+
+
+async def test_wait_for_a_connection_is_measured_where_there_is_one(
+    told: Told,
+) -> None:
+    async with (
+        scripted(CANCELED) as server,
+        server.client(on_call_start=told.hook) as refunds,
+    ):
+        await asyncio.gather(*(refunds.cancel(RE) for _ in range(101)))
+    (waits,) = told.metric("async_refunds.connection.wait").values()
+    assert waits.count == 1
 
 
 async def test_no_budget_has_no_gauge_and_a_list_has_a_span(told: Told) -> None:

@@ -83,7 +83,7 @@ async def test_items_of_an_account_come_in_input_order(journal: Journal) -> None
     assert (other.refund_id, other.stripe_account) == ("re_2", "acct_1")
     assert ids(await journal.claim(None, 5)) == ["re_4"]
     assert await journal.claim(None, 5) == []
-    assert await journal.claim("acct_of_nobody", 5) == []
+    assert await journal.claim("acct_without_items", 5) == []
 
 
 async def test_item_is_there_once_for_each_account(journal: Journal) -> None:
@@ -198,7 +198,7 @@ async def test_tasks_use_it_side_by_side(journal: Journal) -> None:
         return {claim.idempotency_key for claim in claims}
 
     found = await asyncio.gather(*(work(f"acct_{number}") for number in range(5)))
-    assert len(set().union(*found)) == 150
+    assert len({key for keys in found for key in keys}) == 150
     assert journal.tally().open == 0
 
 

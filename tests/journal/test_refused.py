@@ -227,7 +227,7 @@ def public() -> Generator[Path]:
 
 @contextmanager
 def unprivileged() -> Generator[None]:
-    """Be somebody whom the modes of files bind."""
+    """Run as a user whom the modes of files bind."""
     root = os.geteuid() == 0
     if root:  # pragma: no branch - who is not root is bound already
         os.seteuid(65534)
@@ -277,6 +277,17 @@ def test_file_that_may_not_be_written(public: Path) -> None:
     ):
         SqliteJournal.open(public)
     assert contents(public.parent) == before
+
+
+def test_copy_to_a_folder_that_may_not_be_written(public: Path) -> None:
+    begin(public)
+    public.chmod(0o444)
+    public.parent.chmod(0o555)
+    try:
+        with unprivileged(), pytest.raises(JournalError, match="check the permissions"):
+            JournalReader(public).backup(public.with_name("copy"))
+    finally:
+        public.parent.chmod(0o777)
 
 
 def test_file_that_may_not_be_read(public: Path) -> None:
@@ -415,7 +426,7 @@ def remove(path: Path) -> None:
 
 def replace(path: Path) -> None:
     other = path.with_name("other")
-    other.write_bytes(b"of somebody else")
+    other.write_bytes(b"of another program")
     other.replace(path)
 
 
@@ -438,7 +449,7 @@ async def test_file_that_goes_away_stops_the_run(
         journal.load(items(2))
     await journal.close()
     if how is replace and end != "-wal":  # SQLite removes that one by its name
-        assert gone.read_bytes() == b"of somebody else"
+        assert gone.read_bytes() == b"of another program"
 
 
 # ------------------------------------------------------------------ full disk

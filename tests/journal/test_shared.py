@@ -29,7 +29,7 @@ real = pytest.mark.asyncio(loop_factories=["real"])
 RUN = Run("https://api.stripe.com", livemode=False)
 AGES = 60.0  # seconds until a process that hangs is given up
 
-# Says what it was told, line by line, and is killed while it does.
+# Prints what the journal returned, line by line, and is killed while it does.
 WORKER = """
 import asyncio, sys
 from async_refunds.errors import OutcomeUnknownError
@@ -61,7 +61,7 @@ async def work(journal, account):
 async def main():
     run = Run("https://api.stripe.com", False)
     async with SqliteJournal.open(sys.argv[1], run) as journal:
-        for first in range(0, 600, 60):
+        for first in range(0, 300, 60):
             batch = [
                 CancelRequest(f"re_{number}", (None, "acct_1", "acct_2")[number % 3])
                 for number in range(first, first + 60)
@@ -103,6 +103,11 @@ journal.load([])
 print("held", flush=True)
 sys.stdin.read()
 journal.close_now()
+"""
+
+LEAVES_WAL = """
+import sqlite3, sys
+sqlite3.connect(sys.argv[1], timeout=0).execute("PRAGMA journal_mode = DELETE")
 """
 
 FORGETFUL = """
@@ -164,7 +169,7 @@ def lose_wal(path: Path) -> None:
 @pytest.mark.parametrize("lose", [False, True], ids=["whole", "only the file is left"])
 def test_what_was_told_is_kept_whenever_it_is_killed(path: Path, *, lose: bool) -> None:
     chance = random.Random(4)  # noqa: S311 - the same moments in every run
-    keys: dict[str, str] = {}  # the last key told, by item
+    keys: dict[str, str] = {}  # the last key printed, by item
     owners: dict[str, str] = {}
     outcomes: dict[str, str] = {}
     known: dict[str, Record] = {}
@@ -173,7 +178,7 @@ def test_what_was_told_is_kept_whenever_it_is_killed(path: Path, *, lose: bool) 
     while "end" not in lines:
         rounds += 1
         with child(WORKER, path) as process:
-            lines = said(process, chance.randrange(1, 250) if rounds < 25 else -1)
+            lines = said(process, chance.randrange(1, 150) if rounds < 15 else -1)
         if lose:
             lose_wal(path)
         for line in lines:
@@ -196,15 +201,15 @@ def test_what_was_told_is_kept_whenever_it_is_killed(path: Path, *, lose: bool) 
             assert known[item].idempotency_key == key
         for item, outcome in outcomes.items():
             assert known[item].outcome in {outcome, "canceled"}
-    assert rounds > 10
+    assert rounds > 5
     assert {each.outcome for each in known.values()} <= {"canceled", "unknown"}
-    assert len({each.idempotency_key for each in known.values()}) == len(known) == 600
+    assert len({each.idempotency_key for each in known.values()}) == len(known) == 300
     assert left(path) == ["run.sqlite3"]
 
 
 def test_load_that_is_killed_leaves_nothing_or_all(tmp_path: Path) -> None:
     chance = random.Random(5)  # noqa: S311 - the same moments in every run
-    moments = [1, 2, 401, 402, *(chance.randrange(3, 401) for _ in range(12))]
+    moments = [1, 2, 401, 402, *(chance.randrange(3, 401) for _ in range(6))]
     for lines in moments:
         path = tmp_path / f"{lines}.sqlite3"
         with child(LOADER, path) as process:
@@ -325,6 +330,9 @@ def test_file_that_is_mounted_twice_is_refused(path: Path, mounted: Path) -> Non
         with pytest.raises(JournalError, match="in use by another process"):
             SqliteJournal.open(mounted)
         with child(HOLDER, mounted) as process:
+            assert process.wait(AGES) == 1
+        # The refusals left SQLite's own locks on the file as they were.
+        with child(LEAVES_WAL, path) as process:
             assert process.wait(AGES) == 1
         assert journal.load(items(3, 1)) == 1
 
@@ -459,7 +467,23 @@ def test_reader_changes_nothing(path: Path) -> None:
             use()
 
 
-def test_slow_reader_holds_up_nobody(path: Path) -> None:
+def test_reader_knows_whether_the_run_goes_on(path: Path) -> None:
+    with SqliteJournal.open(path, RUN) as journal:
+        journal.load([])
+        assert JournalReader(path).in_use
+    reader = JournalReader(path)
+    assert not reader.in_use
+    with child(HOLDER, path) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        assert reader.in_use
+        process.send_signal(signal.SIGKILL)
+        process.wait(AGES)
+    assert path.with_name("run.sqlite3-lock").exists()
+    assert not reader.in_use
+
+
+def test_slow_reader_holds_nothing_up(path: Path) -> None:
     with SqliteJournal.open(path, RUN) as journal:
         journal.load(items(0, 2000))
         pages = JournalReader(path).records()

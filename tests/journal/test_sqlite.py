@@ -115,7 +115,7 @@ async def test_items_come_by_account_in_input_order(path: Path) -> None:
         assert ids(await journal.claim("acct_b", 5)) == ["re_1", "re_2"]
         assert ids(await journal.claim(None, 5)) == ["re_4"]
         assert await journal.claim(None, 5) == []
-        assert await journal.claim("acct_of_nobody", 5) == []
+        assert await journal.claim("acct_without_items", 5) == []
         await journal.add(requests(6))
         assert ids(await journal.claim(None, 5)) == ["re_6"]
 
@@ -159,7 +159,7 @@ async def test_claims_have_a_limit(path: Path) -> None:
     ],
 )
 @real
-async def test_item_that_is_no_text_is_refused_and_disturbs_nobody(
+async def test_item_that_is_no_text_is_refused_and_leaves_the_others_alone(
     path: Path, request_: CancelRequest, kind: type[Exception], text: str
 ) -> None:
     async with SqliteJournal.open(path, RUN) as journal:
@@ -308,11 +308,21 @@ async def test_refused_item_that_is_under_way_again_may_be_canceled(
 
 
 @real
+async def test_item_that_another_program_changed_is_damage(path: Path) -> None:
+    async with SqliteJournal.open(path, RUN) as journal:
+        await journal.add(requests(1, 2))
+        with closing(sqlite3.connect(path)) as other, other:
+            other.execute("UPDATE items SET refund_id = 're_7' WHERE number = 2")
+        with pytest.raises(JournalError, match=r"is damaged.*item 2 does not match"):
+            await journal.claim(None, 2)
+
+
+@real
 async def test_item_that_is_not_there_is_damage(path: Path) -> None:
     async with SqliteJournal.open(path, RUN) as journal:
-        nobody = Claim(7, "re_7", None, "key", 1.0, maybe_sent=False)
+        unknown = Claim(7, "re_7", None, "key", 1.0, maybe_sent=False)
         with pytest.raises(JournalError, match=r"is damaged.*item 7 is missing"):
-            await journal.settle([(nobody, result(nobody))])
+            await journal.settle([(unknown, result(unknown))])
 
 
 # ----------------------------------------------------------------- results
@@ -619,7 +629,7 @@ async def test_call_that_waits_behind_an_error_fails_too(path: Path) -> None:
 
 
 @real
-async def test_cancelled_call_disturbs_nobody(path: Path) -> None:
+async def test_cancelled_call_leaves_the_others_alone(path: Path) -> None:
     async with SqliteJournal.open(path, RUN) as journal:
         await journal.add(requests(1, 2))
         with held(path):
@@ -638,7 +648,7 @@ async def test_cancelled_call_disturbs_nobody(path: Path) -> None:
 
 
 @real
-async def test_error_reaches_everybody_and_keeps_nothing(path: Path) -> None:
+async def test_error_reaches_every_caller_and_keeps_nothing(path: Path) -> None:
     journal = SqliteJournal.open(path, RUN)
     await journal.add(requests(1))
     (claim,) = await journal.claim(None, 1)
@@ -733,7 +743,7 @@ async def test_what_is_queued_is_kept_at_the_end(path: Path) -> None:
 
 
 def test_refusal_at_the_end_spoils_nothing(path: Path) -> None:
-    """Who is told that it is closed does not stop what was begun before."""
+    """A call that comes too late does not stop what was begun before it."""
     journal = SqliteJournal.open(path, RUN)
     ending = threading.Thread(target=journal.close_now)
 

@@ -187,12 +187,13 @@ class TestDeadlines:
         deadlines = Deadlines(loop, 5.0)
 
         async def wait() -> None:
-            with deadlines.start(5.0, now()):
+            with deadlines.start(5.0, began):
                 await asyncio.sleep(60)
 
+        began = now()
         task = asyncio.create_task(wait())
         await asyncio.sleep(0)
-        loop.call_later(5.0, task.cancel)
+        loop.call_at(began + 5.0, task.cancel)
         with pytest.raises(asyncio.CancelledError):
             await task
 

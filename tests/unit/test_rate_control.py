@@ -186,13 +186,14 @@ class Client:
         return self.latency / 2 * (1 + jitter)
 
     def send(self, retry: int) -> None:
-        self.sent.append(self.sim.now)
+        sent_at = self.sim.now
+        self.sent.append(sent_at)
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
         way = self.way(steady=self.steady)
-        self.sim.at(self.sim.now + way, lambda: self.arrive(retry))
+        self.sim.at(self.sim.now + way, lambda: self.arrive(retry, sent_at))
 
-    def arrive(self, retry: int) -> None:
+    def arrive(self, retry: int, sent_at: float) -> None:
         sim = self.sim
         if sim.under_way >= sim.at_once:
             kind = "crowded"
@@ -204,22 +205,22 @@ class Client:
             if kind == "ok":
                 self.ok.append(sim.now)
         back = self.way(steady=False)
-        sim.at(sim.now + back, lambda: self.answered(retry, kind))
+        sim.at(sim.now + back, lambda: self.answered(retry, kind, sent_at))
 
-    def answered(self, retry: int, kind: str) -> None:
+    def answered(self, retry: int, kind: str, sent_at: float) -> None:
         now, pace = self.sim.now, self.pace
         if kind in {"ok", "failed"}:
             self.sim.under_way -= 1
             if self.sim.down:
                 kind = "failed"
         if kind == "ok":
-            pace.on_success(now)
+            pace.on_success(now, sent_at)
         elif kind == "failed":
             pace.on_failure(now)
         else:
             self.refused.append(now)
             if kind == "limited":
-                pace.on_rate_limit(now)
+                pace.on_rate_limit(now, sent_at)
             else:
                 pace.on_concurrency_limit(now, self.under_way)
         self.under_way -= 1
@@ -313,6 +314,55 @@ def test_halved_limit_is_found_within_20_seconds_and_kept(
     sim.change(65.3, half)
     sim.run(160)
     assert_kept(client, half, 85.3, 160)
+
+
+@pytest.mark.parametrize("latency", [0.005, 0.1])
+@pytest.mark.parametrize("seed", range(6))
+def test_minute_in_which_the_limit_halves_has_few_refusals(
+    latency: float, seed: int
+) -> None:
+    sim = Sim(Emulated(25), seed)
+    client = Client(sim, latency=latency)
+    sim.change(65.3, 12.5)
+    sim.run(160)
+    assert client.share_refused(65.3, 60) < 0.02
+    assert_kept(client, 12.5, 85.3, 160)
+
+
+class Closed(Emulated):
+    """A limiter that lets nothing in for a while."""
+
+    def __init__(self, rate: float, begin: float, end: float) -> None:
+        super().__init__(rate)
+        self.begin = begin
+        self.end = end
+
+    def enter(self, now: float) -> bool:
+        return not self.begin <= now < self.end and super().enter(now)
+
+
+@pytest.mark.parametrize("seconds", [60, 600])
+@LATENCIES
+@pytest.mark.parametrize("seed", SEEDS)
+def test_rate_is_back_soon_after_nothing_but_429s(
+    seconds: float, latency: float, seed: int
+) -> None:
+    end = 60 + seconds
+    sim = Sim(Closed(25, 60, end), seed)
+    client = Client(sim, latency=latency)
+    sim.run(end + 80)
+    assert between(client.sent, 62, end) < 0.6 * seconds
+    back = 20 if seconds == 60 else 40
+    assert client.good(end + back, 30) >= 0.95 * 25
+    assert client.share_refused(end + 1, 59) < 0.02
+
+
+def test_limit_that_is_lower_after_nothing_but_429s_is_found() -> None:
+    sim = Sim(Closed(25, 60, 120))
+    client = Client(sim)
+    sim.change(100, 5)
+    sim.run(240)
+    assert_kept(client, 5, 150, 240, refused=0.06)
 
 
 @pytest.mark.parametrize("limit", [15, 18, 22])

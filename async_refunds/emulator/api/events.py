@@ -51,13 +51,16 @@ def _publish_change(
     if before is not None:
         was = refund_object(before)
         # As Stripe does: null is the previous value of a field that was absent.
-        data["previous_attributes"] = {
+        previous: Json = {
             name: was.get(name)
             for name in {**was, **shown}
             if was.get(name) != shown.get(name)
         }
+        if not previous:
+            return
+        data["previous_attributes"] = previous
         types = ["refund.updated", "charge.refund.updated"]
-        if after.status == "failed" != before.status:
+        if "status" in previous and after.status == "failed":
             types.append("refund.failed")
     for event_type in types:
         _publish(state, event_type, after, data, cause)

@@ -8,7 +8,6 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from async_refunds.emulator.state.books import ReceivedRequest
-from async_refunds.emulator.state.idempotency import SavedAnswer
 from async_refunds.emulator.state.refunds import Cause
 
 from . import errors
@@ -159,9 +158,13 @@ class RequestContext:
     def lock(self) -> LockName | None:
         """What no other request may hold while this one executes, if anything."""
         refund, endpoint = self.refund, self.endpoint
-        if self.status or refund is None or endpoint is None or not endpoint.writes:
-            return None
-        if refund.partition is not self.partition:
+        if (
+            self.status
+            or refund is None
+            or endpoint is None
+            or not endpoint.writes
+            or refund.partition is not self.partition
+        ):
             return None
         return refund.partition, refund.charge_id
 
@@ -201,10 +204,10 @@ class RequestContext:
         """End the request; save its answer under the key if it executed."""
         use, self._key_use = self._key_use, None
         if use is not None and self._executed:
-            self._extra_headers = {**self._extra_headers, **SAVED}
-            use.answer = SavedAnswer(
-                self.status, self.body, self.request_id, self._extra_headers
-            )
+            extra = self._extra_headers
+            self._extra_headers = {**extra, **SAVED} if extra else SAVED
+            use.status, use.body = self.status, self.body
+            use.request_id, use.headers = self.request_id, self._extra_headers
             self._original_request = self.request_id
         elif use is not None:
             self.state.idempotency.release(self.partition, self.idempotency_key or "")
@@ -316,12 +319,14 @@ class RequestContext:
             raise errors.key_reused(key, (use.path, path))
         elif use.params != params:
             raise errors.key_reused(key)
-        elif use.answer is None:
+        elif not use.status:
             raise errors.key_in_use(key)
         else:
-            self._replay(use.answer)
+            self._replay(use)
 
-    def _replay(self, answer: SavedAnswer) -> None:
-        self.status, self.body, self._original_request, self._extra_headers = answer
+    def _replay(self, use: KeyUse) -> None:
+        self.status, self.body = use.status, use.body
+        self._original_request = use.request_id
+        self._extra_headers = use.headers or NO_HEADERS
         self._replayed = self.record.replayed = True
         self.state.books.replays += 1

@@ -6,7 +6,7 @@ https://docs.stripe.com/api/idempotent_requests
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
@@ -18,26 +18,26 @@ Params: TypeAlias = tuple[tuple[str, str], ...]
 KEPT_SECONDS = 24 * 3600
 
 
-class SavedAnswer(NamedTuple):
-    """The answer of the first request with a key."""
-
-    status: int
-    body: bytes
-    request_id: str
-    headers: Mapping[str, str]
-
-
 @dataclass(slots=True, eq=False)
 class KeyUse:
-    """The first request with a key; it is in flight until ``answer`` is set.
+    """The first request with a key, and the answer that is saved for the others.
 
-    Another request may use the key if its path and parameters are the same.
+    Another request may use the key if its path and parameters are the same. One flat
+    object, since many are kept and the garbage collector visits each.
+
+    Attributes:
+        status: The status of the answer; 0 while the request is in flight.
+        request_id: The ``Request-Id`` of the first request.
+        headers: Headers that only this answer carries.
     """
 
     path: str
     params: Params
     began_at: float
-    answer: SavedAnswer | None = None
+    status: int = 0
+    body: bytes = b""
+    request_id: str = ""
+    headers: Mapping[str, str] | None = None
 
 
 class IdempotencyKeys:
@@ -54,7 +54,7 @@ class IdempotencyKeys:
         # The oldest stands first. One that is still in flight keeps those behind it.
         while uses:
             oldest, use = next(iter(uses.items()))
-            if use.answer is None or now - use.began_at < KEPT_SECONDS:
+            if not use.status or now - use.began_at < KEPT_SECONDS:
                 break
             del uses[oldest]
         return uses.get(key)

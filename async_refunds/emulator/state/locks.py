@@ -35,6 +35,7 @@ class ChargeLocks:
             wait: How many seconds to wait for another request to release it.
         """
         lock = self._locks.setdefault(name, asyncio.Lock())
+        # Without an iteration of the event loop, in which the lock could be released.
         if wait == 0 and lock.locked():
             return None
         with suppress(TimeoutError):

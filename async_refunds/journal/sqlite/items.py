@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -30,10 +31,20 @@ _NEXT = f"""SELECT {_COLUMNS} FROM items
     WHERE stripe_account IS ? AND settled = 0 AND number > ?
     ORDER BY number LIMIT ?"""  # noqa: S608 - our own names
 _ONE = f"SELECT {_COLUMNS} FROM items WHERE number = ?"  # noqa: S608 - our own names
-# What changes after an item was added, in the order of its fields from `settled` on.
-_CHANGING = Item.__struct_fields__[3:]
-_WRITE = f"""UPDATE items SET {", ".join(f"{name} = ?" for name in _CHANGING)}
+# What a claim changes, apart from all that a result may: none of it is in an index.
+_KEY = """UPDATE items SET maybe_sent = ?, generation = ?, idempotency_key = ?,
+    key_created_at = ?, crc = ? WHERE number = ?"""
+_CHANGING = tuple(
+    name
+    for name in Item.__struct_fields__[3:]
+    if name not in {"generation", "key_created_at"}
+)
+_RESULT = f"""UPDATE items SET {", ".join(f"{name} = ?" for name in _CHANGING)}
     WHERE number = ?"""  # noqa: S608 - our own names
+_result_of = attrgetter(*_CHANGING, "number")
+_key_of = attrgetter(
+    *("maybe_sent", "generation", "idempotency_key", "key_created_at", "crc", "number")
+)
 _OWN = """SELECT EXISTS (SELECT 1 FROM items
     WHERE stripe_account IS NULL AND settled = 0)"""
 # From account to account by the index, not over each of their items.
@@ -74,6 +85,7 @@ class Items:
     def start(self) -> None:
         """Begin a batch: claims begin again with the oldest items."""
         self._last.clear()
+        self._claimed.clear()
         self._at_work_since = None
 
     # ----------------------------------------------------------- a transaction
@@ -134,7 +146,7 @@ class Items:
                 keyed.append(item)
             claims.append(_claim_of(item, maybe_sent=maybe_sent))
             self._claimed[item.number] = item
-        self._write(db, keyed)
+        self._write(db, keyed, _KEY, _key_of)
         if claims:
             self._last[stripe_account] = claims[-1].number
         return claims
@@ -147,7 +159,7 @@ class Items:
                 f"item {claim.number} is settled: it gets no other idempotency key"
             )
         self._rekey(item, self._clock())
-        self._write(db, [item])
+        self._write(db, [item], _KEY, _key_of)
         return _claim_of(item, maybe_sent=False)
 
     def give_back(self, db: sqlite3.Connection, claims: Sequence[Claim]) -> None:
@@ -160,7 +172,7 @@ class Items:
                 item.maybe_sent = 0
                 self._count(before, item.known)
                 items.append(item)
-        self._write(db, items)
+        self._write(db, items, _KEY, _key_of)
 
     def settle(
         self, db: sqlite3.Connection, known: Sequence[tuple[Claim, CancelResult]]
@@ -178,10 +190,9 @@ class Items:
             items.append(item)
             state.open -= item.settled
             state.requests += len(result.attempts)
-            state.rate_limited += sum(
-                attempt.status == _TOO_MANY for attempt in result.attempts
-            )
-        self._write(db, items)
+            for attempt in result.attempts:
+                state.rate_limited += attempt.status == _TOO_MANY
+        self._write(db, items, _RESULT, _result_of)
         for item in items:
             self._claimed.pop(item.number, None)
 
@@ -219,14 +230,20 @@ class Items:
         if after is not None:
             self._counts[after] += 1
 
-    def _write(self, db: sqlite3.Connection, items: list[Item]) -> None:
-        rows: list[tuple[Any, ...]] = []
+    def _write(
+        self,
+        db: sqlite3.Connection,
+        items: list[Item],
+        statement: str,
+        values_of: Callable[[Item], tuple[Any, ...]],
+    ) -> None:
+        change = 0
         for item in items:
-            self._state.item_sum -= item.crc
-            number, _, _, *changing = item.row()
-            self._state.item_sum += item.crc
-            rows.append((*changing, number))
-        db.executemany(_WRITE, rows)
+            change -= item.crc
+            item.seal()
+            change += item.crc
+        self._state.item_sum += change
+        db.executemany(statement, map(values_of, items))
 
 
 def _claim_of(item: Item, *, maybe_sent: bool) -> Claim:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import struct
+import sys
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -12,12 +13,8 @@ from async_refunds.errors import JournalError
 
 from .errors import explained
 
-try:
+if sys.platform == "linux":  # pragma: no branch - elsewhere it has no such lock
     import fcntl
-except ImportError:  # pragma: no cover - Windows
-    _SETLK = None
-else:
-    _SETLK = getattr(fcntl, "F_OFD_SETLK", None)  # Linux has it
 
 _FAR = 1 << 62
 """An offset that no byte of the file has, and that SQLite does not lock
@@ -91,19 +88,21 @@ class Lock:
         # by name differ.
         if (found.st_dev, found.st_ino) in _HELD:
             raise _in_use(place)
-        if _SETLK is None:  # pragma: no cover - no Linux
-            return
+        if sys.platform == "linux":  # pragma: no branch - as above
+            self._lock_file(place, (found.st_dev, found.st_ino))
+
+    def _lock_file(self, place: str, identity: tuple[int, int]) -> None:
         # A lock of the open file and not of the process: closing another descriptor of
         # the file does not end it (fcntl(2), "Open file description locks").
         try:
             self._file = os.open(place, os.O_RDWR)
         except PermissionError:
             return  # SQLite will not be able to write either, and says so
-        self._held = (found.st_dev, found.st_ino)
-        _HELD.add(self._held)
+        self._held = identity
+        _HELD.add(identity)
         wanted = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, _FAR, 1, 0)
         try:
-            fcntl.fcntl(self._file, _SETLK, wanted)
+            fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, wanted)
         except BlockingIOError as error:
             raise _in_use(place) from error
 

@@ -67,7 +67,8 @@ def migrate(db: sqlite3.Connection, place: str) -> None:
         for number, row in enumerate(db.execute(_ITEMS), 1):
             item = Item(number, *row)
             msgspec.convert(item.outcome, CancelOutcome | None)
-            yield item.row()
+            item.seal()
+            yield msgspec.structs.astuple(item)
             state.items += 1
             state.open += not item.settled
             state.item_sum += item.crc

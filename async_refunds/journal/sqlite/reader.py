@@ -68,7 +68,7 @@ class JournalReader:
     """A journal for reading, also while another process writes it.
 
     The file is opened for each call, and for each page of `records`: a slow reader
-    holds up nobody, and there is nothing to close. To make a reader reads the file
+    holds nothing up, and there is nothing to close. To make a reader reads the file
     through: half a second for a million items.
 
     Raises:

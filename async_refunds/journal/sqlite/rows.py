@@ -1,7 +1,7 @@
 """The rows of a journal, each with a checksum over all that it says.
 
 SQLite's own check finds a damaged page structure, but not a flipped bit within a value,
-which would cancel a refund that nobody gave.
+which would cancel a refund that is not in the input.
 """
 
 from __future__ import annotations
@@ -76,15 +76,14 @@ class Item(msgspec.Struct, gc=False):
             raise DamagedRowError(f"item {item.number} does not match its checksum")
         return item
 
-    def row(self) -> tuple[Any, ...]:
-        """Return what to write, with the checksum."""
+    def seal(self) -> None:
+        """Give it the checksum of what it says now."""
         self.crc = self._checksum()
-        return msgspec.structs.astuple(self)
 
     def _checksum(self) -> int:
         # Without the number, which SQLite gives a new row; that none is missing is
         # checked for the table as a whole.
-        return checksum(*msgspec.structs.astuple(self)[1:-1])
+        return zlib.crc32(_encode(msgspec.structs.astuple(self)[1:-1]))
 
     @property
     def known(self) -> CancelOutcome | None:
@@ -119,7 +118,8 @@ class Item(msgspec.Struct, gc=False):
         self.maybe_sent = int(not refused)
         self.idempotency_key = key or self.idempotency_key
         self.attempts += len(result.attempts)
-        self.request_id = result.request_id or self.request_id
+        for attempt in result.attempts:
+            self.request_id = attempt.request_id or self.request_id
         self.error = None if error is None else _text(error)
         self.seconds, self.known_at = float(result.seconds), float(now)
         refund = result.refund or getattr(error, "refund", None)
@@ -138,7 +138,7 @@ class Item(msgspec.Struct, gc=False):
         )
 
     def record(self) -> Record:
-        """Return what is told of it."""
+        """Return it as a reader sees it."""
         return Record(
             number=self.number,
             refund_id=self.refund_id,
@@ -247,7 +247,8 @@ class RunState(msgspec.Struct):
     @property
     def tally(self) -> Tally:
         """How far the run is."""
-        outcomes: Counter[CancelOutcome | None] = Counter(self.counts)
+        outcomes: Counter[CancelOutcome | None] = Counter()
+        outcomes.update(self.counts)
         outcomes[None] = self.items - outcomes.total()
         return Tally(
             open=self.open,

@@ -32,10 +32,11 @@ Waiter: TypeAlias = "tuple[Operation, asyncio.Future[Any]]"
 _LINGER = 1.0
 """Seconds after which a thread without work ends, so that a journal that is never
 closed keeps no process alive. The next call starts another for some microseconds."""
-_BUSY, _GATHER = 0.05, 0.01
+_BUSY, _GATHER = 0.05, 0.02
 """Seconds. Where the last commit is no longer ago than the first, more work is about to
 come: waiting so much longer for it makes one commit of several; it is PostgreSQL's
-commit_delay (https://www.postgresql.org/docs/current/wal-configuration.html)."""
+commit_delay (https://www.postgresql.org/docs/current/wal-configuration.html). A batch
+claims ahead of need, so that no request waits for it."""
 _STALLED = 60.0
 """Seconds after which a write counts as one that will not end: a disk that hangs.
 SQLite waits for locks for at most ten, and a load of a million items takes as long."""

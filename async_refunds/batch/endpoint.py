@@ -1,0 +1,124 @@
+"""What Stripe limits together: the cancels of an account, or its reads."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import TYPE_CHECKING, Any
+
+from async_refunds.protocol.classification import (
+    Classification,
+    Limit,
+    Outcome,
+    decode_or_none,
+)
+from async_refunds.protocol.requests import TransportFailure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from async_refunds.models import Attempt
+    from async_refunds.protocol.requests import Request
+
+    from .rate_control import RateController
+
+# Statuses below 500 by which Stripe, or a proxy before it, reports its own failure and
+# not the request's. 424: something that Stripe depends on failed.
+_OUTAGE = frozenset({408, 424})
+
+
+class Endpoint:
+    """The pace of one endpoint, and the line of calls that wait for a slot.
+
+    Args:
+        pace: Of this endpoint alone.
+        clock: The event loop's time, in seconds.
+        under_way: Returns how many requests of the account are under way.
+    """
+
+    def __init__(
+        self,
+        pace: RateController,
+        clock: Callable[[], float],
+        under_way: Callable[[], int],
+    ) -> None:
+        self.pace = pace
+        self._clock = clock
+        self._under_way = under_way
+        self._line = asyncio.Lock()  # first come, first served
+        self._moved = asyncio.Event()
+        self.waiting = 0
+        """How many calls stand in line."""
+
+    def record_limit(self, limit: Limit, attempt: Attempt) -> None:
+        """Learn from a 429 of a limiter, of this endpoint or of the account."""
+        now = self._clock()
+        if limit is Limit.RATE:
+            self.pace.on_rate_limit(now, _sent_at(attempt, now))
+        else:
+            self.pace.on_concurrency_limit(now, self._under_way())
+
+    def record_other(
+        self,
+        request: Request[Any],
+        classification: Classification[Any],
+        attempt: Attempt,
+    ) -> None:
+        """Learn from any reply that is no 429 of a limiter."""
+        now = self._clock()
+        if _is_outage(request, classification):
+            self.pace.on_failure(now)
+        else:
+            self.pace.on_success(now, _sent_at(attempt, now))
+
+    async def acquire_slot(self) -> None:
+        """Wait in line until the pace lets one more request out, and take its slot."""
+        self.waiting += 1
+        try:
+            async with self._line:
+                while (wait := self._seconds_to_slot()) > 0:
+                    self._moved.clear()
+                    await event_or(self._moved, wait)
+                self.pace.reserve(self._clock())
+        finally:
+            self.waiting -= 1
+
+    def notify(self) -> None:
+        """Wake what waits for a slot that may be free sooner."""
+        self._moved.set()
+
+    def _seconds_to_slot(self) -> float:
+        if self._under_way() >= self.pace.concurrency:
+            return math.inf
+        return self.pace.free_at - self._clock()
+
+
+async def event_or(event: asyncio.Event, seconds: float) -> None:
+    """Wait for an event, at most so long; it is set afterwards either way."""
+    if seconds == math.inf:
+        await event.wait()
+        return
+    timer = asyncio.get_running_loop().call_later(seconds, event.set)
+    try:
+        await event.wait()
+    finally:
+        timer.cancel()
+
+
+def _sent_at(attempt: Attempt, now: float) -> float:
+    """Return when a request went out, which it did after its wait for a connection."""
+    return now - attempt.seconds + attempt.waited
+
+
+def _is_outage(request: Request[Any], classification: Classification[Any]) -> bool:
+    """Tell whether the service failed, rather than refused.
+
+    A good status with a readable body about another refund, or in another state, is
+    wrong, but no outage.
+    """
+    reply = classification.reply
+    if isinstance(reply, TransportFailure):
+        return True
+    if classification.outcome is Outcome.AMBIGUOUS and reply.status < 300:  # noqa: PLR2004 - HTTP's successes
+        return decode_or_none(request.decoder, reply.body) is None
+    return reply.status >= 500 or reply.status in _OUTAGE  # noqa: PLR2004 - server errors
