@@ -1,9 +1,10 @@
 """What does a batch cost, does it find Stripe's pace, and does it lose anything?
 
 Parts, each of which can be asked for alone: ``journal`` (CPU and memory per item, with
-one and without), ``resume`` (how long until a run of many goes on), ``pace`` (against a
-limit that halves in mid-run, and two clients at once), ``brownout`` (every answer 503
-for a while), ``kills`` (killed again and again under faults).
+one and without), ``accounts`` (items a second over 1, 100 and 1,000 accounts),
+``resume`` (how long until a run of many goes on), ``pace`` (against a limit that halves
+in mid-run, and two clients at once), ``brownout`` (every answer 503 for a while),
+``kills`` (killed again and again under faults).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if not __package__:  # run by its path, whose folder is first in the search path
 from async_refunds import CancelRequest, RefundsClient
 from async_refunds.batch import Batch
 from async_refunds.journal import JournalReader, Run, SqliteJournal
-from benchmarks import batch_child, batch_kills, batch_pace, report
+from benchmarks import batch_accounts, batch_child, batch_kills, batch_pace, report
 from benchmarks.canned import canned_server
 from benchmarks.harness import in_turn
 
@@ -91,6 +92,11 @@ class Bench:
             f"s, {many} items": large.seconds,
         }
 
+    def accounts(self) -> dict[str, float]:
+        """Return the items a second over many accounts, with a journal and without."""
+        seconds = min(10.0, float(self._asked.seconds))
+        return batch_accounts.accounts(self._asked.rounds, seconds, self._folder)
+
     def resume(self) -> dict[str, float]:
         """Return how long it takes until a run of many items goes on."""
         path, items = self._folder / "resume.sqlite3", self._asked.items
@@ -151,6 +157,7 @@ async def _first(base_url: str, path: Path) -> float:
 
 PARTS: dict[str, Callable[[Bench], dict[str, float]]] = {
     "journal": Bench.journal,
+    "accounts": Bench.accounts,
     "resume": Bench.resume,
     "pace": Bench.pace,
     "brownout": Bench.brownout,

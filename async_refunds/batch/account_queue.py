@@ -339,6 +339,7 @@ class AccountQueue:
             return False
         finally:
             self._under_way += 1
+            self._changed(self)  # new items may have waited for this one
         return True
 
     def needs_charge(self, item: Item) -> bool:

@@ -40,7 +40,8 @@ class Claim(msgspec.Struct, frozen=True, gc=False):
     stripe_account: str | None
     idempotency_key: str
     key_created_at: float
-    """Unix seconds at which the key was made. No request with it is older."""
+    """Unix seconds at which the key was made or, if it is ``maybe_sent``, given out by
+    an earlier batch for the last time: no request with it is younger."""
     maybe_sent: bool
     """Whether an earlier batch may have sent this key, so that its request may land."""
 
@@ -137,6 +138,10 @@ class Journal(Protocol):
 
     async def claim(self, stripe_account: str | None, limit: int) -> list[Claim]:
         """Give out the next open items of an account, oldest first.
+
+        Those that an earlier batch asked for and that failed come after all others.
+
+        Those that a batch asked for and that failed come after all others.
 
         Each is given out once in a batch, and its key is kept first. Fewer than
         ``limit`` items (or none) means that there are no more for now; `add` may bring

@@ -13,6 +13,7 @@ from tests.support.scripted import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Container
+    from pathlib import Path
 
 IDS = [f"re_{number:03}" for number in range(300)]
 
@@ -80,3 +81,31 @@ async def test_refusals_of_one_refund_again_and_again_are_no_evidence() -> None:
         results = await canceled_many(refunds, IDS[:5], concurrency=1)
     assert [results[each].outcome for each in IDS[:5]] == ["failed"] + ["canceled"] * 4
     assert books.asked.count(IDS[0]) == 4
+
+
+@pytest.mark.asyncio(loop_factories=["real"])
+async def test_resumed_run_begins_with_what_did_not_fail_last_time(
+    tmp_path: Path,
+) -> None:
+    poisoned = set(IDS[:4])
+    books = Books(poisoned, 403)
+    path = tmp_path / "run.sqlite3"
+    async with (
+        answering(books.respond) as base_url,
+        RefundsClient(KEY, base_url=base_url) as refunds,
+    ):
+        first = await canceled_many(
+            refunds, IDS, journal=path, concurrency=1, rate=1000
+        )
+        assert {result.outcome for result in first.values()} == {"failed"}
+        assert books.asked == IDS[:3]  # then the account is closed
+        books.asked.clear()
+        second = await canceled_many(
+            refunds, (), journal=path, concurrency=1, rate=1000
+        )
+        assert {each for each in IDS if second[each].outcome == "failed"} == poisoned
+        assert books.asked == [*IDS[3:], *IDS[:3]]
+        books.refused = ()
+        third = await canceled_many(refunds, (), journal=path, rate=1000)
+    assert third.keys() == poisoned
+    assert {result.outcome for result in third.values()} == {"canceled"}

@@ -242,11 +242,7 @@ async def test_fault_after_the_send_leaves_nothing_that_counts_as_never_sent(
         client(stripe, session=session) as refunds,
         asyncio.timeout(60),
     ):
-        if issubclass(error, Exception):  # the call itself reports it
-            await take()
-        else:
-            with pytest.raises(error):
-                await take()
+        await take()  # the call itself reports it
     canceled = {each for each in ids if stripe.books.cancellations[each]}
     assert canceled
     assert canceled.isdisjoint(returned)
@@ -297,7 +293,7 @@ async def test_batch_that_is_closed_waits_for_no_disk_that_hangs(
             with pytest.raises(asyncio.CancelledError):
                 await running
         else:
-            for _ in range(20):  # after which there are more claims to be had
+            for _ in range(4):  # the first page of claims; the next one hangs
                 await anext(results)
             await asyncio.sleep(5)
             began = loop.time()

@@ -94,10 +94,10 @@ async def test_run_goes_on_with_its_keys(path: Path) -> None:
         own = await journal.claim(None, 9)
         assert own[0] == Claim(2, "re_2", None, key(2), MADE_AT, maybe_sent=True)
         assert [(each.refund_id, each.maybe_sent) for each in own] == [
-            *(("re_2", True), ("re_3", False), ("re_5", True), ("re_6", False)),
+            *(("re_2", True), ("re_5", True), ("re_6", False), ("re_3", False)),
         ]
-        assert own[1].idempotency_key != key(3)
-        assert own[1].key_created_at == NOW
+        assert own[3].idempotency_key != key(3)  # it failed, so that it comes last
+        assert own[3].key_created_at == NOW
         (connected,) = await journal.claim("acct_1", 9)
         assert (connected.idempotency_key, connected.maybe_sent) == (key(6), True)
         (returned,) = await journal.claim("acct_2", 9)

@@ -29,6 +29,12 @@ _ADDED = "SELECT count(*), coalesce(sum(crc), 0) FROM items WHERE number > ?"
 # The index of open items has them by account and number. IS finds NULL too.
 _NEXT = f"""SELECT {_COLUMNS} FROM items
     WHERE stripe_account IS ? AND settled = 0 AND number > ?
+    AND NOT (outcome IS 'failed' AND attempts > 0)
+    ORDER BY number LIMIT ?"""  # noqa: S608 - our own names
+# Those that were asked for and failed, but in this batch.
+_NEXT_FAILED = f"""SELECT {_COLUMNS} FROM items
+    WHERE stripe_account IS ? AND settled = 0 AND number > ?
+    AND outcome IS 'failed' AND attempts > 0 AND known_at NOT BETWEEN ? AND ?
     ORDER BY number LIMIT ?"""  # noqa: S608 - our own names
 _ONE = f"SELECT {_COLUMNS} FROM items WHERE number = ?"  # noqa: S608 - our own names
 # What a claim changes, apart from all that a result may: none of it is in an index.
@@ -78,7 +84,10 @@ class Items:
         self.kept: Tally = state.tally
         """As of the last commit."""
         self._counts = state.counts
-        self._last: dict[str | None, int] = {}  # the last number claimed, by account
+        # The last number claimed, by account, and of those that had failed before.
+        self._last: dict[str | None, int] = {}
+        self._last_failed: dict[str | None, int] = {}
+        self._began_at = clock()
         self._claimed: dict[int, Item] = {}  # as written
         self._at_work_since: float | None = None
 
@@ -86,6 +95,8 @@ class Items:
         """Begin a batch: claims begin again with the oldest items."""
         self._last.clear()
         self._claimed.clear()
+        self._last_failed.clear()
+        self._began_at = self._clock()
         self._at_work_since = None
 
     # ----------------------------------------------------------- a transaction
@@ -133,22 +144,37 @@ class Items:
     def claim(
         self, db: sqlite3.Connection, stripe_account: str | None, limit: int
     ) -> list[Claim]:
-        """Give out the next open items of an account."""
+        """Give out the next open items of an account.
+
+        What failed in an earlier batch comes last: a refund that Stripe refuses each
+        time must not keep the others from their turn.
+        """
+        now = self._clock()
         last = self._last.get(stripe_account, 0)
         rows = db.execute(_NEXT, (stripe_account, last, limit)).fetchall()
-        now = self._clock()
+        if rows:
+            self._last[stripe_account] = rows[-1][0]
+        if len(rows) < limit:
+            last = self._last_failed.get(stripe_account, 0)
+            values = (stripe_account, last, self._began_at, now, limit - len(rows))
+            failed = db.execute(_NEXT_FAILED, values).fetchall()
+            if failed:
+                self._last_failed[stripe_account] = failed[-1][0]
+            rows += failed
         claims: list[Claim] = []
         keyed: list[Item] = []
         for item in map(self._checked, rows):
             maybe_sent = bool(item.maybe_sent)
-            if not maybe_sent:
+            if maybe_sent:
+                claims.append(_claim_of(item, maybe_sent=True))
+                # It is about to be sent again: that is what its age counts from.
+                item.key_created_at = now
+            else:
                 self._rekey(item, now)
-                keyed.append(item)
-            claims.append(_claim_of(item, maybe_sent=maybe_sent))
+                claims.append(_claim_of(item, maybe_sent=False))
+            keyed.append(item)
             self._claimed[item.number] = item
         self._write(db, keyed, _KEY, _key_of)
-        if claims:
-            self._last[stripe_account] = claims[-1].number
         return claims
 
     def rekey(self, db: sqlite3.Connection, claim: Claim) -> Claim:
