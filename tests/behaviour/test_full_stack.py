@@ -26,17 +26,20 @@ FAILING = refusal(503, type="api_error")
 FRAMES = 45
 
 
-def ignore(told: object) -> None:
+def ignore(*told: object) -> None:
     del told
 
 
 @pytest.fixture(autouse=True)
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+async def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the garbage collector close what aiohttp had no room to close.
 
-    pytest's own hook for its warnings has no room either.
+    pytest's own hook for its warnings has no room either. And a traceback that is
+    formatted on a full stack makes a later `ast.parse` of Python 3.11 fail
+    (https://github.com/python/cpython/issues/106905).
     """
     monkeypatch.setattr(sys, "unraisablehook", ignore)
+    asyncio.get_running_loop().set_exception_handler(ignore)
 
 
 async def nested(
