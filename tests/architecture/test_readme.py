@@ -113,7 +113,7 @@ async def test_list(page: Page) -> None:
             "requires_action",
             ["503"] * 20,
             503,
-            {"detail": "ask again with the same request_key"},
+            {"detail": "send it again with the same request_key"},
         ),
     ],
 )
