@@ -32,6 +32,10 @@ _KEY = re.compile(
     re.IGNORECASE,
 )
 
+_WHOLE_KEY = re.compile(
+    r"(?<![a-z0-9])(?:[srp]k_(?:test|live|org)_|whsec_)[a-z0-9]", re.IGNORECASE
+)
+
 # The at sign in the spellings of Unicode, URLs, HTML, JSON, other languages and MIME,
 # escaped any number of times and padded with zeros.
 _AT = re.compile(
@@ -106,8 +110,8 @@ def scrub(text: str) -> str:
 
 
 def contains_key(text: str) -> bool:
-    """Tell whether a text contains what looks like one of Stripe's keys."""
-    return _KEY.search(text) is not None
+    """Tell whether a text contains one of Stripe's keys, and not only ``task_1``."""
+    return _WHOLE_KEY.search(text) is not None
 
 
 def redact_refund(refund: Refund) -> Refund:
