@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from .protocol.error_mapping import describe_failure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
     from .errors import RefundsError
     from .models import Attempt, CallRecord, CallStart
@@ -48,7 +48,7 @@ def set_up_logging() -> None:
 
 
 @contextlib.contextmanager
-def _ignored() -> Iterator[None]:
+def _ignored() -> Generator[None]:
     """Drop what the caller's logging raises, except what is meant for the process."""
     try:
         yield
