@@ -96,15 +96,14 @@ class MemoryJournal(BatchGuard):
 
     def _claimed(self, number: int, refund_id: str, account: str | None) -> Claim:
         known = self._claims.get(number) or self._unknown.get((account, refund_id))
+        now = self._clock()
         if known is None:
-            key, now = self._new_key(), self._clock()
+            key = self._new_key()
             claim = Claim(number, refund_id, account, key, now, maybe_sent=False)
         else:
             claim = msgspec.structs.replace(known, number=number, maybe_sent=True)
-        # Its age counts from now, when it is about to be sent (again).
-        self._claims[number] = msgspec.structs.replace(
-            claim, key_created_at=self._clock()
-        )
+        # Its age counts from now, when it is about to be sent.
+        self._claims[number] = msgspec.structs.replace(claim, key_created_at=now)
         return claim
 
     async def rekey(self, claim: Claim) -> Claim:
