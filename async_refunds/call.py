@@ -161,12 +161,19 @@ class Call(msgspec.Struct, eq=False):
     in_flight: bool = False
     """Whether a cancel was handed to the session, and what it did is not accounted for
     by `maybe_sent` or by a refusal that counts by itself."""
+    unconfirmed: bool = False
+    """Whether a refusal that is not confirmed is the last thing that Stripe said."""
     refused_before: tuple[int, str | None] | None = None
     """Status and code of the last refusal that is not confirmed."""
     key_generation: int = 0
     """Of the API key that the last attempt sent, if it may change."""
     on_end: Callable[[CallRecord], object] | None = None
     """What ``on_call_start`` returned."""
+
+    @property
+    def may_have_canceled(self) -> bool:
+        """Whether a cancel with this call's key may have been executed unnoticed."""
+        return self.maybe_sent or self.in_flight or self.unconfirmed
 
     @property
     def deadline(self) -> float:
@@ -273,7 +280,7 @@ class Call(msgspec.Struct, eq=False):
         stopped, read = self.stopped, None
         # A refusal that was not confirmed stays a doubt until Stripe's own no follows.
         maybe_sent = self.maybe_sent or (
-            self.refused_before is not None and last.outcome is not Outcome.REFUSED
+            self.unconfirmed and last.outcome is not Outcome.REFUSED
         )
         if needs_read(last, maybe_sent=maybe_sent):
             read = await self._read_to_settle(request)
@@ -305,13 +312,13 @@ class Call(msgspec.Struct, eq=False):
 
         Such as a `RecursionError` deep in the caller's own awaits, or a `MemoryError`.
         """
-        if isinstance(error, RefundsError):  # there is no API key to send
+        own = isinstance(error, RefundsError)  # there is no API key to send
+        what = str(error) if own else f"an unexpected {type(error).__name__}"
+        if self.may_have_canceled:
+            return conclude_interrupted(request, self.attempts, f"{what} broke it off")
+        if isinstance(error, RefundsError):
             error.idempotency_key = request.idempotency_key
             return Conclusion("failed", error=error, settled=False)
-        what = f"an unexpected {type(error).__name__}"
-        # A refusal that was not confirmed may have answered another request.
-        if self.in_flight or self.maybe_sent or self.refused_before is not None:
-            return conclude_interrupted(request, self.attempts, f"{what} broke it off")
         when = "after Stripe had refused it" if self.attempts else "before it was sent"
         return Conclusion(
             "failed",
@@ -335,7 +342,6 @@ class Call(msgspec.Struct, eq=False):
             and last.is_unauthorized
             and await credentials.renew(self.key_generation, until - self.clock())
         ):
-            self.refused_before = None
             last = await self.attempt(request, until)
             if last.retry:
                 last = await self._retry(last, request, until)
@@ -462,11 +468,14 @@ class Call(msgspec.Struct, eq=False):
         if failed.outcome is Outcome.AMBIGUOUS:
             self.maybe_sent = True
         if failed.confirmed:
+            if failed.outcome is Outcome.REFUSED:
+                self.unconfirmed = False
             return failed
         assert isinstance(failed.reply, Response)  # noqa: S101 - only answers refuse
         seen = (failed.reply.status, failed.envelope.code)
         twice = seen == self.refused_before
         self.refused_before = seen
+        self.unconfirmed = not twice
         if not twice:
             return failed
         limited = failed.limit is not None
@@ -525,7 +534,7 @@ class Call(msgspec.Struct, eq=False):
             in_progress.idle.set()
         if outcome == "unknown":
             telemetry.log_unknown(request, error, self.attempts)
-        elif outcome == "interrupted" and (self.in_flight or self.maybe_sent):
+        elif outcome == "interrupted" and self.may_have_canceled:
             why = "its task was cancelled"
             unknown = conclude_interrupted(request, self.attempts, why).error
             telemetry.log_unknown(request, unknown, self.attempts)

@@ -10,6 +10,7 @@ from . import telemetry
 from .errors import APITimeoutError, AuthenticationError
 from .protocol import validation
 from .protocol.redaction import SecretStr
+from .transport.connections import is_cancelled
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -97,7 +98,11 @@ class ProvidedKey:
             secret = SecretStr(found) if isinstance(found, str) else type(found)
             del given, found
             return SecretStr(validation.api_key(secret))
-        except Exception as error:  # noqa: BLE001 - the provider's own
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise  # meant for the process, or for this coroutine
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and is_cancelled():
+                raise
             kind = type(error).__name__
         finally:
             self._answers += 1

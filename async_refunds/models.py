@@ -19,7 +19,7 @@ import msgspec
 _WORD = re.compile(r"[A-Za-z0-9_]{0,255}")
 
 Expandable: TypeAlias = str | dict[str, Any] | None
-"""The id of another object, or that object when ``expand`` asked for it."""
+"""The id of another object, or the object itself if it was expanded."""
 
 
 def id_of(value: Expandable) -> str | None:

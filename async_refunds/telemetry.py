@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from .protocol.error_mapping import describe_failure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
     from .errors import RefundsError
     from .models import Attempt, CallRecord, CallStart
@@ -47,6 +47,17 @@ def set_up_logging() -> None:
     logger.setLevel(level.upper())
 
 
+@contextlib.contextmanager
+def _ignored() -> Generator[None]:
+    """Drop what the caller's logging raises, except what is meant for the process."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # noqa: BLE001, S110 - there is nowhere left to log it
+        pass
+
+
 def call_hook(name: str, hook: Callable[[T], object], value: T) -> None:
     """Call one of the caller's hooks; log and drop what it raises.
 
@@ -57,7 +68,7 @@ def call_hook(name: str, hook: Callable[[T], object], value: T) -> None:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException:
-        with contextlib.suppress(Exception):
+        with _ignored():
             logger.exception("%s raised; the call goes on", name)
 
 
@@ -120,7 +131,7 @@ def log_unknown(
 
 def log_no_key(error: Exception) -> None:
     """Log that there is no other API key in place of one that was refused."""
-    with contextlib.suppress(Exception):
+    with _ignored():
         logger.warning("the API key was refused, and there is no other: %r", error)
 
 
@@ -147,5 +158,5 @@ def _log(
             "seconds": attempt.seconds,
             "stopped": stopped,
         }
-    with contextlib.suppress(Exception):  # of the caller's logging
+    with _ignored():
         logger.log(level, text, *values, extra=extra)

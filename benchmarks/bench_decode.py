@@ -38,7 +38,8 @@ QUESTION = "What does it cost to make an object of a refund's bytes?"
 OURS, OFFICIAL = "async_refunds", "official"
 
 REFUND_ID = "re_1Pgc72B7WZ01zgkWqPvrRrPE"
-FIXTURE = Path(__file__).parent.parent / "tests" / "stripe" / "refund.fixture.json"
+_SUPPORT = Path(__file__).parent.parent / "tests" / "support"
+FIXTURE = _SUPPORT / "stripe" / "refund.fixture.json"
 BODIES = {
     "Stripe's own example": FIXTURE.read_bytes(),
     "a bank transfer, canceled": canned.body(REFUND_ID.encode()),

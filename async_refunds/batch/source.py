@@ -154,5 +154,8 @@ def refused(request: object, error: Exception) -> CancelResult:
     # or its type is shown.
     shown = scrub(given if isinstance(given, str) else f"<{type(given).__name__}>")
     return CancelResult(
-        refund_id=shown[:_SHOWN], stripe_account=None, outcome="failed", error=error
+        refund_id=shown[:_SHOWN],
+        stripe_account=None,
+        outcome="failed",
+        error=error.with_traceback(None),
     )

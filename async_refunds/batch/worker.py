@@ -106,7 +106,7 @@ class CancelWorker:
         call = self._begin_call(item)
         conclusion = await call.call.cancel(_cancel_of(item))
         item.in_call = False
-        item.maybe_sent = call.call.maybe_sent
+        item.maybe_sent = call.call.may_have_canceled or conclusion.outcome == "unknown"
         # A settling read that the pace held back may be made by a later call.
         passing = conclusion.passing or call.read_refused
         return self._end_call(item, conclusion, passing=passing)

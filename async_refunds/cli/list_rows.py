@@ -35,7 +35,7 @@ _DELIMITERS = ",;\t|"  # spreadsheets in half of Europe write the second
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?', re.IGNORECASE)  # Excel's own
 _RULE = re.compile(r"[-+=|:\s]+")  # of a console's table
 _FOOTER = re.compile(r"\(\d+ rows?\)|\d+ rows? in set.*")  # psql's and MySQL's
-_FORMULA = re.compile(r'="(.*)"')  # how a spreadsheet is told that a cell is text
+_FORMULA = re.compile(r'="(.*)"')  # a spreadsheet then takes a cell for text
 # What people put around an id.
 _AROUND = "\u00a0\u200b\u200e\u200f\u2060 \t\r\n'\"`\u2018\u2019\u201c\u201d,;"
 

@@ -65,12 +65,18 @@ class PacedReads:
             lambda: self._done, total=total, clock=asyncio.get_running_loop().time
         )
         async with shown(output, progress.line):
+            readers = [
+                asyncio.create_task(self._read(refunds, requests))
+                for _ in range(min(total, _IN_FLIGHT))
+            ]
+            # No TaskGroup: before Python 3.13 a task that fails while the last others
+            # end can leave a cancellation behind.
             try:
-                async with asyncio.TaskGroup() as readers:
-                    for _ in range(min(total, _IN_FLIGHT)):
-                        readers.create_task(self._read(refunds, requests))
-            except BaseExceptionGroup as errors:
-                raise errors.exceptions[0] from None
+                await asyncio.gather(*readers)
+            finally:
+                for reader in readers:
+                    reader.cancel()
+                await asyncio.gather(*readers, return_exceptions=True)
 
     async def _read(
         self, refunds: RefundsClient, requests: Iterator[CancelRequest]

@@ -84,4 +84,5 @@ def money_lines(sums: Counter[str], counts: Counter[str]) -> list[str]:
 def effort(requests: int, rate_limited: int, seconds: float) -> str:
     """Return how much work a run was."""
     limited = f", {rate_limited:,} of them answered 429" if rate_limited else ""
-    return f"{requests:,} requests in {timedelta(seconds=round(seconds))}{limited}"
+    number = "1 request" if requests == 1 else f"{requests:,} requests"
+    return f"{number} in {timedelta(seconds=round(seconds))}{limited}"

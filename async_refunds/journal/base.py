@@ -40,7 +40,8 @@ class Claim(msgspec.Struct, frozen=True, gc=False):
     stripe_account: str | None
     idempotency_key: str
     key_created_at: float
-    """Unix seconds at which the key was made. No request with it is older."""
+    """Unix seconds at which the key was made or, if it is ``maybe_sent``, given out by
+    an earlier batch for the last time: no request with it is younger."""
     maybe_sent: bool
     """Whether an earlier batch may have sent this key, so that its request may land."""
 

@@ -50,6 +50,8 @@ class MemoryJournal(BatchGuard):
         self._count = 0
         self._numbers: dict[tuple[str | None, str], int] = {}  # of all it holds
         self._claims: dict[int, Claim] = {}
+        self._unknown: dict[tuple[str | None, str], Claim] = {}
+        """Of the items that ended `unknown` and are not in the window any more."""
         self._pending: dict[str | None, deque[tuple[int, str]]] = {}
         self._outcomes: Counter[CancelOutcome | None] = Counter()
         self._room = asyncio.Event()
@@ -93,13 +95,15 @@ class MemoryJournal(BatchGuard):
         ]
 
     def _claimed(self, number: int, refund_id: str, account: str | None) -> Claim:
-        known = self._claims.get(number)
+        known = self._claims.get(number) or self._unknown.get((account, refund_id))
+        now = self._clock()
         if known is None:
-            key, now = self._new_key(), self._clock()
+            key = self._new_key()
             claim = Claim(number, refund_id, account, key, now, maybe_sent=False)
         else:
-            claim = msgspec.structs.replace(known, maybe_sent=True)
-        self._claims[number] = claim
+            claim = msgspec.structs.replace(known, number=number, maybe_sent=True)
+        # Its age counts from now, when it is about to be sent.
+        self._claims[number] = msgspec.structs.replace(claim, key_created_at=now)
         return claim
 
     async def rekey(self, claim: Claim) -> Claim:
@@ -125,7 +129,11 @@ class MemoryJournal(BatchGuard):
             item = (claim.stripe_account, claim.refund_id)
             if self._numbers.get(item) == claim.number:
                 del self._numbers[item]
-                self._claims.pop(claim.number, None)
+                kept = self._claims.pop(claim.number, claim)
+                # Where it comes again, it is asked for with the same key.
+                self._unknown.pop(item, None)
+                if result.outcome == "unknown":
+                    self._unknown[item] = kept
                 self._outcomes[result.outcome] += 1
         self._room.set()
 

@@ -167,7 +167,7 @@ def classify(request: Request[T], reply: Reply) -> Classification[T]:
       Stripe API"). What is decided before that layer, such as a 401, may not repeat it.
       Such a refusal is not `confirmed`: it may be a late answer to another request on
       the same connection. It is believed if a second answer says the same and the
-      refund, as read, is not canceled.
+      refund, as read, is not canceled. A limiter's needs no read.
 
     A no counts for the call only if no earlier attempt was ambiguous. The caller has to
     remember that.

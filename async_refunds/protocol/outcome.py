@@ -3,7 +3,7 @@
 The rows of the table are tried from the top. "Maybe sent" means that an attempt of this
 or an earlier call with the same key may have been executed without a clear answer; a
 refusal that is not `confirmed` counts as such unless the read is refused alike, and one
-that came twice counts as such if the read finds the refund canceled.
+that came twice counts as such if the read fails or finds the refund canceled.
 
 | maybe sent | last answer to the cancel     | refund as read       | outcome          |
 |------------|-------------------------------|----------------------|------------------|
@@ -104,16 +104,19 @@ def conclude(
         not maybe_sent
         and last.outcome is not Outcome.AMBIGUOUS
         and (last.confirmed or _is_confirmed_by(last, read))
-        and not (last.repeated and _is_canceled(read))
+        and (not last.repeated or _supports(last, read))
     ):
         return _conclude_no(request, last, read, attempts, stopped)
     return _conclude_ambiguous(request, last, read, attempts, stopped)
 
 
-def _is_canceled(read: Classification[Refund] | None) -> bool:
-    return (
-        read is not None and read.value is not None and read.value.status == "canceled"
-    )
+def _supports(
+    last: Classification[Refund], read: Classification[Refund] | None
+) -> bool:
+    """Tell whether the read supports a refusal that came twice."""
+    if read is not None and read.value is not None:
+        return read.value.status != "canceled"
+    return _is_confirmed_by(last, read)
 
 
 def _is_confirmed_by(

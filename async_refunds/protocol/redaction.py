@@ -22,16 +22,26 @@ _EXPANDABLE = frozenset(
 
 # Stripe's keys: secret, restricted, publishable, and the secrets of webhooks. Case is
 # ignored because a proxy's error page may have folded it.
+# The underscore may be escaped as in a URL, in JSON, in HTML or in MIME.
+_UNDERSCORE = (
+    r"(?:_|%(?:25)*5F|\\+[ux](?:00)?5F|&(?:amp;)*#0*95;?|&(?:amp;)*#x0*5F;?|=5F)"
+)
 _KEY = re.compile(
-    r"((?:sk|rk|pk)(?:_|%(?:25)*5F)(?:(?:test|live|org)(?:_|%(?:25)*5F))*|whsec_)[a-z0-9_*%]+",
+    rf"((?:[srp]k{_UNDERSCORE}(?:(?:test|live|org){_UNDERSCORE})*)"
+    rf"|(?:whsec{_UNDERSCORE}))[a-z0-9_*%]+",
     re.IGNORECASE,
+)
+
+_WHOLE_KEY = re.compile(
+    r"(?<![a-z0-9])(?:[srp]k_(?:test|live|org)_|whsec_)[a-z0-9]", re.IGNORECASE
 )
 
 # The at sign in the spellings of Unicode, URLs, HTML, JSON, other languages and MIME,
 # escaped any number of times and padded with zeros.
 _AT = re.compile(
     r"""[@\uff20\ufe6b]
-    | %(?:25)*40
+    | %(?:25)*(?:40|u0040)
+    | \+AEA-
     | &(?:amp;)*(?: \#0*64(?!\d) | \#x0*40 | commat )
     | \\+ (?: u0040 | U00000040 | x40 | [ux]\{0*40\} | 0*100(?!\d) )
     | u\+0*40
@@ -100,8 +110,8 @@ def scrub(text: str) -> str:
 
 
 def contains_key(text: str) -> bool:
-    """Tell whether a text contains what looks like one of Stripe's keys."""
-    return _KEY.search(text) is not None
+    """Tell whether a text contains one of Stripe's keys, and not only ``task_1``."""
+    return _WHOLE_KEY.search(text) is not None
 
 
 def redact_refund(refund: Refund) -> Refund:

@@ -222,16 +222,8 @@ class Session:
                     # less is closed.
                     if response.connection is not None:
                         response.close()
-        except Exception as error:  # noqa: BLE001 - every one becomes a failure
+        except BaseException as error:  # noqa: BLE001 - nearly every one is a failure
             return _failed(error, evidence, waited)
-        except asyncio.CancelledError:
-            if is_cancelled():
-                raise
-            # A session that is closed cancels what waits in it. Passed on, that would
-            # end the caller's task without a word.
-            return TransportFailure(
-                Cause.CLOSED, "the session was closed", sent=evidence.sent
-            )
         finally:
             # First without a call: a nearly full stack may have no room for one.
             limiter.free += 1
@@ -334,9 +326,17 @@ def _connect_within(seconds: float) -> aiohttp.ClientTimeout:
 
 
 def _failed(
-    error: Exception, evidence: SendEvidence, waited: float
+    error: BaseException, evidence: SendEvidence, waited: float
 ) -> TransportFailure:
+    if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
+        raise error  # meant for the process, or for the coroutine itself
     sent = evidence.sent
+    if isinstance(error, asyncio.CancelledError):
+        if is_cancelled():
+            raise error
+        # A session that is closed cancels what waits in it. Passed on, that would end
+        # the caller's task without a word.
+        return TransportFailure(Cause.CLOSED, "the session was closed", sent=sent)
     if not evidence.started:
         # aiohttp failed before it looked for a connection; or a test has put canned
         # answers in place of aiohttp's sending, where only the class tells.

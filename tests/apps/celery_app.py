@@ -34,6 +34,7 @@ app.conf.update(
     broker_transport_options={
         "data_folder_in": os.environ.get("BROKER_FOLDER"),
         "data_folder_out": os.environ.get("BROKER_FOLDER"),
+        "control_folder": os.environ.get("BROKER_FOLDER"),
     },
     task_acks_late=True,
     task_reject_on_worker_lost=True,

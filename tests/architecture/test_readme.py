@@ -113,7 +113,7 @@ async def test_list(page: Page) -> None:
             "requires_action",
             ["503"] * 20,
             503,
-            {"detail": "ask again with the same request_key"},
+            {"detail": "send it again with the same request_key"},
         ),
     ],
 )
@@ -198,8 +198,8 @@ async def test_metrics_of_prometheus(page: Page, stripe_emulator: Emulator) -> N
     ) as refunds:
         await refunds.cancel(refund_id)
     shown = prometheus_client.generate_latest().decode()
-    assert 'refund_calls_total{method="cancel",outcome="canceled"} 1.0' in shown
-    assert 'refund_retries_total{reason="503"} 1.0' in shown
+    assert 'cancel_calls_total{method="cancel",outcome="canceled"} 1.0' in shown
+    assert 'cancel_retries_total{reason="503"} 1.0' in shown
 
 
 @pytest.mark.asyncio(loop_factories=["real"])

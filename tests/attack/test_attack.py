@@ -12,8 +12,8 @@ from .shrink import shrunk
 
 KNOWN_OPEN: dict[str, str] = {
     # What is left out of the short run, and what does not hold with it.
-    "trace": "a BaseException of a borrowed session's tracing comes out of `cancel`, "
-    "though it canceled, and ends a batch",
+    "trace": "a GeneratorExit that a borrowed session's tracing raises looks like the "
+    "end of the coroutine, and ends a batch with a RuntimeError",
     "frames": "a call that gives its connection back with a full stack leaves the next "
     "one in the queue asleep for ever: asyncio marks its future as done, and does not "
     "wake it",
@@ -63,6 +63,10 @@ FOUND_ONCE: dict[str, tuple[str, Script]] = {
     "a late 429 when no retry is left": (
         "calls",
         (Option("greets", 5), Option("max_retries", 0), Call(0, 0)),
+    ),
+    "a doubtful no, and then nobody answers": (
+        "calls",
+        (Option("greets", 0), Option("deaf_from", 0.001), Call(0, 0)),
     ),
     "a hook's BaseException ends a batch": ("batch", (Option("hook"), Given(0))),
     "an input's BaseException ends a batch in silence": (

@@ -299,11 +299,7 @@ async def test_fault_after_the_send_leaves_nothing_that_counts_as_never_sent(
         client(stripe, session=session) as refunds,
         asyncio.timeout(60),
     ):
-        if issubclass(error, Exception):  # the call itself reports it
-            await take()
-        else:
-            with pytest.raises(error):
-                await take()
+        await take()  # the call itself reports it
     canceled = {each for each in ids if stripe.books.cancellations[each]}
     assert canceled
     assert canceled.isdisjoint(returned)
@@ -368,3 +364,56 @@ async def test_batch_that_is_closed_waits_for_no_disk_that_hangs(
             assert f"{refund_id}: canceled, which nobody waited for" in caplog.text
     assert "the journal did not answer" in caplog.text
     assert not inner_tasks()
+
+
+class BadInput:
+    """An input that cannot even be begun."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __iter__(self) -> Iterator[str]:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [LookupError("no list"), Alarm()])
+async def test_input_that_cannot_be_begun_ends_the_batch_with_its_error(
+    error: BaseException,
+) -> None:
+    async with client(emulator()) as refunds:
+        results = cancel_many(refunds, BadInput(error))
+        with pytest.raises(type(error)):
+            await anext(results)
+
+
+class Raising(logging.Handler):
+    """A handler that raises what the caller's logging must never do to a call."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [Alarm(), KeyboardInterrupt()])
+async def test_logging_that_raises_ends_a_call_only_with_the_process(
+    error: BaseException,
+) -> None:
+    stripe = emulator()
+    (refund_id,) = stripe.seed_refunds(1)
+    stripe.faults.script("503", "ok")  # a retry is logged
+    logger, handler = logging.getLogger("async_refunds"), Raising(error)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        async with client(stripe) as refunds:
+            if isinstance(error, KeyboardInterrupt):
+                with pytest.raises(KeyboardInterrupt):
+                    await refunds.cancel(refund_id)
+            else:
+                assert (await refunds.cancel(refund_id)).status == "canceled"
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)

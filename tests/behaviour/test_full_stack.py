@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from async_refunds import (
 from tests.support.scripted import CANCELED, RE, Act, refusal, scripted, seen
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
 FAILING = refusal(503, type="api_error")
 
@@ -26,17 +27,22 @@ FAILING = refusal(503, type="api_error")
 FRAMES = 45
 
 
-def ignore(told: object) -> None:
+def ignore(*told: object) -> None:
     del told
 
 
 @pytest.fixture(autouse=True)
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+async def quiet(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
     """Let the garbage collector close what aiohttp had no room to close.
 
-    pytest's own hook for its warnings has no room either.
+    pytest's own hook for its warnings has no room either. Nothing is left for another
+    test: a traceback that is formatted during a collection makes an `ast.parse` fail in
+    which that collection falls (https://github.com/python/cpython/issues/106905).
     """
     monkeypatch.setattr(sys, "unraisablehook", ignore)
+    asyncio.get_running_loop().set_exception_handler(ignore)
+    yield
+    gc.collect()
 
 
 async def nested(

@@ -34,6 +34,7 @@ from async_refunds.protocol.requests import cancel_request
 from tests.support.scripted import (
     CANCELED,
     CUT,
+    KEY,
     RE,
     Act,
     answer,
@@ -222,7 +223,7 @@ async def test_refusal_that_may_answer_another_request_is_believed_if_it_comes_t
     status: int,
 ) -> None:
     act = UNCONFIRMED[status]
-    for read in (WAITING, act, HTML):
+    for read in (WAITING, act):
         once = RetryPolicy(max_retries=1)
         async with (
             scripted(act, reads=[read]) as server,
@@ -232,6 +233,14 @@ async def test_refusal_that_may_answer_another_request_is_believed_if_it_comes_t
                 await refunds.cancel(RE)
         assert caught.value.status_code == status
         assert server.methods().startswith("POST POST GET")
+
+
+async def test_refusal_that_came_twice_is_not_believed_without_a_read() -> None:
+    act = UNCONFIRMED[404]
+    async with scripted(act, reads=[HTML]) as server, server.client() as refunds:
+        with pytest.raises(OutcomeUnknownError):
+            await refunds.cancel(RE)
+    assert server.methods().startswith("POST POST GET")
 
 
 @pytest.mark.parametrize("status", UNCONFIRMED)
@@ -619,3 +628,57 @@ async def test_doubtful_refusal_is_not_forgotten_when_the_server_is_gone(
             with pytest.raises(OutcomeUnknownError):
                 await refunds.cancel(RE)
     assert server.methods() == "POST GET"
+
+
+class Provider:
+    """Gives one key, and then fails."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+        self.given = False
+
+    def __call__(self) -> str:
+        if self.given:
+            raise self.error
+        self.given = True
+        return KEY
+
+
+class Boom(BaseException):
+    """No `Exception`."""
+
+
+@pytest.mark.parametrize("error", [OSError(), Boom(), asyncio.CancelledError()])
+async def test_key_that_cannot_be_renewed_hides_no_doubt(error: BaseException) -> None:
+    expired = refusal(401, code="api_key_expired")
+    async with scripted("reset", expired, reads=[WAITING]) as server:
+        refunds = RefundsClient(Provider(error), base_url=server.url)
+        with pytest.raises(OutcomeUnknownError):
+            await refunds.cancel(RE)
+        await refunds.close()
+
+
+async def test_key_that_cannot_be_loaded_hides_no_doubt_of_an_earlier_call() -> None:
+    provider = Provider(OSError())
+    provider.given = True
+    refunds = RefundsClient(provider, base_url="http://127.0.0.1:1")
+    request = cancel_request(RE, idempotency_key="key")
+    conclusion = await begin_call(refunds, None, maybe_sent=True).cancel(request)
+    assert conclusion.outcome == "unknown"
+    fresh = await begin_call(refunds, None).cancel(request)
+    assert fresh.outcome == "failed"
+    await refunds.close()
+
+
+async def test_renewed_key_does_not_erase_a_doubtful_refusal() -> None:
+    keys = iter([KEY, f"{KEY}2"])
+    once = RetryPolicy(max_retries=0)
+    async with (
+        scripted(refusal(401, echo=False), reads=["close"]) as server,
+        aiohttp.ClientSession(connector=Door()) as session,
+    ):
+        refunds = RefundsClient(
+            lambda: next(keys), base_url=server.url, session=session, retry=once
+        )
+        with pytest.raises(OutcomeUnknownError):
+            await refunds.cancel(RE)

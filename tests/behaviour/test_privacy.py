@@ -305,6 +305,9 @@ def test_reply_shows_neither_its_headers_nor_its_body() -> None:
             )
         ),
         ("Bearer sk%5Flive%5FabcDEF and sk_org_1 whsec_x", "Bearer"),
+        (r"sk\u005flive\u005fabcDEF sk&#95;live&#x5f;abcDEF", "Bearer"),
+        ("sk=5Flive=5FabcDEF whsec%5FabcDEF", "Bearer"),
+        ("jane%u0040b.example jane+AEA-b.example", "[e-mail] [e-mail]"),
     ],
 )
 def test_scrub_cuts_out_keys_and_addresses(text: str, clean: str | None) -> None:

@@ -239,18 +239,26 @@ async def test_borrowed_session_may_raise_for_status_follow_and_trace() -> None:
     assert server.received[0].headers["authorization"] == f"Bearer {KEY}"
 
 
-async def test_tracing_that_raises_is_an_unknown_outcome_not_a_foreign_error() -> None:
+class Outrage(BaseException):
+    """No `Exception`, as what `pytest.fail` raises."""
+
+
+@pytest.mark.parametrize("error", [LookupError, Outrage])
+async def test_tracing_that_raises_is_an_unknown_outcome_not_a_foreign_error(
+    error: type[BaseException],
+) -> None:
     config = aiohttp.TraceConfig()
 
     async def trace(*_: object) -> None:
-        raise LookupError("the tracing's own")
+        raise error("the tracing's own")
 
     config.on_request_end.append(trace)
     async with (
         aiohttp.ClientSession(trace_configs=[config]) as session,
         scripted(CANCELED) as server,
     ):
-        with pytest.raises(OutcomeUnknownError, match="LookupError: the tracing's"):
+        words = f"{error.__name__}: the tracing's"
+        with pytest.raises(OutcomeUnknownError, match=words):
             await server.client(session=session).cancel(RE)
 
 
@@ -410,3 +418,21 @@ async def test_body_up_to_a_mebibyte_is_read(size: int) -> None:
         else:
             with pytest.raises(OutcomeUnknownError, match="1048576"):
                 await refunds.cancel(RE)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+async def test_end_of_the_process_passes_through_a_call(
+    error: type[BaseException],
+) -> None:
+    config = aiohttp.TraceConfig()
+
+    async def trace(*_: object) -> None:
+        raise error
+
+    config.on_request_end.append(trace)
+    async with (
+        aiohttp.ClientSession(trace_configs=[config]) as session,
+        scripted(CANCELED) as server,
+    ):
+        with pytest.raises(error):
+            await server.client(session=session).cancel(RE)

@@ -210,7 +210,7 @@ async def test_what_list_and_report_print_is_read_again(tmp_path: Path) -> None:
             folder=tmp_path,
         )
     assert ended.code == 0
-    told = [(line["refund_id"], line["outcome"]) for line in ended.lines]
-    assert sorted(told[:3]) == sorted((each, "canceled") for each in ids)
-    assert sorted(told[3:]) == sorted((each, "already_canceled") for each in ids)
+    shown = [(line["refund_id"], line["outcome"]) for line in ended.lines]
+    assert sorted(shown[:3]) == sorted((each, "canceled") for each in ids)
+    assert sorted(shown[3:]) == sorted((each, "already_canceled") for each in ids)
     assert emulator.books.cancellations == dict.fromkeys(ids, 1)

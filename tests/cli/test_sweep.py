@@ -172,7 +172,7 @@ async def test_person_is_asked_first(answer: str, code: int, said: str) -> None:
         ended, shown = await screen.shows(running)
     assert ended.code == code
     assert "Cancel this refund? Real money moves. [y/N]:" in shown
-    assert said in shown.splitlines()[-1]
+    assert any(said in line for line in shown.splitlines()[-4:])
     assert emulator.books.cancellations == ({old: 1} if code == 0 else {})
 
 
@@ -284,4 +284,4 @@ async def test_long_search_says_how_far_it_is(
         assert abs(int(seen.split()[0].replace(",", "")) - 1000 * number) <= 100
         assert match == "0 match"
         assert back.startswith("back to 20")
-        assert speed in ("90/s", "95/s", "100/s", "110/s")
+        assert 80 <= int(speed.removesuffix("/s")) <= 120

@@ -297,7 +297,7 @@ async def test_wait_for_a_connection_is_measured_where_there_is_one(
     ):
         await asyncio.gather(*(refunds.cancel(RE) for _ in range(101)))
     (waits,) = told.metric("async_refunds.connection.wait").values()
-    assert waits.count == 1
+    assert waits.count >= 1
 
 
 async def test_no_budget_has_no_gauge_and_a_list_has_a_span(told: Told) -> None:

@@ -31,7 +31,7 @@ UNSET = (
 )
 
 # What came back in each currency, and how much work it was.
-FIGURES = re.compile(r"came back  |[a-z]{3} +[\d,]+ +[\d,.]+$|[\d,]+ requests in ")
+FIGURES = re.compile(r"came back  |[a-z]{3} +[\d,]+ +[\d,.]+$|[\d,]+ requests? in ")
 
 COMMAND = ("-m", "async_refunds")
 IN_SHELL = (

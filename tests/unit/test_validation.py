@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from async_refunds import RefundsClient
+from async_refunds.protocol.requests import cancel_request
 from tests.support.scripted import RE
 
 
@@ -183,3 +184,8 @@ def test_option_of_the_client(
     options: dict[str, Any] = {option: value}
     with pytest.raises(error):
         RefundsClient("sk_test_x", **options)
+
+
+@pytest.mark.parametrize("key", ["task_42", "risk_test_x", "desk_live_1", "sk_42"])
+def test_word_that_only_ends_like_a_key_is_no_key(key: str) -> None:
+    assert cancel_request(RE, idempotency_key=key).idempotency_key == key

@@ -94,6 +94,7 @@ class Items:
     def start(self) -> None:
         """Begin a batch: claims begin again with the oldest items."""
         self._last.clear()
+        self._claimed.clear()
         self._last_failed.clear()
         self._began_at = self._clock()
         self._at_work_since = None
@@ -164,10 +165,14 @@ class Items:
         keyed: list[Item] = []
         for item in map(self._checked, rows):
             maybe_sent = bool(item.maybe_sent)
-            if not maybe_sent:
+            if maybe_sent:
+                claims.append(_claim_of(item, maybe_sent=True))
+                # It is about to be sent again: that is what its age counts from.
+                item.key_created_at = now
+            else:
                 self._rekey(item, now)
-                keyed.append(item)
-            claims.append(_claim_of(item, maybe_sent=maybe_sent))
+                claims.append(_claim_of(item, maybe_sent=False))
+            keyed.append(item)
             self._claimed[item.number] = item
         self._write(db, keyed, _KEY, _key_of)
         return claims

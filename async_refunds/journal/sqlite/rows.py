@@ -127,13 +127,14 @@ class Item(msgspec.Struct, gc=False):
             self._see(refund)
 
     def _see(self, refund: Refund) -> None:
-        self.status = refund.status or self.status
-        self.amount, self.currency = refund.amount, refund.currency
-        self.created = refund.created
-        self.charge = id_of(refund.charge) or self.charge
-        self.payment_intent = id_of(refund.payment_intent) or self.payment_intent
+        # Whatever a server puts into an answer has to fit into a row.
+        self.status = _word(refund.status) or self.status
+        self.amount, self.currency = _number(refund.amount), _word(refund.currency)
+        self.created = _number(refund.created)
+        self.charge = _word(id_of(refund.charge)) or self.charge
+        self.payment_intent = _word(id_of(refund.payment_intent)) or self.payment_intent
         self.failure_balance_transaction = (
-            id_of(refund.failure_balance_transaction)
+            _word(id_of(refund.failure_balance_transaction))
             or self.failure_balance_transaction
         )
 
@@ -167,6 +168,16 @@ _NEW = msgspec.structs.astuple(Item(0, "", None))[3:-1]
 def new_row(refund_id: str, stripe_account: str | None) -> tuple[Any, ...]:
     """Return what to insert of a new item: its id, its account, its checksum."""
     return refund_id, stripe_account, checksum(refund_id, stripe_account, *_NEW)
+
+
+def _number(value: int) -> int | None:
+    """Return a number that SQLite can hold."""
+    return value if abs(value) < 2**63 else None
+
+
+def _word(value: str | None) -> str | None:
+    """Return a word of Stripe's, with nothing in it that must not be kept."""
+    return None if value is None else scrub(value)[:_LONGEST]
 
 
 def _text(error: Exception) -> str:

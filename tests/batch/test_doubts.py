@@ -1,0 +1,135 @@
+"""A doubt about a refund outlives calls, batches and runs, until it is settled."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import aiohttp
+import pytest
+
+from async_refunds import CancelResult, RetryPolicy, cancel_many
+from async_refunds.journal import Run, SqliteJournal
+from async_refunds.results import CancelRequest
+from tests.support.scripted import RE, answer, refund_json, refusal, scripted, seen
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+
+    from aiohttp.connector import Connection
+    from aiohttp.tracing import Trace
+
+    from async_refunds import RefundsClient
+
+
+class Once(aiohttp.TCPConnector):
+    """Lets one connection through, and refuses every later one."""
+
+    entered = 0
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own argument
+    ) -> Connection:
+        self.entered += 1
+        if self.entered > 1:
+            raise aiohttp.ClientConnectorError(req.connection_key, OSError(111, "no"))
+        return await super().connect(req, traces, timeout)
+
+
+async def only(results: AsyncGenerator[CancelResult]) -> CancelResult:
+    (found,) = [result async for result in results]
+    return found
+
+
+@pytest.mark.parametrize("status", [404, 429])
+async def test_doubtful_refusal_is_remembered_by_the_next_call_of_a_batch(
+    status: int,
+) -> None:
+    stray = refusal(status, echo=False)
+    policy = RetryPolicy(max_retries=1, deadline=2.0)
+    async with (
+        scripted(stray) as server,
+        aiohttp.ClientSession(connector=Once()) as session,
+    ):
+        refunds = server.client(session=session, retry=policy)
+        result = await only(cancel_many(refunds, [RE], patience=10.0))
+    assert len({attempt.number for attempt in result.attempts}) > 1
+    assert result.outcome == "unknown"
+
+
+async def test_id_that_comes_again_after_an_unknown_outcome_has_the_same_key() -> None:
+    first = asyncio.Event()
+
+    async def source() -> AsyncGenerator[str]:
+        yield RE
+        await first.wait()
+        yield RE
+
+    policy, failing = RetryPolicy(max_retries=0), answer(500, b"")
+    async with (
+        scripted("reset", refusal(400), reads=[failing, seen("canceled")]) as server,
+        server.client(retry=policy) as refunds,
+    ):
+        found: list[CancelResult] = []
+        async for result in cancel_many(refunds, source(), patience=0.01):
+            found.append(result)
+            first.set()
+    assert [result.outcome for result in found] == ["unknown", "canceled"]
+    assert len(server.cancel_keys) == 1
+
+
+RUN = Run("https://api.stripe.com", livemode=False)
+DAY = 24 * 3600.0
+
+
+def unknown(claim_key: str) -> CancelResult:
+    return CancelResult(
+        refund_id=RE,
+        stripe_account=None,
+        outcome="unknown",
+        idempotency_key=claim_key,
+        settled=False,
+    )
+
+
+@pytest.mark.asyncio(loop_factories=["real"])
+async def test_age_of_a_key_counts_from_when_it_was_last_given_out(
+    tmp_path: Path,
+) -> None:
+    now, path = 1.8e9, tmp_path / "run.sqlite3"
+    ages: list[float] = []
+    for passed in (0.0, 0.9 * DAY, 0.1 * DAY, 2 * DAY):
+        now += passed
+        async with SqliteJournal.open(path, RUN, clock=lambda: now) as journal:  # noqa: B023 - the time of this turn
+            journal.begin()
+            await journal.add([CancelRequest(RE)])
+            (claim,) = await journal.claim(None, 1)
+            ages.append(now - claim.key_created_at)
+            if passed != 0.9 * DAY:  # that run is killed before its result
+                await journal.settle([(claim, unknown(claim.idempotency_key))])
+            journal.end()
+    assert ages == pytest.approx([0.0, 0.9 * DAY, 0.1 * DAY, 2 * DAY])
+
+
+async def resumed(refunds: RefundsClient, ids: list[str], path: Path) -> list[str]:
+    results = cancel_many(refunds, ids, journal=path)
+    return [result.outcome async for result in results]
+
+
+@pytest.mark.asyncio(loop_factories=["real"])
+async def test_number_that_no_row_can_hold_ends_no_run(tmp_path: Path) -> None:
+    odd = answer(
+        body=refund_json(amount=10**20, created=-(10**30), charge="ch_a@b.example"),
+        headers={"Request-Id": "req_1"},
+    )
+    path = tmp_path / "run.sqlite3"
+    async with scripted(odd) as server, server.client() as refunds:
+        assert await resumed(refunds, [RE], path) == ["canceled"]
+    async with SqliteJournal.open(path) as journal:
+        (record,) = journal.records()
+    assert (record.outcome, record.amount, record.created) == ("canceled", None, None)
+    assert record.charge == "[e-mail]"
