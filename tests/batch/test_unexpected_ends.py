@@ -386,7 +386,7 @@ async def test_input_that_cannot_be_begun_ends_the_batch_with_its_error(
             await anext(results)
 
 
-class Raising(logging.Handler):
+class RaisingHandler(logging.Handler):
     """A handler that raises what the caller's logging must never do to a call."""
 
     def __init__(self, error: BaseException) -> None:
@@ -404,7 +404,7 @@ async def test_logging_that_raises_ends_a_call_only_with_the_process(
     stripe = emulator()
     (refund_id,) = stripe.seed_refunds(1)
     stripe.faults.script("503", "ok")  # a retry is logged
-    logger, handler = logging.getLogger("async_refunds"), Raising(error)
+    logger, handler = logging.getLogger("async_refunds"), RaisingHandler(error)
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
