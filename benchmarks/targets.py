@@ -96,6 +96,18 @@ TARGETS = (
         unit="",
     ),
     Target(
+        "CPU of a cancel with OpenTelemetry to one with as much written by hand",
+        "service",
+        ("OpenTelemetry x by hand",),
+        1.1,
+    ),
+    Target(
+        "CPU of a cancel with OpenTelemetry without its SDK to one without either",
+        "service",
+        ("tracing off x cancel",),
+        1.1,
+    ),
+    Target(
         "calls of a web service under a storm that are answered 200",
         "storm",
         ("% answered 200, available",),
