@@ -98,11 +98,12 @@ class RefundsClient:
         on_call_start: CallStartHook | None = None,
         app_info: str | None = None,
     ) -> None:
-        # First of all, so that no traceback from here on can show the key.
-        provider = api_key if callable(api_key) else None
+        # First of all, so that no traceback from here on can show the key, or the repr
+        # of a callable that holds it.
+        provided = ProvidedKey(api_key) if callable(api_key) else None
         secret: Any = SecretStr(api_key) if isinstance(api_key, str) else type(api_key)
         del api_key
-        key = None if provider is not None else SecretStr(validation.api_key(secret))
+        key = None if provided is not None else SecretStr(validation.api_key(secret))
         if not isinstance(retry, RetryPolicy):
             raise TypeError("retry must be a RetryPolicy")
         if retry_budget is not None and not isinstance(retry_budget, RetryBudget):
@@ -132,7 +133,9 @@ class RefundsClient:
             attempt_timeout=attempt_timeout,
             borrowed=session,
         )
-        self._provided = None if provider is None else ProvidedKey(provider, transport)
+        if provided is not None:
+            provided.connect(transport)
+        self._provided = provided
         self._context = CallContext(
             session=transport,
             policy=retry,

@@ -7,7 +7,7 @@ hides it, and text from Stripe is scrubbed before it becomes part of an error.
 from __future__ import annotations
 
 import re
-from typing import NoReturn, Self, SupportsIndex, TypeAlias, get_type_hints
+from typing import NoReturn, Self, SupportsIndex, TypeAlias, get_type_hints, overload
 
 import msgspec
 
@@ -80,6 +80,24 @@ class SecretStr(str):
         raise TypeError("an API key cannot be pickled")
 
 
+class SecretBytes(bytes):
+    """Bytes that hide their value from ``repr``, such as a body with an address."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} bytes>"
+
+    @overload
+    def __getitem__(self, part: SupportsIndex, /) -> int: ...
+    @overload
+    def __getitem__(self, part: slice, /) -> SecretBytes: ...
+    def __getitem__(self, part: SupportsIndex | slice, /) -> int | SecretBytes:
+        # For rich, as above.
+        found = super().__getitem__(part)
+        return found if isinstance(found, int) else SecretBytes(found)
+
+
 def scrub(text: str) -> str:
     """Return the text with API keys masked and e-mail addresses removed.
 
@@ -112,6 +130,11 @@ def scrub(text: str) -> str:
 def contains_key(text: str) -> bool:
     """Tell whether a text contains one of Stripe's keys, and not only ``task_1``."""
     return _WHOLE_KEY.search(text) is not None
+
+
+def contains_address(text: str) -> bool:
+    """Tell whether a text contains what `scrub` would take for an e-mail address."""
+    return _AT.search(text) is not None
 
 
 def redact_refund(refund: Refund) -> Refund:
