@@ -49,6 +49,9 @@ _AT = re.compile(
     | [(\[{<]at[)\]}>]""",
     re.IGNORECASE | re.VERBOSE,
 )
+_WHOLE_ADDRESS = re.compile(
+    rf"\w(?:{_AT.pattern})[\w-]+\.\w", re.IGNORECASE | re.VERBOSE
+)
 _WORD = re.compile(r"\S+")
 _ADDRESS = "[e-mail]"
 
@@ -133,8 +136,8 @@ def contains_key(text: str) -> bool:
 
 
 def contains_address(text: str) -> bool:
-    """Tell whether a text contains what `scrub` would take for an e-mail address."""
-    return _AT.search(text) is not None
+    """Tell whether a text contains an e-mail address, and not only an at sign."""
+    return _WHOLE_ADDRESS.search(text) is not None
 
 
 def redact_refund(refund: Refund) -> Refund:

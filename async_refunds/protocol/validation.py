@@ -147,8 +147,8 @@ def idempotency_key(value: object) -> str:
     # digits and hyphens alone, as in a UUID, are no address.
     if not text.replace("-", "").isalnum() and contains_address(text):
         raise ValueError(
-            "idempotency_key contains an e-mail address, or an @, which would be "
-            "logged: use an id of your own"
+            "idempotency_key contains an e-mail address, which would be logged: use "
+            "an id of your own"
         )
     return text
 

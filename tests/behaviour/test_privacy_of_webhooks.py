@@ -12,6 +12,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from async_refunds import SignatureVerificationError, WebhookError, refund_event
+from async_refunds.protocol.redaction import SecretBytes
 from tests.support.canary import EMAIL, KEY, SECRET, printed, spelled
 from tests.support.scripted import refund_json
 from tests.support.webhooks import NOW, event, sign
@@ -50,7 +51,11 @@ WRONG: dict[str, dict[str, object]] = {
 
 
 def given(name: str) -> dict[str, Any]:
-    right = {"body": BODY, "signature": sign(BODY, SECRET), "secrets": (SECRET, OTHER)}
+    right: dict[str, Any] = {
+        "body": BODY,
+        "signature": sign(BODY, SECRET),
+        "secrets": (SECRET, OTHER),
+    }
     return {**right, "now": NOW, **WRONG[name]}
 
 
@@ -83,8 +88,17 @@ def test_handler_that_raises_tells_its_span_and_its_log_nothing(
     assert not spelled(caplog.text)
 
 
+def test_body_is_hidden_from_what_cuts_long_values_short() -> None:
+    """As rich does with a traceback's locals."""
+    hidden = SecretBytes(BODY)
+    assert hidden == BODY
+    assert hidden[0] == BODY[0]
+    assert hidden[:500] == BODY[:500]
+    assert repr([hidden, hidden[:5]]) == f"[<{len(BODY)} bytes>, <5 bytes>]"
+
+
 def test_event_shows_the_address_only_where_it_is_asked_for() -> None:
-    found = refund_event(**{**given("none"), "secrets": SECRET})
+    found = refund_event(BODY, sign(BODY, SECRET), SECRET, now=NOW)
     assert not spelled(repr(found))
     assert found.refund.instructions_email == EMAIL
 
