@@ -35,6 +35,7 @@ app.conf.update(
         "data_folder_in": os.environ.get("BROKER_FOLDER"),
         "data_folder_out": os.environ.get("BROKER_FOLDER"),
         "control_folder": os.environ.get("BROKER_FOLDER"),
+        "polling_interval": 0.1,
     },
     task_acks_late=True,
     task_reject_on_worker_lost=True,
@@ -49,7 +50,7 @@ class Worker:
         self.refunds = RefundsClient(
             os.environ["STRIPE_API_KEY"],
             base_url=os.environ.get("STRIPE_BASE_URL", "https://api.stripe.com"),
-            retry=RetryPolicy(max_retries=1),  # Celery retries
+            retry=RetryPolicy(max_retries=1, initial_delay=0.1),  # Celery retries
         )
 
     def run(self, call: Coroutine[Any, Any, Any]) -> Any:  # noqa: ANN401 - its result

@@ -60,7 +60,7 @@ def refunds_client() -> RefundsClient:
     if not clients:
         base_url = os.environ.get("STRIPE_BASE_URL", "https://api.stripe.com")
         key = os.environ["STRIPE_API_KEY"]
-        once_more = RetryPolicy(max_retries=1)  # a person waits
+        once_more = RetryPolicy(max_retries=1, initial_delay=0.1)  # a person waits
         clients.append(
             RefundsClient(key, base_url=base_url, retry=once_more, on_call=note)
         )

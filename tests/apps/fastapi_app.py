@@ -38,7 +38,7 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
     client = RefundsClient(
         os.environ["STRIPE_API_KEY"],
         base_url=os.environ.get("STRIPE_BASE_URL", "https://api.stripe.com"),
-        retry=RetryPolicy(max_retries=1),  # a person waits
+        retry=RetryPolicy(max_retries=1, initial_delay=0.1),  # a person waits
         on_call=note,
     )
     async with client as app.state.refunds:
