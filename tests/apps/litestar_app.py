@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from litestar import Litestar, Request, Response, get, post
 from litestar.datastructures import State  # noqa: TC002 - as above
+from litestar.exceptions import NotFoundException
 from litestar.params import Parameter
 
 from async_refunds import (
@@ -29,9 +30,9 @@ from async_refunds import (
     WebhookError,
     refund_event,
 )
+from tests.apps.cancellations import Cancellations
 
-unknown: dict[str, str] = {}
-"""Refund ids by idempotency key; a service has a table for it."""
+cancellations = Cancellations()
 
 
 def note(record: CallRecord) -> None:
@@ -52,13 +53,11 @@ async def lifespan(app: Litestar) -> AsyncGenerator[None]:
 
 
 async def cancel_with(state: State, refund_id: str, key: str) -> Refund:
-    unknown[key] = refund_id
     client: RefundsClient = state.refunds
-    refund = await client.cancel(
-        refund_id, idempotency_key=key, timeout=10.0, already_canceled_ok=True
-    )
-    unknown.pop(key, None)
-    return refund
+    with cancellations.calling(key, refund_id):
+        return await client.cancel(
+            refund_id, idempotency_key=key, timeout=10.0, already_canceled_ok=True
+        )
 
 
 @post("/refunds/{refund_id:str}/cancel", status_code=200)
@@ -72,12 +71,15 @@ async def cancel(
 
 @post("/cancellations/{key:str}", status_code=200)
 async def ask_again(state: State, key: str) -> Refund:
-    return await cancel_with(state, unknown[key], key)
+    refund_id = cancellations.refund_of(key)
+    if refund_id is None:
+        raise NotFoundException("nothing is unknown of it")
+    return await cancel_with(state, refund_id, key)
 
 
 @get("/cancellations/{key:str}")
 async def cancellation(key: str) -> dict[str, str]:
-    return {"status": "unknown" if key in unknown else "known"}
+    return {"status": "unknown" if cancellations.refund_of(key) else "known"}
 
 
 @post("/webhook", status_code=200)
@@ -87,7 +89,7 @@ async def webhook(request: Request[Any, Any, State]) -> dict[str, str | None]:
         request.headers.get("Stripe-Signature"),
         os.environ["STRIPE_WEBHOOK_SECRET"],
     )
-    unknown.pop(event.idempotency_key or "", None)
+    cancellations.close(event.idempotency_key)
     return {"status": event.refund.status}
 
 

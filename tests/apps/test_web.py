@@ -67,16 +67,20 @@ def check_answers(shop: httpx.Client, stripe: Emulator) -> None:
     again = shop.post(f"/refunds/{waiting}/cancel")
     assert (again.status_code, again.json()["status"]) == (200, "canceled")
 
-    refused = shop.post(f"/refunds/{paid}/cancel")
+    key = {"Idempotency-Key": "intent-0"}
+    refused = shop.post(f"/refunds/{paid}/cancel", headers=key)
     assert (refused.status_code, refused.json()) == (409, {"status": "succeeded"})
 
     missing = shop.post("/refunds/re_missing/cancel")
     assert (missing.status_code, missing.json()) == (404, {"status": "not found"})
 
     stripe.faults.script("rate_429", "rate_429")
-    overloaded = shop.post(f"/refunds/{paid}/cancel")
+    overloaded = shop.post(f"/refunds/{paid}/cancel", headers=key)
     assert overloaded.status_code == 503
     assert overloaded.headers["Retry-After"] == "5"
+    # Neither of them leaves anything open.
+    assert shop.get("/cancellations/intent-0").json() == {"status": "known"}
+    assert shop.post("/cancellations/intent-0").status_code == 404
 
 
 def check_unknown_outcomes(shop: httpx.Client, stripe: Emulator) -> None:
@@ -87,6 +91,9 @@ def check_unknown_outcomes(shop: httpx.Client, stripe: Emulator) -> None:
     lost = shop.post(f"/refunds/{first}/cancel", headers=key)
     assert lost.status_code == 202
     assert lost.json() == {"status": "unknown", "key": "intent-1"}
+    # Overloaded, it cannot tell more of it.
+    stripe.faults.script("rate_429", "rate_429")
+    assert shop.post("/cancellations/intent-1").status_code == 503
     assert shop.get("/cancellations/intent-1").json() == {"status": "unknown"}
     asked = shop.post("/cancellations/intent-1")
     assert (asked.status_code, asked.json()["status"]) == (200, "canceled")
