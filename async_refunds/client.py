@@ -118,17 +118,9 @@ class RefundsClient:
             base_url, plain_http=key is not None and not validation.is_live(key)
         )
         attempt_timeout = validation.seconds("attempt_timeout", attempt_timeout)
-        headers = {
-            "Stripe-Version": validation.version(stripe_version),
-            "User-Agent": f"async-refunds/{__version__}"
-            + (f" {validation.app_info(app_info)}" if app_info is not None else ""),
-            "Accept": "application/json",
-        }
-        if stripe_context is not None:
-            headers["Stripe-Context"] = validation.context(stripe_context)
         transport = Session(
             origin=origin,
-            headers=headers,
+            headers=_headers(stripe_version, stripe_context, app_info),
             api_key=key,
             attempt_timeout=attempt_timeout,
             borrowed=session,
@@ -432,6 +424,23 @@ def begin_call(
         timeout = validation.seconds("timeout", timeout)
     clock = context.session.open().time
     return Call(context, clock, clock(), timeout, maybe_sent, observer, retry_gate)
+
+
+def _headers(
+    stripe_version: str, stripe_context: str | None, app_info: str | None
+) -> dict[str, str]:
+    """Return what every request sends, besides the key."""
+    agent = f"async-refunds/{__version__}"
+    if app_info is not None:
+        agent += f" {validation.app_info(app_info)}"
+    headers = {
+        "Stripe-Version": validation.version(stripe_version),
+        "User-Agent": agent,
+        "Accept": "application/json",
+    }
+    if stripe_context is not None:
+        headers["Stripe-Context"] = validation.context(stripe_context)
+    return headers
 
 
 def _check_hook(name: str, hook: object) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from async_refunds import OutcomeUnknownError, RefundNotCancelableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 
 class Cancellations:
@@ -22,7 +22,7 @@ class Cancellations:
         return self._refund_ids.get(key)
 
     @contextmanager
-    def calling(self, key: str, refund_id: str) -> Iterator[None]:
+    def calling(self, key: str, refund_id: str) -> Generator[None]:
         """Keep a key for as long as it is not known what was done with it.
 
         It is written down before anything is sent: a process that ends in the midst, or
