@@ -84,6 +84,8 @@ class Execution:
             new_pace=lambda: RateController(rate=rate, now=clock()),
             clock=clock,
             workers=concurrency,
+            service=refunds.base_url,
+            patience=patience,
         )
         self._recorder = ResultRecorder(journal, concurrency)
         self._worker = CancelWorker(

@@ -83,7 +83,9 @@ async def cancel_many(
             rises until Stripe says that it is too much.
         journal: A path: an SQLite file, made if it is not there. Or a `Journal`.
         patience: Seconds for which a refund is tried again while Stripe cannot be
-            reached, fails, or limits, counted from its first request.
+            reached, fails, or limits, counted from its first request. Once Stripe has
+            only failed for so long, refunds that were not sent yet end as ``failed``
+            without being tried; so they do after five seconds if it never answered.
         timeout: Seconds for each call, in place of the policy's deadline. It begins
             when the refund's turn has come.
 

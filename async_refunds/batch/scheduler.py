@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from async_refunds.protocol.classification import Classification, Outcome
+from async_refunds.protocol.requests import Cause, TransportFailure
+
 from .account_queue import AccountQueue
 from .endpoint import event_or
 
@@ -21,12 +24,16 @@ if TYPE_CHECKING:
 
     from async_refunds.journal import Claim, Journal
     from async_refunds.models import Attempt
-    from async_refunds.protocol.classification import Classification
     from async_refunds.protocol.requests import Request
     from async_refunds.results import CancelResult
 
+    from .endpoint import Outage
     from .item import Item
     from .rate_control import RateController
+
+# Seconds after which a service that never answered counts as unreachable. A restart of
+# what stands before Stripe is over by then.
+_SILENCE = 5.0
 
 # Claims held in memory over all accounts: some megabytes.
 _CLAIMS = 20_000
@@ -68,6 +75,8 @@ class Scheduler:
         clock: The event loop's time, in seconds.
         workers: How many ask for items. With so many items of one account that wait
             for another call, no new one of it begins.
+        service: The address of what is asked.
+        patience: Seconds after which a service that only fails is asked no more.
     """
 
     def __init__(
@@ -76,7 +85,12 @@ class Scheduler:
         new_pace: Callable[[], RateController],
         clock: Callable[[], float],
         workers: int,
+        service: str,
+        patience: float,
     ) -> None:
+        self._service = service
+        self._patience = patience
+        self._has_answered = False
         self._new_pace = new_pace
         self._clock = clock
         self._workers = workers
@@ -96,11 +110,6 @@ class Scheduler:
         self._requests = self._retries = 0
 
     # ------------------------------------------------------------------- figures
-
-    @property
-    def has_answered(self) -> bool:
-        """Whether any answer ever came."""
-        return any(queue.has_answered for queue in self._queues.values())
 
     @property
     def stopped(self) -> bool:
@@ -226,10 +235,6 @@ class Scheduler:
         """Return the reply after which nothing of its account can be canceled."""
         return self._queue_of(item).closed_by
 
-    def close_account(self, item: Item, reply: Classification[Any]) -> None:
-        """Cancel nothing more of the item's account, because of this reply."""
-        self._queue_of(item).close(reply)
-
     # ------------------------------------------------------------------ requests
 
     def record_reply(
@@ -244,6 +249,31 @@ class Scheduler:
         self._retries += attempt.slept > 0
         queue = self._queue_of(item)
         queue.record_reply(item, request, classification, attempt)
+        self._has_answered = self._has_answered or queue.has_answered
+        if queue.outage is not None and queue.closed_by is None:
+            self._judge_outage(queue, queue.outage, attempt)
+
+    def _judge_outage(
+        self, queue: AccountQueue, outage: Outage, attempt: Attempt
+    ) -> None:
+        """Close an account while its service fails for longer than patience lasts.
+
+        What waits would be tried at the slow pace of an outage, one after the other,
+        and end the same. Once as much time has passed again, the next refund is tried
+        as the first one was: the input may be a stream that never ends.
+        """
+        seconds, now = self._patience, self._clock()
+        if not (self._has_answered or outage.reached):
+            seconds = min(seconds, _SILENCE)  # no network, or not the right address
+        if outage.lasts(seconds, now):
+            what = "could not be reached" if not outage.reached else "failed"
+            last = attempt.failure or f"HTTP status {attempt.status}"
+            text = f"{self._service} {what} for {now - outage.since:.0f} s ({last})"
+            failure = TransportFailure(Cause.REFUSED, text, sent=False)
+            closing: Classification[Any] = Classification(
+                failure, Outcome.NOT_SENT, retry=False
+            )
+            queue.close(closing, until=now + seconds)
 
     def needs_charge(self, item: Item) -> bool:
         """Tell whether only the item's charge can tell what it has to wait for."""
