@@ -103,6 +103,11 @@ class AccountQueue:
         return self._cancels.outage
 
     @property
+    def exhausted(self) -> bool:
+        """Whether the journal has no more of it for now."""
+        return self._exhausted
+
+    @property
     def empty(self) -> bool:
         """Whether there is nothing to give out for now."""
         return self._exhausted and not self._pending and not self._retry_heap
