@@ -13,7 +13,7 @@ from async_refunds.errors import AuthenticationError
 from async_refunds.protocol import validation
 from async_refunds.results import CancelRequest
 
-from . import options, plan
+from . import options, preview
 from .list_files import STDIN, UnreadableError, display_name, read_list
 from .output import Output, refuse, to_stderr
 from .paced_reads import PacedReads
@@ -85,7 +85,7 @@ def cancel(
         notes = _collect(requests, refund_ids or [], source, skip_bad=skip_bad)
         if dry_run:
             output = Output(written)
-            code = _show_plan(
+            code = _show_preview(
                 *(api, requests, batch, output, send.limit),
                 repeatable=source != STDIN,
             )
@@ -102,7 +102,7 @@ def cancel(
     raise typer.Exit(code)
 
 
-def _show_plan(
+def _show_preview(
     api: Connection,
     requests: RefundList,
     batch: BatchOptions,
@@ -112,7 +112,7 @@ def _show_plan(
     repeatable: bool,
 ) -> int:
     """Show what a cancel would do, and return the exit code."""
-    writer = plan.PlanWriter(output)
+    writer = preview.PreviewWriter(output)
     total = min(requests.count, limit or requests.count)
 
     async def read() -> None:
@@ -125,10 +125,10 @@ def _show_plan(
         asyncio.run(read())
     except AuthenticationError as error:
         refuse(str(error))
-    output.table(plan.PLAN_COLUMNS)
-    for line in plan.plan_lines(writer.plan, repeatable=repeatable):
+    output.table(preview.PREVIEW_COLUMNS)
+    for line in preview.preview_lines(writer.preview, repeatable=repeatable):
         output.say(line)
-    return 1 if writer.plan.statuses[plan.NOT_READ] else 0
+    return 1 if writer.preview.statuses[preview.NOT_READ] else 0
 
 
 def _collect(

@@ -12,7 +12,7 @@ import msgspec
 from async_refunds.errors import JournalError
 from async_refunds.journal import Run
 
-from . import options, plan
+from . import options, preview
 from .batch_run import BatchRun, BoundedJournal, OpenJournal
 from .output import Output, os_reason, refuse
 
@@ -46,7 +46,7 @@ def ask_for_live(
     if connection.livemode and total > 1 and not send.yes:
         count = min(count, total)
         accounts = [] if requests is None else requests.accounts()
-        plan.ask(count, total - count, live=True, accounts=accounts)
+        preview.ask(count, total - count, live=True, accounts=accounts)
 
 
 def run_batch(

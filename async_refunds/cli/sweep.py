@@ -14,7 +14,7 @@ import typer
 from async_refunds.errors import RefundsError
 from async_refunds.results import CancelRequest
 
-from . import money, options, plan
+from . import money, options, preview
 from .batch_run import MAX_ROWS
 from .output import Output, print_error, refuse
 from .progress import SearchProgress, shown
@@ -58,7 +58,7 @@ class Found(msgspec.Struct):
 
     seen: int = 0
     """Refunds that were read."""
-    plan: plan.Plan = msgspec.field(default_factory=plan.Plan)
+    matches: preview.Preview = msgspec.field(default_factory=preview.Preview)
     """Those that match."""
 
 
@@ -96,7 +96,7 @@ async def search(
             if wanted.matches(refund):
                 request = CancelRequest(refund.id, account)
                 matches.add(request)
-                found.plan.add(request, refund)
+                found.matches.add(request, refund)
                 progress.matches = matches.count
                 if show_rows and (not output.as_table or matches.count <= MAX_ROWS):
                     show(output, refund)
@@ -147,7 +147,7 @@ def sweep(
     """Cancel the refunds in requires_action that are old, or about to expire."""
     wanted = _filter(older_than, expiring_within, since, currency)
     if not (send.yes or dry_run):
-        plan.require_terminal()
+        preview.require_terminal()
     with ExitStack() as stack:
         matches = stack.enter_context(RefundList(connection.account))
         output = Output(written) if dry_run else open_output(stack, written, journal)
@@ -168,14 +168,14 @@ def sweep(
             raise typer.Exit(1) from None
         _show_found(output, found, send.limit)
         if dry_run and matches.count:
-            output.say(f"nothing was canceled; to cancel them: {plan.act_command()}")
+            output.say(f"nothing was canceled; to cancel them: {preview.act_command()}")
         if dry_run or not matches.count:
             raise typer.Exit(0)
         api = options.connect(connection, account=False)
         kept = open_journal(stack, journal, api, batch, connection)
         if not send.yes:
             others = 0 if kept is None else kept.journal.tally().open
-            plan.ask(
+            preview.ask(
                 *(matches.count, others),
                 live=api.livemode,
                 accounts=matches.accounts(),
@@ -236,7 +236,7 @@ def _currencies(text: str) -> frozenset[str]:
 
 def _show_found(output: Output, found: Found, limit: int | None) -> None:
     output.table(REFUND_COLUMNS)
-    matches = found.plan.cancelable
+    matches = found.matches.cancelable
     if output.as_table and matches > MAX_ROWS:
         output.say(f"the first {MAX_ROWS}; --json has all")
     if not matches:
@@ -249,5 +249,5 @@ def _show_found(output: Output, found: Found, limit: int | None) -> None:
         )
     else:
         output.say(f"{matches:,} of {found.seen:,} refunds match:")
-    for line in plan.sum_lines(found.plan.counts, found.plan.sums):
+    for line in preview.sum_lines(found.matches.counts, found.matches.sums):
         output.say(line)
