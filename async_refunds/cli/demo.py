@@ -21,8 +21,8 @@ from async_refunds.results import CANCELED, CancelRequest
 from async_refunds.retry import RetryPolicy
 
 from . import options
+from .crash_recovery import KEY, ROUNDS, kill_and_resume
 from .emulator import FAULTS_HELP
-from .kill_and_resume import KEY, ROUNDS, kill_and_resume
 from .output import Output, refuse
 from .progress import BatchProgress, shown
 
