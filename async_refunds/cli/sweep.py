@@ -16,10 +16,10 @@ from async_refunds.results import CancelRequest
 
 from . import money, options, preview
 from .batch_run import MAX_ROWS
+from .lookup import REFUND_COLUMNS, show
 from .output import Output, print_error, refuse
 from .progress import SearchProgress, shown
 from .refund_list import RefundList
-from .show import REFUND_COLUMNS, show
 from .start_batch import open_journal, open_output, run_batch
 
 if TYPE_CHECKING:
