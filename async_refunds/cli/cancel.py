@@ -14,11 +14,13 @@ from async_refunds.protocol import validation
 from async_refunds.results import CancelRequest
 
 from . import options, preview
+from .exit_codes import DONE, NOT_ALL
 from .list_files import STDIN, UnreadableError, display_name, read_list
-from .output import Output, refuse, to_stderr
+from .output import Output, interruptible, refuse, to_stderr
 from .paced_reads import PacedReads
 from .refund_list import RefundList
 from .start_batch import open_journal, open_output, run_batch
+from .tables import counted
 
 if TYPE_CHECKING:
     from .config import Connection
@@ -115,20 +117,26 @@ def _show_preview(
     writer = preview.PreviewWriter(output)
     total = min(requests.count, limit or requests.count)
 
+    def so_far() -> str:
+        done = writer.preview.statuses.total()
+        return f"{done:,} of {counted(total, 'refund')} read; nothing was canceled"
+
     async def read() -> None:
         async with api.client(output) as refunds:
             await PacedReads(batch, writer.write).run(
                 refunds, islice(requests, total), total=total, output=output
             )
 
-    try:
-        asyncio.run(read())
-    except AuthenticationError as error:
-        refuse(str(error))
-    output.table(preview.PREVIEW_COLUMNS)
+    with interruptible(so_far):
+        try:
+            asyncio.run(read())
+        except AuthenticationError as error:
+            refuse(str(error))
+        finally:
+            output.table(preview.PREVIEW_COLUMNS)
     for line in preview.preview_lines(writer.preview, repeatable=repeatable):
         output.say(line)
-    return 1 if writer.preview.statuses[preview.NOT_READ] else 0
+    return NOT_ALL if writer.preview.statuses[preview.NOT_READ] else DONE
 
 
 def _collect(
@@ -157,7 +165,7 @@ def _collect(
         bad = read_list(source, requests, on_bad_line)
     except UnreadableError as error:
         refuse(f"{name} {error}; nothing was sent")
-    lines = "1 line" if bad == 1 else f"{bad:,} lines"
+    lines = counted(bad, "line")
     if bad and not skip_bad:
         refuse(
             f"{lines} of {name} {'is' if bad == 1 else 'are'} wrong; nothing was sent: "
@@ -173,5 +181,6 @@ def _duplicates(requests: RefundList) -> list[str]:
     count = requests.duplicates
     if not count:
         return []
-    lines = "1 line names" if count == 1 else f"{count:,} lines name"
-    return [f"{lines} a refund that was given before; each is canceled once"]
+    verb = "names" if count == 1 else "name"
+    lines = f"{counted(count, 'line')} {verb} a refund that was given before"
+    return [f"{lines}; each is canceled once"]

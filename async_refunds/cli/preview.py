@@ -14,8 +14,9 @@ import typer
 from async_refunds.errors import RefundNotFoundError, RefundsError
 from async_refunds.protocol.redaction import scrub
 
+from .exit_codes import INTERRUPTED, NOT_ALL
 from .money import in_major_units
-from .output import refuse, to_stderr
+from .output import print_error, refuse, to_stderr
 from .paced_reads import STRIPE_RATE
 from .tables import aligned
 
@@ -187,9 +188,17 @@ def ask(count: int, others: int, *, live: bool, accounts: list[str]) -> None:
         them += f" of {', '.join(accounts[:_ACCOUNTS_SHOWN])}{more}"
     journal = f", and {others:,} more that are open in the journal" if others else ""
     warning = " Real money moves." if live else ""
-    if not typer.confirm(f"Cancel {them}{journal}?{warning}", err=True):
+    try:
+        wanted = typer.confirm(f"Cancel {them}{journal}?{warning}", err=True)
+    except typer.Abort as error:
+        to_stderr("")  # the answer's line is not ended yet
+        if isinstance(error.__context__, KeyboardInterrupt):
+            print_error("interrupted: nothing was canceled")
+            raise typer.Exit(INTERRUPTED) from None
+        wanted = False  # the end of the input
+    if not wanted:
         to_stderr("nothing was canceled")
-        raise typer.Exit(1)
+        raise typer.Exit(NOT_ALL)
 
 
 def require_terminal() -> None:

@@ -14,7 +14,7 @@ from async_refunds.journal import Run
 
 from . import options, preview
 from .batch_run import BatchRun, BoundedJournal, OpenJournal
-from .output import Output, os_reason, refuse
+from .output import Output, interruptible, os_reason, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,7 +89,7 @@ def run_batch(
             brief=brief,
             notes=notes,
         )
-        return asyncio.run(run.run(connection))
+        return _run(run, connection)
     batch = batch.or_else(_journal_options(kept))
     try:
         tally = kept.journal.tally()
@@ -117,7 +117,13 @@ def run_batch(
         kept=kept,
         notes=notes,
     )
-    return asyncio.run(run.run(connection))
+    return _run(run, connection)
+
+
+def _run(run: BatchRun, connection: Connection) -> int:
+    """Run a batch, and return the exit code; see there what an interrupt does."""
+    with interruptible(lambda: run.incomplete):
+        return asyncio.run(run.run(connection))
 
 
 def open_journal(

@@ -16,11 +16,13 @@ from async_refunds.results import CancelRequest
 
 from . import money, options, preview
 from .batch_run import MAX_ROWS
+from .exit_codes import DONE, NOT_ALL
 from .lookup import REFUND_COLUMNS, show
-from .output import Output, print_error, refuse
-from .progress import SearchProgress, shown
+from .output import Output, interruptible, print_error, refuse
+from .progress import SearchProgress
 from .refund_list import RefundList
 from .start_batch import open_journal, open_output, run_batch
+from .tables import counted
 
 if TYPE_CHECKING:
     from async_refunds.client import RefundsClient
@@ -54,30 +56,31 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Found(msgspec.Struct):
-    """What a search found."""
+    """What a search has found so far."""
 
-    seen: int = 0
-    """Refunds that were read."""
+    progress: SearchProgress = msgspec.field(default_factory=SearchProgress)
     matches: preview.Preview = msgspec.field(default_factory=preview.Preview)
-    """Those that match."""
+    """The refunds that match."""
 
 
 async def search(
     refunds: RefundsClient,
     wanted: Filter,
     matches: RefundList,
+    found: Found,
     output: Output,
     *,
     account: str | None,
     limit: int | None,
     show_rows: bool,
-) -> Found:
+) -> None:
     """Go through the list of refunds, and collect those that match.
 
     Args:
         refunds: The client.
         wanted: Which refunds.
         matches: Where they are added.
+        found: Counts them.
         output: Where progress is written, and rows if they are shown.
         account: The connected account of the client.
         limit: Stop at this many.
@@ -87,12 +90,10 @@ async def search(
         RefundsError: A page could not be read.
         OutputLostError: A match could not be written.
     """
-    found = Found()
-    progress = SearchProgress(asyncio.get_running_loop().time)
-    async with shown(output, progress.line):
+    progress = found.progress
+    async with progress.shown(output):
         async for refund in refunds.list(created=wanted.created):
             progress.see(refund.created)
-            found.seen = progress.seen
             if wanted.matches(refund):
                 request = CancelRequest(refund.id, account)
                 matches.add(request)
@@ -102,7 +103,6 @@ async def search(
                     show(output, refund)
             if matches.count == limit:
                 break
-    return found
 
 
 HELP = """Cancel the refunds in requires_action that are old, or about to expire.
@@ -151,26 +151,30 @@ def sweep(
     with ExitStack() as stack:
         matches = stack.enter_context(RefundList(connection.account))
         output = Output(written) if dry_run else open_output(stack, written, journal)
+        found = Found()
 
-        async def find() -> Found:
+        async def find() -> None:
             async with options.connect(connection).client(output) as refunds:
-                return await search(
-                    *(refunds, wanted, matches, output),
+                await search(
+                    *(refunds, wanted, matches, found, output),
                     account=connection.account,
                     limit=send.limit,
                     show_rows=dry_run,
                 )
 
         try:
-            found = asyncio.run(find())
+            with interruptible(
+                lambda: f"{found.progress.incomplete}; nothing was canceled"
+            ):
+                asyncio.run(find())
         except RefundsError as error:
             print_error(f"{error}; nothing was canceled")
-            raise typer.Exit(1) from None
+            raise typer.Exit(NOT_ALL) from None
         _show_found(output, found, send.limit)
         if dry_run and matches.count:
             output.say(f"nothing was canceled; to cancel them: {preview.act_command()}")
         if dry_run or not matches.count:
-            raise typer.Exit(0)
+            raise typer.Exit(DONE)
         api = options.connect(connection, account=False)
         kept = open_journal(stack, journal, api, batch, connection)
         if not send.yes:
@@ -236,18 +240,18 @@ def _currencies(text: str) -> frozenset[str]:
 
 def _show_found(output: Output, found: Found, limit: int | None) -> None:
     output.table(REFUND_COLUMNS)
-    matches = found.matches.cancelable
+    matches, seen = found.matches.cancelable, found.progress.seen
     if output.as_table and matches > MAX_ROWS:
         output.say(f"the first {MAX_ROWS}; --json has all")
     if not matches:
-        output.say(f"0 of {found.seen:,} refunds match; nothing to cancel")
+        output.say(f"0 of {counted(seen, 'refund')} match; nothing to cancel")
         return
     if matches == limit:
         output.say(
-            f"the first {matches:,} that match, after {found.seen:,} refunds; --max "
-            "ended the search:"
+            f"--max ended the search after {counted(seen, 'refund')}; "
+            f"{matches:,} match:"
         )
     else:
-        output.say(f"{matches:,} of {found.seen:,} refunds match:")
+        output.say(f"{matches:,} of {counted(seen, 'refund')} match:")
     for line in preview.sum_lines(found.matches.counts, found.matches.sums):
         output.say(line)
