@@ -10,7 +10,7 @@ import asyncio
 from random import Random
 from typing import TYPE_CHECKING
 
-from async_refunds.cli.kill_and_resume import kill_and_resume
+from async_refunds.cli.crash_recovery import kill_and_resume
 from async_refunds.emulator import Emulator
 from async_refunds.results import CancelRequest
 
