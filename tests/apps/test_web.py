@@ -131,5 +131,5 @@ def check_hang_up(
     key = {"Idempotency-Key": "intent-2"}
     done = shop.post(f"/refunds/{refund_id}/cancel", headers=key)
     while done.status_code == 202:  # the first request is still being executed
-        done = shop.post("/cancellations/intent-2")
+        done = shop.post(f"/refunds/{refund_id}/cancel", headers=key)
     assert done.json()["status"] == "canceled"
