@@ -137,7 +137,7 @@ def _rows(
                     f"has a quote in line {number} that is not closed as it should be "
                     f"until line {last} ({error})"
                 ) from error
-            yield number, f"is no line of a CSV file ({error})"
+            yield number, f"is not a line of a CSV file ({error})"
             continue
         if row is None:
             return

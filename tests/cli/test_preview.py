@@ -10,7 +10,9 @@ from async_refunds.cli.options import ReadOptions
 from async_refunds.cli.output import Output
 from async_refunds.cli.paced_reads import PacedReads
 from async_refunds.cli.preview import Preview, PreviewWriter, preview_lines
-from async_refunds.results import CancelRequest
+from async_refunds.journal import Run, SqliteJournal
+from async_refunds.models import Refund
+from async_refunds.results import CancelRequest, CancelResult
 from tests.support.terminal import (
     LIVE_KEY,
     Screen,
@@ -107,7 +109,7 @@ async def test_dry_run_from_stdin_says_that_the_list_is_needed_again() -> None:
     assert ended.code == none.code == 0
     assert ended.err.startswith("2 of 2 refunds can be canceled:\n")
     assert ended.err.endswith("the list came from stdin: give it again\n")
-    assert none.err == "0 of 1 refunds can be canceled\n1 was not found\n"
+    assert none.err == "0 of 1 refund can be canceled\n1 was not found\n"
 
 
 @real
@@ -133,7 +135,7 @@ async def test_refund_that_could_not_be_read_is_exit_code_1() -> None:
             *("cancel", *ids, "--dry-run", "--timeout", "0.5", "--base-url", base_url)
         )
     assert ended.code == 1
-    assert ended.err == "0 of 1 refunds can be canceled\n1 was not read\n"
+    assert ended.err == "0 of 1 refund can be canceled\n1 was not read\n"
 
 
 async def test_reads_keep_to_stripe_s_limit_for_each_account() -> None:
@@ -186,8 +188,61 @@ async def test_more_than_one_live_refund_is_asked_about(answer: str, code: int) 
     ):
         ended, shown = await screen.shows(running)
     assert ended.code == code
+    assert shown.splitlines()[:3] == [
+        answer.strip(),
+        f"live mode, {base_url}",
+        "the sums are not known yet: --dry-run shows them",
+    ]
     assert f"Cancel these 2 refunds of {THEM}? Real money moves. [y/N]:" in shown
     assert emulator.books.cancellations == (dict.fromkeys(ids, 1) if code == 0 else {})
+
+
+@real
+async def test_what_the_journal_knows_of_the_sums_is_shown_before_the_question(
+    tmp_path: Path,
+) -> None:
+    emulator, _ = emulator_of(0)
+    requests = [
+        CancelRequest(emulator.add_refund(livemode=True, account=account), account)
+        for account in (f"acct_{n}" for n in range(6))
+    ]
+    screen = Screen()
+    screen.types("y\n")
+    async with emulator.serve() as base_url:
+        run_of = Run(base_url, livemode=True)
+        async with SqliteJournal.open(tmp_path / "run.sqlite3", run_of) as journal:
+            await journal.add(requests)
+            for request in requests[:2]:
+                (claim,) = await journal.claim(request.stripe_account, 1)
+                seen = Refund(claim.refund_id, "refund", 5000, "eur", 0)
+                result = CancelResult(
+                    refund_id=claim.refund_id,
+                    stripe_account=claim.stripe_account,
+                    outcome="unknown",
+                    refund=seen,
+                    idempotency_key=claim.idempotency_key,
+                    settled=False,
+                )
+                await journal.settle([(claim, result)])
+        async with started(
+            *("resume", "run.sqlite3", "--live"),
+            key=LIVE_KEY,
+            stdin=screen.terminal,
+            stderr=screen.terminal,
+            folder=tmp_path,
+        ) as running:
+            ended, shown = await screen.shows(running)
+    assert ended.code == 0
+    them = "6 refunds that are open in the journal of acct_0, acct_1, acct_2 and 3 more"
+    _, mode, *sums, question = shown.partition("continuing")[0].splitlines()
+    assert mode == f"live mode, {base_url}"
+    assert sums == [
+        "account  currency  refunds  sum",
+        "acct_0   eur       1        50.00",
+        "acct_1   eur       1        50.00",
+        "the sums of 4 others are not known yet",
+    ]
+    assert question == f"Cancel {them} accounts? Real money moves. [y/N]:"
 
 
 @real
