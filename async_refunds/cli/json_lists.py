@@ -32,14 +32,14 @@ JSON_LINES = (".jsonl", ".ndjson")
 def entries_of_json(
     lines: Iterator[str], *, one_per_line: bool
 ) -> Iterator[CancelRequest | BadLine]:
-    """Yield each refund, and each entry that is none.
+    """Yield a `CancelRequest` for each refund, a `BadLine` for each other entry.
 
     Args:
         lines: The text.
         one_per_line: Whether each line is a value. Otherwise the first one decides.
 
     Raises:
-        UnreadableError: It is no JSON, or not to its end.
+        UnreadableError: It is not JSON, or ends too early.
     """
     before: list[str] = []
     for line in lines:
