@@ -48,7 +48,7 @@ class ChargeLocks:
         return len(self._locked) > 1 and self._locked.get(item, _UNKNOWN) is None
 
     def learn(self, item: Item, charge: str | None) -> None:
-        """Note the charge of an item that met a lock; ``None`` if it was not readable."""
+        """Note the charge of an item that met a lock; ``None``: it was not readable."""
         self._locked[item] = charge or _UNKNOWN
 
     async def acquire(self, item: Item) -> None:

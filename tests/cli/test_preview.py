@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from async_refunds import RefundsClient
+from async_refunds.cli.batch_run import BoundedJournal
 from async_refunds.cli.options import ReadOptions
 from async_refunds.cli.output import Output
 from async_refunds.cli.paced_reads import PacedReads
@@ -95,6 +96,24 @@ async def test_dry_run_on_a_terminal_lists_what_cannot_be_canceled() -> None:
     head, row = shown.splitlines()
     assert head.split() == ["refund", "id", "status", "amount", "currency", "error"]
     assert row.split() == [ids[0], "succeeded", "5,000", "jpy"]
+
+
+@real
+async def test_dry_run_shows_how_far_it_is() -> None:
+    emulator, ids = emulator_of(2)
+    screen = Screen(40)
+    async with (
+        emulator.serve() as base_url,
+        started(
+            *("cancel", *ids, "--dry-run", "--base-url", base_url),
+            stderr=screen.terminal,
+        ) as running,
+    ):
+        ended, drawn = await screen.shows(running)
+    assert ended.code == 0
+    frames = drawn.split("\r\x1b[K")
+    assert any(frame.startswith("0/2 read  ") for frame in frames)
+    assert any("2/2 read" in frame for frame in frames)
 
 
 @real
@@ -281,6 +300,16 @@ async def test_live_refunds_without_a_terminal_or_yes_are_refused(
     assert "3 of 6 are open: `async-refunds resume run.sqlite3 --live`" in some.err
     assert rest.code == 0
     assert emulator.books.cancellations == dict.fromkeys(ids, 1)
+
+
+@real
+async def test_journal_with_a_limit_gives_out_no_more(tmp_path: Path) -> None:
+    run_of = Run("https://a.example", livemode=False)
+    async with BoundedJournal.open(tmp_path / "run.sqlite3", run_of) as journal:
+        await journal.add([CancelRequest(f"re_{n}") for n in range(3)])
+        journal.limit = 2
+        taken = [len(await journal.claim(None, 1)) for _ in range(3)]
+    assert taken == [1, 1, 0]
 
 
 @real

@@ -18,6 +18,7 @@ from async_refunds.journal import Claim, Run, SqliteJournal
 from async_refunds.models import Refund
 from async_refunds.results import CancelRequest, CancelResult
 from tests.support.terminal import (
+    LIVE_KEY,
     Screen,
     emulator_of,
     run,
@@ -213,6 +214,15 @@ async def test_money_is_in_major_units_but_in_json(tmp_path: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(as_csv.out[1:], newline="")))
     assert [row["amount"] for row in rows] == ["1056.00", "105600", "0.99", "0.01"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", rows[0]["created_utc"])
+
+
+async def test_amount_that_is_not_known_is_in_no_sum(tmp_path: Path) -> None:
+    await journal_of(tmp_path / "run.sqlite3", "canceled", "canceled")
+    run_of = ("--live", "--base-url", "https://a.example", "--patience", "0.01")
+    ended = await run("resume", "run.sqlite3", *run_of, key=LIVE_KEY, folder=tmp_path)
+    assert ended.code == 1  # one was open, and there is no such host
+    assert "canceled  2" in ended.err
+    assert "came back" not in ended.err
 
 
 async def test_rate_limits_are_counted_at_the_end(tmp_path: Path) -> None:
