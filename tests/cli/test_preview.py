@@ -10,7 +10,12 @@ from async_refunds.cli.batch_run import BoundedJournal
 from async_refunds.cli.options import ReadOptions
 from async_refunds.cli.output import Output
 from async_refunds.cli.paced_reads import PacedReads
-from async_refunds.cli.preview import Preview, PreviewWriter, preview_lines
+from async_refunds.cli.preview import (
+    Preview,
+    PreviewWriter,
+    known_sums,
+    preview_lines,
+)
 from async_refunds.journal import Run, SqliteJournal
 from async_refunds.models import Refund
 from async_refunds.results import CancelRequest, CancelResult
@@ -187,6 +192,15 @@ def test_time_is_that_of_the_account_with_most_refunds() -> None:
     assert "about 0:00:44 at Stripe's limit" in "\n".join(
         preview_lines(preview, repeatable=True)
     )
+
+
+def test_sums_that_are_all_known_have_nothing_to_add() -> None:
+    known = Preview()
+    known.counts["", "eur"], known.sums["", "eur"] = 2, 105_600
+    sums = ["currency  refunds  sum", "eur       2        1,056.00"]
+    assert known_sums(known, 2, readable=True) == sums
+    more = "the sums of 1 other are not known yet: --dry-run shows them"
+    assert known_sums(known, 3, readable=True) == [*sums, more]
 
 
 @real
