@@ -109,7 +109,7 @@ class PaypalDestination(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class PlainDestination(msgspec.Struct, frozen=True):
-    """A refund by a method of which Stripe says no more than its name."""
+    """A refund by a method for which Stripe gives no details."""
 
 
 class DestinationDetails(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -340,7 +340,7 @@ def _plain(value: object) -> object:
 
 
 def attach(refund: Refund, last_response: LastResponse) -> None:
-    """Remember on a refund just decoded which answer it was read from."""
-    # Beside the fields, since a frozen struct has them closed, and since there
-    # msgspec's encoder, equality and repr pass over it.
+    """Set `Refund.last_response`, the answer that a refund was decoded from."""
+    # Not as a field: a frozen struct does not let us set one, and a field would be part
+    # of the JSON, of equality and of the repr.
     vars(refund)["last_response"] = last_response

@@ -34,7 +34,8 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """How often a call tries, and how long it may take.
 
     Raises:
-        TypeError, ValueError: A number that is no number of retries or seconds.
+        TypeError, ValueError: ``max_retries`` is not a whole number from 0 on, or a
+            time is not a positive number.
     """
 
     max_retries: int = 3
@@ -78,9 +79,10 @@ class RetryBudget:
     """Tokens for retries, shared by all calls of a client or of several clients.
 
     When a service fails, every call wants to retry, and together they would multiply
-    the load on it. So each retry takes a token, a retry after a time-out two, and
-    without one a call ends with what it knows. What provably was not sent is retried
-    free, since it loads nobody, and the read that settles a cancel is never refused.
+    the load on it. So each retry takes a token, and a retry after a time-out two. A
+    call that finds no token does not retry: it ends with the failure that it has. A
+    request that provably was not sent is retried without a token, since it loads
+    nobody, and the read that settles a cancel needs none.
 
     The budget follows the traffic: it holds as many tokens as calls begin in
     ``seconds``, and at least ``min_tokens``. All calls may retry through a failure of a
@@ -95,11 +97,12 @@ class RetryBudget:
     retries to traffic and to successes in the same way.
 
     Args:
-        min_tokens: What it holds with hardly any traffic: six calls with three retries.
-        seconds: Of traffic, whose number of calls it holds at most.
+        min_tokens: How many tokens it holds if there is hardly any traffic. The default
+            is enough for six calls with three retries.
+        seconds: It holds as many tokens as calls begin in so many seconds.
 
     Raises:
-        TypeError, ValueError: A number that is none, or not positive.
+        TypeError, ValueError: An argument is not a positive number.
     """
 
     PER_SUCCESS = 0.5

@@ -167,12 +167,12 @@ def _decode(body: SecretBytes) -> RefundEvent:
         event = _EVENT.decode(body)
     except (ValueError, RecursionError):
         # The text of the error may quote the body.
-        raise WebhookError("the webhook is signed, but it is no event") from None
+        raise WebhookError("the webhook is signed, but is not an event") from None
     if event.type not in _TYPES:
         shown = event.type if _TYPE.fullmatch(event.type) else "of an unknown type"
         del event  # a traceback may show it
         raise WebhookError(
-            f"the webhook is no refund event, but {shown}", event_type=shown
+            f"the webhook is not a refund event, but {shown}", event_type=shown
         )
     try:
         refund = _REFUND.decode(event.data.object)

@@ -1,7 +1,11 @@
-"""Refunds of one charge, which Stripe changes one at a time.
+"""One retry at a time for the refunds of a charge.
 
-A cancel that meets a lock (``lock_timeout``) fails at once if another one of the same
-charge is under way, so that those that retry together would fail together.
+Stripe locks a charge while it cancels one of its refunds. A cancel of another refund of
+that charge fails meanwhile with a 429 ``lock_timeout``
+(https://docs.stripe.com/rate-limits#object-lock-timeouts). If several of them retried
+at the same time, all but one would fail again. So they wait for each other.
+
+A cancel that never met a lock waits for nobody.
 """
 
 from __future__ import annotations
@@ -12,7 +16,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .item import Item
 
-# The charge of refunds whose charge could not be learned: they wait for each other.
+# Stands for the charge of refunds whose charge could not be read: one of them retries
+# at a time, as if they were all of the same charge.
 _UNKNOWN = ""
 
 
@@ -22,8 +27,10 @@ class ChargeLocks:
     __slots__ = ("_held", "_locked", "_locks")
 
     def __init__(self) -> None:
-        self._locked: dict[Item, str | None] = {}  # whose last cancel met a lock
+        # The items whose last cancel met a lock, and their charges; None: not read yet.
+        self._locked: dict[Item, str | None] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        # The items that hold the lock of a charge.
         self._held: dict[Item, str] = {}
 
     def note(self, item: Item, *, locked: bool) -> None:
@@ -34,18 +41,18 @@ class ChargeLocks:
             self._locked.setdefault(item, self._held.get(item))
 
     def needs_charge(self, item: Item) -> bool:
-        """Tell whether to learn the charge of an item before it retries.
+        """Tell whether to read the charge of an item before it retries.
 
-        A read is worth it only where several refunds may stand in each other's way.
+        A single item that met a lock needs no read: no other item waits with it.
         """
         return len(self._locked) > 1 and self._locked.get(item, _UNKNOWN) is None
 
     def learn(self, item: Item, charge: str | None) -> None:
-        """Note the charge of a locked item; ``None`` if it could not be learned."""
+        """Note the charge of an item that met a lock; ``None``: it was not readable."""
         self._locked[item] = charge or _UNKNOWN
 
     async def acquire(self, item: Item) -> None:
-        """Wait for the turn of an item that met a lock; others do not wait."""
+        """If the item met a lock, wait until no other one of its charge retries."""
         charge = self._locked.get(item)
         if charge is None or item in self._held:
             return
@@ -53,7 +60,7 @@ class ChargeLocks:
         self._held[item] = charge
 
     def release(self, item: Item) -> None:
-        """Note the end of an item's call: the next one of its charge may retry."""
+        """Note that an item's call has ended: another one of its charge may retry."""
         self._locked.pop(item, None)
         charge = self._held.pop(item, None)
         if charge is not None:

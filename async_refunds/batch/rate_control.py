@@ -41,20 +41,24 @@ _LEAST = 0.1
 """Requests a second that no 429 cuts further: ten seconds until a new limit is seen."""
 
 _CUT = 0.975
-"""For congestion. Half of it is what the sawtooth loses on average, so that 95 % of the
-limit have room for noise; 0.99 lets two processes drift apart before it tells."""
+"""The rate is multiplied by this at the first 429 of a congestion event. The rate then
+swings between the limit and 2.5 % below, and loses half of that on average. With 0.99,
+the rates of two processes that share a limit drift apart."""
 _PERSISTENT_CUT = 0.9
-"""If more than `_SOME` were refused after a cut."""
+"""The factor if more than `_SOME` of the answers after a cut were 429s."""
 _DEEP_CUT = 0.7
-"""If more than `_MOST` were refused after a cut: the beta of RFC 9438. Half the limit
-is found in some five cuts, a second or two each."""
-_SOME, _MOST = 0.1, 0.5
-"""Shares of the answers, each at least as large as its cut: a rate of which a tenth is
-refused is a tenth too high, and a cut by that cannot go below the limit. Sooner than
-at a half two processes, who judge by a dozen answers each, come apart."""
+"""The factor if more than `_MOST` were (the beta of RFC 9438). A limit that has fallen
+far below the rate is reached in about five cuts, of a second or two each."""
+_SOME = 0.1
+"""If a tenth of the requests is refused, the rate is a tenth too high: a cut by a tenth
+(`_PERSISTENT_CUT`) cannot end below the limit."""
+_MOST = 0.5
+"""Above the 30 % that `_DEEP_CUT` takes, for the same reason; and not lower, since two
+processes judge by a dozen answers each, and by chance one would cut deep and the other
+not."""
 _EVENT = 1.0
-"""Seconds that one congestion event lasts: answers of requests that went out before the
-cut come in until then (they take 0.1 to 1 s)."""
+"""Seconds that a congestion event lasts. Until then, answers to requests that were sent
+before the cut still come in (they take 0.1 to 1 s), and cause no further cut."""
 
 _SLOPE = 0.045
 """Requests a second, per second, that the rate grows by at `_KNEE`. With `_CUT` it

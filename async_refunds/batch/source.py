@@ -1,4 +1,4 @@
-"""The input of a batch: any iterable of ids, read no faster than it is taken in."""
+"""The input of a batch: any iterable of ids, read only as fast as it is needed."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ CHUNK = 1000
 # Seconds after which a chunk ends anyway. While it is read, the loop does nothing else.
 _CHUNK_SECONDS = 0.005
 
-# Seconds that an asynchronous input has to end after its task is cancelled.
+# Seconds to wait for an asynchronous input to end, after its task was cancelled.
 _PATIENCE = 1.0
 
-# Characters of what is no id that its result shows: a line.
+# The most characters that a result shows of an input that is not an id.
 _SHOWN = 80
 
 
@@ -41,10 +41,11 @@ class Chunk(msgspec.Struct, frozen=True):
 
 
 async def read_chunks(requests: Requests) -> AsyncGenerator[Chunk]:
-    """Yield the input in chunks, none of which waits for a later one.
+    """Yield the input in chunks.
 
-    Only KeyboardInterrupt and SystemExit pass through; any other exception of the
-    input is part of the last chunk.
+    A slow input gives smaller chunks: what has been read is not held back until a chunk
+    is full. KeyboardInterrupt and SystemExit are raised; any other exception of the
+    input is told in the last chunk.
     """
     if isinstance(requests, AsyncIterable):
         chunks = _read_async(requests)
@@ -67,7 +68,7 @@ async def read_chunks(requests: Requests) -> AsyncGenerator[Chunk]:
             yield chunk
         if chunk.last:
             return
-        await asyncio.sleep(0)  # an input that is always ready starves no other task
+        await asyncio.sleep(0)  # other tasks run, also while the input is always ready
 
 
 def _read_some(source: Iterator[str | CancelRequest]) -> Chunk:
@@ -91,7 +92,7 @@ def _read_some(source: Iterator[str | CancelRequest]) -> Chunk:
 async def _read_async(
     requests: AsyncIterable[str | CancelRequest],
 ) -> AsyncGenerator[Chunk]:
-    """Read in a task of its own, so that a chunk goes out while the next is awaited."""
+    """Read in a task of its own; yield what was read while it waits for more."""
     read: list[str | CancelRequest] = []
     arrived, room = asyncio.Event(), asyncio.Event()
 
@@ -106,7 +107,8 @@ async def _read_async(
     def note_end(task: asyncio.Task[None]) -> None:
         arrived.set()
         if not task.cancelled():
-            task.exception()  # seen, also if nothing asks for it any more
+            # Marks the exception as retrieved: asyncio logs one that nobody asked for.
+            task.exception()
 
     reading = asyncio.create_task(read_all())
     reading.add_done_callback(note_end)
@@ -125,15 +127,16 @@ async def _read_async(
             yield Chunk([], presentable(error))
     finally:
         reading.cancel()
-        # An input that swallows its cancellation is left behind.
+        # An input that ignores its cancellation is not waited for any longer.
         await asyncio.wait([reading], timeout=_PATIENCE)
 
 
 def presentable(error: BaseException) -> BaseException:
-    """Return an error of the caller's code as one that means nothing else to asyncio.
+    """Return an exception of the input in a form that the caller can be given.
 
-    A CancelledError or a GeneratorExit would pass for the end of the caller's own task
-    or of our generator.
+    A CancelledError or a GeneratorExit becomes a RuntimeError. Raised as they are, they
+    would look like a cancellation of the caller's own task, or like the end of our
+    generator.
     """
     if not isinstance(error, (asyncio.CancelledError, GeneratorExit)):
         return error
@@ -159,7 +162,7 @@ def checked(request: str | CancelRequest, stripe_account: str | None) -> CancelR
 
 
 def refused(request: object, error: Exception) -> CancelResult:
-    """Return the result of what cannot be a refund's id; nothing is sent for it."""
+    """Return the result of an input that is not a refund id; nothing is sent for it."""
     given = request.refund_id if isinstance(request, CancelRequest) else request
     # It may be a key or an address that came in by mistake, so only its scrubbed text
     # or its type is shown.

@@ -23,11 +23,12 @@ HELP = """Cancel Stripe refunds, and know what happened.
 
 The API key is read from STRIPE_API_KEY, and from nowhere else. Results go to
 stdout: a table on a terminal, one JSON object a line otherwise. What is for
-people goes to stderr. An environment variable can give each option:
-ASYNC_REFUNDS_RATE for --rate. HTTPS_PROXY, ALL_PROXY and NO_PROXY count.
+people goes to stderr. Each option can come from an environment variable, such
+as ASYNC_REFUNDS_RATE for --rate. HTTPS_PROXY, ALL_PROXY and NO_PROXY count.
 
-Exit codes: 0 done (cancel: all are canceled), 1 some not, 2 wrong usage
-(nothing was sent), 3 the outcome of some is unknown, 130 interrupted."""
+Exit codes: 0 all is done, 1 some is not, the answer was no, or stdout broke
+(`| head`), 2 wrong usage and nothing was sent, 3 the outcome of some is
+unknown, 130 interrupted. The help of each command has its own."""
 
 app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -68,7 +69,8 @@ def main(
     """Carry the options of the command itself."""
 
 
-# Each help text is a string of its own: `python -OO` drops docstrings.
+# Each help text is a string of its own: `python -OO` drops docstrings. Its first line
+# is what the list of commands shows.
 for name, help_text, command in (
     ("cancel", cancel.HELP, cancel.cancel),
     ("resume", resume.HELP, resume.resume),
@@ -81,4 +83,5 @@ for name, help_text, command in (
     ("emulator", emulator.HELP, emulator.emulator),
     ("demo", demo.HELP, demo.demo),
 ):
-    app.command(name, help=help_text)(command)
+    first_line = help_text.partition("\n")[0]
+    app.command(name, help=help_text, short_help=first_line)(command)

@@ -11,13 +11,16 @@ from async_refunds.journal import JournalReader
 
 from . import options
 from .output import Output, interruptible, refuse
+from .tables import counted
 
 HELP = """Copy a journal to a new file, also while its run is going on.
 
-A journal that is in use must not be copied with cp: its files belong together.
-The copy has the same idempotency keys; a run can be resumed from it.
+Do not copy a journal that is in use with cp: the copy may lack the latest
+results. A run can be resumed from the copy, with the same idempotency keys;
+resume one of the two, not both. FILE must not exist yet.
 
-Exit codes: 0 copied, 2 no such journal, or the file cannot be written."""
+Exit codes: 0 copied, 2 no such journal, or the file cannot be written, 130
+interrupted."""
 
 
 @options.with_options
@@ -25,7 +28,7 @@ def backup(
     journal: options.JournalArgument,
     path: Annotated[str, typer.Argument(metavar="FILE", help="The new file.")],
     *,
-    form: options.Format,
+    quiet: options.Quiet = False,
 ) -> None:
     """Copy a journal to a new file."""
     try:
@@ -35,4 +38,5 @@ def backup(
         total = JournalReader(path).tally().total
     except JournalError as error:
         refuse(str(error))
-    Output(form).say(f"copied {total:,} refunds of {journal} to {path}")
+    done = f"copied {counted(total, 'refund')} of {journal} to {path}"
+    Output(options.Format(quiet=quiet)).say(done)

@@ -33,7 +33,7 @@ _MAX_BAD_LINES = 10
 HELP = """Cancel refunds in requires_action, and show what became of each.
 
 Every id is checked before anything is sent. --dry-run reads the refunds and
-shows what would happen. A live key and more than one refund need a yes.
+shows what would happen. With a live key, more than one refund is asked about.
 
 Each result has the outcome (canceled, already_canceled, not_cancelable,
 failed, unknown) and the idempotency key. After Ctrl-C no new refund is
@@ -43,9 +43,11 @@ unknown.
 Use --journal for many: after a kill at any moment, the run continues where it
 was, with the same keys. It keeps the ids and the options, never the API key.
 
-Exit codes: 0 all are canceled, 1 some are not, 2 wrong usage, 3 the outcome
-of some is unknown: run the same command again, which cancels nothing twice,
-130 interrupted with refunds left."""
+Exit codes: 0 all are canceled, 1 some are not, the answer was no, or stdout
+broke (`| head`), 2 wrong usage, 3 the outcome of some is unknown: run the same
+command again, which cancels nothing twice, 130 interrupted with refunds left.
+With --dry-run: 0 all were read, whether or not they can be canceled, 1 some
+could not be read."""
 
 
 @options.with_options
@@ -60,14 +62,14 @@ def cancel(
         typer.Option(
             "--from",
             metavar="FILE",
-            help="Cancel the refunds in a file, or - for stdin: CSV with a column "
-            "refund_id or id (and stripe_account), an id per line, or JSON, as list, "
-            "report and Stripe write it.",
+            help="The refunds to cancel, - for stdin: CSV with a column refund_id or "
+            "id (and stripe_account), an id per line, or JSON as Stripe, list and "
+            "report write it.",
         ),
     ] = None,
     skip_bad: Annotated[
         bool,
-        typer.Option("--skip-bad", help="Leave out the wrong lines of FILE."),
+        typer.Option("--skip-bad", help="Skip lines of FILE that are not refunds."),
     ] = False,
     dry_run: options.DryRun = False,
     send: options.SendOptions,
@@ -172,7 +174,7 @@ def _collect(
             "fix them, or leave them out with --skip-bad"
         )
     if not requests.count:
-        refuse(f"{name} holds no ids; nothing was sent")
+        refuse(f"{name} has no refund ids in it; nothing was sent")
     skipped = f"{lines} of {name} {'was' if bad == 1 else 'were'} skipped"
     return [*([skipped] if bad else []), *_duplicates(requests)]
 

@@ -118,8 +118,13 @@ class Connection:
             text = text.replace("stripe_context", "--context")
             refuse(text.replace("base_url", "--base-url"))
 
+    @property
+    def mode(self) -> str:
+        """``live`` or ``test``."""
+        return _mode(self.livemode)
+
     def _describe(self) -> str:
-        parts = [f"{self.base_url} with a {_mode(self.livemode)} key"]
+        parts = [f"{self.base_url} with a {self.mode} key"]
         if self._account is not None:
             parts.append(f"account {self._account}")
         if self._context is not None:

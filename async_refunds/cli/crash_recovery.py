@@ -138,8 +138,7 @@ async def kill_and_resume(
             if code == 0:
                 break
             killed += code < 0
-            if journal.exists():
-                command = ["resume", str(journal)]
+            command = ["resume", str(journal)]
     records = list(JournalReader(journal).records())
     endpoints = {request.request_id: request.endpoint for request in log}
     times = [emulator.books.cancellations[each.refund_id] for each in requests]

@@ -239,13 +239,16 @@ all of them as a batch with a journal, and checks the emulator's own books.
 With --kill the batch is a process of its own, which is killed at random
 moments (SIGKILL, which no program can catch) and resumed each time.
 
-Exit codes: 0 each was canceled exactly once, 1 not so, 2 wrong usage."""
+Exit codes: 0 each was canceled exactly once, 1 some were not, or stdout broke,
+2 wrong usage, 130 interrupted."""
 
 
 @options.with_options
 def demo(
     *,
-    refunds: Annotated[int, typer.Option(min=1, max=100_000, help="How many.")] = 200,
+    refunds: Annotated[
+        int, typer.Option(min=1, max=100_000, help="How many refunds to cancel.")
+    ] = 200,
     faults: Annotated[
         str, typer.Option(metavar="SPEC", help=FAULTS_HELP)
     ] = "storm:0.3",
@@ -254,7 +257,8 @@ def demo(
         typer.Option("--kill", help="Kill the batch several times; resume it."),
     ] = False,
     seed: Annotated[
-        int, typer.Option(help="The same seed draws the same refunds.")
+        int,
+        typer.Option(help="The same seed draws the same refunds and faults."),
     ] = 0,
     form: options.Format,
 ) -> None:

@@ -32,14 +32,14 @@ JSON_LINES = (".jsonl", ".ndjson")
 def entries_of_json(
     lines: Iterator[str], *, one_per_line: bool
 ) -> Iterator[CancelRequest | BadLine]:
-    """Yield each refund, and each entry that is none.
+    """Yield a `CancelRequest` for each refund, a `BadLine` for each other entry.
 
     Args:
         lines: The text.
         one_per_line: Whether each line is a value. Otherwise the first one decides.
 
     Raises:
-        UnreadableError: It is no JSON, or not to its end.
+        UnreadableError: It is not JSON, or ends too early.
     """
     before: list[str] = []
     for line in lines:
@@ -68,7 +68,7 @@ def _from_lines(lines: Iterator[str]) -> Iterator[CancelRequest | BadLine]:
         try:
             value = msgspec.json.decode(line)
         except (ValueError, RecursionError) as error:
-            yield number, f"no JSON object of a refund: {scrub(str(error))}"
+            yield number, f"is not a JSON object of a refund: {scrub(str(error))}"
         else:
             yield from _from_value(number, value)
 
@@ -81,7 +81,7 @@ def _from_document(text: str) -> Iterator[CancelRequest | BadLine]:
         try:
             value, place = decoder.raw_decode(text, place)
         except (ValueError, RecursionError) as error:
-            raise UnreadableError(f"is no JSON ({scrub(str(error))})") from error
+            raise UnreadableError(f"is not JSON ({scrub(str(error))})") from error
         line = text.count("\n", 0, place) + 1
         yield from _from_value(line, value)
 
@@ -93,7 +93,7 @@ def _from_value(number: int, value: object) -> Iterator[CancelRequest | BadLine]
     elif isinstance(value, str):
         yield checked(number, value.strip(), "")
     elif not isinstance(value, dict):
-        yield number, "no JSON object of a refund"
+        yield number, "is not a JSON object of a refund"
     else:
         yield from _from_dict(number, cast("dict[str, object]", value))
 
@@ -128,7 +128,7 @@ def _from_object(number: int, value: dict[str, object]) -> CancelRequest | BadLi
     for name, (key, each) in by_name.items():
         known = name in ACCOUNT_NAMES
         if known and each is not None and not isinstance(each, str):
-            return number, f"{scrub(ascii(key))} is no account id"
+            return number, f"{scrub(ascii(key))} is not an account id"
         if isinstance(each, str) and (known or each.startswith("acct_")):
             accounts[key] = each.strip()
         elif each and looks_like_account(name):
@@ -139,5 +139,5 @@ def _from_object(number: int, value: dict[str, object]) -> CancelRequest | BadLi
     if len({*accounts.values()} - {""}) > 1:
         return number, "names more than one account"
     if not isinstance(refund_id, str):
-        return number, "has an id that is no text"
+        return number, "has an id that is not text"
     return checked(number, refund_id.strip(), "".join({*accounts.values()} - {""}))

@@ -168,10 +168,10 @@ def _lines(text: io.TextIOWrapper, longest: int) -> Iterator[str]:
     while line := text.readline(longest + 1):
         number += 1
         if "\0" in line:
-            raise UnreadableError(f"is no text: line {number} holds a NUL byte")
+            raise UnreadableError(f"is not text: line {number} holds a NUL byte")
         if len(line) > longest:
             raise UnreadableError(
-                f"is no list of ids: line {number} is over {longest:,} characters long"
+                f"is not a list of ids: line {number} has over {longest:,} characters"
             )
         # A byte order mark inside a file is the start of another that was appended;
         # 0x1A is how CP/M and DOS ended a text.

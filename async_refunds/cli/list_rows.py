@@ -1,4 +1,9 @@
-"""Rows of cells: CSV of any dialect, tables of database consoles, an id per line."""
+"""Read a list of refunds that has rows: CSV, a table of psql or mysql, an id per line.
+
+The first line that is not empty, a comment or a ruler decides. If it names a column of
+refund ids, it is a header, and each row below is read by its columns. Otherwise every
+row is searched for ids of refunds and of accounts.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +27,8 @@ BadLine: TypeAlias = "tuple[int, str]"
 # Characters of a line that a message shows.
 _SHOWN = 80
 
-# Names of columns and of JSON keys, without case and punctuation; the first of the file
-# that is in the list counts, in the order of the list.
+# Names of columns and of JSON keys, in lower case and without punctuation. If a file
+# has several of them, the one that comes first in this list is read.
 ID_NAMES = ("refundid", "striperefundid", "refund", "refundids", "refunds", "id", "ids")
 ACCOUNT_NAMES = (
     *("stripeaccount", "stripeaccountid", "connectedaccount", "connectedaccountid"),
@@ -45,10 +50,11 @@ class UnreadableError(Exception):
 
 
 def entries_of_rows(lines: Iterable[str]) -> Iterator[CancelRequest | BadLine]:
-    """Yield each refund, and each line that is none.
+    """Yield a `CancelRequest` for each refund, a `BadLine` for each line without one.
 
     Raises:
-        UnreadableError: No column of refunds, or a column that cannot be understood.
+        UnreadableError: There is no column of refund ids, or there is a column that may
+            name accounts and is not understood.
     """
     lines, delimiter = iter(lines), None
     for before, line in enumerate(lines, 1):
@@ -64,7 +70,7 @@ def entries_of_rows(lines: Iterable[str]) -> Iterator[CancelRequest | BadLine]:
 
 
 class _Columns(msgspec.Struct, frozen=True):
-    """Where things stand in a row."""
+    """Which column of a row has what."""
 
     delimiter: str
     head: list[str] | None = None
@@ -137,7 +143,7 @@ def _rows(
                     f"has a quote in line {number} that is not closed as it should be "
                     f"until line {last} ({error})"
                 ) from error
-            yield number, f"is no line of a CSV file ({error})"
+            yield number, f"is not a line of a CSV file ({error})"
             continue
         if row is None:
             return

@@ -29,7 +29,8 @@ REFUND_COLUMNS = ("id", "status", "amount", "currency", "created", "failure_reas
 
 RETRIEVE_HELP = """Show refunds as they are now.
 
-Exit codes: 0 all are shown, 1 some could not be read, 2 wrong usage."""
+Exit codes: 0 all are shown, 1 some could not be read, or stdout broke
+(`| head`), 2 wrong usage, 130 interrupted."""
 
 
 @options.with_options
@@ -67,7 +68,8 @@ def retrieve(
 
 LIST_HELP = """List refunds, newest first, a hundred per request.
 
-Exit codes: 0 listed, 1 a page could not be read, 2 wrong usage."""
+Exit codes: 0 listed, 1 a page could not be read, or stdout broke (`| head`),
+2 wrong usage, 130 interrupted."""
 
 
 @options.with_options
@@ -75,7 +77,11 @@ def list_(
     *,
     status: Annotated[
         str | None,
-        typer.Option(help="Only these; Stripe sends all, the choice is made here."),
+        typer.Option(
+            metavar="STATUS",
+            help="Only these: requires_action, pending, succeeded, failed or canceled. "
+            "Stripe has no such filter: all are read, and the others left out.",
+        ),
     ] = None,
     charge: Annotated[
         str | None, typer.Option(metavar="CH", help="Only those of this charge.")

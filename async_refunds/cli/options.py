@@ -38,15 +38,19 @@ class OptionGroup(msgspec.Struct, frozen=True, kw_only=True):
     """Options that a command takes as one argument."""
 
 
+AsJson = Annotated[
+    bool, typer.Option("--json", help="One JSON object a line, also on a terminal.")
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Show only results and errors.")
+]
+
+
 class Format(OptionGroup, frozen=True, kw_only=True):
     """How the output is written."""
 
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a line, also on a terminal.")
-    ] = False
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Only results and errors.")
-    ] = False
+    as_json: AsJson = False
+    quiet: Quiet = False
     verbose: Annotated[
         bool,
         typer.Option(
@@ -71,7 +75,7 @@ class KeyOptions(OptionGroup, frozen=True, kw_only=True):
     """Which API keys are allowed."""
 
     live: Annotated[
-        bool, typer.Option("--live", help="Allow a live key: real money moves.")
+        bool, typer.Option("--live", help="Allow a live key, which moves real money.")
     ] = False
 
 
@@ -81,18 +85,17 @@ class ConnectionOptions(KeyOptions, frozen=True, kw_only=True):
     base_url: Annotated[
         str,
         typer.Option(
-            help="Where the API is; http for a test key, or on a loopback address."
+            metavar="URL",
+            help="Where the API is. A live key goes over http to this machine only.",
         ),
     ] = BASE_URL
     account: Annotated[
         str | None,
-        typer.Option(metavar="ACCT", help="The connected account to act on."),
+        typer.Option(metavar="ACCT", help="The connected account, acct_..."),
     ] = None
     context: Annotated[
         str | None,
-        typer.Option(
-            metavar="PATH", help="The account to act on, for an organization's key."
-        ),
+        typer.Option(metavar="PATH", help="The account, for an organization's key."),
     ] = None
 
     def __post_init__(self) -> None:
@@ -124,16 +127,19 @@ class SendOptions(OptionGroup, frozen=True, kw_only=True):
 
     limit: Annotated[
         int | None,
-        typer.Option("--max", min=1, help="Cancel at most this many, the first ones."),
+        typer.Option(
+            "--max",
+            min=1,
+            help="Cancel at most this many refunds, the first ones.",
+            metavar="N",
+        ),
     ] = None
-    yes: Annotated[
-        bool, typer.Option("--yes", help="Do not ask before real money moves.")
-    ] = False
+    yes: Annotated[bool, typer.Option("--yes", help="Cancel without asking.")] = False
 
 
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", help="Only show what would happen; cancel nothing."),
+    typer.Option("--dry-run", help="Show what would happen; cancel nothing."),
 ]
 
 
@@ -143,7 +149,10 @@ JournalArgument = Annotated[
 RunAddress = Annotated[
     str | None,
     typer.Option(
-        "--base-url", help="Where the run is; needed for a live run outside Stripe."
+        "--base-url",
+        metavar="URL",
+        help="The address of the run, to confirm it. Needed only for a live run that "
+        "is not at Stripe.",
     ),
 ]
 
@@ -155,12 +164,15 @@ class ReadOptions(OptionGroup, frozen=True, kw_only=True, omit_defaults=True):
         float | None,
         typer.Option(
             metavar="N",
-            help="Requests per second for each account. [default: found out on the "
-            "way, up to Stripe's limit]",
+            help="Reads per second for each account, up to 25. [default: 20]",
         ),
     ] = None
     timeout: Annotated[
-        float | None, typer.Option(help="Seconds for each call. [default: 80]")
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="For each refund's call, with its retries. [default: 80]",
+        ),
     ] = None
 
     def __post_init__(self) -> None:
@@ -178,15 +190,30 @@ class ReadOptions(OptionGroup, frozen=True, kw_only=True, omit_defaults=True):
 class BatchOptions(ReadOptions, frozen=True, kw_only=True, omit_defaults=True):
     """How fast and how long a batch works; None: not given. Kept in the journal."""
 
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            metavar="N",
+            help="Requests per second for each account. [default: as many as Stripe "
+            "takes]",
+        ),
+    ] = None
     concurrency: Annotated[
         int | None,
-        typer.Option(min=1, max=1000, help="Refunds in flight at once. [default: 50]"),
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=1000,
+            help="Refunds in flight at once. [default: 50]",
+        ),
     ] = None
     patience: Annotated[
         float | None,
         typer.Option(
-            help="Seconds during which a refund is tried again while Stripe fails. "
-            "[default: 120]"
+            metavar="SECONDS",
+            help="How long a refund is tried again while Stripe fails or limits; then "
+            "it is failed or unknown, and resume continues. If Stripe never answers, "
+            "the rest is given up after five seconds. [default: 120]",
         ),
     ] = None
 

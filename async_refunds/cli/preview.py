@@ -18,14 +18,16 @@ from .exit_codes import INTERRUPTED, NOT_ALL
 from .money import in_major_units
 from .output import print_error, refuse, to_stderr
 from .paced_reads import STRIPE_RATE
-from .tables import aligned
+from .tables import aligned, counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    from async_refunds.journal import Record
     from async_refunds.models import Refund
     from async_refunds.results import CancelRequest
 
+    from .config import Connection
     from .output import Output
 
 PREVIEW_COLUMNS = ("refund_id", "status", "amount", "currency", "error")
@@ -58,6 +60,13 @@ class Preview(msgspec.Struct):
             place = request.stripe_account or "", refund.currency
             self.counts[place] += 1
             self.sums[place] += refund.amount
+
+    def add_record(self, record: Record) -> None:
+        """Count a refund of a journal, if its amount is known."""
+        if record.amount is not None and record.currency is not None:
+            place = record.stripe_account or "", record.currency
+            self.counts[place] += 1
+            self.sums[place] += record.amount
 
     @property
     def cancelable(self) -> int:
@@ -123,7 +132,9 @@ def preview_lines(preview: Preview, *, repeatable: bool) -> Iterator[str]:
         repeatable: Whether the list can be read again; stdin cannot.
     """
     total, can = preview.statuses.total(), preview.cancelable
-    yield f"{can:,} of {total:,} refunds can be canceled" + (":" if can else "")
+    yield f"{can:,} of {counted(total, 'refund')} can be canceled" + (
+        ":" if can else ""
+    )
     if can:
         yield from sum_lines(preview.counts, preview.sums)
     for status, count in preview.statuses.most_common():
@@ -161,33 +172,62 @@ def sum_lines(
     return aligned([head, *rows])
 
 
+def known_sums(known: Preview, total: int, *, readable: bool) -> list[str]:
+    """Return what is known of the sums of refunds before they are read.
+
+    Args:
+        known: Those whose amounts are known.
+        total: How many they are in all.
+        readable: Whether ``--dry-run`` would read them.
+    """
+    count = known.counts.total()
+    lines = sum_lines(known.counts, known.sums) if count else []
+    if count < total:
+        which = f"of {counted(total - count, 'other')} " if count else ""
+        where = ": --dry-run shows them" if readable else ""
+        lines.append(f"the sums {which}are not known yet{where}")
+    return lines
+
+
 def act_command() -> str:
     """Return the command of this process without ``--dry-run``."""
     words = [scrub(each) for each in sys.argv[1:] if each != "--dry-run"]
     return shlex.join(["async-refunds", *words])
 
 
-def ask(count: int, others: int, *, live: bool, accounts: list[str]) -> None:
+def ask(
+    connection: Connection,
+    count: int,
+    others: int,
+    *,
+    accounts: list[str],
+    sums: Sequence[str],
+) -> None:
     """Ask whether to cancel, and end the command if the answer is no.
 
     Without a terminal it refuses.
 
     Args:
+        connection: Tells the mode and the address.
         count: The number of refunds that were given.
         others: The number of those that are open in the journal.
-        live: Whether real money moves.
         accounts: The connected accounts.
+        sums: What is known of the sums, in lines.
     """
     require_terminal()
+    for line in (f"{connection.mode} mode, {connection.base_url}", *sums):
+        to_stderr(line)
     them = "this refund" if count == 1 else f"these {count:,} refunds"
     if not count:
-        them, others = f"{others:,} refunds that are open in the journal", 0
+        open_ = counted(others, "refund")
+        them = f"{open_} that {'is' if others == 1 else 'are'} open in the journal"
+        others = 0
     if accounts:
-        rest = len(accounts) - _ACCOUNTS_SHOWN
-        more = f" and {rest:,} more accounts" if rest > 0 else ""
-        them += f" of {', '.join(accounts[:_ACCOUNTS_SHOWN])}{more}"
+        more = len(accounts) - _ACCOUNTS_SHOWN
+        rest = f" and {counted(more, 'more account')}" if more > 0 else ""
+        them += f" of {', '.join(accounts[:_ACCOUNTS_SHOWN])}{rest}"
     journal = f", and {others:,} more that are open in the journal" if others else ""
-    warning = " Real money moves." if live else ""
+    warning = " Real money moves." if connection.livemode else ""
     try:
         wanted = typer.confirm(f"Cancel {them}{journal}?{warning}", err=True)
     except typer.Abort as error:

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
 
 from async_refunds.errors import JournalError
@@ -36,6 +35,9 @@ COLUMNS = (
     "known_at",
 )
 
+# Without a zone in the cell, which would make it text to a spreadsheet.
+_TIMES = ("created", "known_at")
+
 # A spreadsheet takes what begins like this for a formula, which can start programs
 # (https://owasp.org/www-community/attacks/CSV_Injection).
 _FORMULA = ("=", "+", "-", "@")
@@ -47,13 +49,13 @@ each currency, and the refunds that need attention. Otherwise, and with --json
 or --csv: every refund with its outcome, key, amount, times, number of requests,
 request id and error. --html writes a page for a browser or a printer.
 
-JSON has amounts in the smallest unit, as Stripe has; all else has them as
-people write them. One that was never sent has no outcome; one in flight, or in
-flight at a kill, is unknown. Nothing is sent, nothing is changed, no API key is
-needed.
+Amounts in JSON are in the smallest unit, as Stripe has them (105600 for 1,056.00
+EUR); elsewhere they are as people write them. A refund that was not sent yet
+has no outcome. One that is in flight, or was when the process was killed, is
+unknown. Only the journal is read: nothing is sent, no API key is needed.
 
-Exit codes: 0 all are canceled, 1 some are not, 2 no such journal, 3 the
-outcome of some is unknown."""
+Exit codes: 0 all are canceled, 1 some are not, or stdout broke (`| head`), 2 no
+such journal, 3 the outcome of some is unknown, 130 interrupted."""
 
 
 @options.with_options
@@ -67,18 +69,22 @@ def report(
         str | None,
         typer.Option("--html", metavar="FILE", help="Write a page for a browser."),
     ] = None,
-    form: options.Format,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace FILE if there is one.")
+    ] = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Show what became of each refund of a run."""
-    if as_csv + form.as_json + (page is not None) > 1:
-        refuse("one of --csv, --json and --html")
-    output = Output(msgspec.structs.replace(form, as_json=form.as_json or as_csv))
+    if as_csv + as_json + (page is not None) > 1:
+        refuse("give one of --csv, --json and --html, not several")
+    output = Output(options.Format(as_json=as_json or as_csv, quiet=quiet))
     with interruptible(lambda: "the report is not complete; the journal is as it was"):
         try:
             reader = JournalReader(journal)
             run = RunReport(journal, reader)
             if page is not None:
-                _write_page(page, run, reader)
+                _write_page(page, run, reader, force=force)
                 output.say(f"written to {page}")
             elif output.as_table:
                 _show(output, run, reader)
@@ -118,12 +124,25 @@ def _show(output: Output, run: RunReport, reader: JournalReader) -> None:
     output.table(RESULT_COLUMNS)
 
 
-def _write_page(path: str, run: RunReport, reader: JournalReader) -> None:
-    if Path(path).exists() and Path(path).samefile(run.name):
-        refuse("--html is the journal itself")
+def _write_page(
+    path: str, run: RunReport, reader: JournalReader, *, force: bool
+) -> None:
+    """Write the page, or refuse; what could not be written to its end is removed."""
+    page = Path(path)
+    if page.exists() and page.samefile(run.name):
+        refuse(f"--html {path!r} is the journal itself")
     try:
-        with Path(path).open("w", encoding="utf-8", errors="backslashreplace") as file:
-            file.writelines(html_page(run, reader.records()))
+        with page.open(
+            "w" if force else "x", encoding="utf-8", errors="backslashreplace"
+        ) as file:
+            try:
+                file.writelines(html_page(run, reader.records()))
+            except BaseException:
+                if page.is_file():  # not a device
+                    page.unlink()
+                raise
+    except FileExistsError:
+        refuse(f"--html {path!r} is there already: add --force to replace it")
     except OSError as error:
         refuse(f"--html {path!r}: {os_reason(error)}")
 
@@ -133,7 +152,7 @@ def _csv_lines(records: Iterator[Record]) -> Iterator[bytes]:
     line = io.StringIO("\ufeff", newline="")
     line.seek(1)
     writer = csv.writer(line)
-    writer.writerow(COLUMNS)
+    writer.writerow(f"{name}_utc" if name in _TIMES else name for name in COLUMNS)
     for record in records:
         row = _row(record)
         writer.writerow([_cell(row, name) for name in COLUMNS])
@@ -143,13 +162,18 @@ def _csv_lines(records: Iterator[Record]) -> Iterator[bytes]:
 
 
 def _cell(row: dict[str, object], name: str) -> str:
+    """Return a value as a spreadsheet reads it."""
     value = row[name]
     if value is None:
         return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if name == "amount" and isinstance(value, int):
         # A thousands separator would make text of it.
         return in_major_units(value, str(row["currency"])).replace(",", "")
-    if name in ("created", "known_at") and isinstance(value, (int, float)):
+    if name in _TIMES and isinstance(value, (int, float)):
         return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M:%S}"
+    if isinstance(value, float):
+        return f"{value:.3f}"
     text = printable(str(value))  # a line of the file stays one line
     return f"'{text}" if text.startswith(_FORMULA) else text

@@ -11,16 +11,17 @@ from .start_batch import open_output, open_run, run_batch
 
 HELP = """Continue a run that was interrupted, or that left refunds open.
 
-What is settled is skipped. What was in flight, or is unknown, is sent again
-with the same key; what failed for a temporary reason, with a new key. The
-address, the accounts and the options are those of the journal, unless an
-option is given again; the API key comes from STRIPE_API_KEY as always, and
-must be of the journal's mode.
+Refunds with a final outcome are skipped. Those that were in flight, or whose
+outcome is unknown, are sent again with the same idempotency key; those that
+failed for a temporary reason, with a new one. Address, accounts and options
+are those of the journal, unless an option is given again. The API key comes
+from STRIPE_API_KEY and must be of the same mode, live or test.
 
-The output has the results of this run; `async-refunds report` shows all.
+The output has the results of this time; `async-refunds report` shows all.
 
-Exit codes: 0 all of the journal are canceled, 1 some are not, 2 wrong usage,
-3 the outcome of some is unknown, 130 interrupted with refunds left."""
+Exit codes: 0 all of the journal are canceled, 1 some are not, the answer was
+no, or stdout broke (`| head`), 2 wrong usage, 3 the outcome of some is
+unknown, 130 interrupted with refunds left."""
 
 
 @options.with_options

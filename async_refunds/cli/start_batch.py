@@ -31,22 +31,38 @@ if TYPE_CHECKING:
 
 
 def ask_for_live(
-    connection: Connection, requests: RefundList | None, open_: int, send: SendOptions
+    connection: Connection,
+    requests: RefundList | None,
+    kept: OpenJournal | None,
+    send: SendOptions,
 ) -> None:
     """Ask before more than one live refund is canceled, unless ``--yes`` was given.
 
     Args:
         connection: To the API.
         requests: What is to be canceled.
-        open_: The number of refunds that are open in the journal.
+        kept: The journal, whose open refunds are canceled too.
         send: How many are canceled, and whether someone is asked.
+
+    Raises:
+        JournalError: It could not be read.
     """
     count = 0 if requests is None else requests.count
+    open_ = 0 if kept is None else kept.journal.tally().open
     total = min(count + open_, send.limit or count + open_)
     if connection.livemode and total > 1 and not send.yes:
         count = min(count, total)
-        accounts = [] if requests is None else requests.accounts()
-        preview.ask(count, total - count, live=True, accounts=accounts)
+        known = preview.Preview()
+        accounts = set(() if requests is None else requests.accounts())
+        for record in () if kept is None else kept.journal.records():
+            if not record.settled:
+                accounts.update(filter(None, [record.stripe_account]))
+                known.add_record(record)
+        preview.ask(
+            *(connection, count, total - count),
+            accounts=sorted(accounts),
+            sums=preview.known_sums(known, total, readable=requests is not None),
+        )
 
 
 def run_batch(
@@ -80,7 +96,7 @@ def run_batch(
     if kept is None:
         assert requests is not None  # noqa: S101 - without a journal there is a list
         if not asked:
-            ask_for_live(connection, requests, 0, send)
+            ask_for_live(connection, requests, None, send)
         chosen = min(requests.count, send.limit or requests.count)
         run = BatchRun(
             *(output, batch, islice(requests, chosen)),
@@ -95,7 +111,7 @@ def run_batch(
         tally = kept.journal.tally()
         before = tally.total
         if not asked:
-            ask_for_live(connection, requests, tally.open, send)
+            ask_for_live(connection, requests, kept, send)
         if requests is not None:
             kept.journal.load(requests)
         tally = kept.journal.tally()

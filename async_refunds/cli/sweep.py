@@ -105,19 +105,19 @@ async def search(
                 break
 
 
-HELP = """Cancel the refunds in requires_action that are old, or about to expire.
+HELP = """Find refunds in requires_action that are old or expire soon; cancel them.
 
-Reads the list of refunds once, newest first, a hundred per request, since
-Stripe has no list by status. Then shows how many match and their sum in each
-currency, and asks.
+Reads the whole list of refunds, newest first, a hundred per request, since
+Stripe cannot list by status. Then shows how many match, with their sum in each
+currency, and asks before it cancels them.
 
-A refund waits 45 days for the customer, but one whose money the bank has
-returned waits again, long after it was made. So the search goes back 180
-days; --since takes it further, at a request per hundred refunds.
+A refund waits 45 days for the customer's bank details. If the bank returns the
+money, the same refund waits again, so it may be older than that: the search
+goes back 180 days. --since changes this.
 
-Exit codes: 0 all are canceled, or there is none, 1 some are not, or the answer
-was no, 2 wrong usage, 3 the outcome of some is unknown, 130 interrupted with
-refunds left."""
+Exit codes: 0 all are canceled, or none matches, 1 some are not, the answer was
+no, or stdout broke (`| head`), 2 wrong usage, 3 the outcome of some is
+unknown, 130 interrupted. With --dry-run: 0 searched to the end."""
 
 
 @options.with_options
@@ -125,17 +125,22 @@ def sweep(
     *,
     older_than: Annotated[
         str | None,
-        typer.Option(metavar="SPAN", help="Those created before: 14d, 36h, 2w ago."),
+        typer.Option(
+            metavar="SPAN", help="Those created longer ago than this: 14d, 36h, 2w."
+        ),
     ] = None,
     expiring_within: Annotated[
         str | None,
-        typer.Option(metavar="SPAN", help="Those that expire within: 3d, 12h."),
+        typer.Option(
+            metavar="SPAN", help="Those that expire within this time: 3d, 12h."
+        ),
     ] = None,
     since: Annotated[
         str, typer.Option(metavar="SPAN", help="How far back to search.")
     ] = "180d",
     currency: Annotated[
-        str | None, typer.Option(metavar="CUR,...", help="Only these: jpy,eur.")
+        str | None,
+        typer.Option(metavar="CUR,...", help="Only these currencies: jpy,eur."),
     ] = None,
     dry_run: options.DryRun = False,
     send: options.SendOptions,
@@ -180,9 +185,9 @@ def sweep(
         if not send.yes:
             others = 0 if kept is None else kept.journal.tally().open
             preview.ask(
-                *(matches.count, others),
-                live=api.livemode,
+                *(api, matches.count, others),
                 accounts=matches.accounts(),
+                sums=(),  # they were just shown
             )
         code = run_batch(
             *(api, matches, batch, output), kept=kept, send=send, asked=True

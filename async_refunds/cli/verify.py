@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 COLUMNS = ("refund_id", "outcome", "status", "error")
 
-HELP = """Read again the refunds that a run reported, and show what differs.
+HELP = """Read the refunds of a run again, and show what is not as reported.
 
-Reads each refund that has an outcome, at Stripe's limit for reads. A canceled
-refund that is not canceled now differs, and so does one that failed or could
-not be canceled and is canceled now. Of an unknown outcome it shows the status.
+Reads every refund that has an outcome, within Stripe's limit for reads, and
+changes nothing. It shows those that were reported as canceled and are not, or
+the other way round, and the status of those whose outcome is unknown.
 
-Exit codes: 0 nothing differs, 1 something does, or could not be read,
-2 wrong usage."""
+Exit codes: 0 all are as reported, 1 some are not, some could not be read, or
+stdout broke (`| head`), 2 wrong usage, 130 interrupted."""
 
 
 @options.with_options

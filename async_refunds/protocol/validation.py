@@ -109,7 +109,8 @@ def refund_id(value: object) -> str:
                 f"pyr_ (list the refunds of {thing} to find it)"
             )
     raise ValueError(
-        f"{_shown(text)} is no refund id: re_ or pyr_, then letters, digits, _"
+        f"{_shown(text)} is not a refund id, which looks like "
+        "re_1Nispe2eZvKYlo2Cd31jOCgZ (re_ or pyr_, then letters, digits, _)"
     )
 
 
@@ -317,7 +318,7 @@ def base_url(value: object, *, plain_http: bool = False) -> str:
         parts = urlsplit(text)
         host, port = parts.hostname or "", parts.port
     except ValueError:
-        raise ValueError("base_url is no URL") from None
+        raise ValueError("base_url is not a URL") from None
     if (
         parts.username is not None
         or parts.query

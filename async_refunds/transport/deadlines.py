@@ -1,9 +1,10 @@
-"""Deadlines for many attempts at once, on one timer.
+"""Deadlines for many attempts at once, with one timer for all of them.
 
-`asyncio.timeout` sets and removes a timer for each attempt, a tenth of the CPU of a
-whole cancel (``benchmarks/bench_cancel.py`` shows both). But nearly all attempts of a
-client may take equally long, so they end in the order they began, and one timer for the
-oldest serves all: most end long before it and cost a dictionary entry each.
+`asyncio.timeout` sets and removes a timer for each attempt, which takes a tenth of the
+CPU of a whole cancel (``benchmarks/bench_cancel.py`` shows both). Here, nearly all
+attempts of a client have the same time limit, so the oldest attempt always expires
+first. One timer, set for the oldest, is enough: when it fires, it ends what has expired
+and is set for the next one. An attempt that ends in time only leaves a dictionary.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import msgspec
 if TYPE_CHECKING:
     from types import TracebackType
 
-# Seconds. A timer that fires later than the first was held up by a blocked event loop
-# or a stopped process (SIGSTOP, a suspended laptop), and the answer may wait in the
-# socket unread. Then the attempt gets the second to read it.
-_LATE, _GRACE = 0.1, 0.05
+# Seconds. If a timer fires this late, the event loop was blocked or the process was
+# stopped (SIGSTOP, a suspended laptop), and an answer may lie in the socket unread.
+_LATE = 0.1
+# Seconds that an attempt gets to read it, in that case.
+_GRACE = 0.05
 
 
 class Deadlines:
@@ -27,7 +29,8 @@ class Deadlines:
 
     Args:
         loop: The event loop.
-        seconds: What nearly all attempts may take; a shorter one has its own timer.
+        seconds: The time limit of nearly all attempts. An attempt with a shorter one
+            gets a timer of its own.
     """
 
     __slots__ = ("_loop", "_pending", "_seconds", "_timer")
@@ -54,7 +57,7 @@ class Deadlines:
         deadline = Deadline(self._pending, when, task, task.cancelling())
         if self._timer is None:
             self._timer = self._loop.call_at(when, self._expire_oldest)
-        # Last: where the stack is full, an attempt that did not begin must not expire.
+        # Last: if a line above raises (RecursionError), nothing is left to expire.
         self._pending[deadline] = None
         return deadline
 
@@ -91,7 +94,7 @@ class Deadline(msgspec.Struct, eq=False):
     """
 
     pending: dict[Deadline, None]
-    """From where it is removed when the attempt ends in time."""
+    """The deadlines in progress; this one leaves them when its attempt ends."""
     when: float
     """On the event loop's clock."""
     task: asyncio.Task[Any]

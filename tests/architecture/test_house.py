@@ -1,4 +1,9 @@
-"""The house of the package: imports point down, and `protocol` does no I/O."""
+"""The layers of the package: what each folder may import, and which do no I/O.
+
+`ROOMS` lists the folders and top-level modules from the highest to the lowest. A test
+reads the imports of every file, also those inside functions, and fails if one is not
+allowed in its folder.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -192,11 +193,10 @@ async def test_metrics_of_prometheus(page: Page, stripe_emulator: Emulator) -> N
     page.run(block("prometheus_client"))
     refund_id = stripe_emulator.add_refund()
     stripe_emulator.faults.script("503", "ok")
-    async with RefundsClient(
-        "sk_test_x",
-        base_url=stripe_emulator.base_url,
-        on_call=page.names["on_call"],
-    ) as refunds:
+    base_url = stripe_emulator.base_url
+    here = functools.partial(RefundsClient, base_url=base_url)  # the page means Stripe
+    page.names["RefundsClient"] = here
+    async with page.names["measured_client"]("sk_test_x") as refunds:
         await refunds.cancel(refund_id)
     shown = prometheus_client.generate_latest().decode()
     assert 'cancel_calls_total{method="cancel",outcome="canceled"} 1.0' in shown

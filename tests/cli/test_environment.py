@@ -204,6 +204,18 @@ async def test_verbose_shows_each_retry() -> None:
     assert "503" in retry
 
 
+async def test_log_that_the_client_is_asked_for_is_not_set_up_twice() -> None:
+    emulator, ids = emulator_of(1)
+    async with emulator.serve() as base_url:
+        ended = await run(
+            *("retrieve", *ids, "--base-url", base_url),
+            environment={"ASYNC_REFUNDS_LOG": "debug"},
+        )
+    assert ended.code == 0
+    (line,) = ended.err.splitlines()
+    assert "GET" in line
+
+
 async def test_context_of_an_organization_is_sent_and_kept_in_the_journal(
     tmp_path: Path,
 ) -> None:

@@ -244,6 +244,7 @@ async def test_interrupted_prompt_cancels_nothing() -> None:
             ) as running:
                 showing = screen.reading()
                 await screen.asks("[y/N]:")
+                await running.sleeps()
                 if code == 1:
                     screen.types("\x04")  # the end of the input
                 else:

@@ -233,12 +233,16 @@ def read(
 
 BAD: dict[str, tuple[str | bytes, int, str]] = {
     "another id": ("re_1\nch_2\n", 2, "'ch_2' is the id of a charge"),
-    "two ids with a space": ("re_1\nre_2 re_4\n", 2, "'re_2 re_4' is no refund id"),
-    "no UTF-8 in an id": (b"re_1\nre_2\xff\n", 2, "is no refund id"),
-    "no id in its column": ("n,id\n1,re_1\n2\n", 3, "'' is no refund id"),
+    "two ids with a space": ("re_1\nre_2 re_4\n", 2, "'re_2 re_4' is not a refund id"),
+    "no UTF-8 in an id": (b"re_1\nre_2\xff\n", 2, "is not a refund id"),
+    "no id in its column": ("n,id\n1,re_1\n2\n", 3, "'' is not a refund id"),
     "line after a long cell": ('id,n\nre_1,"a\nb"\nre_2?,\n', 4, "'re_2?' is no"),
-    "text after a quote": ('id\nre_1\n"re_2"x\n', 3, "is no line of a CSV file"),
-    "a total at the end": ("id,sum\nre_1,5\nTotal,5\n", 3, "'Total' is no refund id"),
+    "text after a quote": ('id\nre_1\n"re_2"x\n', 3, "is not a line of a CSV file"),
+    "a total at the end": (
+        "id,sum\nre_1,5\nTotal,5\n",
+        3,
+        "'Total' is not a refund id",
+    ),
     "an account by its name": (
         "id,account\nre_1,\nre_2,Acme\n",
         3,
@@ -259,18 +263,26 @@ BAD: dict[str, tuple[str | bytes, int, str]] = {
         2,
         "names more than one account",
     ),
-    "JSON that is cut": ('{"id":"re_1"}\n{"id":\n', 2, "no JSON object of a refund"),
+    "JSON that is cut": (
+        '{"id":"re_1"}\n{"id":\n',
+        2,
+        "is not a JSON object of a refund",
+    ),
     "JSON of no refund": (
         '{"id":"re_1"}\n{"charge":"c"}\n',
         2,
         "has neither refund_id",
     ),
-    "JSON with a number": ('{"id":"re_1"}\n{"id":2}\n', 2, "has an id that is no text"),
-    "a number in JSON": ('{"id":"re_1"}\n7\n', 2, "no JSON object of a refund"),
+    "JSON with a number": (
+        '{"id":"re_1"}\n{"id":2}\n',
+        2,
+        "has an id that is not text",
+    ),
+    "a number in JSON": ('{"id":"re_1"}\n7\n', 2, "is not a JSON object of a refund"),
     "JSON that is too deep": (
         '{"id":"re_1"}\n{"a":' + 9000 * "[" + "\n",
         2,
-        "no JSON object of a refund",
+        "is not a JSON object of a refund",
     ),
     "two accounts in JSON": (
         f'{{"id":"re_1"}}\n{{"id":"re_2","account":"{THEM}","seller":"acct_2"}}\n',
@@ -280,7 +292,7 @@ BAD: dict[str, tuple[str | bytes, int, str]] = {
     "an account in JSON that is no text": (
         '{"id":"re_1"}\n{"id":"re_2","account":{"id":"acct_1"}}\n',
         2,
-        "'account' is no account id",
+        "'account' is not an account id",
     ),
     "a key in JSON that may be an account": (
         '{"id":"re_1"}\n{"id":"re_2","account_name":"Acme"}\n',
@@ -300,7 +312,7 @@ BAD: dict[str, tuple[str | bytes, int, str]] = {
     "an event of nothing": (
         '{"id":"re_1"}\n{"object":"event","data":7}\n',
         2,
-        "no JSON object of a refund",
+        "is not a JSON object of a refund",
     ),
 }
 
@@ -357,11 +369,14 @@ UNREADABLE: dict[str, tuple[str | bytes, str]] = {
     "HTML": ("<html><table><tr><td>re_1</td></tr></table></html>", "is HTML or XML"),
     "XML": (f'{BOM}<?xml version="1.0"?><refunds/>', "is HTML or XML"),
     "a database": (b"SQLite format 3\x00" + bytes(84), "`async-refunds resume`"),
-    "binary": (b"re_1\nre_2\0\n", "is no text: line 2 holds a NUL byte"),
+    "binary": (b"re_1\nre_2\0\n", "is not text: line 2 holds a NUL byte"),
     "cut UTF-16": (f"{BOM}re_1\n".encode("utf-16-le") + b"r", "is damaged UTF-16"),
-    "a line without end": ("re_1\n" + 65_537 * "x", "line 2 is over 65,536 characters"),
-    "cut JSON": ('{\n"id": "re_1"', "is no JSON"),
-    "JSON that goes on as text": (f"{json.dumps(PAGE, indent=1)}\nre_3", "is no JSON"),
+    "a line without end": (
+        "re_1\n" + 65_537 * "x",
+        "line 2 has over 65,536 characters",
+    ),
+    "cut JSON": ('{\n"id": "re_1"', "is not JSON"),
+    "JSON that goes on as text": (f"{json.dumps(PAGE, indent=1)}\nre_3", "is not JSON"),
 }
 
 

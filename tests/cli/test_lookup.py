@@ -39,7 +39,7 @@ async def test_retrieve_of_no_refund_id_asks_nothing() -> None:
     async with emulator.serve() as base_url:
         ended = await run("retrieve", ids[0], "../charges", "--base-url", base_url)
     assert (ended.code, ended.out) == (2, "")
-    assert "'../charges' is no refund id" in ended.err
+    assert "'../charges' is not a refund id" in ended.err
     assert not emulator.requests
 
 

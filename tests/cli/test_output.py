@@ -225,6 +225,23 @@ async def test_odd_error_text_is_shown_to_people_as_it_is() -> None:
     assert r"ch_[bold]:boom:\x1b" in ended.err
 
 
+async def test_columns_of_the_environment_go_before_those_of_the_terminal() -> None:
+    emulator, ids = emulator_of(1)
+    screen = Screen(200)
+    async with (
+        emulator.serve() as base_url,
+        started(
+            *("cancel", *ids, "re_missing", "--base-url", base_url),
+            stdout=screen.terminal,
+            environment={"COLUMNS": "40"},
+        ) as running,
+    ):
+        _, shown = await screen.shows(running)
+    error = [line for line in shown.splitlines() if line.startswith("    ")]
+    assert len(error) > 1
+    assert max(map(len, error)) <= 40
+
+
 ID = "re_1" + 23 * "x"
 WHY = "was not canceled: it is succeeded, and only a refund in requires_action can be"
 RESULT = {

@@ -6,11 +6,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 from async_refunds import RefundsClient
+from async_refunds.cli.batch_run import BoundedJournal
 from async_refunds.cli.options import ReadOptions
 from async_refunds.cli.output import Output
 from async_refunds.cli.paced_reads import PacedReads
-from async_refunds.cli.preview import Preview, PreviewWriter, preview_lines
-from async_refunds.results import CancelRequest
+from async_refunds.cli.preview import (
+    Preview,
+    PreviewWriter,
+    known_sums,
+    preview_lines,
+)
+from async_refunds.journal import Run, SqliteJournal
+from async_refunds.models import Refund
+from async_refunds.results import CancelRequest, CancelResult
 from tests.support.terminal import (
     LIVE_KEY,
     Screen,
@@ -96,6 +104,24 @@ async def test_dry_run_on_a_terminal_lists_what_cannot_be_canceled() -> None:
 
 
 @real
+async def test_dry_run_shows_how_far_it_is() -> None:
+    emulator, ids = emulator_of(2)
+    screen = Screen(40)
+    async with (
+        emulator.serve() as base_url,
+        started(
+            *("cancel", *ids, "--dry-run", "--base-url", base_url),
+            stderr=screen.terminal,
+        ) as running,
+    ):
+        ended, drawn = await screen.shows(running)
+    assert ended.code == 0
+    frames = drawn.split("\r\x1b[K")
+    assert any(frame.startswith("0/2 read  ") for frame in frames)
+    assert any("2/2 read" in frame for frame in frames)
+
+
+@real
 async def test_dry_run_from_stdin_says_that_the_list_is_needed_again() -> None:
     emulator, ids = emulator_of(3)
     async with emulator.serve() as base_url:
@@ -107,7 +133,7 @@ async def test_dry_run_from_stdin_says_that_the_list_is_needed_again() -> None:
     assert ended.code == none.code == 0
     assert ended.err.startswith("2 of 2 refunds can be canceled:\n")
     assert ended.err.endswith("the list came from stdin: give it again\n")
-    assert none.err == "0 of 1 refunds can be canceled\n1 was not found\n"
+    assert none.err == "0 of 1 refund can be canceled\n1 was not found\n"
 
 
 @real
@@ -133,7 +159,7 @@ async def test_refund_that_could_not_be_read_is_exit_code_1() -> None:
             *("cancel", *ids, "--dry-run", "--timeout", "0.5", "--base-url", base_url)
         )
     assert ended.code == 1
-    assert ended.err == "0 of 1 refunds can be canceled\n1 was not read\n"
+    assert ended.err == "0 of 1 refund can be canceled\n1 was not read\n"
 
 
 async def test_reads_keep_to_stripe_s_limit_for_each_account() -> None:
@@ -168,6 +194,15 @@ def test_time_is_that_of_the_account_with_most_refunds() -> None:
     )
 
 
+def test_sums_that_are_all_known_have_nothing_to_add() -> None:
+    known = Preview()
+    known.counts["", "eur"], known.sums["", "eur"] = 2, 105_600
+    sums = ["currency  refunds  sum", "eur       2        1,056.00"]
+    assert known_sums(known, 2, readable=True) == sums
+    more = "the sums of 1 other are not known yet: --dry-run shows them"
+    assert known_sums(known, 3, readable=True) == [*sums, more]
+
+
 @real
 @pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 1)])
 async def test_more_than_one_live_refund_is_asked_about(answer: str, code: int) -> None:
@@ -186,8 +221,61 @@ async def test_more_than_one_live_refund_is_asked_about(answer: str, code: int) 
     ):
         ended, shown = await screen.shows(running)
     assert ended.code == code
+    assert shown.splitlines()[:3] == [
+        answer.strip(),
+        f"live mode, {base_url}",
+        "the sums are not known yet: --dry-run shows them",
+    ]
     assert f"Cancel these 2 refunds of {THEM}? Real money moves. [y/N]:" in shown
     assert emulator.books.cancellations == (dict.fromkeys(ids, 1) if code == 0 else {})
+
+
+@real
+async def test_what_the_journal_knows_of_the_sums_is_shown_before_the_question(
+    tmp_path: Path,
+) -> None:
+    emulator, _ = emulator_of(0)
+    requests = [
+        CancelRequest(emulator.add_refund(livemode=True, account=account), account)
+        for account in (f"acct_{n}" for n in range(6))
+    ]
+    screen = Screen()
+    screen.types("y\n")
+    async with emulator.serve() as base_url:
+        run_of = Run(base_url, livemode=True)
+        async with SqliteJournal.open(tmp_path / "run.sqlite3", run_of) as journal:
+            await journal.add(requests)
+            for request in requests[:2]:
+                (claim,) = await journal.claim(request.stripe_account, 1)
+                seen = Refund(claim.refund_id, "refund", 5000, "eur", 0)
+                result = CancelResult(
+                    refund_id=claim.refund_id,
+                    stripe_account=claim.stripe_account,
+                    outcome="unknown",
+                    refund=seen,
+                    idempotency_key=claim.idempotency_key,
+                    settled=False,
+                )
+                await journal.settle([(claim, result)])
+        async with started(
+            *("resume", "run.sqlite3", "--live"),
+            key=LIVE_KEY,
+            stdin=screen.terminal,
+            stderr=screen.terminal,
+            folder=tmp_path,
+        ) as running:
+            ended, shown = await screen.shows(running)
+    assert ended.code == 0
+    them = "6 refunds that are open in the journal of acct_0, acct_1, acct_2 and 3 more"
+    _, mode, *sums, question = shown.partition("continuing")[0].splitlines()
+    assert mode == f"live mode, {base_url}"
+    assert sums == [
+        "account  currency  refunds  sum",
+        "acct_0   eur       1        50.00",
+        "acct_1   eur       1        50.00",
+        "the sums of 4 others are not known yet",
+    ]
+    assert question == f"Cancel {them} accounts? Real money moves. [y/N]:"
 
 
 @real
@@ -226,6 +314,16 @@ async def test_live_refunds_without_a_terminal_or_yes_are_refused(
     assert "3 of 6 are open: `async-refunds resume run.sqlite3 --live`" in some.err
     assert rest.code == 0
     assert emulator.books.cancellations == dict.fromkeys(ids, 1)
+
+
+@real
+async def test_journal_with_a_limit_gives_out_no_more(tmp_path: Path) -> None:
+    run_of = Run("https://a.example", livemode=False)
+    async with BoundedJournal.open(tmp_path / "run.sqlite3", run_of) as journal:
+        await journal.add([CancelRequest(f"re_{n}") for n in range(3)])
+        journal.limit = 2
+        taken = [len(await journal.claim(None, 1)) for _ in range(3)]
+    assert taken == [1, 1, 0]
 
 
 @real

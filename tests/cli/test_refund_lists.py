@@ -135,7 +135,7 @@ async def test_file_that_is_none_is_a_wrong_call(tmp_path: Path) -> None:
     (tmp_path / "head.csv").write_text("id\n")
     wrong = {
         "missing.csv": "missing.csv cannot be read: No such file or directory",
-        "head.csv": "head.csv holds no ids",
+        "head.csv": "head.csv has no refund ids in it",
         "-": "stdin is empty",
     }
     commands = [("cancel", "--from", source) for source in wrong]

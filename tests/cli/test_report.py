@@ -1,27 +1,36 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from typer.testing import CliRunner
 
+from async_refunds.cli import report
+from async_refunds.cli.app import app
 from async_refunds.errors import OutcomeUnknownError
 from async_refunds.journal import Claim, Run, SqliteJournal
 from async_refunds.models import Refund
 from async_refunds.results import CancelRequest, CancelResult
 from tests.support.terminal import (
+    LIVE_KEY,
     Screen,
     emulator_of,
     run,
     run_each,
     run_in_shell,
     started,
+    there,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from async_refunds.results import CancelOutcome
 
 pytestmark = pytest.mark.asyncio(loop_factories=["real"])
@@ -89,13 +98,20 @@ async def test_report_has_every_refund_in_the_order_of_the_input(
     assert last == {**dict.fromkeys(COLUMNS), **last}
     assert as_csv.out.startswith("\ufeff")  # or Excel takes it for another encoding
     rows = list(csv.DictReader(io.StringIO(as_csv.out[1:], newline="")))
-    assert list(rows[0]) == COLUMNS
+    times = {"created": "created_utc", "known_at": "known_at_utc"}
+    assert list(rows[0]) == [times.get(name, name) for name in COLUMNS]
     for row, line in zip(rows, as_json.lines, strict=True):
-        assert {**row, "known_at": ""} == {
-            name: "" if value is None or name == "known_at" else str(value)
+        assert re.fullmatch(r"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", row.pop("known_at_utc"))
+        del line["known_at"]
+        settled = "yes" if line.pop("settled") else "no"
+        assert row.pop("settled") == settled
+        if (seconds := line.pop("seconds")) is not None:
+            assert seconds == 0.0
+        assert row.pop("seconds") == ("" if seconds is None else "0.000")
+        assert row == {
+            times.get(name, name): "" if value is None else str(value)
             for name, value in line.items()
         }
-        assert re.fullmatch(r"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", row["known_at"])
 
 
 async def test_report_changes_nothing_and_is_the_journal_s_only(tmp_path: Path) -> None:
@@ -103,8 +119,8 @@ async def test_report_changes_nothing_and_is_the_journal_s_only(tmp_path: Path) 
     before = (tmp_path / "run.sqlite3").read_bytes()
     wrong = {
         ("missing.sqlite3",): "there is no journal",
-        (".",): "is no file, but a folder",
-        ("run.sqlite3", "--csv", "--json"): "one of --csv, --json and --html",
+        (".",): "is a folder or a device, not a file",
+        ("run.sqlite3", "--csv", "--json"): "give one of --csv, --json and --html",
     }
     good, *refused = await run_each(
         ("report", "run.sqlite3"),
@@ -117,6 +133,35 @@ async def test_report_changes_nothing_and_is_the_journal_s_only(tmp_path: Path) 
     for said, ended in zip(wrong.values(), refused, strict=True):
         assert said in ended.err
         assert (ended.code, ended.out) == (2, "")
+
+
+async def test_page_that_is_there_is_replaced_only_when_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await journal_of(tmp_path / "run.sqlite3", "canceled")
+    page = tmp_path / "page.html"
+    page.write_text("of last night")
+    command = ["report", str(tmp_path / "run.sqlite3"), "--html"]
+
+    def reported(*words: str) -> str:
+        ended = CliRunner().invoke(app, [*command, *words])
+        assert ended.exit_code == (1 if "written" in ended.stderr else 2)
+        return ended.stderr
+
+    assert "is there already: add --force to replace it" in reported(str(page))
+    assert page.read_text() == "of last night"
+    assert reported(str(page), "--force") == f"written to {page}\n"
+    assert page.read_text().startswith("<!")
+
+    def half_a_page(*_: object) -> Iterator[str]:
+        yield "<!doctype html>"
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(report, "html_page", half_a_page)
+    assert "No space left on device" in reported(str(page), "--force")
+    assert not page.exists()
+    assert "No space left on device" in reported(os.devnull, "--force")
+    assert there(Path("/dev"), "null")  # a device is not removed
 
 
 @pytest.mark.parametrize("status", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1\r\n=2"])
@@ -168,7 +213,16 @@ async def test_money_is_in_major_units_but_in_json(tmp_path: Path) -> None:
         assert as_json.lines[0][name] == refund[name]
     rows = list(csv.DictReader(io.StringIO(as_csv.out[1:], newline="")))
     assert [row["amount"] for row in rows] == ["1056.00", "105600", "0.99", "0.01"]
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", rows[0]["created"])
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", rows[0]["created_utc"])
+
+
+async def test_amount_that_is_not_known_is_in_no_sum(tmp_path: Path) -> None:
+    await journal_of(tmp_path / "run.sqlite3", "canceled", "canceled")
+    run_of = ("--live", "--base-url", "https://a.example", "--patience", "0.01")
+    ended = await run("resume", "run.sqlite3", *run_of, key=LIVE_KEY, folder=tmp_path)
+    assert ended.code == 1  # one was open, and there is no such host
+    assert "canceled  2" in ended.err
+    assert "came back" not in ended.err
 
 
 async def test_rate_limits_are_counted_at_the_end(tmp_path: Path) -> None:

@@ -84,10 +84,13 @@ async def test_backup_can_be_read_and_resumed(tmp_path: Path) -> None:
             folder=tmp_path,
         )
         copied = await run("backup", "run.sqlite3", "copy.sqlite3", folder=tmp_path)
+        verified = await run("verify", "run.sqlite3", folder=tmp_path)
         again = await run("backup", "run.sqlite3", "copy.sqlite3", folder=tmp_path)
         resumed = await run("resume", "copy.sqlite3", folder=tmp_path)
     assert copied.code == 0
     assert copied.err == "copied 3 refunds of run.sqlite3 to copy.sqlite3\n"
+    # What was never sent has no outcome to verify.
+    assert (verified.code, verified.err) == (0, "1 as reported\n")
     assert again.code == 2
     assert "is there already" in again.err
     assert resumed.code == 0

@@ -86,7 +86,7 @@ def test_missing_folder(path: Path) -> None:
 
 def test_folder(path: Path) -> None:
     path.mkdir()
-    refused(path, "is no file, but a folder")
+    refused(path, "is a folder or a device, not a file")
 
 
 def test_name_that_is_too_long(path: Path) -> None:
@@ -110,7 +110,7 @@ def test_empty_file_becomes_a_journal(path: Path) -> None:
 @pytest.mark.parametrize("size", [1, 50, 5000])
 def test_file_of_another_kind(path: Path, size: int) -> None:
     path.write_bytes(b"refund_id\nre_1\n".ljust(size, b"x")[:size])
-    refused(path, "is no SQLite database|is too short for a journal")
+    refused(path, "no SQLite database|is too short for a journal")
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_file_in_the_way_of_the_lock(path: Path) -> None:
     begin(path)
     lock = path.with_name("run.sqlite3-lock")
     lock.write_bytes(b"mine")
-    with pytest.raises(JournalError, match=r"sqlite3-lock' is no SQLite database"):
+    with pytest.raises(JournalError, match=r"sqlite3-lock' is not a journal"):
         SqliteJournal.open(path)
     assert lock.read_bytes() == b"mine"
     lock.unlink()

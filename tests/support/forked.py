@@ -115,11 +115,16 @@ class ForkedProcess:
         """The exit code, if it has ended."""
         return self._process.exitcode
 
-    def send_signal(self, number: int) -> None:
-        """Send a signal."""
+    @property
+    def pid(self) -> int:
+        """Its number, which others have once it is closed."""
         pid = self._process.pid
         assert pid is not None
-        os.kill(pid, number)
+        return pid
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal."""
+        os.kill(self.pid, number)
 
     def kill(self) -> None:
         """Kill it, if it is still there."""

@@ -12,6 +12,7 @@ import termios
 from asyncio.subprocess import DEVNULL, PIPE
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from async_refunds.emulator import Emulator
@@ -19,7 +20,6 @@ from tests.support.forked import READ_AT_START, ForkedProcess
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-    from pathlib import Path
 
 TEST_KEY = "sk_test_51CanaryOfTheTerminal"
 LIVE_KEY = "sk_live_51CanaryOfTheTerminal"
@@ -79,6 +79,11 @@ class Ended:
         return [json.loads(line) for line in self.out.splitlines()]
 
 
+def _state(pid: int) -> str:
+    """Return what Linux says a process does: R runs, S sleeps."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 class Running:
     """A process under way."""
 
@@ -94,6 +99,14 @@ class Running:
             if found := re.search(pattern, line):
                 return found
         raise AssertionError(f"{pattern!r} is not in {self._told!r}")
+
+    async def sleeps(self) -> None:
+        """Wait until it waits for something, such as an answer that it asked for.
+
+        A signal that comes just before a system call does not interrupt it.
+        """
+        while _state(self.process.pid) != "S":  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0.01)
 
     async def ended(self) -> Ended:
         """Wait for its end; whatever it said, it never told the key."""

@@ -19,7 +19,7 @@ from tests.support.scripted import RE
         ("", "re_ or pyr_"),
         (" re_1", "re_ or pyr_"),
         ("re_1/../x", "re_ or pyr_"),
-        ("re_" + "a" * 300, r"\.\.\. is no refund id"),
+        ("re_" + "a" * 300, r"\.\.\. is not a refund id"),
     ],
 )
 async def test_refund_id(value: str, words: str) -> None:

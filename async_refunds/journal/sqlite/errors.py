@@ -10,8 +10,7 @@ from async_refunds.errors import JournalError
 _DAMAGED = "is damaged or cut short: put back a copy of it, or begin another run"
 _REASONS = {
     sqlite3.SQLITE_FULL: "does not fit on the disk: make room, then resume the run",
-    sqlite3.SQLITE_NOTADB: "is no SQLite database, so it is no journal: give another "
-    "path",
+    sqlite3.SQLITE_NOTADB: "is not a journal (no SQLite database): give another path",
     sqlite3.SQLITE_CORRUPT: _DAMAGED,
     sqlite3.SQLITE_BUSY: "is locked by another program, which reads or copies it: "
     "wait for its end, then try again",

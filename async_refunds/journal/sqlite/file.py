@@ -145,7 +145,7 @@ def _look(path: Path, *, new: bool) -> None:
     if path.exists():
         if not path.is_file():
             raise JournalError(
-                f"the journal {place!r} is no file, but a folder or a device: give the "
+                f"the journal {place!r} is a folder or a device, not a file: give the "
                 f"path of a file"
             )
         size = path.stat().st_size
