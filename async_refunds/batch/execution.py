@@ -39,6 +39,9 @@ _GRACE = 10.0
 # Seconds that the journal then has to keep what is known. A commit takes milliseconds.
 _JOURNAL_GRACE = 5.0
 
+# Seconds for one that did not, to take back what was never sent.
+_LAST_GRACE = 1.0
+
 # How often an essential task that was cancelled from outside starts again. A loop that
 # ends cancels all of its tasks once.
 _RESTARTS = 3
@@ -101,6 +104,7 @@ class Execution:
         self._interrupted = False
         self._dismissed: set[asyncio.Task[None]] = set()  # cancelled by us
         self._restarts = _RESTARTS
+        self._giving_back: asyncio.Task[None] | None = None
 
     @property
     def outcomes(self) -> Counter[str]:
@@ -183,8 +187,12 @@ class Execution:
         self._recorder.finish()
         while not self._recording.done():
             await asyncio.wait([self._recording])
-        unsent = self._scheduler.unsent()
-        if unsent and not isinstance(self._error, JournalError):
+        if not isinstance(self._error, JournalError):
+            await self._give_back()
+
+    async def _give_back(self) -> None:
+        """Return to the journal the claims for which nothing was sent."""
+        if unsent := self._scheduler.unsent():
             await self._journal.give_back(unsent)
 
     async def _load(self) -> None:
@@ -264,6 +272,7 @@ class Execution:
         )
         self._note(error, "the batch ends")
         self._dismiss(self._claiming, self._recording, self._finishing)
+        self._giving_back = self._start(self._give_back)
 
     def _note(self, error: BaseException, what: str) -> None:
         # Also in the log: a caller that stopped iterating does not see the exception.
@@ -290,10 +299,15 @@ class Execution:
                 else:
                     if result is not None and self._log_untaken:
                         _log_result(result)
+            if self._giving_back is not None:
+                # A journal keeps what it was given in this order, however late.
+                await asyncio.wait([self._giving_back], timeout=_LAST_GRACE)
         finally:
             giving_up.cancel()
             abandoning.cancel()
             self._dismiss(self._claiming, self._recording, self._finishing)
+            if self._giving_back is not None:
+                self._dismiss(self._giving_back)
             # What no journal has: it failed, or the loop ends, and our tasks first.
             unfinished = [known for _, known in self._scheduler.take_unfinished()]
             for result in [*self._recorder.unrecorded(), *unfinished]:
