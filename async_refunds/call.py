@@ -168,7 +168,7 @@ class Call(msgspec.Struct, eq=False):
     timeout: float
     """Seconds for everything: each attempt, each sleep, the settling read."""
     maybe_sent_before: bool = False
-    """Whether an earlier call may have sent the same key."""
+    """Whether an earlier call may have sent the same key, and Stripe remembers it."""
     observer: CallObserver | None = None
     retry_gate: RetryGate | None = None
     attempts: tuple[Attempt, ...] = ()
@@ -176,7 +176,7 @@ class Call(msgspec.Struct, eq=False):
     stopped: StopReason | None = None
     """Why no further retry came."""
     maybe_sent: bool = False
-    """Whether a cancel of this call may have been executed unnoticed."""
+    """Whether a cancel with this call's key may have been executed unnoticed."""
     in_flight: bool = False
     """Whether a cancel was handed to the session, and what it did is not accounted for
     by `maybe_sent` or by a refusal that counts by itself."""

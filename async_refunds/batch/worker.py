@@ -234,6 +234,7 @@ class _ItemCall:
             refunds,
             timeout,
             maybe_sent=item.maybe_sent,
+            remembered=time.time() - item.claim.key_unused_until < _KEY_SECONDS,
             observer=self,
             retry_gate=self,
         )

@@ -19,8 +19,8 @@ only if it finds it canceled.
 | no         | 400 of its state                 | any other state | not_cancelable   |
 | no         | another refusal, or not sent     | not read        | failed           |
 
-"Before" is maybe sent by earlier calls or runs, and by none of this call's attempts.
-Stripe repeats its first answer for as long as it remembers the key
+"Before" is maybe sent by earlier calls or runs within a day, and by no attempt of this
+call. For a day Stripe gives its first answer to a key again and again
 (https://docs.stripe.com/api/idempotent_requests). So a 400 that repeats our key proves
 that no earlier request with it has canceled: it was somebody else. After a lost answer
 of this very call that would have happened within seconds, and is not believed.
@@ -105,8 +105,9 @@ def conclude(
         request: The cancel.
         last: Its last attempt.
         read: The settling read, where `needs_read` asked for one.
-        maybe_sent: Whether an attempt of this call may have been executed.
-        maybe_sent_before: Whether an earlier call may have sent the key.
+        maybe_sent: Whether an attempt with this key may have been executed.
+        maybe_sent_before: Whether one of an earlier call may have been, and Stripe
+            certainly remembers what the key has done.
         attempts: Every attempt, the read's included.
         stopped: Why no further retry came.
     """

@@ -10,6 +10,7 @@ from .drawing import drawn
 from .script import Act, Call, Damage, Given, Kill, Move, Option, Script
 from .shrink import shrunk
 
+
 def told_by(summary: Summary) -> str:
     return "\n\n".join(
         f"{found.finding.kind} [{', '.join(sorted(found.damages))}]\n"

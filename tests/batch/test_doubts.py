@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -90,6 +91,32 @@ async def test_refund_found_canceled_by_a_later_run_is_credited_by_what_is_prove
             for _ in range(2)
         ]
     assert [result.outcome for result in outcomes] == ["unknown", told]
+    assert len(server.cancel_keys) == 1
+
+
+@pytest.mark.parametrize(
+    ("hours", "told"), [((2, 1, 0), "already_canceled"), ((30, 1, 0), "canceled")]
+)
+async def test_refusal_to_a_key_that_stripe_may_have_forgotten_proves_nothing(
+    hours: tuple[float, ...], told: str
+) -> None:
+    """Of three runs, the first one sent the key and the second was killed early."""
+    passed = [3600 * each for each in hours]
+    journal = MemoryJournal(clock=lambda: time.time() - passed[0])
+    policy, failing = RetryPolicy(max_retries=0), answer(500, b"")
+    async with (
+        scripted("reset", refusal(400), reads=[failing, seen("canceled")]) as server,
+        server.client(retry=policy) as refunds,
+    ):
+        first = cancel_many(refunds, [RE], journal=journal, patience=0.01)
+        assert (await only(first)).outcome == "unknown"
+        passed.pop(0)
+        journal.begin()
+        await journal.claim(None, 1)
+        journal.end()
+        passed.pop(0)
+        last = cancel_many(refunds, [RE], journal=journal, patience=0.01)
+        assert (await only(last)).outcome == told
     assert len(server.cancel_keys) == 1
 
 
