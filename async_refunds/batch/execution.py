@@ -8,6 +8,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
+from async_refunds import telemetry
 from async_refunds.errors import JournalError
 from async_refunds.protocol.redaction import scrub
 
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from .source import Requests
 
 Work: TypeAlias = "Callable[[], Coroutine[object, object, None]]"
-
-logger = logging.getLogger("async_refunds")
 
 # Seconds that calls under way have to end when the caller does not wait for results any
 # more. Stripe answers in one or two.
@@ -276,7 +275,7 @@ class Execution:
 
     def _note(self, error: BaseException, what: str) -> None:
         # Also in the log: a caller that stopped iterating does not see the exception.
-        _log(logging.ERROR, "%s: %s", what, scrub(str(error)))
+        telemetry.log(logging.ERROR, "%s: %s", what, scrub(str(error)))
         if self._error is None:
             self._error = source.presentable(error)
 
@@ -317,20 +316,10 @@ class Execution:
 
 
 def _log_result(result: CancelResult) -> None:
-    _log(
+    telemetry.log(
         logging.WARNING,
         "%s: %s, which nobody waited for [key %s]",
         result.refund_id,
         result.outcome,
         result.idempotency_key,
     )
-
-
-def _log(level: int, message: str, *values: object) -> None:
-    """Log, whatever the caller's own logging raises."""
-    try:
-        logger.log(level, message, *values)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException:  # noqa: BLE001, S110 - a handler of the caller's ends no batch
-        pass

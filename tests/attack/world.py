@@ -112,12 +112,12 @@ class LeakFinder(logging.Handler):
 
 
 @contextmanager
-def watched_log() -> Generator[None]:
-    """Look at all that the package logs, and show none of it."""
+def watched_log(least: int) -> Generator[None]:
+    """Look at what the package logs from a level on, and show none of it."""
     logger = logging.getLogger("async_refunds")
     finder, level, passes_on = LeakFinder(), logger.level, logger.propagate
     logger.addHandler(finder)
-    logger.setLevel(logging.DEBUG)
+    logger.setLevel(least)
     logger.propagate = False
     try:
         yield

@@ -219,7 +219,9 @@ async def test_any_exception_of_the_journal_reaches_the_caller(
     ids = stripe.seed_refunds(300)
     journal = Failing(method, error)
     async with client(stripe) as refunds:
-        batch = Batch(refunds, ids, journal=journal, concurrency=4, rate=FAST)
+        # One worker, so that of the first claims some are left.
+        workers = 1 if method == "give_back" else 4
+        batch = Batch(refunds, ids, journal=journal, concurrency=workers, rate=FAST)
 
         async def stopped() -> AsyncGenerator[CancelResult]:
             async with aclosing(batch.results()) as results:
