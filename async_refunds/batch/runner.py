@@ -62,7 +62,8 @@ async def cancel_many(
 
     At most ``concurrency`` are under way at a time, at a pace per account that finds
     Stripe's limit by itself. What happens to one refund is a result, never an
-    exception. The input is read as it is needed, and memory does not grow with it.
+    exception. The input is read as it is needed, and memory does not grow with it: up
+    to 2,000 refunds ahead, or 100,000 into a journal.
 
     With a journal, a run survives a kill at any moment: the key of a refund is on disk
     before anything is sent for it, and its result before you get it. Begin with the

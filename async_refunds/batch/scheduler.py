@@ -35,8 +35,11 @@ if TYPE_CHECKING:
 # what stands before Stripe is over by then.
 _SILENCE = 5.0
 
-# Claims held in memory over all accounts: some megabytes.
-_CLAIMS = 20_000
+# Claims held in memory over all accounts: ten megabytes, the journal's rows included.
+_CLAIMS = 10_000
+# Items that the journal may be ahead of the claims. All of a usual input, so that a run
+# that is killed has it; of one without an end, what a large platform sends in seconds.
+_AHEAD = 100_000
 # Claims that one round asks for: a commit of some tens of milliseconds.
 _ROUND = 1000
 
@@ -104,6 +107,8 @@ class Scheduler:
         self._picking = asyncio.Lock()
         self._changed = asyncio.Event()
         self._claims_wanted = asyncio.Event()
+        self._ahead = 0  # items added to the journal and not claimed
+        self._room = asyncio.Event()
         self._input_ended = False
         self._stopped = False
         self._checked_out = 0
@@ -141,8 +146,15 @@ class Scheduler:
 
     # --------------------------------------------------------------------- input
 
-    def extend(self, accounts: Iterable[str | None]) -> None:
-        """Note that the journal has got items of these accounts."""
+    async def wait_for_room(self) -> None:
+        """Wait until the journal is no longer too far ahead of what is sent."""
+        while self._ahead >= _AHEAD and not self._stopped:
+            self._room.clear()
+            await self._room.wait()
+
+    def extend(self, accounts: Iterable[str | None], count: int = 0) -> None:
+        """Note that the journal has got items of these accounts, at most so many."""
+        self._ahead += count
         for account in accounts:
             queue = self._queues.get(account)
             if queue is None:
@@ -163,6 +175,7 @@ class Scheduler:
         """Give nothing more out."""
         self._stopped = True
         self._changed.set()
+        self._room.set()
         self._claims_wanted.set()
 
     # -------------------------------------------------------------------- claims
@@ -197,6 +210,13 @@ class Scheduler:
         """Take what the journal gave out for an account."""
         queue = self._queues[wanted.account]
         queue.add_claims(claims, limit=wanted.limit, version=wanted.version)
+        self._ahead = max(0, self._ahead - len(claims))
+        if self._ahead >= _AHEAD and all(
+            each.exhausted for each in self._queues.values()
+        ):
+            self._ahead = 0  # what was added was there already
+        if self._ahead < _AHEAD:
+            self._room.set()
         if not queue.empty:
             self._want_claims(queue)
 

@@ -235,6 +235,19 @@ async def test_key_that_changed_while_a_call_waited_to_send_is_renewed() -> None
     assert vault.asked == 3
 
 
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_provider_that_ends_the_process_ends_it(kind: type[BaseException]) -> None:
+    def provide() -> str:
+        raise kind
+
+    async def cancel() -> None:
+        async with RefundsClient(provide) as refunds:
+            await refunds.cancel(RE)
+
+    with pytest.raises(kind):
+        asyncio.run(cancel())
+
+
 async def test_provider_that_fails_once_is_asked_again_by_the_next_call() -> None:
     vault = Vault("no key", OLD)
     async with (

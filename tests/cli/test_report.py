@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from async_refunds.errors import OutcomeUnknownError
-from async_refunds.journal import Run, SqliteJournal
+from async_refunds.journal import Claim, Run, SqliteJournal
 from async_refunds.models import Refund
 from async_refunds.results import CancelRequest, CancelResult
 from tests.support.terminal import (
@@ -46,6 +46,7 @@ async def journal_of(
         path, Run("https://a.example", livemode=True)
     ) as made:
         await made.add([CancelRequest(f"re_{n}") for n in range(len(outcomes) + 1)])
+        settled: list[tuple[Claim, CancelResult]] = []
         for claim, outcome in zip(
             await made.claim(None, max(1, len(outcomes))), outcomes, strict=False
         ):
@@ -59,7 +60,8 @@ async def journal_of(
                 idempotency_key=claim.idempotency_key,
                 settled=outcome != "unknown",
             )
-            await made.settle([(claim, result)])
+            settled.append((claim, result))
+        await made.settle(settled)
 
 
 async def test_report_has_every_refund_in_the_order_of_the_input(
