@@ -71,10 +71,10 @@ class ProvidedKey:
                 changed since, the provider is not called.
             seconds: How long to wait for the provider.
         """
-        answers = self._answers
+        answers, session = self._answers, self._session
+        assert session is not None  # noqa: S101 - `connect` comes before
         try:
             async with asyncio.timeout(seconds), self._lock:
-                session = self._session
                 if generation == session.key_generation and answers == self._answers:
                     await self._replace()
                 return generation != session.key_generation
