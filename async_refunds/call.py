@@ -21,6 +21,7 @@ from .models import Attempt, CallRecord, CallStart, LastResponse, attach
 from .protocol.classification import (
     Classification,
     Outcome,
+    Proof,
     classify,
     is_replay,
     is_success,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from .protocol.requests import Reply, Request
     from .retry import RetryBudget, RetryPolicy, StopReason
     from .telemetry import CallStartHook
+    from .transport.connections import SendEvidence
     from .transport.session import Session
 
 T = TypeVar("T")
@@ -56,6 +58,23 @@ _FIRST_SHARE = 3 / 7
 # No retry starts with less than this left. One that is sent and cut off by the deadline
 # proves nothing, and destroys what the attempts before it had proved.
 _ROOM_SHARE, _ROOM_LIMIT = 0.1, 1.0
+
+# Frames of the stack that a call needs: a cancel over a new connection takes 22 awaits,
+# one with a retry, a read and tracing 26, and hooks and logging come on top.
+_FRAMES = 40
+
+
+def need_stack(frames: int = _FRAMES) -> object:
+    """Make sure that so many frames of the stack are free; 1 to 2 microseconds.
+
+    A stack that fills up in the middle of a call breaks more than the call: asyncio
+    marks the future of the next request that waits for a connection as done, has no
+    room to wake its task, and forgets it.
+
+    Raises:
+        RecursionError: They are not free.
+    """
+    return frames and need_stack(frames - 1)
 
 
 class CallObserver(Protocol):
@@ -89,17 +108,15 @@ class RetryGate(Protocol):
 class Credentials(Protocol):
     """Gives the session an API key that may change while the client is in use."""
 
-    @property
-    def generation(self) -> int:
-        """How often the key has changed."""
-        ...
-
     async def load(self, seconds: float) -> None:
         """Give the session its first key, unless it has one, within so many seconds."""
         ...
 
     async def renew(self, generation: int, seconds: float) -> bool:
-        """Replace the key of a generation that was refused; return whether it could."""
+        """Replace the key of a generation that was refused; return whether it could.
+
+        See `Session.key_generation`.
+        """
         ...
 
 
@@ -150,30 +167,41 @@ class Call(msgspec.Struct, eq=False):
     began: float
     timeout: float
     """Seconds for everything: each attempt, each sleep, the settling read."""
-    maybe_sent: bool = False
-    """Whether a cancel with this call's key may have been executed unnoticed."""
+    maybe_sent_before: bool = False
+    """Whether an earlier call may have sent the same key, and Stripe remembers it."""
     observer: CallObserver | None = None
     retry_gate: RetryGate | None = None
     attempts: tuple[Attempt, ...] = ()
     """Every request so far, oldest first."""
     stopped: StopReason | None = None
     """Why no further retry came."""
+    maybe_sent: bool = False
+    """Whether a cancel with this call's key may have been executed unnoticed."""
     in_flight: bool = False
     """Whether a cancel was handed to the session, and what it did is not accounted for
     by `maybe_sent` or by a refusal that counts by itself."""
     unconfirmed: bool = False
-    """Whether a refusal that is not confirmed is the last thing that Stripe said."""
+    """Whether a refusal without proof is the last thing that Stripe said."""
     refused_before: tuple[int, str | None] | None = None
-    """Status and code of the last refusal that is not confirmed."""
-    key_generation: int = 0
-    """Of the API key that the last attempt sent, if it may change."""
+    """Status and code of the last refusal that does not repeat the key."""
+    evidence: SendEvidence | None = None
+    """Whether anything of the last attempt may have gone out, and with which key."""
     on_end: Callable[[CallRecord], object] | None = None
     """What ``on_call_start`` returned."""
 
     @property
     def may_have_canceled(self) -> bool:
         """Whether a cancel with this call's key may have been executed unnoticed."""
-        return self.maybe_sent or self.in_flight or self.unconfirmed
+        return (
+            self.maybe_sent
+            or self.maybe_sent_before
+            or self.unconfirmed
+            or (
+                self.in_flight
+                and self.evidence is not None
+                and self.evidence.maybe_sent
+            )
+        )
 
     @property
     def deadline(self) -> float:
@@ -194,6 +222,7 @@ class Call(msgspec.Struct, eq=False):
         context, conclusion = self.context, None
         context.in_progress.calls += 1
         try:
+            need_stack()
             if context.on_call_start is not None:
                 self._start(request, context.on_call_start)
             if context.credentials is not None:
@@ -236,6 +265,7 @@ class Call(msgspec.Struct, eq=False):
         error: RefundsError | None = None
         context.in_progress.calls += 1
         try:
+            need_stack()
             if context.on_call_start is not None:
                 self._start(request, context.on_call_start)
             if context.credentials is not None:
@@ -278,29 +308,39 @@ class Call(msgspec.Struct, eq=False):
     ) -> Conclusion:
         """Conclude a cancel whose last answer was not ``canceled``."""
         stopped, read = self.stopped, None
-        # A refusal that was not confirmed stays a doubt until Stripe's own no follows.
+        # A refusal without proof stays a doubt until Stripe's own no follows.
         maybe_sent = self.maybe_sent or (
             self.unconfirmed and last.outcome is not Outcome.REFUSED
         )
-        if needs_read(last, maybe_sent=maybe_sent):
-            read = await self._read_to_settle(request)
+        in_doubt = maybe_sent or self.maybe_sent_before
+        if needs_read(last, maybe_sent=in_doubt):
+            limited = last.limit is not None and not in_doubt
+            read = await self._read_to_settle(request, once=limited)
         return conclude(
             request,
             last,
             read,
             maybe_sent=maybe_sent,
+            maybe_sent_before=self.maybe_sent_before,
             attempts=self.attempts,
             stopped=stopped,
         )
 
     async def _read_to_settle(
-        self, request: Request[Refund]
+        self, request: Request[Refund], *, once: bool
     ) -> Classification[Refund] | None:
-        """Read the refund of a cancel; ``None`` if the gate lets no read out."""
+        """Read the refund of a cancel; ``None`` if the gate lets no read out.
+
+        Args:
+            request: The cancel.
+            once: Whether a limiter, which may refuse the read too, is spared retries.
+        """
         reading, gate = settling_read(request), self.retry_gate
         if gate is not None and not await gate.wait(reading, 0.0, self.deadline):
             return None
-        read = await self._read(reading)
+        read = await (
+            self.attempt(reading, self.deadline) if once else self._read(reading)
+        )
         if read.value is not None:
             self.attach_last_response(read.value, read.reply, request.idempotency_key)
         return read
@@ -312,23 +352,16 @@ class Call(msgspec.Struct, eq=False):
 
         Such as a `RecursionError` deep in the caller's own awaits, or a `MemoryError`.
         """
-        own = isinstance(error, RefundsError)  # there is no API key to send
-        what = str(error) if own else f"an unexpected {type(error).__name__}"
-        if self.may_have_canceled:
-            return conclude_interrupted(request, self.attempts, f"{what} broke it off")
-        if isinstance(error, RefundsError):
-            error.idempotency_key = request.idempotency_key
-            return Conclusion("failed", error=error, settled=False)
-        when = "after Stripe had refused it" if self.attempts else "before it was sent"
-        return Conclusion(
-            "failed",
-            error=APIConnectionError(
-                f"{subject(request)}: {what} came {when}",
-                idempotency_key=request.idempotency_key,
-                attempts=self.attempts,
-            ),
-            settled=False,
-        )
+        maybe_sent = self.may_have_canceled
+        if isinstance(error, RefundsError):  # there is no API key to send
+            if not maybe_sent:
+                error.idempotency_key = request.idempotency_key
+                return Conclusion("failed", error=error, settled=False)
+            what = str(error)
+        else:
+            what = f"an unexpected {type(error).__name__}"
+        why = f"{what} broke it off"
+        return conclude_interrupted(request, self.attempts, why, maybe_sent=maybe_sent)
 
     async def _follow_up(
         self, last: Classification[T], request: Request[T], until: float
@@ -340,7 +373,10 @@ class Call(msgspec.Struct, eq=False):
         if (
             credentials is not None
             and last.is_unauthorized
-            and await credentials.renew(self.key_generation, until - self.clock())
+            and self.evidence is not None
+            and await credentials.renew(
+                self.evidence.key_generation, until - self.clock()
+            )
         ):
             last = await self.attempt(request, until)
             if last.retry:
@@ -408,9 +444,7 @@ class Call(msgspec.Struct, eq=False):
         context = self.context
         is_cancel = request.idempotency_key is not None
         first = not self.attempts
-        keys = context.credentials
-        began = self.began if first and keys is None else self.clock()
-        self.key_generation = 0 if keys is None else keys.generation
+        began = self.began if first and context.credentials is None else self.clock()
         room = until - began
         if first:
             room *= _FIRST_SHARE
@@ -419,7 +453,8 @@ class Call(msgspec.Struct, eq=False):
         reply: Reply
         if seconds > 0:
             self.in_flight = is_cancel
-            reply = await context.session.send(request, seconds, began)
+            self.evidence = evidence = context.session.new_evidence()
+            reply = await context.session.send(request, seconds, began, evidence)
         else:
             reply = TransportFailure(Cause.CONNECT_TIMEOUT, "no time left", sent=False)
         result = classify(request, reply)
@@ -434,9 +469,7 @@ class Call(msgspec.Struct, eq=False):
         if is_cancel and result.value is None:
             result = self._remember(result)
         # Also after a success: an error on its way to the caller must not hide it.
-        self.in_flight = is_cancel and (
-            result.value is not None or not result.confirmed or result.repeated
-        )
+        self.in_flight = is_cancel and result.value is not None
         attempt = Attempt(
             len(self.attempts) + 1,
             request.method,
@@ -467,7 +500,7 @@ class Call(msgspec.Struct, eq=False):
         """
         if failed.outcome is Outcome.AMBIGUOUS:
             self.maybe_sent = True
-        if failed.confirmed:
+        if failed.proof is Proof.KEY:
             if failed.outcome is Outcome.REFUSED:
                 self.unconfirmed = False
             return failed
@@ -475,17 +508,13 @@ class Call(msgspec.Struct, eq=False):
         seen = (failed.reply.status, failed.envelope.code)
         twice = seen == self.refused_before
         self.refused_before = seen
-        self.unconfirmed = not twice
+        limited = failed.limit is not None
+        # Only the read makes a no of the others.
+        self.unconfirmed = not (twice and limited)
         if not twice:
             return failed
-        limited = failed.limit is not None
-        return msgspec.structs.replace(
-            failed,
-            confirmed=True,
-            retry=failed.retry and limited,
-            # A limiter is believed without a read, which would only meet it again.
-            repeated=not limited,
-        )
+        retry = failed.retry and limited
+        return msgspec.structs.replace(failed, proof=Proof.TWICE, retry=retry)
 
     def attach_last_response(
         self, refund: Refund, reply: Reply, key: str | None

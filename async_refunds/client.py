@@ -401,6 +401,7 @@ def begin_call(
     timeout: float | None,
     *,
     maybe_sent: bool = False,
+    remembered: bool = False,
     observer: CallObserver | None = None,
     retry_gate: RetryGate | None = None,
 ) -> Call:
@@ -410,6 +411,7 @@ def begin_call(
         refunds: The client, on whose connections the call goes.
         timeout: Seconds for the whole call, in place of the policy's deadline.
         maybe_sent: Whether a cancel with the same key may have been executed before.
+        remembered: Whether Stripe certainly remembers what the key has done.
         observer: Sees each attempt.
         retry_gate: Decides when the next retry may go out.
 
@@ -423,7 +425,13 @@ def begin_call(
     else:
         timeout = validation.seconds("timeout", timeout)
     clock = context.session.open().time
-    return Call(context, clock, clock(), timeout, maybe_sent, observer, retry_gate)
+    return Call(
+        *(context, clock, clock(), timeout),
+        maybe_sent=maybe_sent and not remembered,
+        maybe_sent_before=maybe_sent and remembered,
+        observer=observer,
+        retry_gate=retry_gate,
+    )
 
 
 def _headers(

@@ -10,7 +10,7 @@ from . import telemetry
 from .errors import APITimeoutError, AuthenticationError
 from .protocol import validation
 from .protocol.redaction import SecretStr
-from .transport.connections import is_cancelled
+from .transport.connections import closes_coroutine, is_cancelled
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -33,8 +33,6 @@ class ProvidedKey:
         self._key: SecretStr | None = None
         self._lock = asyncio.Lock()
         self._answers = 0  # of the provider, good or not
-        self.generation = 0
-        """How often the key has changed."""
 
     def connect(self, session: Session) -> None:
         """Give the key to this session, now and whenever it changes."""
@@ -69,16 +67,17 @@ class ProvidedKey:
         The calls that wait here while the provider is called share its answer.
 
         Args:
-            generation: Of the refused key. If the key has changed since, the provider
-                is not called.
+            generation: Of the refused key, as the session counts them. If the key has
+                changed since, the provider is not called.
             seconds: How long to wait for the provider.
         """
-        answers = self._answers
+        answers, session = self._answers, self._session
+        assert session is not None  # noqa: S101 - `connect` comes before
         try:
             async with asyncio.timeout(seconds), self._lock:
-                if generation == self.generation and answers == self._answers:
+                if generation == session.key_generation and answers == self._answers:
                     await self._replace()
-                return generation != self.generation
+                return generation != session.key_generation
         except (TimeoutError, AuthenticationError) as error:
             telemetry.log_no_key(error)
             return False
@@ -92,20 +91,22 @@ class ProvidedKey:
     def _set(self, key: SecretStr) -> None:
         assert self._session is not None  # noqa: S101 - `connect` comes before
         self._key = key
-        self.generation += 1
         self._session.set_api_key(key)
 
     async def _provide(self) -> SecretStr:
+        task = asyncio.current_task()
         try:
             given = self._provider()
             found = await given if inspect.isawaitable(given) else given
             secret = SecretStr(found) if isinstance(found, str) else type(found)
             del given, found
             return SecretStr(validation.api_key(secret))
-        except (KeyboardInterrupt, SystemExit, GeneratorExit):
-            raise  # meant for the process, or for this coroutine
+        except (KeyboardInterrupt, SystemExit):
+            raise  # meant for the process
         except BaseException as error:
-            if isinstance(error, asyncio.CancelledError) and is_cancelled():
+            if closes_coroutine(error, task) or (
+                isinstance(error, asyncio.CancelledError) and is_cancelled()
+            ):
                 raise
             kind = type(error).__name__
         finally:

@@ -14,7 +14,7 @@ CancelOutcome: TypeAlias = Literal[
 """What became of a refund in a batch.
 
 - ``canceled``: by this batch.
-- ``already_canceled``: before this batch sent anything for it.
+- ``already_canceled``: by somebody else, as far as can be proven.
 - ``not_cancelable``: its state forbids it; the result has the refund.
 - ``failed``: this batch canceled nothing; the result has the error.
 - ``unknown``: it may be canceled. Call again with the result's idempotency key.

@@ -48,14 +48,31 @@ def set_up_logging() -> None:
 
 
 @contextlib.contextmanager
-def _ignored() -> Generator[None]:
-    """Drop what the caller's logging raises, except what is meant for the process."""
+def _dropping(logged_as: str | None) -> Generator[None]:
+    """Drop what the caller's code raises, except what is meant for the process.
+
+    Args:
+        logged_as: What the log says of it; ``None`` if it is the logging that raises.
+    """
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException:  # noqa: BLE001, S110 - there is nowhere left to log it
-        pass
+    except BaseException:  # noqa: BLE001 - a hook may raise anything
+        if logged_as is not None:
+            log(logging.ERROR, logged_as, exc_info=True)
+
+
+def log(
+    level: int,
+    message: str,
+    *values: object,
+    extra: dict[str, object] | None = None,
+    exc_info: bool = False,
+) -> None:
+    """Log, whatever the caller's own handlers raise."""
+    with _dropping(None):
+        logger.log(level, message, *values, extra=extra, exc_info=exc_info)
 
 
 def call_hook(name: str, hook: Callable[[T], object], value: T) -> None:
@@ -63,13 +80,8 @@ def call_hook(name: str, hook: Callable[[T], object], value: T) -> None:
 
     Except for `KeyboardInterrupt` and `SystemExit`, which are meant for the process.
     """
-    try:
+    with _dropping(f"{name} raised; the call goes on"):
         hook(value)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException:
-        with _ignored():
-            logger.exception("%s raised; the call goes on", name)
 
 
 def call_started(hook: CallStartHook, start: CallStart) -> CallEndHook | None:
@@ -85,7 +97,7 @@ def call_started(hook: CallStartHook, start: CallStart) -> CallEndHook | None:
 
 def log_attempt(request: Request[Any], attempt: Attempt) -> None:
     """Log one attempt, for debugging."""
-    _log(
+    _log_request(
         logging.DEBUG,
         "%s %s: attempt %d: %s in %.3f s",
         (
@@ -104,7 +116,7 @@ def log_retry(
     request: Request[Any], attempt: Attempt, failed: Classification[Any], pause: float
 ) -> None:
     """Log that a failed attempt will be retried."""
-    _log(
+    _log_request(
         logging.INFO,
         "%s %s: attempt %d failed (%s), next in %.2f s [key %s]",
         (
@@ -126,16 +138,16 @@ def log_unknown(
     """Log that the outcome of a cancel stays unknown; the message has the key."""
     stopped = None if error is None else error.retries_stopped_by
     last = attempts[-1] if attempts else None
-    _log(logging.WARNING, "%s", (error,), request, last, stopped=stopped)
+    _log_request(logging.WARNING, "%s", (error,), request, last, stopped=stopped)
 
 
 def log_no_key(error: Exception) -> None:
     """Log that there is no other API key in place of one that was refused."""
-    with _ignored():
-        logger.warning("the API key was refused, and there is no other: %r", error)
+    text = "the API key was refused, and there is no other: %r"
+    log(logging.WARNING, text, error)
 
 
-def _log(
+def _log_request(
     level: int,
     text: str,
     values: tuple[object, ...],
@@ -158,5 +170,4 @@ def _log(
             "seconds": attempt.seconds,
             "stopped": stopped,
         }
-    with _ignored():
-        logger.log(level, text, *values, extra=extra)
+    log(level, text, *values, extra=extra)

@@ -16,6 +16,7 @@ from async_refunds.protocol.classification import (
     Classification,
     Limit,
     Outcome,
+    Proof,
     is_from_stripe,
 )
 from async_refunds.protocol.requests import Response
@@ -339,7 +340,7 @@ class AccountQueue:
         unauthorized = reply.status == 401  # noqa: PLR2004 - Unauthorized
         forbidden = unauthorized or (cancel and reply.status == 403)  # noqa: PLR2004 - Forbidden
         if classification.outcome is Outcome.REFUSED and forbidden:
-            if not classification.confirmed or not is_from_stripe(
+            if classification.proof is Proof.NONE or not is_from_stripe(
                 reply, classification.envelope
             ):
                 return
@@ -408,5 +409,6 @@ class AccountQueue:
 def _is_word(classification: Classification[Any]) -> bool:
     """Tell whether Stripe itself decided about the request."""
     return classification.outcome is Outcome.DONE or (
-        classification.outcome is Outcome.REFUSED and classification.confirmed
+        classification.outcome is Outcome.REFUSED
+        and classification.proof is not Proof.NONE
     )

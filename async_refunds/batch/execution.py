@@ -8,6 +8,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
+from async_refunds import telemetry
 from async_refunds.errors import JournalError
 from async_refunds.protocol.redaction import scrub
 
@@ -30,14 +31,15 @@ if TYPE_CHECKING:
 
 Work: TypeAlias = "Callable[[], Coroutine[object, object, None]]"
 
-logger = logging.getLogger("async_refunds")
-
 # Seconds that calls under way have to end when the caller does not wait for results any
 # more. Stripe answers in one or two.
 _GRACE = 10.0
 
 # Seconds that the journal then has to keep what is known. A commit takes milliseconds.
 _JOURNAL_GRACE = 5.0
+
+# Seconds for one that did not, to take back what was never sent.
+_LAST_GRACE = 1.0
 
 # How often an essential task that was cancelled from outside starts again. A loop that
 # ends cancels all of its tasks once.
@@ -101,6 +103,7 @@ class Execution:
         self._interrupted = False
         self._dismissed: set[asyncio.Task[None]] = set()  # cancelled by us
         self._restarts = _RESTARTS
+        self._giving_back: asyncio.Task[None] | None = None
 
     @property
     def outcomes(self) -> Counter[str]:
@@ -183,8 +186,12 @@ class Execution:
         self._recorder.finish()
         while not self._recording.done():
             await asyncio.wait([self._recording])
-        unsent = self._scheduler.unsent()
-        if unsent and not isinstance(self._error, JournalError):
+        if not isinstance(self._error, JournalError):
+            await self._give_back()
+
+    async def _give_back(self) -> None:
+        """Return to the journal the claims for which nothing was sent."""
+        if unsent := self._scheduler.unsent():
             await self._journal.give_back(unsent)
 
     async def _load(self) -> None:
@@ -266,10 +273,11 @@ class Execution:
         )
         self._note(error, "the batch ends")
         self._dismiss(self._claiming, self._recording, self._finishing)
+        self._giving_back = self._start(self._give_back)
 
     def _note(self, error: BaseException, what: str) -> None:
         # Also in the log: a caller that stopped iterating does not see the exception.
-        _log(logging.ERROR, "%s: %s", what, scrub(str(error)))
+        telemetry.log(logging.ERROR, "%s: %s", what, scrub(str(error)))
         if self._error is None:
             self._error = source.presentable(error)
 
@@ -292,10 +300,15 @@ class Execution:
                 else:
                     if result is not None and self._log_untaken:
                         _log_result(result)
+            if self._giving_back is not None:
+                # A journal keeps what it was given in this order, however late.
+                await asyncio.wait([self._giving_back], timeout=_LAST_GRACE)
         finally:
             giving_up.cancel()
             abandoning.cancel()
             self._dismiss(self._claiming, self._recording, self._finishing)
+            if self._giving_back is not None:
+                self._dismiss(self._giving_back)
             # What no journal has: it failed, or the loop ends, and our tasks first.
             unfinished = [known for _, known in self._scheduler.take_unfinished()]
             for result in [*self._recorder.unrecorded(), *unfinished]:
@@ -305,20 +318,10 @@ class Execution:
 
 
 def _log_result(result: CancelResult) -> None:
-    _log(
+    telemetry.log(
         logging.WARNING,
         "%s: %s, which nobody waited for [key %s]",
         result.refund_id,
         result.outcome,
         result.idempotency_key,
     )
-
-
-def _log(level: int, message: str, *values: object) -> None:
-    """Log, whatever the caller's own logging raises."""
-    try:
-        logger.log(level, message, *values)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException:  # noqa: BLE001, S110 - a handler of the caller's ends no batch
-        pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from async_refunds.call import Call
     from async_refunds.journal import Claim
     from async_refunds.models import Attempt
     from async_refunds.results import CancelResult
@@ -21,9 +22,9 @@ class Item:
     __slots__ = (
         "attempts",
         "began_at",
+        "call",
         "calls",
         "claim",
-        "in_call",
         "known",
         "maybe_sent",
     )
@@ -37,7 +38,14 @@ class Item:
         """How many calls were begun."""
         self.maybe_sent = claim.maybe_sent
         """Whether a request with the claim's key may have landed."""
-        self.in_call = False
-        """Whether a call began, and has not come to its conclusion."""
+        self.call: Call | None = None
+        """The one that began, and has not come to its conclusion."""
         self.known: CancelResult | None = None
         """Its result if no call follows the last one."""
+
+    @property
+    def may_have_canceled(self) -> bool:
+        """Whether a request with the claim's key may have landed, also just now."""
+        return self.maybe_sent or (
+            self.call is not None and self.call.may_have_canceled
+        )

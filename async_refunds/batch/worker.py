@@ -89,8 +89,8 @@ class CancelWorker:
                 return self._end_call(item, conclusion, passing=conclusion.passing)
         call = self._begin_call(item)
         conclusion = await call.call.cancel(_cancel_of(item))
-        item.in_call = False
-        item.maybe_sent = call.call.may_have_canceled or conclusion.outcome == "unknown"
+        item.call = None
+        item.maybe_sent = conclusion.outcome == "unknown"
         # A settling read that the pace held back may be made by a later call.
         passing = conclusion.passing or call.read_refused
         return self._end_call(item, conclusion, passing=passing)
@@ -101,12 +101,16 @@ class CancelWorker:
         Returns:
             ``None`` if certainly nothing was sent for it.
         """
-        if not (item.in_call or item.attempts or item.maybe_sent):
-            return None
-        if item.known is not None and not item.in_call:
+        if item.known is not None and item.call is None:
             return item.known  # nothing was sent since
-        why = "the call was interrupted"
-        conclusion = conclude_interrupted(_cancel_of(item), item.attempts, why)
+        if not (item.attempts or item.may_have_canceled):
+            return None
+        conclusion = conclude_interrupted(
+            _cancel_of(item),
+            item.attempts,
+            "the call was interrupted",
+            maybe_sent=item.may_have_canceled,
+        )
         return self._result(item, conclusion)
 
     def _begin_call(self, item: Item) -> _ItemCall:
@@ -115,7 +119,7 @@ class CancelWorker:
             self._refunds, self._scheduler, item, self._timeout, give_up_at
         )
         item.calls += 1
-        item.in_call = True
+        item.call = call.call
         return call
 
     async def _settle_expired_key(self, item: Item) -> Conclusion | None:
@@ -143,7 +147,7 @@ class CancelWorker:
             if conclusion is None:
                 item.claim = await self._journal.rekey(item.claim)
                 item.maybe_sent = False
-        item.in_call = False
+        item.call = None
         return conclusion
 
     def _conclude_closed(self, item: Item, closing: Classification[Any]) -> Conclusion:
@@ -230,6 +234,7 @@ class _ItemCall:
             refunds,
             timeout,
             maybe_sent=item.maybe_sent,
+            remembered=time.time() - item.claim.key_unused_until < _KEY_SECONDS,
             observer=self,
             retry_gate=self,
         )

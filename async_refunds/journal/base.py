@@ -44,6 +44,9 @@ class Claim(msgspec.Struct, frozen=True, gc=False):
     an earlier batch for the last time: no request with it is younger."""
     maybe_sent: bool
     """Whether an earlier batch may have sent this key, so that its request may land."""
+    key_unused_until: float = 0.0
+    """Unix seconds until which nothing was sent with this key; 0 if nobody knows. For a
+    day from then, Stripe certainly remembers what the key has done."""
 
 
 class Tally(msgspec.Struct, frozen=True):

@@ -99,7 +99,11 @@ class MemoryJournal(BatchGuard):
         now = self._clock()
         if known is None:
             key = self._new_key()
-            claim = Claim(number, refund_id, account, key, now, maybe_sent=False)
+            claim = Claim(
+                *(number, refund_id, account, key, now),
+                maybe_sent=False,
+                key_unused_until=now,
+            )
         else:
             claim = msgspec.structs.replace(known, number=number, maybe_sent=True)
         # Its age counts from now, when it is about to be sent.
@@ -108,11 +112,13 @@ class MemoryJournal(BatchGuard):
 
     async def rekey(self, claim: Claim) -> Claim:
         """Give out the same item with a new key."""
+        now = self._clock()
         new = msgspec.structs.replace(
             claim,
             idempotency_key=self._new_key(),
-            key_created_at=self._clock(),
+            key_created_at=now,
             maybe_sent=False,
+            key_unused_until=now,
         )
         self._claims[claim.number] = new
         return new

@@ -47,6 +47,17 @@ class Outcome(enum.Enum):
     """A cancel may have canceled."""
 
 
+class Proof(enum.Enum):
+    """How well a refusal is known to answer this request, and no other one."""
+
+    KEY = "key"
+    """It repeats the idempotency key; or it is no refusal of a cancel."""
+    TWICE = "twice"
+    """The same came twice in a row."""
+    NONE = "none"
+    """It came once: a late answer to another request on the connection looks alike."""
+
+
 class Limit(enum.Enum):
     """What a 429 complains about."""
 
@@ -81,10 +92,8 @@ class Classification(msgspec.Struct, Generic[T], frozen=True, gc=False):
     """The decoded body of a successful answer."""
     envelope: Envelope = Envelope()
     """Stripe's error object."""
-    confirmed: bool = True
-    """False for a refusal that may answer another request; see `classify`."""
-    repeated: bool = False
-    """Whether a refusal is confirmed only because it came twice."""
+    proof: Proof = Proof.KEY
+    """That a refusal answers this request; see `classify`."""
 
     @property
     def was_sent(self) -> bool:
@@ -165,9 +174,9 @@ def classify(request: Request[T], reply: Reply) -> Classification[T]:
       the first answer is saved "regardless of whether it succeeds or fails", and
       https://github.com/stripe/stripe-mock/pull/77 reflects the key "like the real
       Stripe API"). What is decided before that layer, such as a 401, may not repeat it.
-      Such a refusal is not `confirmed`: it may be a late answer to another request on
+      Such a refusal is no `Proof`: it may be a late answer to another request on
       the same connection. It is believed if a second answer says the same and the
-      refund, as read, is not canceled. A limiter's needs no read.
+      refund, as read, is not canceled. A limiter's is believed also if the read fails.
 
     A no counts for the call only if no earlier attempt was ambiguous. The caller has to
     remember that.
@@ -207,7 +216,7 @@ def _answers(request: Request[Any], value: object) -> bool:
 def _classify_refusal(request: Request[Any], response: Response) -> Classification[Any]:
     status, headers = response.status, response.headers
     envelope = parse_envelope(response.body)
-    confirmed = True
+    proof = Proof.KEY
     if status >= 500 or status < 200 or status in _AMBIGUOUS_STATUSES:  # noqa: PLR2004 - server errors, or no final answer at all
         outcome, retry = Outcome.AMBIGUOUS, True
     elif request.method == "GET":
@@ -215,15 +224,17 @@ def _classify_refusal(request: Request[Any], response: Response) -> Classificati
     elif not is_from_stripe(response, envelope):
         outcome, retry = Outcome.AMBIGUOUS, status == 429  # noqa: PLR2004 - as above
     else:
-        confirmed = "Idempotency-Key" in headers
-        outcome, retry = Outcome.REFUSED, status == 429 or not confirmed  # noqa: PLR2004 - as above
+        if "Idempotency-Key" not in headers:
+            proof = Proof.NONE
+        retry = status == 429 or proof is Proof.NONE  # noqa: PLR2004 - as above
+        outcome = Outcome.REFUSED
     advised = headers.get("Stripe-Should-Retry")
     if advised in ("true", "false"):
         retry = advised == "true"
     if outcome is Outcome.AMBIGUOUS and is_replay(response):
         retry = False  # saved under the key: it will never change
     return Classification(
-        response, outcome, retry=retry, envelope=envelope, confirmed=confirmed
+        response, outcome, retry=retry, envelope=envelope, proof=proof
     )
 
 

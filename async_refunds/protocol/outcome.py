@@ -2,20 +2,28 @@
 
 The rows of the table are tried from the top. "Maybe sent" means that an attempt of this
 or an earlier call with the same key may have been executed without a clear answer; a
-refusal that is not `confirmed` counts as such unless the read is refused alike, and one
-that came twice counts as such if the read fails or finds the refund canceled.
+refusal without `Proof` counts as such unless the read is refused alike. One that came
+twice counts as such if the read fails or finds the refund canceled, and a limiter's
+only if it finds it canceled.
 
-| maybe sent | last answer to the cancel     | refund as read       | outcome          |
-|------------|-------------------------------|----------------------|------------------|
-| -          | 200, canceled                 | not read             | canceled         |
-| yes        | any                           | canceled             | canceled         |
-| yes        | any                           | succeeded, failed    | not_cancelable   |
-| yes        | any                           | other state, unread  | unknown          |
-| no         | 400 without code or parameter | canceled             | already_canceled |
-| no         | 400 without code or parameter | requires_action      | failed           |
-| no         | 400 without code or parameter | no status, unread    | failed           |
-| no         | 400 without code or parameter | any other state      | not_cancelable   |
-| no         | another refusal, or not sent  | not read             | failed           |
+| maybe sent | last answer to the cancel        | refund as read  | outcome          |
+|------------|----------------------------------|-----------------|------------------|
+| -          | 200, canceled                    | not read        | canceled         |
+| before     | 400 of its state, with our key   | canceled        | already_canceled |
+| yes        | any                              | canceled        | canceled         |
+| yes        | any                              | final otherwise | not_cancelable   |
+| yes        | any                              | not final, none | unknown          |
+| no         | 400 of its state                 | canceled        | already_canceled |
+| no         | 400 of its state                 | requires_action | failed           |
+| no         | 400 of its state                 | no status, none | failed           |
+| no         | 400 of its state                 | any other state | not_cancelable   |
+| no         | another refusal, or not sent     | not read        | failed           |
+
+"Before" is maybe sent by earlier calls or runs within a day, and by no attempt of this
+call. For a day Stripe gives its first answer to a key again and again
+(https://docs.stripe.com/api/idempotent_requests). So a 400 that repeats our key proves
+that no earlier request with it has canceled: it was somebody else. After a lost answer
+of this very call that would have happened within seconds, and is not believed.
 
 A refund in state ``pending`` is not final: the bank may return the money, the refund
 waits in ``requires_action`` again, and a lost request could still cancel it.
@@ -28,6 +36,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from async_refunds.errors import (
+    APIConnectionError,
     InvalidRequestError,
     OutcomeUnknownError,
     RefundNotCancelableError,
@@ -37,7 +46,7 @@ from async_refunds.errors import (
 )
 from async_refunds.results import CancelOutcome  # noqa: TC001 - a struct's field
 
-from .classification import Outcome, is_from_stripe
+from .classification import Outcome, Proof, is_from_stripe
 from .error_mapping import (
     describe_failure,
     error_for,
@@ -76,8 +85,7 @@ def needs_read(last: Classification[Refund], *, maybe_sent: bool) -> bool:
         maybe_sent
         or last.outcome is Outcome.AMBIGUOUS
         or last.is_state_refusal
-        or not last.confirmed
-        or last.repeated
+        or last.proof is not Proof.KEY
     )
 
 
@@ -87,6 +95,7 @@ def conclude(
     read: Classification[Refund] | None,
     *,
     maybe_sent: bool,
+    maybe_sent_before: bool = False,
     attempts: tuple[Attempt, ...],
     stopped: str | None = None,
 ) -> Conclusion:
@@ -97,29 +106,28 @@ def conclude(
         last: Its last attempt.
         read: The settling read, where `needs_read` asked for one.
         maybe_sent: Whether an attempt with this key may have been executed.
+        maybe_sent_before: Whether one of an earlier call may have been, and Stripe
+            certainly remembers what the key has done.
         attempts: Every attempt, the read's included.
         stopped: Why no further retry came.
     """
-    if (
-        not maybe_sent
-        and last.outcome is not Outcome.AMBIGUOUS
-        and (last.confirmed or _is_confirmed_by(last, read))
-        and (not last.repeated or _supports(last, read))
-    ):
-        return _conclude_no(request, last, read, attempts, stopped)
-    return _conclude_ambiguous(request, last, read, attempts, stopped)
+    refund = None if read is None else read.value
+    canceled = refund is not None and refund.status == "canceled"
+    if maybe_sent or last.outcome is Outcome.AMBIGUOUS:
+        is_no = False
+    elif maybe_sent_before:
+        is_no = last.is_state_refusal and last.proof is Proof.KEY and canceled
+    elif last.proof is Proof.KEY:
+        is_no = True
+    elif last.proof is Proof.TWICE and (refund is not None or last.limit is not None):
+        is_no = not canceled
+    else:
+        is_no = _is_refused_alike(last, read)
+    decide = _conclude_no if is_no else _conclude_ambiguous
+    return decide(request, last, read, attempts, stopped)
 
 
-def _supports(
-    last: Classification[Refund], read: Classification[Refund] | None
-) -> bool:
-    """Tell whether the read supports a refusal that came twice."""
-    if read is not None and read.value is not None:
-        return read.value.status != "canceled"
-    return _is_confirmed_by(last, read)
-
-
-def _is_confirmed_by(
+def _is_refused_alike(
     last: Classification[Refund], read: Classification[Refund] | None
 ) -> bool:
     """Tell whether Stripe refused the read for the same reason as the cancel."""
@@ -276,7 +284,11 @@ def conclude_expired_key(
 
 
 def conclude_interrupted(
-    request: Request[Refund], attempts: tuple[Attempt, ...], why: str
+    request: Request[Refund],
+    attempts: tuple[Attempt, ...],
+    why: str,
+    *,
+    maybe_sent: bool = True,
 ) -> Conclusion:
     """Return the conclusion of a call that ended before its outcome was known.
 
@@ -284,7 +296,23 @@ def conclude_interrupted(
         request: The cancel.
         attempts: Every attempt so far.
         why: What ended the call, such as ``"the call was interrupted"``.
+        maybe_sent: Whether an attempt with this key may have been executed.
     """
+    if not maybe_sent:
+        refused = any(
+            attempt.method == "POST" and attempt.status is not None
+            for attempt in attempts
+        )
+        when = "after Stripe had refused it" if refused else "before it was sent"
+        return Conclusion(
+            "failed",
+            error=APIConnectionError(
+                f"{subject(request)}: {why} {when}",
+                idempotency_key=request.idempotency_key,
+                attempts=attempts,
+            ),
+            settled=False,
+        )
     error = OutcomeUnknownError(
         f"{request.refund_id} may or may not be canceled: {why}; "
         + ask_again(request.idempotency_key),

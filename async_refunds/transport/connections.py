@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 from collections import deque
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import msgspec
@@ -39,21 +39,34 @@ _MAX_TRIES = 3
 
 
 class SendEvidence(msgspec.Struct, eq=False):
-    """Whether the current attempt has got a connection to send on.
+    """Whether an attempt has got a connection to send on.
 
     Whatever goes wrong before that sends nothing: a resolver, a thread that cannot be
     started, a tracing callback.
     """
 
+    requested: bool = False
+    """Whether aiohttp has got the request."""
     started: bool = False
     """Whether aiohttp has begun to look for a connection."""
     protocol: ResponseHandler | None = None
     """Of the connection, once there is one."""
+    key_generation: int = 0
+    """Of the API key in the request, which may change while it waits to be sent."""
 
     @property
     def sent(self) -> bool:
         """Whether anything of the request may have gone out."""
         return self.protocol is not None
+
+    @property
+    def maybe_sent(self) -> bool:
+        """The same, also of an attempt whose end nobody saw.
+
+        Canned answers in place of aiohttp's sending start nothing, and may mean
+        anything.
+        """
+        return self.protocol is not None or (self.requested and not self.started)
 
     def abandon_connection(self) -> None:
         """Keep the connection from being used again."""
@@ -207,3 +220,17 @@ def is_cancelled() -> bool:
     """Tell whether the current task has been cancelled."""
     task = asyncio.current_task()
     return task is None or task.cancelling() > 0
+
+
+def closes_coroutine(error: BaseException, task: asyncio.Task[Any] | None) -> bool:
+    """Tell whether an exception is a `GeneratorExit` that closes a coroutine of a task.
+
+    A task raises none at its own coroutine: that one comes from somebody's callback,
+    and the coroutine may go on.
+    """
+    if not isinstance(error, GeneratorExit):
+        return False
+    try:
+        return asyncio.current_task() is not task
+    except RuntimeError:  # there is no event loop any more
+        return True

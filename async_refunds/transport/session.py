@@ -25,6 +25,7 @@ from .connections import (
     FreshConnector,
     SendEvidence,
     SendTracker,
+    closes_coroutine,
     is_cancelled,
     send_evidence,
 )
@@ -105,6 +106,8 @@ class Session:
             own[AUTHORIZATION] = authorization(api_key)
         self._own_headers: Mapping[str, str] = own if self._owned else {}
         self._request_headers: dict[str, str] = {} if self._owned else own
+        self.key_generation = 0
+        """How often the API key has changed."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._deadlines: Deadlines | None = None
         self._limiter: ConnectionLimiter | None = None
@@ -170,8 +173,19 @@ class Session:
     def set_api_key(self, api_key: str) -> None:
         """Send another API key from now on."""
         self._request_headers[AUTHORIZATION] = authorization(api_key)
+        self.key_generation += 1
 
-    async def send(self, request: Request[Any], seconds: float, now: float) -> Reply:
+    def new_evidence(self) -> SendEvidence:
+        """Return what `send` fills in, which tells also of an attempt cut short."""
+        return SendEvidence() if self._owned else SendTracker()
+
+    async def send(
+        self,
+        request: Request[Any],
+        seconds: float,
+        now: float,
+        evidence: SendEvidence,
+    ) -> Reply:
         """Send once and return what came back, within so many seconds from now.
 
         The wait for a connection may take half of them, so that a request that is sent
@@ -190,13 +204,14 @@ class Session:
                 waited = await limiter.acquire(connect_seconds, now)
             except TimeoutError:
                 return NO_CONNECTION_FREE
-        tracker = None if self._owned else SendTracker()
-        evidence = SendEvidence() if tracker is None else tracker
+        task = asyncio.current_task()
         send_evidence.set(evidence)
         try:
             if self._closed or (not self._owned and session.closed):
                 return CLOSED
             with deadlines.start(seconds - waited, now + waited):
+                evidence.key_generation = self.key_generation
+                evidence.requested = True
                 response = await session.request(
                     request.method,
                     self._url_of(request),
@@ -206,7 +221,9 @@ class Session:
                     raise_for_status=False,
                     auto_decompress=True,
                     timeout=self._timeout_of(connect_seconds - waited),
-                    middlewares=() if tracker is None else (tracker,),
+                    middlewares=(evidence,)
+                    if isinstance(evidence, SendTracker)
+                    else (),
                 )
                 try:
                     content = response.content
@@ -222,7 +239,11 @@ class Session:
                     # less is closed.
                     if response.connection is not None:
                         response.close()
-        except BaseException as error:  # noqa: BLE001 - nearly every one is a failure
+        except BaseException as error:
+            if isinstance(error, (KeyboardInterrupt, SystemExit)) or closes_coroutine(
+                error, task
+            ):
+                raise  # meant for the process, or for the coroutine itself
             return _failed(error, evidence, waited)
         finally:
             # First without a call: a nearly full stack may have no room for one.
@@ -328,8 +349,6 @@ def _connect_within(seconds: float) -> aiohttp.ClientTimeout:
 def _failed(
     error: BaseException, evidence: SendEvidence, waited: float
 ) -> TransportFailure:
-    if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
-        raise error  # meant for the process, or for the coroutine itself
     sent = evidence.sent
     if isinstance(error, asyncio.CancelledError):
         if is_cancelled():

@@ -23,7 +23,7 @@ ROOMS: dict[str, set[str]] = {
     "cli": {"batch", "client", "emulator", "journal", "protocol", "results", "retry"}
     | {"errors", "models", "version"},
     "integrations": {"models", "version"},
-    "batch": {"client", "call", "journal", "retry", "protocol", "results"}
+    "batch": {"telemetry", "client", "call", "journal", "retry", "protocol", "results"}
     | {"errors", "models"},
     "client": {"call", "credentials", "telemetry", "transport", "retry", "protocol"}
     | {"errors", "models", "version"},

@@ -206,7 +206,7 @@ def _judge_result(world: World, result: CancelResult) -> None:
     elif outcome == "unknown":
         if not key:
             world.report.add("told unknown without a key", f"{result}")
-        if not world.sendable:
+        if not world.may_have_sent(result.refund_id, key):
             world.report.add("never sent, told unknown", f"{result}")
     elif outcome in ("already_canceled", "not_cancelable", "failed") and mine:
         # The second one of the same id is right: the first one canceled it.

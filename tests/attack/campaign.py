@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import sys
 import time
 from collections import Counter
@@ -110,12 +111,12 @@ class Summary:
 
 def played(kind: str, script: Script, seed: str) -> Report:
     """Play one script, alone in an event loop of its own."""
-    with _runner() as runner:
+    with _runner(logging.DEBUG) as runner:
         return runner.run(_PLAYS[kind](script, seed))
 
 
 @contextmanager
-def _runner() -> Generator[asyncio.Runner]:
+def _runner(log_level: int) -> Generator[asyncio.Runner]:
     """Give a loop on virtual time, with chance fixed and the log searched."""
     shown = sys.unraisablehook
     # A full stack is also full for what aiohttp's own `__del__` does.
@@ -124,7 +125,7 @@ def _runner() -> Generator[asyncio.Runner]:
         with (
             asyncio.Runner(loop_factory=_quiet_loop) as runner,
             fixed_chance(),
-            watched_log(),
+            watched_log(log_level),
         ):
             yield runner
             gc.collect()
@@ -146,6 +147,7 @@ def attack(
     *,
     without: Collection[str] = (),
     crowd: int = 16,
+    log_level: int = logging.DEBUG,
 ) -> Summary:
     """Play the cases of a seed.
 
@@ -155,6 +157,7 @@ def attack(
         numbers: Which cases.
         without: Acts and options to leave out.
         crowd: How many are played at a time.
+        log_level: Of the records that are searched for secrets.
     """
     summary = Summary()
     began = time.perf_counter()
@@ -175,7 +178,7 @@ def attack(
         for ended in asyncio.as_completed(workers):
             await ended
 
-    with _runner() as runner:
+    with _runner(log_level) as runner:
         runner.run(main())
     summary.seconds = time.perf_counter() - began
     return summary

@@ -60,6 +60,8 @@ class Server:
     requests: int = 0
     misplaced: int = 0
     """Answers that nobody asked for."""
+    hung_up: bool = False
+    """Whether it ended a connection, or listens no more."""
     faults: list[str] = field(default_factory=list[str])
     """What the client sent that no client should."""
     lines: list[str] = field(default_factory=list[str])
@@ -94,6 +96,7 @@ class Server:
 
     def deafen(self) -> None:
         """Refuse connections from now on, and keep those there are."""
+        self.hung_up = True
         if self._listener is not None:
             self._listener.close()
 
@@ -247,6 +250,7 @@ class _Connection(asyncio.Protocol):
 
     def end(self, how: End) -> None:
         """End the connection, or hold it without a word."""
+        self._server.hung_up = True
         if how is End.RST:
             found = self._transport.get_extra_info("socket")
             if found is not None and not self._transport.is_closing():

@@ -112,12 +112,12 @@ class LeakFinder(logging.Handler):
 
 
 @contextmanager
-def watched_log() -> Generator[None]:
-    """Look at all that the package logs, and show none of it."""
+def watched_log(least: int) -> Generator[None]:
+    """Look at what the package logs from a level on, and show none of it."""
     logger = logging.getLogger("async_refunds")
     finder, level, passes_on = LeakFinder(), logger.level, logger.propagate
     logger.addHandler(finder)
-    logger.setLevel(logging.DEBUG)
+    logger.setLevel(least)
     logger.propagate = False
     try:
         yield
@@ -151,6 +151,13 @@ _EVENTS = (
     *("on_connection_create_end", "on_connection_reuseconn"),
     *("on_request_headers_sent", "on_request_end", "on_response_chunk_received"),
 )
+# An exception there may come before anything is sent or after: it looks like a canned
+# answer, or there is a connection already.
+_DOUBTFUL = frozenset({"on_request_start", "on_request_headers_sent"})
+
+
+def _event(value: float) -> str:
+    return _EVENTS[int(value) % len(_EVENTS)]
 
 
 def _trace(value: float) -> aiohttp.TraceConfig:
@@ -159,7 +166,7 @@ def _trace(value: float) -> aiohttp.TraceConfig:
     async def raising(*_: object) -> None:
         raise _raising(value // len(_EVENTS))
 
-    getattr(config, _EVENTS[int(value) % len(_EVENTS)]).append(raising)
+    getattr(config, _event(value)).append(raising)
     return config
 
 
@@ -201,8 +208,15 @@ class World:
     refunds: RefundsClient
     report: Report
     options: dict[str, Any]
-    sendable: bool
-    """Whether anything of a request could ever leave the client."""
+
+    def may_have_sent(self, name: str, key: str | None) -> bool:
+        """Tell whether a cancel of a refund with this key may have left the client."""
+        if key in self.books.keys(name):
+            return True
+        # A connection that was hung up loses what is sent on it.
+        return self.server.hung_up or (
+            "trace" in self.options and _event(self.options["trace"]) in _DOUBTFUL
+        )
 
 
 @asynccontextmanager
@@ -237,10 +251,8 @@ async def opened(script: Script, seed: str) -> AsyncGenerator[World]:
         attempt_timeout=options.get("attempt_timeout", 30.0),
         on_attempt=_hook(options.get("hook", 0)),
     )
-    deaf = options.get("deaf_until", 0.0)
-    sendable = deaf < DEADLINE and "resolver" not in options
     try:
-        yield World(server, books, refunds, report, options, sendable)
+        yield World(server, books, refunds, report, options)
     finally:
         await _close(refunds, report)
         if session is not None:

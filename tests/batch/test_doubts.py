@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import aiohttp
 import pytest
 
 from async_refunds import CancelResult, RetryPolicy, cancel_many
-from async_refunds.journal import Run, SqliteJournal
+from async_refunds.journal import MemoryJournal, Run, SqliteJournal
 from async_refunds.results import CancelRequest
-from tests.support.scripted import RE, answer, refund_json, refusal, scripted, seen
+from tests.support.scripted import RE, Act, answer, refund_json, refusal, scripted, seen
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -61,6 +62,79 @@ async def test_doubtful_refusal_is_remembered_by_the_next_call_of_a_batch(
     assert result.outcome == "unknown"
 
 
+REPLAY = answer(headers={"Request-Id": "req_1", "Idempotent-Replayed": "true"})
+"""Of the answer that was lost."""
+REFUSALS: dict[str, tuple[Act, str]] = {
+    # Stripe repeats its first answer to a key: had the lost request canceled, it would
+    # be that one.
+    "a refusal to the key": (refusal(400), "already_canceled"),
+    "repeated": (refusal(400, {"Idempotent-Replayed": "true"}), "already_canceled"),
+    "a refusal to whom": (refusal(400, echo=False), "canceled"),
+    "a refusal of a parameter": (refusal(400, code="parameter_unknown"), "canceled"),
+    "a refusal of the key": (refusal(401), "canceled"),
+    "the answer that was lost": (REPLAY, "canceled"),
+}
+
+
+@pytest.mark.parametrize(("act", "told"), REFUSALS.values(), ids=REFUSALS.keys())
+async def test_refund_found_canceled_by_a_later_run_is_credited_by_what_is_proven(
+    act: Act, told: str
+) -> None:
+    policy, failing = RetryPolicy(max_retries=0), answer(500, b"")
+    journal = MemoryJournal()
+    async with (
+        scripted("reset", act, reads=[failing, seen("canceled")]) as server,
+        server.client(retry=policy) as refunds,
+    ):
+        outcomes = [
+            (await only(cancel_many(refunds, [RE], journal=journal, patience=0.01)))
+            for _ in range(2)
+        ]
+    assert [result.outcome for result in outcomes] == ["unknown", told]
+    assert len(server.cancel_keys) == 1
+
+
+@pytest.mark.parametrize(
+    ("hours", "told"), [((2, 1, 0), "already_canceled"), ((30, 1, 0), "canceled")]
+)
+async def test_refusal_to_a_key_that_stripe_may_have_forgotten_proves_nothing(
+    hours: tuple[float, ...], told: str
+) -> None:
+    """Of three runs, the first one sent the key and the second was killed early."""
+    passed = [3600 * each for each in hours]
+    journal = MemoryJournal(clock=lambda: time.time() - passed[0])
+    policy, failing = RetryPolicy(max_retries=0), answer(500, b"")
+    async with (
+        scripted("reset", refusal(400), reads=[failing, seen("canceled")]) as server,
+        server.client(retry=policy) as refunds,
+    ):
+        first = cancel_many(refunds, [RE], journal=journal, patience=0.01)
+        assert (await only(first)).outcome == "unknown"
+        passed.pop(0)
+        journal.begin()
+        await journal.claim(None, 1)
+        journal.end()
+        passed.pop(0)
+        last = cancel_many(refunds, [RE], journal=journal, patience=0.01)
+        assert (await only(last)).outcome == told
+    assert len(server.cancel_keys) == 1
+
+
+@pytest.mark.parametrize("state", ["requires_action", "pending"])
+async def test_refund_that_a_later_run_finds_open_after_a_refusal_stays_unknown(
+    state: str,
+) -> None:
+    policy, failing = RetryPolicy(max_retries=0), answer(500, b"")
+    journal = MemoryJournal()
+    async with (
+        scripted("reset", refusal(400), reads=[failing, seen(state)]) as server,
+        server.client(retry=policy) as refunds,
+    ):
+        for _ in range(2):
+            results = cancel_many(refunds, [RE], journal=journal, patience=0.01)
+            assert (await only(results)).outcome == "unknown"
+
+
 async def test_id_that_comes_again_after_an_unknown_outcome_has_the_same_key() -> None:
     first = asyncio.Event()
 
@@ -71,7 +145,7 @@ async def test_id_that_comes_again_after_an_unknown_outcome_has_the_same_key() -
 
     policy, failing = RetryPolicy(max_retries=0), answer(500, b"")
     async with (
-        scripted("reset", refusal(400), reads=[failing, seen("canceled")]) as server,
+        scripted("reset", REPLAY, reads=[failing]) as server,
         server.client(retry=policy) as refunds,
     ):
         found: list[CancelResult] = []

@@ -14,10 +14,13 @@ from async_refunds import CancelResult, cancel_many
 from async_refunds.batch import Batch
 from async_refunds.emulator import Emulator
 from async_refunds.journal import MemoryJournal
-from tests.support.batches import client, emulator
+from tests.support.batches import asked, client, emulator
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+
+    from aiohttp.connector import Connection
+    from aiohttp.tracing import Trace
 
     from async_refunds import CancelRequest
     from async_refunds.journal import Claim
@@ -341,8 +344,9 @@ async def test_batch_that_is_closed_waits_for_no_disk_that_hangs(
     stripe = emulator()
     ids = stripe.seed_refunds(200)
     loop = asyncio.get_running_loop()
+    journal = Stuck(method)
     async with client(stripe) as refunds:
-        batch = Batch(refunds, ids, journal=Stuck(method), concurrency=4, rate=20)
+        batch = Batch(refunds, ids, journal=journal, concurrency=4, rate=20)
         results = batch.results()
         if method == "settle":
             running = asyncio.create_task(anext(results))
@@ -366,6 +370,47 @@ async def test_batch_that_is_closed_waits_for_no_disk_that_hangs(
             assert f"{refund_id}: canceled, which nobody waited for" in caplog.text
     assert "the journal did not answer" in caplog.text
     assert not inner_tasks()
+    if method == "settle":  # what was claimed ahead was given back
+        journal.begin()
+        claims = await journal.claim(None, len(ids))
+        maybe_sent = {claim.refund_id for claim in claims if claim.maybe_sent}
+        assert maybe_sent == {each for each in ids if asked(stripe, each)}
+
+
+@pytest.mark.parametrize("after", [0.1, 3.0], ids=["first attempt", "between retries"])
+async def test_batch_that_is_interrupted_before_it_could_send_leaves_nothing_unknown(
+    after: float,
+) -> None:
+    class Refusing(aiohttp.TCPConnector):
+        """Takes its time to find nobody."""
+
+        async def connect(
+            self,
+            req: aiohttp.ClientRequest,
+            traces: list[Trace],
+            timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own argument
+        ) -> Connection:
+            await asyncio.sleep(1.0)
+            raise aiohttp.ClientConnectorError(req.connection_key, OSError(111, "no"))
+
+    stripe, journal = emulator(), MemoryJournal()
+    ids = stripe.seed_refunds(4)
+    async with (
+        aiohttp.ClientSession(connector=Refusing()) as session,
+        client(stripe, session=session) as refunds,
+    ):
+        batch = Batch(refunds, ids, journal=journal, concurrency=3)
+        asyncio.get_running_loop().call_later(after, batch.interrupt)
+        found = [result async for result in batch.results()]
+    tried = [] if after < 1.0 else ids[:3]
+    assert {result.refund_id for result in found} == set(tried)
+    for result in found:
+        assert result.outcome == "failed"
+        assert "before it was sent" in str(result.error)
+    journal.begin()
+    claims = await journal.claim(None, 10)
+    assert len(claims) == len(ids) - len(tried)
+    assert not any(claim.maybe_sent for claim in claims)
 
 
 class BadInput:

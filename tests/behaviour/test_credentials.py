@@ -169,6 +169,10 @@ def raises() -> str:
     raise LookupError(f"the vault is shut: {OLD}")
 
 
+def leaves() -> str:
+    raise GeneratorExit
+
+
 async def raises_later() -> str:
     secret = OLD
     raise LookupError(f"the vault is shut: {secret}")
@@ -177,6 +181,7 @@ async def raises_later() -> str:
 WRONG: dict[str, Callable[[], Any]] = {
     "raises": raises,
     "raises later": raises_later,
+    "raises what closes a coroutine": leaves,
     "None": lambda: None,
     "bytes": OLD.encode,
     "publishable": lambda: "pk_test_CANARYpublic",
@@ -212,6 +217,22 @@ async def test_provider_that_gives_no_key_sends_nothing_and_shows_nothing(
         ("failed", "AuthenticationError")
     ]
     assert caught.value.idempotency_key == records[0].idempotency_key
+
+
+async def test_key_that_changed_while_a_call_waited_to_send_is_renewed() -> None:
+    """The last of 101 calls, for which the pool has no connection free at first."""
+    vault = Vault(OLD, "sk_test_CANARYmiddle", NEW)
+    async with (
+        served(Rotating()) as server,
+        server.client(api_key=vault.provide) as refunds,
+    ):
+        await refunds.cancel(RE)
+        server.key = NEW
+        calls = [asyncio.create_task(refunds.cancel(RE)) for _ in range(101)]
+        await asyncio.wait(calls)
+        assert isinstance(calls[0].exception(), AuthenticationError)
+        assert (await calls[-1]).status == "canceled"
+    assert vault.asked == 3
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])

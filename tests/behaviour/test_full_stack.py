@@ -8,15 +8,17 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import pytest
 
 from async_refunds import (
     CallRecord,
     OutcomeUnknownError,
+    RefundsClient,
     RefundsError,
     RetryBudget,
 )
-from tests.support.scripted import CANCELED, RE, Act, refusal, scripted, seen
+from tests.support.scripted import CANCELED, KEY, RE, Act, refusal, scripted, seen
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -125,6 +127,15 @@ async def test_full_stack_is_never_a_bare_error_once_something_was_sent(
     assert 0 < found["RecursionError", False] < 20
 
 
+async def test_full_stack_where_nobody_listens_has_sent_nothing() -> None:
+    most = await deepest()
+    found: Counter[str] = Counter()
+    async with RefundsClient(KEY, base_url="http://127.0.0.1:1") as refunds:
+        for free in range(FRAMES):
+            found[await told_by(nested(most - free, refunds.cancel, RE))] += 1
+    assert set(found) == {"APIConnectionError", "RecursionError"}
+
+
 class BrokenBudget(RetryBudget):
     """Raises as soon as an attempt has ended."""
 
@@ -150,6 +161,25 @@ async def test_error_of_our_own_after_the_answer_hides_no_cancel(
         server.client(retry_budget=BrokenBudget()) as refunds,
     ):
         assert await told_by(refunds.cancel(RE)) == told
+
+
+@pytest.mark.parametrize("method", ["cancel", "retrieve"])
+async def test_full_stack_leaves_no_other_call_asleep(method: str) -> None:
+    """Which waits in the pool for the connection that the deep one gives back."""
+    most = await deepest()
+    connector = aiohttp.TCPConnector(limit=1)
+    async with (
+        scripted(CANCELED, reads=[seen("canceled")]) as server,
+        aiohttp.ClientSession(connector=connector) as session,
+    ):
+        refunds = server.client(session=session)
+        for free in range(FRAMES):
+            deep = nested(most - free, getattr(refunds, method), RE)
+            first = asyncio.create_task(told_by(deep))
+            await asyncio.sleep(0)
+            async with asyncio.timeout(300):
+                assert (await refunds.cancel(RE)).status == "canceled"
+                await first
 
 
 async def test_full_stack_at_a_read_is_an_error_of_ours() -> None:

@@ -258,11 +258,58 @@ async def test_refusals_that_the_refund_contradicts_are_not_believed(
 LIMITED_SILENTLY = refusal(429, echo=False, code="rate_limit")
 
 
-async def test_limit_is_believed_if_it_comes_twice_and_retried_all_the_same() -> None:
-    async with scripted(LIMITED_SILENTLY) as server, server.client() as refunds:
-        with pytest.raises(RateLimitError):
-            await refunds.cancel(RE)
-    assert server.methods() == "POST POST POST POST"
+@pytest.mark.parametrize(
+    ("read", "told"),
+    [
+        (seen("canceled"), None),
+        (WAITING, RateLimitError),
+        (LIMITED_SILENTLY, RateLimitError),
+        (HTML, RateLimitError),
+    ],
+    ids=["canceled", "waiting", "limited too", "a proxy's page"],
+)
+async def test_limit_is_believed_if_it_comes_twice_unless_one_read_contradicts_it(
+    read: bytes, told: type[RefundsError] | None
+) -> None:
+    async with (
+        scripted(LIMITED_SILENTLY, reads=[read]) as server,
+        server.client() as refunds,
+    ):
+        if told is None:
+            assert (await refunds.cancel(RE)).status == "canceled"
+        else:
+            with pytest.raises(told):
+                await refunds.cancel(RE)
+    assert server.methods() == "POST POST POST POST GET"
+
+
+PROXY_LIMITS: dict[str, bytes] = {
+    "page": b"Server: nginx\r\nContent-Length: 12\r\n\r\n<h1>429</h1>",
+    "gateway": b"Retry-After: 1\r\nKong-Request-Id: 1f\r\nContent-Length: 37\r\n\r\n"
+    b'{"message":"API rate limit exceeded"}',
+    "object without a name": b"Content-Length: 37\r\n\r\n"
+    b'{"error":{"type":"rate_limit_error"}}',
+    "named, without an object": b"Request-Id: req_1\r\nContent-Length: 0\r\n\r\n",
+}
+"""As they come over the wire, in place of the answer to a cancel that was executed."""
+
+
+@pytest.mark.parametrize("act", PROXY_LIMITS.values(), ids=PROXY_LIMITS.keys())
+@pytest.mark.parametrize("read", ["canceled", "requires_action", "limited"])
+async def test_limit_of_a_proxy_is_never_a_no_however_often_it_comes(
+    act: bytes, read: str
+) -> None:
+    act = b"HTTP/1.1 429 Too Many Requests\r\n" + act
+    async with (
+        scripted(act, reads=[act if read == "limited" else seen(read)]) as server,
+        server.client() as refunds,
+    ):
+        if read == "canceled":
+            assert (await refunds.cancel(RE)).status == "canceled"
+        else:
+            with pytest.raises(OutcomeUnknownError):
+                await refunds.cancel(RE)
+    assert server.methods().startswith("POST POST POST POST GET")
 
 
 @pytest.mark.parametrize("state", ["canceled", "requires_action", "limited"])

@@ -17,6 +17,7 @@ from async_refunds import (
     RefundsError,
     __version__,
 )
+from async_refunds.transport.connections import closes_coroutine
 from tests.support.scripted import (
     CANCELED,
     KEY,
@@ -243,7 +244,7 @@ class Outrage(BaseException):
     """No `Exception`, as what `pytest.fail` raises."""
 
 
-@pytest.mark.parametrize("error", [LookupError, Outrage])
+@pytest.mark.parametrize("error", [LookupError, Outrage, GeneratorExit])
 async def test_tracing_that_raises_is_an_unknown_outcome_not_a_foreign_error(
     error: type[BaseException],
 ) -> None:
@@ -260,6 +261,47 @@ async def test_tracing_that_raises_is_an_unknown_outcome_not_a_foreign_error(
         words = f"{error.__name__}: the tracing's"
         with pytest.raises(OutcomeUnknownError, match=words):
             await server.client(session=session).cancel(RE)
+
+
+@pytest.mark.parametrize("error", [LookupError, Outrage, GeneratorExit])
+async def test_tracing_that_raises_without_a_connection_sends_nothing(
+    error: type[BaseException],
+) -> None:
+    config = aiohttp.TraceConfig()
+
+    async def trace(*_: object) -> None:
+        raise error("the tracing's own")
+
+    config.on_connection_create_start.append(trace)
+    async with (
+        aiohttp.ClientSession(trace_configs=[config]) as session,
+        scripted(CANCELED) as server,
+    ):
+        with pytest.raises(APIConnectionError, match=error.__name__):
+            await server.client(session=session).cancel(RE)
+    assert not server.received
+
+
+async def test_coroutine_that_is_closed_in_the_middle_of_a_call_ends_there(
+    session: aiohttp.ClientSession | None,
+) -> None:
+    """As a task is that its event loop has left behind."""
+    async with scripted("stall") as server, server.client(session=session) as refunds:
+        call = refunds.cancel(RE)
+        task = asyncio.create_task(call)
+        await server.received_at_least(1)
+        call.close()
+        assert refunds.calls_in_progress == refunds.connections_in_use == 0
+        task.cancel()
+        with pytest.raises(RuntimeError, match="already awaited"):
+            await task
+    assert server.methods() == "POST"
+
+
+def test_coroutine_that_outlives_its_event_loop_is_closed_and_not_a_failure() -> None:
+    """As the garbage collector does when no event loop is running any more."""
+    assert closes_coroutine(GeneratorExit(), None)
+    assert not closes_coroutine(asyncio.CancelledError(), None)
 
 
 async def test_closed_client_says_so_before_anything_is_sent() -> None:

@@ -166,12 +166,13 @@ class Items:
         for item in map(self._checked, rows):
             maybe_sent = bool(item.maybe_sent)
             if maybe_sent:
-                claims.append(_claim_of(item, maybe_sent=True))
+                # No key of a run is older than the run.
+                claims.append(_claim_of(item, unused_until=self._state.created_at))
                 # It is about to be sent again: that is what its age counts from.
                 item.key_created_at = now
             else:
                 self._rekey(item, now)
-                claims.append(_claim_of(item, maybe_sent=False))
+                claims.append(_claim_of(item))
             keyed.append(item)
             self._claimed[item.number] = item
         self._write(db, keyed, _KEY, _key_of)
@@ -186,7 +187,7 @@ class Items:
             )
         self._rekey(item, self._clock())
         self._write(db, [item], _KEY, _key_of)
-        return _claim_of(item, maybe_sent=False)
+        return _claim_of(item)
 
     def give_back(self, db: sqlite3.Connection, claims: Sequence[Claim]) -> None:
         """Take back items that were never sent."""
@@ -272,7 +273,8 @@ class Items:
         db.executemany(statement, map(values_of, items))
 
 
-def _claim_of(item: Item, *, maybe_sent: bool) -> Claim:
+def _claim_of(item: Item, *, unused_until: float | None = None) -> Claim:
+    """Return the claim of an item, whose key may have been sent since a time or not."""
     # An item that may have been sent, or that got a key just now, has one.
     assert item.idempotency_key is not None  # noqa: S101
     assert item.key_created_at is not None  # noqa: S101
@@ -282,5 +284,8 @@ def _claim_of(item: Item, *, maybe_sent: bool) -> Claim:
         item.stripe_account,
         item.idempotency_key,
         item.key_created_at,
-        maybe_sent=maybe_sent,
+        maybe_sent=unused_until is not None,
+        key_unused_until=(
+            item.key_created_at if unused_until is None else unused_until
+        ),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +53,8 @@ def migrate(db: sqlite3.Connection, place: str) -> None:
         JournalError: It is damaged.
         sqlite3.Error: The same, or it cannot be read and written.
     """
-    state = RunState.begin(read_run(db, place), time.time())
+    # Version 1 did not keep when its keys were used first.
+    state = RunState.begin(read_run(db, place), 0.0)
     for name, statement in TABLES.items():
         if "INDEX" in statement:
             db.execute(f"DROP INDEX {name}")

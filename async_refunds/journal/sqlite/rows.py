@@ -197,6 +197,7 @@ class RunState(msgspec.Struct):
     seed: bytes
     """Of the keys."""
     created_at: float
+    """Unix seconds: no key is older. 0 if that is not known."""
     derivation: int = DERIVATION
     commits: int = 0
     """How many changed the file. Of two states the one with more is the later one."""
