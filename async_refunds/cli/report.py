@@ -101,7 +101,7 @@ def _show(output: Output, run: RunReport, reader: JournalReader) -> None:
     if run.going_on:
         output.say(f"{run.name} is in use: its run is going on")
     output.text(outcome_table(run.outcomes, run.resume))
-    output.text(money_lines(run.sums, run.counts))
+    output.text(money_lines(run.sums.amounts, run.sums.counts))
     if run.requests:
         output.text([effort(run.requests, run.rate_limited, run.seconds)])
     shown = 0
