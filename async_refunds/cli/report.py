@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,7 +21,7 @@ from .output import Output, os_reason, refuse
 from .report_data import RunReport, effort, money_lines
 from .report_html import html_page
 from .summary import exit_code, outcome_table
-from .tables import printable
+from .tables import printable, utc
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -149,6 +148,6 @@ def _cell(row: dict[str, object], name: str) -> str:
         # A thousands separator would make text of it.
         return in_major_units(value, str(row["currency"])).replace(",", "")
     if name in ("created", "known_at") and isinstance(value, (int, float)):
-        return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M:%S}"
+        return utc(value, "%Y-%m-%d %H:%M:%S")
     text = printable(str(value))  # a line of the file stays one line
     return f"'{text}" if text.startswith(_FORMULA) else text

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from async_refunds.results import CANCELED
+
+from .tables import utc
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -95,4 +97,4 @@ def _seconds(step: float) -> str:
 
 
 def _clock(seconds: float) -> str:
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return utc(seconds, "%Y-%m-%d %H:%M:%S UTC")
