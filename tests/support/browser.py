@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from playwright.async_api import Browser
 
+# A name that an attacker gives the address of this machine (DNS rebinding).
+REBOUND = "evil.example"
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, _NAMES)), None)
 
@@ -28,7 +30,10 @@ needs_browser = pytest.mark.skipif(
 async def started() -> AsyncGenerator[Browser]:
     """Start the browser, without a window."""
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM)
+        browser = await playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=[f"--host-resolver-rules=MAP {REBOUND} 127.0.0.1"],
+        )
         try:
             yield browser
         finally:
