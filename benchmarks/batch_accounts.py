@@ -1,8 +1,8 @@
 """What a batch over many accounts does in a second: the part ``accounts``.
 
 As a program: a batch in a process of its own. Arguments: base URL, journal (``-`` for
-none), accounts, requests a second of each, seconds. Prints one line of JSON, a
-`Throughput`.
+none), accounts, requests a second of each, seconds that the input lasts. Prints one
+line of JSON, a `Throughput`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,12 @@ WORK = ((1, 10_000.0), (100, 25.0), (1000, 25.0))
 """Accounts, and the requests a second that each may send."""
 
 
+_MOST = 4000.0
+"""Items a second that the input is made for, where the limit would allow more."""
+
+
 class Throughput(msgspec.Struct, frozen=True):
-    """What a child did after its first second."""
+    """What a child did in a whole run, the reading of the input included."""
 
     items: int
     seconds: float
@@ -47,38 +51,31 @@ class Throughput(msgspec.Struct, frozen=True):
         return self.items / self.seconds
 
 
-def requests(accounts: int) -> Iterator[CancelRequest]:
-    """Yield refunds of each account in turn, without end."""
-    for number in count():
+def requests(accounts: int, items: int) -> Iterator[CancelRequest]:
+    """Yield refunds of each account in turn."""
+    for number in range(items):
         yield CancelRequest(f"re_{number:024d}", f"acct_{number % accounts:05d}")
 
 
 async def run(
     base_url: str, journal: str | None, accounts: int, rate: float, seconds: float
 ) -> Throughput:
-    """Cancel for a while, and measure after the first second."""
+    """Cancel what the limit lets through in so many seconds."""
+    items = int(min(accounts * rate, _MOST) * seconds)
     async with RefundsClient(KEY, base_url=base_url) as refunds:
+        began, cpu = time.perf_counter(), time.process_time()
         batch = Batch(
             refunds,
-            requests(accounts),
+            requests(accounts, items),
             journal=journal,
             concurrency=CONCURRENCY,
             rate=rate,
         )
-        items, began, cpu = 0, time.perf_counter(), 0.0
-        measured_from: float | None = None
-        found: Throughput | None = None
+        canceled = 0
         async for result in batch.results():
-            now = time.perf_counter()
-            if measured_from is None and now - began > 1.0:
-                measured_from, items, cpu = now, 0, time.process_time()
-            items += result.outcome == "canceled"
-            if measured_from is not None and found is None and now - began > seconds:
-                spent = time.process_time() - cpu
-                found = Throughput(items, now - measured_from, spent)
-                batch.stop()
-    assert found is not None  # noqa: S101 - the input has no end
-    return found
+            canceled += result.outcome == "canceled"
+        seconds = time.perf_counter() - began
+        return Throughput(canceled, seconds, time.process_time() - cpu)
 
 
 def measured(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import selectors
 from typing import TYPE_CHECKING
 
@@ -65,3 +66,8 @@ def pytest_asyncio_loop_factories(
     if marker is not None and "loop_factories" in marker.kwargs:
         return {"fake": JumpingEventLoop, "real": asyncio.SelectorEventLoop}
     return {"fake": JumpingEventLoop}
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Run two tests per processor: many wait for another process, or for a lock."""
+    return 2 * (os.cpu_count() or 1)

@@ -21,7 +21,7 @@ from async_refunds.protocol.classification import (
 from async_refunds.protocol.requests import Response
 
 from .charge_locks import ChargeLocks
-from .endpoint import Endpoint
+from .endpoint import Endpoint, Outage
 from .item import Item
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ class AccountQueue:
         self._cancels = Endpoint(new_pace(), clock, lambda: self._under_way)
         self._reads = Endpoint(new_pace(), clock, lambda: self._under_way)
         self._closed_by: Classification[Any] | None = None
+        self._closed_until = math.inf
         self._refused: set[tuple[int, int]] = set()  # since a cancel was not refused
         self._has_answered = False
         self._charge_locks = ChargeLocks()
@@ -91,8 +92,20 @@ class AccountQueue:
 
     @property
     def closed_by(self) -> Classification[Any] | None:
-        """The reply after which nothing of this account can be canceled any more."""
+        """The reply after which nothing of this account can be canceled for now."""
+        if self._closed_until <= self._clock():
+            self._reopen()
         return self._closed_by
+
+    @property
+    def outage(self) -> Outage | None:
+        """The failures of cancels since the last one that did not fail."""
+        return self._cancels.outage
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the journal has no more of it for now."""
+        return self._exhausted
 
     @property
     def empty(self) -> bool:
@@ -193,7 +206,7 @@ class AccountQueue:
         fresh = bool(self._pending) and len(self._retry_heap) < max_retrying
         if not self._pending and not self._retry_heap:
             return math.inf
-        if self._closed_by is not None:
+        if self.closed_by is not None:
             return -math.inf
         if (
             self._under_way >= self._cancels.pace.concurrency
@@ -209,7 +222,7 @@ class AccountQueue:
         """Give out the item whose turn it is, which `next_at` says there is."""
         due = bool(self._retry_heap) and (
             self._retry_heap[0][0] <= now
-            or self._closed_by is not None
+            or self.closed_by is not None
             or not self._pending
         )
         if due:
@@ -218,7 +231,7 @@ class AccountQueue:
             item = Item(self._pending.popleft(), now)
         self._checked_out += 1
         self._under_way += 1
-        if self._closed_by is None:
+        if self.closed_by is None:
             self._cancels.pace.reserve(now)
         return item
 
@@ -240,10 +253,17 @@ class AccountQueue:
         self._checked_out -= 1
         self._leave()
 
-    def close(self, reply: Classification[Any]) -> None:
-        """Cancel nothing of this account any more, because of this reply."""
+    def close(self, reply: Classification[Any], until: float = math.inf) -> None:
+        """Cancel nothing of this account until then, because of this reply."""
         self._closed_by = reply
+        self._closed_until = until
+        self._cancels.closed = until < math.inf
         self.notify()
+
+    def _reopen(self) -> None:
+        self._closed_by = self._cancels.outage = None
+        self._closed_until = math.inf
+        self._cancels.closed = False
 
     # ------------------------------------------------------------------- replies
 
@@ -265,7 +285,7 @@ class AccountQueue:
         cancel, limit = request.method == "POST", classification.limit
         endpoint = self._cancels if cancel else self._reads
         if limit is None or limit is Limit.LOCK:
-            endpoint.record_other(request, classification, attempt)
+            endpoint.record_other(item, request, classification, attempt)
             self.notify()
         elif classification.limits_account:
             self._cancels.record_limit(limit, attempt)
@@ -274,11 +294,11 @@ class AccountQueue:
             endpoint.record_limit(limit, attempt)
         if cancel:
             self._charge_locks.note(item, locked=limit is Limit.LOCK)
+        if self._cancels.closed and self._cancels.outage is None:
+            self._reopen()
         reply = classification.reply
         if isinstance(reply, Response):
             self._has_answered = True
-            if self._closed_by is not None and not self._closed_by.was_sent:
-                self._closed_by = None  # the service can be reached after all
             self._judge_key(item, reply, classification, cancel=cancel)
 
     def _judge_key(
@@ -336,13 +356,13 @@ class AccountQueue:
                     await self._charge_locks.acquire(item)
                 # A service that never answered has no pace to keep to.
                 if self._has_answered:
-                    await endpoint.acquire_slot()
+                    return await endpoint.acquire_slot()
         except TimeoutError:
             return False
         finally:
             self._under_way += 1
             self._changed(self)  # new items may have waited for this one
-        return True
+        return not endpoint.closed
 
     def needs_charge(self, item: Item) -> bool:
         """Tell whether only the item's charge can tell what it has to wait for."""

@@ -20,11 +20,52 @@ if TYPE_CHECKING:
     from async_refunds.models import Attempt
     from async_refunds.protocol.requests import Request
 
+    from .item import Item
     from .rate_control import RateController
 
 # Statuses below 500 by which Stripe, or a proxy before it, reports its own failure and
 # not the request's. 424: something that Stripe depends on failed.
 _OUTAGE = frozenset({408, 424})
+
+# Failures further apart are not one outage: the slowest pace lets a request out every
+# two seconds, and an attempt may take thirty.
+_GAP = 60.0
+
+# Refunds that must have failed before the service counts as failing: one or two may be
+# the cause themselves.
+_SEVERAL = 3
+
+
+class Outage:
+    """Failures of one endpoint, with no success between them.
+
+    Args:
+        now: When the first one came.
+    """
+
+    __slots__ = ("failed_at", "reached", "refunds", "since")
+
+    def __init__(self, now: float) -> None:
+        self.since = self.failed_at = now
+        self.reached = False
+        """Whether any of the requests may have reached a server."""
+        self.refunds: set[int] = set()
+        """The numbers of some refunds that failed."""
+
+    def add(self, item: Item, classification: Classification[Any], now: float) -> None:
+        """Note one more failure."""
+        self.failed_at = now
+        self.reached = self.reached or classification.was_sent
+        if len(self.refunds) < _SEVERAL:
+            self.refunds.add(item.claim.number)
+
+    def lasts(self, seconds: float, now: float) -> bool:
+        """Tell whether the service, and not single refunds, failed for so long.
+
+        Where nothing was reached, no refund can be the cause.
+        """
+        several = not self.reached or len(self.refunds) >= _SEVERAL
+        return several and now - self.since >= seconds
 
 
 class Endpoint:
@@ -47,12 +88,17 @@ class Endpoint:
         self._under_way = under_way
         self._line = asyncio.Lock()  # first come, first served
         self._moved = asyncio.Event()
+        self.outage: Outage | None = None
+        """The failures since the last success, if any."""
+        self.closed = False
+        """Whether the calls that wait for a slot are to end without one."""
         self.waiting = 0
         """How many calls stand in line."""
 
     def record_limit(self, limit: Limit, attempt: Attempt) -> None:
         """Learn from a 429 of a limiter, of this endpoint or of the account."""
         now = self._clock()
+        self.outage = None
         if limit is Limit.RATE:
             self.pace.on_rate_limit(now, _sent_at(attempt, now))
         else:
@@ -60,31 +106,43 @@ class Endpoint:
 
     def record_other(
         self,
+        item: Item,
         request: Request[Any],
         classification: Classification[Any],
         attempt: Attempt,
     ) -> None:
         """Learn from any reply that is no 429 of a limiter."""
         now = self._clock()
-        if _is_outage(request, classification):
-            self.pace.on_failure(now)
-        else:
+        if not _is_outage(request, classification):
+            self.outage = None
             self.pace.on_success(now, _sent_at(attempt, now))
+            return
+        if self.outage is None or now - self.outage.failed_at > _GAP:
+            self.outage = Outage(now)
+        self.outage.add(item, classification, now)
+        self.pace.on_failure(now)
 
     @property
     def is_free(self) -> bool:
         """Whether a request may go out at once."""
         return not self.waiting and self._seconds_to_slot() <= 0
 
-    async def acquire_slot(self) -> None:
-        """Wait in line until the pace lets one more request out, and take its slot."""
+    async def acquire_slot(self) -> bool:
+        """Wait in line until the pace lets one more request out, and take its slot.
+
+        Returns:
+            Whether it was taken: not if the endpoint is closed.
+        """
         self.waiting += 1
         try:
             async with self._line:
-                while (wait := self._seconds_to_slot()) > 0:
+                while (wait := self._seconds_to_slot()) > 0 and not self.closed:
                     self._moved.clear()
                     await event_or(self._moved, wait)
+                if self.closed:
+                    return False
                 self.pace.reserve(self._clock())
+                return True
         finally:
             self.waiting -= 1
 

@@ -84,6 +84,8 @@ class Execution:
             new_pace=lambda: RateController(rate=rate, now=clock()),
             clock=clock,
             workers=concurrency,
+            service=refunds.base_url,
+            patience=patience,
         )
         self._recorder = ResultRecorder(journal, concurrency)
         self._worker = CancelWorker(
@@ -189,6 +191,7 @@ class Execution:
         """Read the input into the journal, which makes it wait for room."""
         async with aclosing(source.read_chunks(self._requests)) as chunks:
             async for chunk in chunks:
+                await self._scheduler.wait_for_room()
                 await self._add(chunk.requests)
                 if chunk.error is not None:
                     self._note(
@@ -205,7 +208,8 @@ class Execution:
                 await self._recorder.wait_for_room()
                 self._recorder.hand_out(source.refused(request, error))
         await self._journal.add(good)
-        self._scheduler.extend({request.stripe_account for request in good})
+        accounts = {request.stripe_account for request in good}
+        self._scheduler.extend(accounts, len(good))
 
     async def _work(self) -> None:
         while True:

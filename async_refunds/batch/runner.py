@@ -62,7 +62,8 @@ async def cancel_many(
 
     At most ``concurrency`` are under way at a time, at a pace per account that finds
     Stripe's limit by itself. What happens to one refund is a result, never an
-    exception. The input is read as it is needed, and memory does not grow with it.
+    exception. The input is read as it is needed, and memory does not grow with it: up
+    to 2,000 refunds ahead, or 100,000 into a journal.
 
     With a journal, a run survives a kill at any moment: the key of a refund is on disk
     before anything is sent for it, and its result before you get it. Begin with the
@@ -83,7 +84,9 @@ async def cancel_many(
             rises until Stripe says that it is too much.
         journal: A path: an SQLite file, made if it is not there. Or a `Journal`.
         patience: Seconds for which a refund is tried again while Stripe cannot be
-            reached, fails, or limits, counted from its first request.
+            reached, fails, or limits, counted from its first request. Once Stripe has
+            only failed for so long, refunds that were not sent yet end as ``failed``
+            without being tried; so they do after five seconds if it never answered.
         timeout: Seconds for each call, in place of the policy's deadline. It begins
             when the refund's turn has come.
 

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from async_refunds.protocol.classification import Classification, Outcome
+from async_refunds.protocol.requests import Cause, TransportFailure
+
 from .account_queue import AccountQueue
 from .endpoint import event_or
 
@@ -21,15 +24,22 @@ if TYPE_CHECKING:
 
     from async_refunds.journal import Claim, Journal
     from async_refunds.models import Attempt
-    from async_refunds.protocol.classification import Classification
     from async_refunds.protocol.requests import Request
     from async_refunds.results import CancelResult
 
+    from .endpoint import Outage
     from .item import Item
     from .rate_control import RateController
 
+# Seconds after which a service that never answered counts as unreachable. A restart of
+# what stands before Stripe is over by then.
+_SILENCE = 5.0
+
 # Claims held in memory over all accounts: some megabytes.
 _CLAIMS = 20_000
+# Items that the journal may be ahead of the claims. All of a usual input, so that a run
+# that is killed has it; of one without an end, what a large platform sends in seconds.
+_AHEAD = 100_000
 # Claims that one round asks for: a commit of some tens of milliseconds.
 _ROUND = 1000
 
@@ -68,6 +78,8 @@ class Scheduler:
         clock: The event loop's time, in seconds.
         workers: How many ask for items. With so many items of one account that wait
             for another call, no new one of it begins.
+        service: The address of what is asked.
+        patience: Seconds after which a service that only fails is asked no more.
     """
 
     def __init__(
@@ -76,7 +88,12 @@ class Scheduler:
         new_pace: Callable[[], RateController],
         clock: Callable[[], float],
         workers: int,
+        service: str,
+        patience: float,
     ) -> None:
+        self._service = service
+        self._patience = patience
+        self._has_answered = False
         self._new_pace = new_pace
         self._clock = clock
         self._workers = workers
@@ -90,17 +107,14 @@ class Scheduler:
         self._picking = asyncio.Lock()
         self._changed = asyncio.Event()
         self._claims_wanted = asyncio.Event()
+        self._ahead = 0  # items added to the journal and not claimed
+        self._room = asyncio.Event()
         self._input_ended = False
         self._stopped = False
         self._checked_out = 0
         self._requests = self._retries = 0
 
     # ------------------------------------------------------------------- figures
-
-    @property
-    def has_answered(self) -> bool:
-        """Whether any answer ever came."""
-        return any(queue.has_answered for queue in self._queues.values())
 
     @property
     def stopped(self) -> bool:
@@ -132,8 +146,15 @@ class Scheduler:
 
     # --------------------------------------------------------------------- input
 
-    def extend(self, accounts: Iterable[str | None]) -> None:
-        """Note that the journal has got items of these accounts."""
+    async def wait_for_room(self) -> None:
+        """Wait until the journal is no longer too far ahead of what is sent."""
+        while self._ahead >= _AHEAD and not self._stopped:
+            self._room.clear()
+            await self._room.wait()
+
+    def extend(self, accounts: Iterable[str | None], count: int = 0) -> None:
+        """Note that the journal has got items of these accounts, at most so many."""
+        self._ahead += count
         for account in accounts:
             queue = self._queues.get(account)
             if queue is None:
@@ -154,6 +175,7 @@ class Scheduler:
         """Give nothing more out."""
         self._stopped = True
         self._changed.set()
+        self._room.set()
         self._claims_wanted.set()
 
     # -------------------------------------------------------------------- claims
@@ -188,6 +210,13 @@ class Scheduler:
         """Take what the journal gave out for an account."""
         queue = self._queues[wanted.account]
         queue.add_claims(claims, limit=wanted.limit, version=wanted.version)
+        self._ahead = max(0, self._ahead - len(claims))
+        if self._ahead >= _AHEAD and all(
+            each.exhausted for each in self._queues.values()
+        ):
+            self._ahead = 0  # what was added was there already
+        if self._ahead < _AHEAD:
+            self._room.set()
         if not queue.empty:
             self._want_claims(queue)
 
@@ -226,10 +255,6 @@ class Scheduler:
         """Return the reply after which nothing of its account can be canceled."""
         return self._queue_of(item).closed_by
 
-    def close_account(self, item: Item, reply: Classification[Any]) -> None:
-        """Cancel nothing more of the item's account, because of this reply."""
-        self._queue_of(item).close(reply)
-
     # ------------------------------------------------------------------ requests
 
     def record_reply(
@@ -244,6 +269,31 @@ class Scheduler:
         self._retries += attempt.slept > 0
         queue = self._queue_of(item)
         queue.record_reply(item, request, classification, attempt)
+        self._has_answered = self._has_answered or queue.has_answered
+        if queue.outage is not None and queue.closed_by is None:
+            self._judge_outage(queue, queue.outage, attempt)
+
+    def _judge_outage(
+        self, queue: AccountQueue, outage: Outage, attempt: Attempt
+    ) -> None:
+        """Close an account while its service fails for longer than patience lasts.
+
+        What waits would be tried at the slow pace of an outage, one after the other,
+        and end the same. Once as much time has passed again, the next refund is tried
+        as the first one was: the input may be a stream that never ends.
+        """
+        seconds, now = self._patience, self._clock()
+        if not (self._has_answered or outage.reached):
+            seconds = min(seconds, _SILENCE)  # no network, or not the right address
+        if outage.lasts(seconds, now):
+            what = "could not be reached" if not outage.reached else "failed"
+            last = attempt.failure or f"HTTP status {attempt.status}"
+            text = f"{self._service} {what} for {now - outage.since:.0f} s ({last})"
+            failure = TransportFailure(Cause.REFUSED, text, sent=False)
+            closing: Classification[Any] = Classification(
+                failure, Outcome.NOT_SENT, retry=False
+            )
+            queue.close(closing, until=now + seconds)
 
     def needs_charge(self, item: Item) -> bool:
         """Tell whether only the item's charge can tell what it has to wait for."""

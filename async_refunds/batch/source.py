@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator
 from itertools import islice
 from typing import TypeAlias
@@ -16,8 +17,11 @@ from async_refunds.results import CancelRequest, CancelResult
 Requests: TypeAlias = Iterable[str | CancelRequest] | AsyncIterable[str | CancelRequest]
 """What may be canceled: ids, or requests that name the account too."""
 
-CHUNK = 100
-"""The most requests that are read at once."""
+CHUNK = 1000
+"""The most requests that are read at once: the journal keeps them with one commit."""
+
+# Seconds after which a chunk ends anyway. While it is read, the loop does nothing else.
+_CHUNK_SECONDS = 0.005
 
 # Seconds that an asynchronous input has to end after its task is cancelled.
 _PATIENCE = 1.0
@@ -32,6 +36,8 @@ class Chunk(msgspec.Struct, frozen=True):
     requests: list[str | CancelRequest]
     error: BaseException | None = None
     """What the input raised after them; no chunk follows."""
+    last: bool = False
+    """Whether the input has ended."""
 
 
 async def read_chunks(requests: Requests) -> AsyncGenerator[Chunk]:
@@ -59,7 +65,7 @@ async def read_chunks(requests: Requests) -> AsyncGenerator[Chunk]:
         chunk = _read_some(source)
         if chunk.requests or chunk.error is not None:
             yield chunk
-        if len(chunk.requests) < CHUNK:
+        if chunk.last:
             return
         await asyncio.sleep(0)  # an input that is always ready starves no other task
 
@@ -67,13 +73,18 @@ async def read_chunks(requests: Requests) -> AsyncGenerator[Chunk]:
 def _read_some(source: Iterator[str | CancelRequest]) -> Chunk:
     """Read until the chunk is full, or the input ends or raises."""
     requests: list[str | CancelRequest] = []
+    until = time.monotonic() + _CHUNK_SECONDS
     try:
         for request in islice(source, CHUNK):
-            requests.append(request)  # noqa: PERF402 - what came before an error stays
+            requests.append(request)
+            if time.monotonic() > until:
+                break
+        else:
+            return Chunk(requests, last=len(requests) < CHUNK)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # noqa: BLE001 - the input's own
-        return Chunk(requests, presentable(error))
+        return Chunk(requests, presentable(error), last=True)
     return Chunk(requests)
 
 

@@ -10,20 +10,13 @@ from typing import TYPE_CHECKING, Any
 from async_refunds.client import RefundsClient, begin_call
 from async_refunds.errors import APITimeoutError, RefundsError
 from async_refunds.models import id_of
-from async_refunds.protocol.classification import Classification, Outcome
 from async_refunds.protocol.outcome import (
     Conclusion,
     conclude,
     conclude_expired_key,
     conclude_interrupted,
 )
-from async_refunds.protocol.requests import (
-    Cause,
-    Request,
-    TransportFailure,
-    cancel_request,
-    settling_read,
-)
+from async_refunds.protocol.requests import Request, cancel_request, settling_read
 from async_refunds.results import CancelResult
 from async_refunds.retry import RetryPolicy
 
@@ -33,6 +26,7 @@ if TYPE_CHECKING:
     from async_refunds.call import Call
     from async_refunds.journal import Journal
     from async_refunds.models import Attempt, Refund
+    from async_refunds.protocol.classification import Classification
 
     from .item import Item
     from .scheduler import Scheduler
@@ -41,15 +35,6 @@ if TYPE_CHECKING:
 # (https://docs.stripe.com/api/idempotent_requests). The hour is for the call itself,
 # and for clocks that differ.
 _KEY_SECONDS = 23 * 3600.0
-
-# Failures of attempts that reached no server at all.
-_NOT_REACHED = frozenset(
-    {Cause.REFUSED.value, Cause.CONNECT_TIMEOUT.value, Cause.CERTIFICATE.value}
-)
-
-# Seconds after which a service that never answered counts as unreachable. A restart of
-# what stands before Stripe is over by then.
-_SILENCE = 5.0
 
 # Between two calls for the same refund, each of which had its own retries before.
 _BETWEEN_CALLS = RetryPolicy(initial_delay=1.0, max_delay=15.0)
@@ -83,7 +68,6 @@ class CancelWorker:
         self._clock = clock
         self._patience = patience
         self._timeout = timeout
-        self._began_at = clock()
 
     async def process(self, item: Item) -> CancelResult | None:
         """Make one call for an item.
@@ -185,8 +169,6 @@ class CancelWorker:
             conclusion: Of its last call.
             passing: Whether another call may well end differently.
         """
-        if conclusion.outcome in ("unknown", "failed"):
-            self._notice_unreachable(item)
         item.known = self._result(item, conclusion)
         not_before = self._clock() + _BETWEEN_CALLS.backoff(item.calls)
         if (
@@ -198,26 +180,6 @@ class CancelWorker:
             return item.known
         self._scheduler.put_back(item, not_before)
         return None
-
-    def _notice_unreachable(self, item: Item) -> None:
-        """Close the account if the service could not be reached in all of this run.
-
-        The address is wrong, or there is no network: to try all the other refunds would
-        take long, and end the same for each.
-        """
-        if (
-            all(attempt.failure in _NOT_REACHED for attempt in item.attempts)
-            and self._clock() - self._began_at > _SILENCE
-            and not self._scheduler.has_answered
-        ):
-            text = (
-                f"{self._refunds.base_url} could not be reached in all of this run "
-                f"({item.attempts[-1].failure})"
-            )
-            failure = TransportFailure(Cause.REFUSED, text, sent=False)
-            self._scheduler.close_account(
-                item, Classification(failure, Outcome.NOT_SENT, retry=False)
-            )
 
     def _result(self, item: Item, conclusion: Conclusion) -> CancelResult:
         claim, canceled = item.claim, conclusion.outcome == "already_canceled"

@@ -27,7 +27,7 @@ from async_refunds import (
     RetryPolicy,
     cancel_many,
 )
-from async_refunds.batch import Batch
+from async_refunds.batch import Batch, scheduler, source
 from async_refunds.emulator import Emulator, Limits
 from async_refunds.journal import MemoryJournal
 from tests.support.answering import answering, canceled
@@ -45,6 +45,7 @@ from tests.support.scripted import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from async_refunds.batch.source import Requests
     from async_refunds.emulator import ReceivedRequest
@@ -181,7 +182,61 @@ async def test_input_is_read_only_as_far_as_it_is_needed() -> None:
     ):
         for ended in range(1, 2001):
             await anext(results)
-            assert read <= ended + 1000 + 100 + 100
+            # In the window, in the chunk that waits for room there, and under way.
+            assert read <= ended + 1000 + 1000 + 100
+
+
+async def test_input_that_takes_its_time_holds_nothing_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(source, "_CHUNK_SECONDS", -1.0)  # passed at once
+    stripe = emulator()
+    ids = stripe.seed_refunds(50)
+    read = 0
+
+    def reading() -> Iterator[str]:
+        nonlocal read
+        for refund_id in ids:
+            read += 1
+            yield refund_id
+
+    async with (
+        client(stripe) as refunds,
+        aclosing(cancel_many(refunds, reading(), rate=FAST)) as results,
+    ):
+        told = [await anext(results)]
+        assert read < 50
+        told += [result async for result in results]
+    assert sorted(result.refund_id for result in told) == sorted(ids)
+
+
+@pytest.mark.asyncio(loop_factories=["real"])
+async def test_journal_is_not_far_ahead_of_an_input_without_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(source, "CHUNK", 20)
+    monkeypatch.setattr(scheduler, "_AHEAD", 20)
+    stripe = emulator()
+    ids = stripe.seed_refunds(250)
+    read = 0
+
+    def reading() -> Iterator[str]:
+        nonlocal read
+        for refund_id in (*ids, *ids[:100], *ids[:100]):  # some are there already
+            read += 1
+            yield refund_id
+
+    path = tmp_path / "run.sqlite3"
+    ended = 0
+    async with client(stripe) as refunds:
+        async for result in cancel_many(refunds, reading(), rate=100, journal=path):
+            ended += 1
+            assert result.outcome == "canceled"
+            if ended < 100:
+                # Claimed are what goes out in a second, and what is under way.
+                assert read <= ended + 100 + 50 + 20 + 20
+    assert ended == 250
+    assert read == 450
 
 
 async def test_results_come_while_the_input_is_still_waited_for() -> None:

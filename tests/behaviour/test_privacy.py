@@ -330,6 +330,14 @@ def test_secret_may_be_copied_by_a_recorder_and_stays_hidden() -> None:
         pickle.dumps(headers)
 
 
+@pytest.mark.parametrize("prefix", ["sk", "rk", "pk", "SK", "whsec", "Whsec"])
+@pytest.mark.parametrize("around", ["", "ch_1 ", "a", "_", "x" * 90])
+def test_scrub_finds_a_key_in_what_looks_like_an_id(prefix: str, around: str) -> None:
+    text = f"{around}{prefix}_live_abcDEF0123 pi_1"
+    assert "abcDEF" not in scrub(text)
+    assert scrub(f"{around}ch_1 pi_1 canceled") == f"{around}ch_1 pi_1 canceled"
+
+
 def test_scrub_of_a_megabyte_without_a_space_is_linear() -> None:
     assert scrub("a" * 2**20) == "a" * 2**20
 

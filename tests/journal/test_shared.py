@@ -178,7 +178,7 @@ def test_what_was_told_is_kept_whenever_it_is_killed(path: Path, *, lose: bool) 
     while "end" not in lines:
         rounds += 1
         with child(WORKER, path) as process:
-            lines = said(process, chance.randrange(1, 150) if rounds < 15 else -1)
+            lines = said(process, chance.randrange(1, 150) if rounds < 9 else -1)
         if lose:
             lose_wal(path)
         for line in lines:
