@@ -66,7 +66,9 @@ def _payment(record: Record) -> str | None:
 
 def _details(record: Record) -> str | None:
     """Return the error, and the status where the outcome leaves it open."""
-    error, status = record.error or "", record.status or ""
+    # The row begins with the id.
+    error = (record.error or "").removeprefix(f"{record.refund_id} ")
+    status = record.status or ""
     if record.outcome in CANCELED or status in error:
         return printable(error) or None
     return printable("; ".join(filter(None, [error, f"it is {status}"])))
