@@ -113,6 +113,8 @@ async def test_events_are_posted_to_a_webhook() -> None:
         kind = signature = None
         while kind != "refund.updated":
             kind, signature = await received.get()
+        emulator.process.send_signal(signal.SIGTERM)
+        assert (await emulator.ended()).code == 0
     await runner.cleanup()
     assert signature is not None
     wrong = await run("emulator", "--webhook", "ftp://x", "--port", "0")

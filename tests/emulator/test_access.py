@@ -273,9 +273,12 @@ async def test_each_request_is_reported_once_it_has_ended(
     await api.cancel(refund_id, "k")
     await api.cancel(refund_id, "schlüssel")
     await api.get("?limit=1")
-    for error in (TimeoutError, OSError):
+    stalled = asyncio.create_task(api.cancel(refund_id, timeout=9))
+    await asyncio.sleep(1)
+    assert emulator.requests[-1].line() == f"POST {path} - fault=stall"
+    for error, waiting in ((TimeoutError, stalled), (OSError, api.cancel(refund_id))):
         with pytest.raises(error):
-            await api.cancel(refund_id, timeout=9)
+            await waiting
         await asyncio.sleep(0.1)
     await api.cancel(refund_id, "k")
     await api.send("GET", "/_emulator/books", key=None, checked=False)
