@@ -6,6 +6,7 @@ import re
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from async_refunds.cli.report_data import RunReport
@@ -177,7 +178,8 @@ async def test_looks_right_on_each_screen_and_on_paper(
 ) -> None:
     word = "w" * 400
     account = "acct_1Nispe2eZvKYlo2C"
-    results: Results = [*RESULTS, ("failed", None, f"{word} {word}")]
+    odd = msgspec.structs.replace(refund(5, 1, "eur"), created=-(2**62))
+    results: Results = [*RESULTS, ("failed", odd, f"{word} {word}")]
     path = await written(tmp_path, results, account=account)
     backgrounds: set[str] = set()
     for width in (400, 800, 1400):
@@ -193,6 +195,8 @@ async def test_looks_right_on_each_screen_and_on_paper(
                     await page.evaluate("document.documentElement.scrollWidth") == width
                 )
                 assert await page.evaluate(FAINT) == []
+                # A time that no calendar has.
+                assert await page.get_by_text("-46116860184273").count() == 1
                 backgrounds.add(await page.evaluate(BACKGROUND))
                 if (width, scheme) == (400, "dark"):
                     await page.emulate_media(media="print")
