@@ -4,71 +4,97 @@ async with RefundsClient(api_key) as refunds:
     refund = await refunds.cancel("re_1Nispe2eZvKYlo2Cd31jOCgZ")
 """
 
-from typing import TYPE_CHECKING
-
-from .client import STRIPE_VERSION, RefundsClient
-from .errors import (
-    APIConnectionError,
-    APIError,
-    APIStatusError,
-    APITimeoutError,
-    AuthenticationError,
-    IdempotencyError,
-    InvalidRequestError,
-    JournalError,
-    OutcomeUnknownError,
-    PermissionDeniedError,
-    RateLimitError,
-    RefundNotCancelableError,
-    RefundNotFoundError,
-    RefundsError,
-    SignatureVerificationError,
-    WebhookError,
-)
-from .models import (
-    Attempt,
-    BankDestination,
-    CallRecord,
-    CallStart,
-    CardDestination,
-    CryptoDestination,
-    DestinationDetails,
-    DisplayDetails,
-    EmailSent,
-    LastResponse,
-    NetworkDestination,
-    NextAction,
-    PaypalDestination,
-    PlainDestination,
-    PresentmentDetails,
-    Refund,
-    id_of,
-)
-from .protocol.requests import CreatedRange
-from .results import CancelOutcome, CancelRequest, CancelResult
-from .retry import RetryBudget, RetryPolicy
 from .version import __version__
-from .webhooks import RefundEvent, refund_event
 
+TYPE_CHECKING = False  # as type checkers know it, without the import of `typing`
 if TYPE_CHECKING:
     from .batch import Batch, Progress, cancel_many
+    from .client import STRIPE_VERSION, RefundsClient
+    from .errors import (
+        APIConnectionError,
+        APIError,
+        APIStatusError,
+        APITimeoutError,
+        AuthenticationError,
+        IdempotencyError,
+        InvalidRequestError,
+        JournalError,
+        OutcomeUnknownError,
+        PermissionDeniedError,
+        RateLimitError,
+        RefundNotCancelableError,
+        RefundNotFoundError,
+        RefundsError,
+        SignatureVerificationError,
+        WebhookError,
+    )
     from .journal import Journal, JournalReader, Run, SqliteJournal
+    from .models import (
+        Attempt,
+        BankDestination,
+        CallRecord,
+        CallStart,
+        CardDestination,
+        CryptoDestination,
+        DestinationDetails,
+        DisplayDetails,
+        EmailSent,
+        LastResponse,
+        NetworkDestination,
+        NextAction,
+        PaypalDestination,
+        PlainDestination,
+        PresentmentDetails,
+        Refund,
+        id_of,
+    )
+    from .protocol.requests import CreatedRange
+    from .results import CancelOutcome, CancelRequest, CancelResult
+    from .retry import RetryBudget, RetryPolicy
+    from .webhooks import RefundEvent, refund_event
 else:
-    # A service that cancels one refund at a time need not load what batches stand on,
-    # SQLite among it: a tenth of the import (``benchmarks/bench_import.py``).
-    _BATCH = ("Batch", "Progress", "cancel_many")
-    _JOURNAL = ("Journal", "JournalReader", "Run", "SqliteJournal")
-    _LAZY = dict.fromkeys(_BATCH, "batch") | dict.fromkeys(_JOURNAL, "journal")
+    # Each name is imported when it is first asked for. A receiver of webhooks loads no
+    # aiohttp and a service that cancels one refund at a time no SQLite
+    # (``benchmarks/bench_import.py``), and Ctrl-C finds the command line's own handler
+    # in place before the long imports begin.
+    _NAMES = {
+        "batch": ("Batch", "Progress", "cancel_many"),
+        "client": ("STRIPE_VERSION", "RefundsClient"),
+        "errors": (
+            *("APIConnectionError", "APIError", "APIStatusError", "APITimeoutError"),
+            *("AuthenticationError", "IdempotencyError", "InvalidRequestError"),
+            *("JournalError", "OutcomeUnknownError", "PermissionDeniedError"),
+            *("RateLimitError", "RefundNotCancelableError", "RefundNotFoundError"),
+            *("RefundsError", "SignatureVerificationError", "WebhookError"),
+        ),
+        "journal": ("Journal", "JournalReader", "Run", "SqliteJournal"),
+        "models": (
+            *("Attempt", "BankDestination", "CallRecord", "CallStart"),
+            *("CardDestination", "CryptoDestination", "DestinationDetails"),
+            *("DisplayDetails", "EmailSent", "LastResponse", "NetworkDestination"),
+            *("NextAction", "PaypalDestination", "PlainDestination"),
+            *("PresentmentDetails", "Refund", "id_of"),
+        ),
+        "protocol.requests": ("CreatedRange",),
+        "results": ("CancelOutcome", "CancelRequest", "CancelResult"),
+        "retry": ("RetryBudget", "RetryPolicy"),
+        "webhooks": ("RefundEvent", "refund_event"),
+    }
+    _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
     def __getattr__(name: str) -> object:
-        if name in _LAZY:
-            from importlib import import_module  # noqa: PLC0415 - for that reason
+        from importlib import import_module  # noqa: PLC0415 - for that reason
 
-            return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+        if name in _MODULES:
+            found = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+            globals()[name] = found
+            return found
+        if name in _NAMES:
+            return import_module(f".{name}", __name__)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *_LAZY})
+        return sorted({*globals(), *_MODULES})
 
 
 __all__ = [

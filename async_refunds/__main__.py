@@ -12,8 +12,13 @@ NO_EXTRA = (
 
 def main() -> None:
     """Run the command line, or say how to install it (exit code 2)."""
+    # Lazy, because Ctrl-C may come at any moment of the imports, which take the most
+    # part of a short command's time; and because the extra may be missing.
+    from .cli import interruption  # noqa: PLC0415
+
+    interruption.end_at_once()
     try:
-        from .cli.app import app  # noqa: PLC0415 - lazy: the extra may be missing
+        from .cli.app import app  # noqa: PLC0415
     except ModuleNotFoundError as error:
         if error.name != "typer":
             raise

@@ -98,11 +98,12 @@ class RefundsClient:
         on_call_start: CallStartHook | None = None,
         app_info: str | None = None,
     ) -> None:
-        # First of all, so that no traceback from here on can show the key.
-        provider = api_key if callable(api_key) else None
+        # First of all, so that no traceback from here on can show the key, or the repr
+        # of a callable that holds it.
+        provided = ProvidedKey(api_key) if callable(api_key) else None
         secret: Any = SecretStr(api_key) if isinstance(api_key, str) else type(api_key)
         del api_key
-        key = None if provider is not None else SecretStr(validation.api_key(secret))
+        key = None if provided is not None else SecretStr(validation.api_key(secret))
         if not isinstance(retry, RetryPolicy):
             raise TypeError("retry must be a RetryPolicy")
         if retry_budget is not None and not isinstance(retry_budget, RetryBudget):
@@ -117,22 +118,16 @@ class RefundsClient:
             base_url, plain_http=key is not None and not validation.is_live(key)
         )
         attempt_timeout = validation.seconds("attempt_timeout", attempt_timeout)
-        headers = {
-            "Stripe-Version": validation.version(stripe_version),
-            "User-Agent": f"async-refunds/{__version__}"
-            + (f" {validation.app_info(app_info)}" if app_info is not None else ""),
-            "Accept": "application/json",
-        }
-        if stripe_context is not None:
-            headers["Stripe-Context"] = validation.context(stripe_context)
         transport = Session(
             origin=origin,
-            headers=headers,
+            headers=_headers(stripe_version, stripe_context, app_info),
             api_key=key,
             attempt_timeout=attempt_timeout,
             borrowed=session,
         )
-        self._provided = None if provider is None else ProvidedKey(provider, transport)
+        if provided is not None:
+            provided.connect(transport)
+        self._provided = provided
         self._context = CallContext(
             session=transport,
             policy=retry,
@@ -429,6 +424,23 @@ def begin_call(
         timeout = validation.seconds("timeout", timeout)
     clock = context.session.open().time
     return Call(context, clock, clock(), timeout, maybe_sent, observer, retry_gate)
+
+
+def _headers(
+    stripe_version: str, stripe_context: str | None, app_info: str | None
+) -> dict[str, str]:
+    """Return what every request sends, besides the key."""
+    agent = f"async-refunds/{__version__}"
+    if app_info is not None:
+        agent += f" {validation.app_info(app_info)}"
+    headers = {
+        "Stripe-Version": validation.version(stripe_version),
+        "User-Agent": agent,
+        "Accept": "application/json",
+    }
+    if stripe_context is not None:
+        headers["Stripe-Context"] = validation.context(stripe_context)
+    return headers
 
 
 def _check_hook(name: str, hook: object) -> None:

@@ -25,17 +25,20 @@ class ProvidedKey:
 
     Args:
         provider: Returns the key, or an awaitable of it.
-        session: Where the key goes.
     """
 
-    def __init__(self, provider: KeyProvider, session: Session) -> None:
+    def __init__(self, provider: KeyProvider) -> None:
         self._provider = provider
-        self._session = session
+        self._session: Session | None = None
         self._key: SecretStr | None = None
         self._lock = asyncio.Lock()
         self._answers = 0  # of the provider, good or not
         self.generation = 0
         """How often the key has changed."""
+
+    def connect(self, session: Session) -> None:
+        """Give the key to this session, now and whenever it changes."""
+        self._session = session
 
     @property
     def livemode(self) -> bool:
@@ -87,6 +90,7 @@ class ProvidedKey:
             self._set(key)
 
     def _set(self, key: SecretStr) -> None:
+        assert self._session is not None  # noqa: S101 - `connect` comes before
         self._key = key
         self.generation += 1
         self._session.set_api_key(key)

@@ -17,6 +17,7 @@ import msgspec
 from .errors import SignatureVerificationError, WebhookError
 from .models import Refund
 from .protocol import validation
+from .protocol.redaction import SecretBytes, SecretStr
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -78,11 +79,14 @@ def refund_event(
             answer 200, so that Stripe does not send it again.
         TypeError, ValueError: An argument that is none, such as an empty secret.
     """
-    raw = _checked_body(body)
+    # First of all, so that no traceback from here on can show a secret or an address.
+    hidden_body, hidden_secrets = _hidden_body(body), _hidden_secrets(secrets)
+    del body, secrets
+    raw = _checked_body(hidden_body)
     _verify(
         raw,
         signature,
-        _checked_secrets(secrets),
+        _checked_secrets(hidden_secrets),
         validation.seconds("tolerance", tolerance),
         time.time() if now is None else now,
     )
@@ -90,9 +94,9 @@ def refund_event(
 
 
 def _verify(
-    body: bytes,
+    body: SecretBytes,
     signature: str | None,
-    secrets: list[bytes],
+    secrets: list[SecretStr],
     tolerance: float,
     now: float,
 ) -> None:
@@ -107,8 +111,7 @@ def _verify(
         raise SignatureVerificationError(
             "the webhook's Stripe-Signature header cannot be read"
         ) from None
-    signed = b"%d.%b" % (timestamp, body)
-    if not any(_is_signed_with(secret, signed, given) for secret in secrets):
+    if not any(_is_signed_with(secret, timestamp, body, given) for secret in secrets):
         raise SignatureVerificationError(
             "the webhook was not signed with any of the secrets, or its body is not "
             "the one that was signed"
@@ -121,8 +124,12 @@ def _verify(
         )
 
 
-def _is_signed_with(secret: bytes, signed: bytes, given: list[str]) -> bool:
-    expected = hmac.digest(secret, signed, "sha256").hex().encode()
+def _is_signed_with(
+    secret: SecretStr, timestamp: int, body: SecretBytes, given: list[str]
+) -> bool:
+    # Neither the bytes of the secret nor those that are signed get a name.
+    digest = hmac.digest(secret.encode(), b"%d.%b" % (timestamp, body), "sha256")
+    expected = digest.hex().encode()
     for each in given:
         # It takes the same time wherever the texts differ.
         if hmac.compare_digest(expected, each.encode(errors="replace")):
@@ -155,7 +162,7 @@ _EVENT = msgspec.json.Decoder(_Event)
 _REFUND = msgspec.json.Decoder(Refund)
 
 
-def _decode(body: bytes) -> RefundEvent:
+def _decode(body: SecretBytes) -> RefundEvent:
     try:
         event = _EVENT.decode(body)
     except (ValueError, RecursionError):
@@ -163,15 +170,17 @@ def _decode(body: bytes) -> RefundEvent:
         raise WebhookError("the webhook is signed, but it is no event") from None
     if event.type not in _TYPES:
         shown = event.type if _TYPE.fullmatch(event.type) else "of an unknown type"
+        del event  # a traceback may show it
         raise WebhookError(
             f"the webhook is no refund event, but {shown}", event_type=shown
         )
     try:
         refund = _REFUND.decode(event.data.object)
     except (ValueError, RecursionError):
+        kind = event.type
+        del event  # as above
         raise WebhookError(
-            f"the webhook's {event.type} has no refund that can be read",
-            event_type=event.type,
+            f"the webhook's {kind} has no refund that can be read", event_type=kind
         ) from None
     cause = event.request
     if not isinstance(cause, _Cause):
@@ -188,36 +197,48 @@ def _decode(body: bytes) -> RefundEvent:
     )
 
 
-def _checked_body(body: object) -> bytes:
+def _hidden_body(body: object) -> SecretBytes | type:
+    """Return a body that no repr shows; of what is none, only its type."""
     if isinstance(body, str):
-        return body.encode(errors="surrogateescape")
-    if isinstance(body, (bytes, bytearray)):
-        return bytes(body)
+        try:
+            return SecretBytes(body.encode(errors="surrogateescape"))
+        except UnicodeEncodeError:  # nobody signed that
+            return SecretBytes(body.encode(errors="replace"))
+    return SecretBytes(body) if isinstance(body, (bytes, bytearray)) else type(body)
+
+
+def _checked_body(body: SecretBytes | type) -> SecretBytes:
+    if isinstance(body, SecretBytes):
+        return body
     raise TypeError(
-        "body must be the bytes of the request as they arrived, not "
-        f"{type(body).__name__}: another way to write the same JSON has another "
-        "signature"
+        f"body must be the bytes of the request as they arrived, not {body.__name__}: "
+        "another way to write the same JSON has another signature"
     )
 
 
-def _checked_secrets(secrets: object) -> list[bytes]:
-    found = [secrets] if isinstance(secrets, str) else _listed(secrets)
-    checked: list[bytes] = []
-    for secret in found:
-        if not isinstance(secret, str):
+def _hidden_secrets(secrets: object) -> list[SecretStr | None] | None:
+    """Return secrets that no repr shows; ``None`` stands for what is no text."""
+    if isinstance(secrets, str):
+        return [SecretStr(secrets)]
+    try:
+        found: list[object] = list(secrets)  # type: ignore[call-overload]  # any iterable
+    except TypeError:
+        return None
+    return [SecretStr(each) if isinstance(each, str) else None for each in found]
+
+
+def _checked_secrets(secrets: list[SecretStr | None] | None) -> list[SecretStr]:
+    if secrets is None:
+        raise TypeError("secrets must be a str or several")
+    checked: list[SecretStr] = []
+    for secret in secrets:
+        if secret is None:
             raise TypeError("secrets must be signing secrets (whsec_...)")
         if not secret.strip():
             raise ValueError("secrets has an empty one: give the endpoint's whsec_...")
         if secret.startswith(("sk_", "rk_", "pk_")):
             raise ValueError("secrets has an API key: give the endpoint's whsec_...")
-        checked.append(secret.encode())
+        checked.append(secret)
     if not checked:
         raise ValueError("secrets is empty: give the endpoint's whsec_...")
     return checked
-
-
-def _listed(secrets: object) -> list[object]:
-    try:
-        return list(secrets)  # type: ignore[call-overload,no-any-return]  # any iterable
-    except TypeError:
-        raise TypeError("secrets must be a str or several") from None

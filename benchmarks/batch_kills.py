@@ -1,7 +1,7 @@
 """Does a batch lose anything: the part ``kills``.
 
 A run is killed again and again, each time after another number of requests, while the
-emulator answers a fifth of them with a fault.
+emulator answers a fifth of them with a fault. The refunds are those of 100 accounts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 from random import Random
 from typing import TYPE_CHECKING
 
-from async_refunds.cli.kill_and_resume import kill_and_resume
+from async_refunds.cli.crash_recovery import kill_and_resume
 from async_refunds.emulator import Emulator
 from async_refunds.results import CancelRequest
 
@@ -21,6 +21,7 @@ FAULTS = ("", "reset_after", "stall", "saved_500", "503", "cut_body")
 """What the killed runs meet, a fifth of their requests each."""
 
 _REFUNDS = 2000
+_ACCOUNTS = 100
 # Many in flight at no pace at all, so that a kill hits much of it.
 _OPTIONS = ("--concurrency", "500", "--rate", "100000", "--timeout", "2")
 
@@ -54,7 +55,13 @@ async def _killed(folder: Path, fault: str, often: int) -> dict[str, float]:
     most = _REFUNDS // max(often, 1)
     found = await kill_and_resume(
         stripe,
-        [CancelRequest(each) for each in stripe.seed_refunds(_REFUNDS)],
+        [
+            CancelRequest(each, f"acct_{number}")
+            for number in range(_ACCOUNTS)
+            for each in stripe.seed_refunds(
+                _REFUNDS // _ACCOUNTS, account=f"acct_{number}"
+            )
+        ],
         folder,
         kill_after=[chance.randint(1, most) for _ in range(often)],
         options=_OPTIONS,

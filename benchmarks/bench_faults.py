@@ -21,7 +21,7 @@ if not __package__:  # run by its path, whose folder is first in the search path
 from async_refunds.emulator import FAULTS
 from benchmarks import faults_report, report
 from benchmarks.faults_clients import CLIENTS
-from benchmarks.faults_emulator import emulator
+from benchmarks.faults_emulator import STORM, emulator
 from benchmarks.faults_judge import Turn, calls, result, turn
 from benchmarks.faults_report import Report, Weather
 
@@ -37,8 +37,6 @@ executed, and its caller has gone. In time it would be no fault at all."""
 REFUSE_SECONDS = 0.001
 """As little as can be. All who come meanwhile are refused, and those are the more the
 faster a client is, which would be another storm for each."""
-STORM = tuple(name for name in FAULTS if name != "redirect")
-"""Stripe never redirects."""
 
 
 class Flags(report.Flags, frozen=True, kw_only=True):

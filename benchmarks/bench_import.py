@@ -35,7 +35,7 @@ IMPORTED, MADE, CANCELED = "imported", "client made", "first cancel"
 
 CODE = {
     (IMPORTED, BARE): "import aiohttp",
-    (IMPORTED, OURS): "import async_refunds",
+    (IMPORTED, OURS): "from async_refunds import RefundsClient",
     (IMPORTED, OFFICIAL): "import stripe",
     # An aiohttp session is made in a running loop: nothing to measure before.
     (MADE, OURS): """

@@ -18,13 +18,16 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from async_refunds.emulator import Emulator
+from async_refunds.emulator import FAULTS, Emulator
 from benchmarks import child
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
 T = TypeVar("T")
+
+STORM = tuple(name for name in FAULTS if name != "redirect")
+"""What a storm is made of: Stripe never redirects."""
 
 # How often a request of the control API comes to a shut door, and the seconds between:
 # more than any ``refuse`` lasts.

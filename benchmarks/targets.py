@@ -96,6 +96,40 @@ TARGETS = (
         unit="",
     ),
     Target(
+        "CPU of a cancel with OpenTelemetry to one with as much written by hand",
+        "service",
+        ("OpenTelemetry x by hand",),
+        1.1,
+    ),
+    Target(
+        "CPU of a cancel with OpenTelemetry without its SDK to one without either",
+        "service",
+        ("tracing off x cancel",),
+        1.1,
+    ),
+    Target(
+        "calls of a web service under a storm that are answered 200",
+        "storm",
+        ("% answered 200, available",),
+        98.0,
+        unit="%",
+        at_least=True,
+    ),
+    Target(
+        "untrue words in a storm with hang-ups, three services",
+        "storm",
+        ("untrue, available", "untrue, worn", "untrue, cancelled"),
+        0.0,
+        unit="",
+    ),
+    Target(
+        "what that storm leaves in the process or makes it say, three services",
+        "storm",
+        ("left or said, available", "left or said, worn", "left or said, cancelled"),
+        0.0,
+        unit="",
+    ),
+    Target(
         "memory of a call in flight over bare aiohttp's, its connection / waiting",
         "memory",
         (

@@ -56,6 +56,28 @@ class AccountQueue:
         changed: Called when an item may go out sooner than `next_at` said.
     """
 
+    __slots__ = (
+        "_cancels",
+        "_changed",
+        "_charge_locks",
+        "_checked_out",
+        "_claimed_at",
+        "_clock",
+        "_closed_by",
+        "_closed_until",
+        "_exhausted",
+        "_has_answered",
+        "_page",
+        "_pending",
+        "_pushed",
+        "_reads",
+        "_refused",
+        "_retry_heap",
+        "_under_way",
+        "_version",
+        "account",
+    )
+
     def __init__(
         self,
         account: str | None,

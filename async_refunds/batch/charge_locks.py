@@ -19,6 +19,8 @@ _UNKNOWN = ""
 class ChargeLocks:
     """Lets one refund of a charge retry at a time, among those that met a lock."""
 
+    __slots__ = ("_held", "_locked", "_locks")
+
     def __init__(self) -> None:
         self._locked: dict[Item, str | None] = {}  # whose last cancel met a lock
         self._locks: dict[str, asyncio.Lock] = {}

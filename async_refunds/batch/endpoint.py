@@ -77,6 +77,17 @@ class Endpoint:
         under_way: Returns how many requests of the account are under way.
     """
 
+    __slots__ = (
+        "_clock",
+        "_line",
+        "_moved",
+        "_under_way",
+        "closed",
+        "outage",
+        "pace",
+        "waiting",
+    )
+
     def __init__(
         self,
         pace: RateController,
@@ -87,7 +98,8 @@ class Endpoint:
         self._clock = clock
         self._under_way = under_way
         self._line = asyncio.Lock()  # first come, first served
-        self._moved = asyncio.Event()
+        # Made when a call waits: a platform has thousands of accounts.
+        self._moved: asyncio.Event | None = None
         self.outage: Outage | None = None
         """The failures since the last success, if any."""
         self.closed = False
@@ -137,6 +149,7 @@ class Endpoint:
         try:
             async with self._line:
                 while (wait := self._seconds_to_slot()) > 0 and not self.closed:
+                    self._moved = self._moved or asyncio.Event()
                     self._moved.clear()
                     await event_or(self._moved, wait)
                 if self.closed:
@@ -148,7 +161,8 @@ class Endpoint:
 
     def notify(self) -> None:
         """Wake what waits for a slot that may be free sooner."""
-        self._moved.set()
+        if self._moved is not None:
+            self._moved.set()
 
     def _seconds_to_slot(self) -> float:
         if self._under_way() >= self.pace.concurrency:

@@ -12,7 +12,7 @@ import typer
 
 from async_refunds.version import __version__
 
-from . import backup, cancel, demo, emulator, report, resume, show, sweep, verify
+from . import backup, cancel, demo, emulator, lookup, report, resume, sweep, verify
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,8 +76,8 @@ for name, help_text, command in (
     ("backup", backup.HELP, backup.backup),
     ("verify", verify.HELP, verify.verify),
     ("sweep", sweep.HELP, sweep.sweep),
-    ("retrieve", show.RETRIEVE_HELP, show.retrieve),
-    ("list", show.LIST_HELP, show.list_),
+    ("retrieve", lookup.RETRIEVE_HELP, lookup.retrieve),
+    ("list", lookup.LIST_HELP, lookup.list_),
     ("emulator", emulator.HELP, emulator.emulator),
     ("demo", demo.HELP, demo.demo),
 ):

@@ -10,7 +10,7 @@ from async_refunds.errors import JournalError
 from async_refunds.journal import JournalReader
 
 from . import options
-from .output import Output, refuse
+from .output import Output, interruptible, refuse
 
 HELP = """Copy a journal to a new file, also while its run is going on.
 
@@ -30,7 +30,8 @@ def backup(
     """Copy a journal to a new file."""
     try:
         reader = JournalReader(journal)
-        reader.backup(path)
+        with interruptible(lambda: f"{path} was not written"):
+            reader.backup(path)
         total = JournalReader(path).tally().total
     except JournalError as error:
         refuse(str(error))

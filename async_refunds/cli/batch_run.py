@@ -17,17 +17,10 @@ from async_refunds.errors import JournalError
 from async_refunds.journal import SqliteJournal
 from async_refunds.results import CANCELED, CancelRequest, CancelResult
 
+from .exit_codes import DONE, INTERRUPTED, NOT_ALL, UNKNOWN
 from .progress import BatchProgress, shown
 from .report_data import effort, money_lines
-from .summary import (
-    DONE,
-    INTERRUPTED,
-    NOT_ALL,
-    UNKNOWN,
-    exit_code,
-    outcome_table,
-    resume_command,
-)
+from .summary import exit_code, outcome_table, resume_command
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -151,6 +144,14 @@ class BatchRun:
         self._left = False
         self._listed = self._unlisted = 0
         self._interrupted = False
+        self._ended = False
+
+    @property
+    def incomplete(self) -> str:
+        """What a run has to say that Ctrl-C ended before or after its batch."""
+        if self._ended:
+            return "every result is written"
+        return "nothing was sent"
 
     async def run(self, connection: Connection) -> int:
         """Cancel the refunds, write each result, and return the exit code."""
@@ -176,6 +177,7 @@ class BatchRun:
                     broken = error
                 finally:
                     self._output.table(RESULT_COLUMNS)
+                    self._ended = True
             self._sent = self._sent or batch.progress().requests
             self._seconds = self._seconds or loop.time() - began
         code = exit_code(self._outcomes)

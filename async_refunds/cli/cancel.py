@@ -13,12 +13,14 @@ from async_refunds.errors import AuthenticationError
 from async_refunds.protocol import validation
 from async_refunds.results import CancelRequest
 
-from . import options, plan
+from . import options, preview
+from .exit_codes import DONE, NOT_ALL
 from .list_files import STDIN, UnreadableError, display_name, read_list
-from .output import Output, refuse, to_stderr
+from .output import Output, interruptible, refuse, to_stderr
 from .paced_reads import PacedReads
 from .refund_list import RefundList
 from .start_batch import open_journal, open_output, run_batch
+from .tables import counted
 
 if TYPE_CHECKING:
     from .config import Connection
@@ -85,7 +87,7 @@ def cancel(
         notes = _collect(requests, refund_ids or [], source, skip_bad=skip_bad)
         if dry_run:
             output = Output(written)
-            code = _show_plan(
+            code = _show_preview(
                 *(api, requests, batch, output, send.limit),
                 repeatable=source != STDIN,
             )
@@ -102,7 +104,7 @@ def cancel(
     raise typer.Exit(code)
 
 
-def _show_plan(
+def _show_preview(
     api: Connection,
     requests: RefundList,
     batch: BatchOptions,
@@ -112,8 +114,12 @@ def _show_plan(
     repeatable: bool,
 ) -> int:
     """Show what a cancel would do, and return the exit code."""
-    writer = plan.PlanWriter(output)
+    writer = preview.PreviewWriter(output)
     total = min(requests.count, limit or requests.count)
+
+    def so_far() -> str:
+        done = writer.preview.statuses.total()
+        return f"{done:,} of {counted(total, 'refund')} read; nothing was canceled"
 
     async def read() -> None:
         async with api.client(output) as refunds:
@@ -121,14 +127,16 @@ def _show_plan(
                 refunds, islice(requests, total), total=total, output=output
             )
 
-    try:
-        asyncio.run(read())
-    except AuthenticationError as error:
-        refuse(str(error))
-    output.table(plan.PLAN_COLUMNS)
-    for line in plan.plan_lines(writer.plan, repeatable=repeatable):
+    with interruptible(so_far):
+        try:
+            asyncio.run(read())
+        except AuthenticationError as error:
+            refuse(str(error))
+        finally:
+            output.table(preview.PREVIEW_COLUMNS)
+    for line in preview.preview_lines(writer.preview, repeatable=repeatable):
         output.say(line)
-    return 1 if writer.plan.statuses[plan.NOT_READ] else 0
+    return NOT_ALL if writer.preview.statuses[preview.NOT_READ] else DONE
 
 
 def _collect(
@@ -157,7 +165,7 @@ def _collect(
         bad = read_list(source, requests, on_bad_line)
     except UnreadableError as error:
         refuse(f"{name} {error}; nothing was sent")
-    lines = "1 line" if bad == 1 else f"{bad:,} lines"
+    lines = counted(bad, "line")
     if bad and not skip_bad:
         refuse(
             f"{lines} of {name} {'is' if bad == 1 else 'are'} wrong; nothing was sent: "
@@ -173,5 +181,6 @@ def _duplicates(requests: RefundList) -> list[str]:
     count = requests.duplicates
     if not count:
         return []
-    lines = "1 line names" if count == 1 else f"{count:,} lines name"
-    return [f"{lines} a refund that was given before; each is canceled once"]
+    verb = "names" if count == 1 else "name"
+    lines = f"{counted(count, 'line')} {verb} a refund that was given before"
+    return [f"{lines}; each is canceled once"]

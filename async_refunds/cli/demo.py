@@ -21,10 +21,12 @@ from async_refunds.results import CANCELED, CancelRequest
 from async_refunds.retry import RetryPolicy
 
 from . import options
+from .crash_recovery import KEY, ROUNDS, kill_and_resume
 from .emulator import FAULTS_HELP
-from .kill_and_resume import KEY, ROUNDS, kill_and_resume
-from .output import Output, refuse
+from .exit_codes import DONE, NOT_ALL
+from .output import Output, interruptible, refuse
 from .progress import BatchProgress, shown
+from .tables import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -175,6 +177,11 @@ class Demo:
             killed=found.killed,
         )
 
+    def so_far(self) -> str:
+        """Say how many are canceled, by the emulator's books."""
+        canceled = len(self._emulator.books.cancellations)
+        return f"{canceled:,} of {counted(len(self._requests), 'refund')} canceled"
+
     def _report(
         self,
         seconds: float,
@@ -257,11 +264,12 @@ def demo(
         run = Demo(refunds=refunds, faults=faults, seed=seed)
     except ValueError as error:
         refuse(f"--faults: {error}")
-    report = asyncio.run(run.run_with_kills() if kill else run.run(output))
+    with interruptible(lambda: f"{run.so_far()}, all of them the emulator's"):
+        report = asyncio.run(run.run_with_kills() if kill else run.run(output))
     if output.as_table:
         output.text(report_lines(report))
     else:
         for line in report_lines(report):
             output.say(line)
         output.record(msgspec.structs.asdict(report))
-    raise typer.Exit(0 if report.good else 1)
+    raise typer.Exit(DONE if report.good else NOT_ALL)

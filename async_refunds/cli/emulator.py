@@ -26,7 +26,9 @@ HELP = """Run a local Stripe for refunds, to try and to test against.
 It keeps refunds, idempotency keys, limits and locks as Stripe does; any key
 such as sk_test_123 is good. What Stripe, banks and time do by themselves is
 set under /_emulator/, and faults and books are there too; /_emulator/ui is a
-page for a browser on this machine. Ctrl-C ends it."""
+page for a browser on this machine.
+
+Exit codes: 0 ended by Ctrl-C or SIGTERM, 2 wrong usage, or the port is taken."""
 
 
 @options.with_options

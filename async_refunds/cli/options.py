@@ -20,7 +20,9 @@ from typer.models import OptionInfo
 
 from async_refunds.protocol import validation
 
+from . import interruption
 from .config import BASE_URL, Connection
+from .exit_codes import INTERRUPTED, NOT_ALL
 from .output import OutputLostError, print_error, refuse
 
 if TYPE_CHECKING:
@@ -263,6 +265,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(**given: Any) -> None:  # noqa: ANN401 - as the command has them
+        interruption.raise_as_usual()
         try:
             for name, kind in groups.items():
                 fields = {field: given.pop(field) for field in kind.__struct_fields__}
@@ -277,7 +280,11 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
         except OutputLostError as error:
             if not error.reader_left:
                 print_error(str(error))
-            raise typer.Exit(1) from None
+            raise typer.Exit(NOT_ALL) from None
+        except KeyboardInterrupt:
+            # Once something may have been sent, the command says itself what was done.
+            print_error(interruption.NOTHING_SENT)
+            raise typer.Exit(INTERRUPTED) from None
 
     # Where `inspect.signature` looks first, as PEP 362 has it.
     vars(run)["__signature__"] = inspect.Signature(parameters)

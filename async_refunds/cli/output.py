@@ -15,15 +15,13 @@ from typing import IO, TYPE_CHECKING, NoReturn
 import msgspec
 import typer
 
+from .exit_codes import INTERRUPTED, USAGE_ERROR
 from .tables import Table, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
     from .options import Format
-
-USAGE_ERROR = 2
-"""Exit code of a command that cannot be right; nothing was sent."""
 
 # Back to the start of the line, and erase it (ECMA-48, EL).
 _ERASE_LINE = "\r\x1b[K"
@@ -67,6 +65,20 @@ def refuse(text: str) -> NoReturn:
     """End the command with an error and the exit code of wrong usage."""
     print_error(text)
     raise typer.Exit(USAGE_ERROR)
+
+
+@contextmanager
+def interruptible(said: Callable[[], str]) -> Generator[None]:
+    """End the command with one line and its exit code when Ctrl-C ends the block.
+
+    Args:
+        said: Returns what was done until then, and what was not.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        print_error(f"interrupted: {said()}")
+        raise typer.Exit(INTERRUPTED) from None
 
 
 class Output:

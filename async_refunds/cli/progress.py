@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from async_refunds.results import CANCELED
 
 from .output import width
-from .tables import utc
+from .tables import counted, utc
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -189,32 +189,40 @@ class ReadProgress:
 
 
 class SearchProgress:
-    """The progress of a search through the list of refunds, as a line.
+    """The progress of a search through the list of refunds, newest first."""
 
-    Args:
-        clock: Returns seconds.
-    """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self) -> None:
         self.seen = 0
         self.matches = 0
         self._reached = ""
-        self._speed = Speed(clock)
+
+    @asynccontextmanager
+    async def shown(self, output: Output) -> AsyncGenerator[None]:
+        """Show the progress as a line until the end of the block."""
+        speed = Speed(asyncio.get_running_loop().time)
+
+        def line(columns: int) -> str:
+            parts = [
+                (0, f"{self.seen:,} searched"),
+                (1, f"{self.matches:,} match"),
+                (2, self._reached),
+                (3, f"{speed.per_second(self.seen):.0f}/s"),
+            ]
+            return fitted(parts, columns)
+
+        async with shown(output, line):
+            yield
 
     def see(self, created: int) -> None:
         """Count a refund that was created at a Unix time."""
         self.seen += 1
         self._reached = f"back to {utc(created, '%Y-%m-%d')}"
 
-    def line(self, columns: int) -> str:
-        """Return the line, with the parts that fit into so many columns."""
-        parts = [
-            (0, f"{self.seen:,} searched"),
-            (1, f"{self.matches:,} match"),
-            (2, self._reached),
-            (3, f"{self._speed.per_second(self.seen):.0f}/s"),
-        ]
-        return fitted(parts, columns)
+    @property
+    def incomplete(self) -> str:
+        """What an interrupted search has to say."""
+        where = f", {self._reached}" if self._reached else ""
+        return f"{counted(self.seen, 'refund')} searched{where}, older ones not"
 
 
 def time_left(count: int, speed: float) -> str:

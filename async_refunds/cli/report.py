@@ -17,7 +17,7 @@ from async_refunds.results import CANCELED
 from . import options
 from .batch_run import MAX_ROWS, RESULT_COLUMNS
 from .money import in_major_units
-from .output import Output, os_reason, refuse
+from .output import Output, interruptible, os_reason, refuse
 from .report_data import RunReport, effort, money_lines
 from .report_html import html_page
 from .summary import exit_code, outcome_table
@@ -72,22 +72,23 @@ def report(
     if as_csv + form.as_json + (page is not None) > 1:
         refuse("one of --csv, --json and --html")
     output = Output(msgspec.structs.replace(form, as_json=form.as_json or as_csv))
-    try:
-        reader = JournalReader(journal)
-        run = RunReport(journal, reader)
-        if page is not None:
-            _write_page(page, run, reader)
-            output.say(f"written to {page}")
-        elif output.as_table:
-            _show(output, run, reader)
-        elif as_csv:
-            for line in _csv_lines(reader.records()):
-                output.raw(line)
-        else:
-            for record in reader.records():
-                output.record(_row(record))
-    except JournalError as error:
-        refuse(str(error))
+    with interruptible(lambda: "the report is not complete; the journal is as it was"):
+        try:
+            reader = JournalReader(journal)
+            run = RunReport(journal, reader)
+            if page is not None:
+                _write_page(page, run, reader)
+                output.say(f"written to {page}")
+            elif output.as_table:
+                _show(output, run, reader)
+            elif as_csv:
+                for line in _csv_lines(reader.records()):
+                    output.raw(line)
+            else:
+                for record in reader.records():
+                    output.record(_row(record))
+        except JournalError as error:
+            refuse(str(error))
     raise typer.Exit(exit_code(run.outcomes))
 
 

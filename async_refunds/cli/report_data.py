@@ -10,7 +10,7 @@ from async_refunds.results import CANCELED
 
 from .money import in_major_units
 from .summary import IN_FLIGHT, resume_command
-from .tables import aligned
+from .tables import aligned, counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -118,5 +118,5 @@ def money_lines(sums: Counter[str], counts: Counter[str]) -> list[str]:
 def effort(requests: int, rate_limited: int, seconds: float) -> str:
     """Return how much work a run was."""
     limited = f", {rate_limited:,} of them answered 429" if rate_limited else ""
-    number = "1 request" if requests == 1 else f"{requests:,} requests"
-    return f"{number} in {timedelta(seconds=round(seconds))}{limited}"
+    time = timedelta(seconds=round(seconds))
+    return f"{counted(requests, 'request')} in {time}{limited}"

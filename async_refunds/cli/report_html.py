@@ -23,7 +23,7 @@ from .money import in_major_units
 from .report_chart import over_time
 from .report_data import Sums
 from .summary import next_steps
-from .tables import printable
+from .tables import counted, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -207,7 +207,8 @@ def _money(report: RunReport) -> str:
     if not report.sums.counts:
         return "<p>No amount is known.</p>"
     boxes = "".join(
-        f"<div><dt>{_text(currency)}, {_refunds(count)}</dt><dd>{amount}</dd></div>"
+        f"<div><dt>{_text(currency)}, {counted(count, 'refund')}</dt>"
+        f"<dd>{amount}</dd></div>"
         for currency, count, amount in report.sums.rows()
     )
     unknown = report.canceled - report.sums.counts.total()
@@ -226,10 +227,6 @@ def _money(report: RunReport) -> str:
         '<p class="note">To the balance; the customers are not repaid by it.'
         f"{more}</p>{by_account}"
     )
-
-
-def _refunds(count: int) -> str:
-    return "1 refund" if count == 1 else f"{count:,} refunds"
 
 
 def _outcomes(report: RunReport) -> str:

@@ -12,9 +12,9 @@ import msgspec
 from async_refunds.errors import JournalError
 from async_refunds.journal import Run
 
-from . import options, plan
+from . import options, preview
 from .batch_run import BatchRun, BoundedJournal, OpenJournal
-from .output import Output, os_reason, refuse
+from .output import Output, interruptible, os_reason, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +46,7 @@ def ask_for_live(
     if connection.livemode and total > 1 and not send.yes:
         count = min(count, total)
         accounts = [] if requests is None else requests.accounts()
-        plan.ask(count, total - count, live=True, accounts=accounts)
+        preview.ask(count, total - count, live=True, accounts=accounts)
 
 
 def run_batch(
@@ -89,7 +89,7 @@ def run_batch(
             brief=brief,
             notes=notes,
         )
-        return asyncio.run(run.run(connection))
+        return _run(run, connection)
     batch = batch.or_else(_journal_options(kept))
     try:
         tally = kept.journal.tally()
@@ -117,7 +117,13 @@ def run_batch(
         kept=kept,
         notes=notes,
     )
-    return asyncio.run(run.run(connection))
+    return _run(run, connection)
+
+
+def _run(run: BatchRun, connection: Connection) -> int:
+    """Run a batch, and return the exit code; see there what an interrupt does."""
+    with interruptible(lambda: run.incomplete):
+        return asyncio.run(run.run(connection))
 
 
 def open_journal(

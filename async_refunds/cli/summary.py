@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from async_refunds.results import CANCELED
 
 from .config import needs_address
+from .exit_codes import DONE, NOT_ALL, UNKNOWN
 from .tables import aligned
 
 if TYPE_CHECKING:
@@ -16,12 +17,6 @@ if TYPE_CHECKING:
 
 Outcomes: TypeAlias = Counter[str | None]
 """The number of refunds of each outcome; ``None`` counts those without a result."""
-
-DONE = 0
-NOT_ALL = 1
-UNKNOWN = 3
-INTERRUPTED = 130
-"""Interrupted with refunds left, as shells number SIGINT; an unknown outcome is 3."""
 
 IN_FLIGHT = "in flight"
 """Counts the refunds that a running process may be canceling."""

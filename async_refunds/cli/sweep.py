@@ -14,13 +14,15 @@ import typer
 from async_refunds.errors import RefundsError
 from async_refunds.results import CancelRequest
 
-from . import money, options, plan
+from . import money, options, preview
 from .batch_run import MAX_ROWS
-from .output import Output, print_error, refuse
-from .progress import SearchProgress, shown
+from .exit_codes import DONE, NOT_ALL
+from .lookup import REFUND_COLUMNS, show
+from .output import Output, interruptible, print_error, refuse
+from .progress import SearchProgress
 from .refund_list import RefundList
-from .show import REFUND_COLUMNS, show
 from .start_batch import open_journal, open_output, run_batch
+from .tables import counted
 
 if TYPE_CHECKING:
     from async_refunds.client import RefundsClient
@@ -54,30 +56,31 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Found(msgspec.Struct):
-    """What a search found."""
+    """What a search has found so far."""
 
-    seen: int = 0
-    """Refunds that were read."""
-    plan: plan.Plan = msgspec.field(default_factory=plan.Plan)
-    """Those that match."""
+    progress: SearchProgress = msgspec.field(default_factory=SearchProgress)
+    matches: preview.Preview = msgspec.field(default_factory=preview.Preview)
+    """The refunds that match."""
 
 
 async def search(
     refunds: RefundsClient,
     wanted: Filter,
     matches: RefundList,
+    found: Found,
     output: Output,
     *,
     account: str | None,
     limit: int | None,
     show_rows: bool,
-) -> Found:
+) -> None:
     """Go through the list of refunds, and collect those that match.
 
     Args:
         refunds: The client.
         wanted: Which refunds.
         matches: Where they are added.
+        found: Counts them.
         output: Where progress is written, and rows if they are shown.
         account: The connected account of the client.
         limit: Stop at this many.
@@ -87,22 +90,19 @@ async def search(
         RefundsError: A page could not be read.
         OutputLostError: A match could not be written.
     """
-    found = Found()
-    progress = SearchProgress(asyncio.get_running_loop().time)
-    async with shown(output, progress.line):
+    progress = found.progress
+    async with progress.shown(output):
         async for refund in refunds.list(created=wanted.created):
             progress.see(refund.created)
-            found.seen = progress.seen
             if wanted.matches(refund):
                 request = CancelRequest(refund.id, account)
                 matches.add(request)
-                found.plan.add(request, refund)
+                found.matches.add(request, refund)
                 progress.matches = matches.count
                 if show_rows and (not output.as_table or matches.count <= MAX_ROWS):
                     show(output, refund)
             if matches.count == limit:
                 break
-    return found
 
 
 HELP = """Cancel the refunds in requires_action that are old, or about to expire.
@@ -147,35 +147,39 @@ def sweep(
     """Cancel the refunds in requires_action that are old, or about to expire."""
     wanted = _filter(older_than, expiring_within, since, currency)
     if not (send.yes or dry_run):
-        plan.require_terminal()
+        preview.require_terminal()
     with ExitStack() as stack:
         matches = stack.enter_context(RefundList(connection.account))
         output = Output(written) if dry_run else open_output(stack, written, journal)
+        found = Found()
 
-        async def find() -> Found:
+        async def find() -> None:
             async with options.connect(connection).client(output) as refunds:
-                return await search(
-                    *(refunds, wanted, matches, output),
+                await search(
+                    *(refunds, wanted, matches, found, output),
                     account=connection.account,
                     limit=send.limit,
                     show_rows=dry_run,
                 )
 
         try:
-            found = asyncio.run(find())
+            with interruptible(
+                lambda: f"{found.progress.incomplete}; nothing was canceled"
+            ):
+                asyncio.run(find())
         except RefundsError as error:
             print_error(f"{error}; nothing was canceled")
-            raise typer.Exit(1) from None
+            raise typer.Exit(NOT_ALL) from None
         _show_found(output, found, send.limit)
         if dry_run and matches.count:
-            output.say(f"nothing was canceled; to cancel them: {plan.act_command()}")
+            output.say(f"nothing was canceled; to cancel them: {preview.act_command()}")
         if dry_run or not matches.count:
-            raise typer.Exit(0)
+            raise typer.Exit(DONE)
         api = options.connect(connection, account=False)
         kept = open_journal(stack, journal, api, batch, connection)
         if not send.yes:
             others = 0 if kept is None else kept.journal.tally().open
-            plan.ask(
+            preview.ask(
                 *(matches.count, others),
                 live=api.livemode,
                 accounts=matches.accounts(),
@@ -236,18 +240,18 @@ def _currencies(text: str) -> frozenset[str]:
 
 def _show_found(output: Output, found: Found, limit: int | None) -> None:
     output.table(REFUND_COLUMNS)
-    matches = found.plan.cancelable
+    matches, seen = found.matches.cancelable, found.progress.seen
     if output.as_table and matches > MAX_ROWS:
         output.say(f"the first {MAX_ROWS}; --json has all")
     if not matches:
-        output.say(f"0 of {found.seen:,} refunds match; nothing to cancel")
+        output.say(f"0 of {counted(seen, 'refund')} match; nothing to cancel")
         return
     if matches == limit:
         output.say(
-            f"the first {matches:,} that match, after {found.seen:,} refunds; --max "
-            "ended the search:"
+            f"--max ended the search after {counted(seen, 'refund')}; "
+            f"{matches:,} match:"
         )
     else:
-        output.say(f"{matches:,} of {found.seen:,} refunds match:")
-    for line in plan.sum_lines(found.plan.counts, found.plan.sums):
+        output.say(f"{matches:,} of {counted(seen, 'refund')} match:")
+    for line in preview.sum_lines(found.matches.counts, found.matches.sums):
         output.say(line)

@@ -26,6 +26,15 @@ def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     return [_GAP.join(map(str.ljust, line, widths)).rstrip() for line in lines]
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number of things.
+
+    >>> counted(1, "request"), counted(1200, "request")
+    ('1 request', '1,200 requests')
+    """
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def printable(text: str) -> str:
     """Return the text without anything that a terminal would obey."""
     if text.isprintable():  # as almost all are, of a hundred thousand refunds

@@ -18,8 +18,10 @@ from async_refunds.journal import JournalReader
 from async_refunds.results import CANCELED, CancelRequest
 
 from . import config, options
-from .output import Output, refuse
+from .exit_codes import DONE, NOT_ALL
+from .output import Output, interruptible, refuse
 from .paced_reads import PacedReads
+from .tables import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,11 +68,17 @@ def verify(
                 refunds, verifying.requests(), total=total, output=verifying.output
             )
 
-    try:
-        asyncio.run(run())
-    except (AuthenticationError, JournalError) as error:
-        refuse(str(error))
-    raise typer.Exit(verifying.conclude())
+    def so_far() -> str:
+        return f"{verifying.done:,} of {counted(total, 'refund')} compared"
+
+    with interruptible(so_far):
+        try:
+            asyncio.run(run())
+        except (AuthenticationError, JournalError) as error:
+            refuse(str(error))
+        finally:
+            verifying.conclude()
+    raise typer.Exit(DONE if verifying.good else NOT_ALL)
 
 
 class _Verification:
@@ -118,10 +126,19 @@ class _Verification:
                 }
             )
 
-    def conclude(self) -> int:
-        """Write how many differ, and return the exit code."""
+    @property
+    def done(self) -> int:
+        """The number of refunds that were compared, or could not be read."""
+        return self._counts.total()
+
+    @property
+    def good(self) -> bool:
+        """Whether all could be read, and none differs."""
+        return not (self._counts["different"] or self._counts["not read"])
+
+    def conclude(self) -> None:
+        """Write what differs as a table, and how many do."""
         self.output.table(COLUMNS)
         for verdict in ("as reported", "different", "unknown", "not read"):
             if self._counts[verdict]:
                 self.output.say(f"{self._counts[verdict]:,} {verdict}")
-        return 1 if self._counts["different"] or self._counts["not read"] else 0

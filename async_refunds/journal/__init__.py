@@ -1,8 +1,8 @@
 """What a batch has decided and learned, and where that is kept."""
 
 from .base import Claim, Journal, Record, Run, Tally, require_target
+from .factory import open_journal
 from .memory import WINDOW, MemoryJournal
-from .opening import open_journal
 from .sqlite import JournalReader, SqliteJournal
 
 __all__ = [

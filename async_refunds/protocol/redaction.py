@@ -7,7 +7,7 @@ hides it, and text from Stripe is scrubbed before it becomes part of an error.
 from __future__ import annotations
 
 import re
-from typing import NoReturn, Self, SupportsIndex, TypeAlias, get_type_hints
+from typing import NoReturn, Self, SupportsIndex, TypeAlias, get_type_hints, overload
 
 import msgspec
 
@@ -52,6 +52,9 @@ _AT = re.compile(
 # What neither of them matches if it has no ``k_`` and no ``c_``: most of what is looked
 # at is an id or a status, and each search costs more than a microsecond.
 _PLAIN = re.compile("[A-Za-z0-9_ ]*")
+_WHOLE_ADDRESS = re.compile(
+    rf"\w(?:{_AT.pattern})[\w-]+\.\w", re.IGNORECASE | re.VERBOSE
+)
 _WORD = re.compile(r"\S+")
 _ADDRESS = "[e-mail]"
 
@@ -81,6 +84,24 @@ class SecretStr(str):
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         raise TypeError("an API key cannot be pickled")
+
+
+class SecretBytes(bytes):
+    """Bytes that hide their value from ``repr``, such as a body with an address."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} bytes>"
+
+    @overload
+    def __getitem__(self, part: SupportsIndex, /) -> int: ...
+    @overload
+    def __getitem__(self, part: slice, /) -> SecretBytes: ...
+    def __getitem__(self, part: SupportsIndex | slice, /) -> int | SecretBytes:
+        # For rich, as above.
+        found = super().__getitem__(part)
+        return found if isinstance(found, int) else SecretBytes(found)
 
 
 def scrub(text: str) -> str:
@@ -119,6 +140,11 @@ def scrub(text: str) -> str:
 def contains_key(text: str) -> bool:
     """Tell whether a text contains one of Stripe's keys, and not only ``task_1``."""
     return _WHOLE_KEY.search(text) is not None
+
+
+def contains_address(text: str) -> bool:
+    """Tell whether a text contains an e-mail address, and not only an at sign."""
+    return _WHOLE_ADDRESS.search(text) is not None
 
 
 def redact_refund(refund: Refund) -> Refund:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from .redaction import contains_key, scrub
+from .redaction import contains_address, contains_key, scrub
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -138,10 +138,19 @@ def idempotency_key(value: object) -> str:
 
     Raises:
         TypeError: Not a ``str``.
-        ValueError: Empty, too long, or with a character that no header carries.
+        ValueError: Empty, too long, with a character that no header carries, or with
+            an e-mail address.
     """
     wanted = "1 to 255 visible ASCII characters"
-    return _matching(_IDEMPOTENCY_KEY, "idempotency_key", value, wanted)
+    text = _matching(_IDEMPOTENCY_KEY, "idempotency_key", value, wanted)
+    # Errors and log records show the key, since it is needed to ask again. Letters,
+    # digits and hyphens alone, as in a UUID, are no address.
+    if not text.replace("-", "").isalnum() and contains_address(text):
+        raise ValueError(
+            "idempotency_key contains an e-mail address, which would be logged: use "
+            "an id of your own"
+        )
+    return text
 
 
 def api_key(value: object) -> str:

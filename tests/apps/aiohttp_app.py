@@ -24,13 +24,13 @@ from async_refunds import (
     WebhookError,
     refund_event,
 )
+from tests.apps.cancellations import Cancellations
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
 CLIENT = web.AppKey("refunds", RefundsClient)
-unknown: dict[str, str] = {}
-"""Refund ids by idempotency key; a service has a table for it."""
+cancellations = Cancellations()
 
 
 def note(record: CallRecord) -> None:
@@ -41,7 +41,7 @@ async def refunds_client(app: web.Application) -> AsyncGenerator[None]:
     client = RefundsClient(
         os.environ["STRIPE_API_KEY"],
         base_url=os.environ.get("STRIPE_BASE_URL", "https://api.stripe.com"),
-        retry=RetryPolicy(max_retries=1),  # a person waits
+        retry=RetryPolicy(max_retries=1, initial_delay=0.1),  # a person waits
         on_call=note,
     )
     async with client as app[CLIENT]:
@@ -88,21 +88,23 @@ async def cancel(request: web.Request) -> web.Response:
 
 async def ask_again(request: web.Request) -> web.Response:
     key = request.match_info["key"]
-    return await cancel_with(request, unknown[key], key)
+    refund_id = cancellations.refund_of(key)
+    if refund_id is None:
+        raise web.HTTPNotFound(text="nothing is unknown of it")
+    return await cancel_with(request, refund_id, key)
 
 
 async def cancel_with(request: web.Request, refund_id: str, key: str) -> web.Response:
-    unknown[key] = refund_id
-    refund = await request.app[CLIENT].cancel(
-        refund_id, idempotency_key=key, timeout=10.0, already_canceled_ok=True
-    )
-    unknown.pop(key, None)
+    with cancellations.calling(key, refund_id):
+        refund = await request.app[CLIENT].cancel(
+            refund_id, idempotency_key=key, timeout=10.0, already_canceled_ok=True
+        )
     return web.json_response(refund.to_dict())
 
 
 async def state(request: web.Request) -> web.Response:
-    known = request.match_info["key"] not in unknown
-    return web.json_response({"status": "known" if known else "unknown"})
+    refund_id = cancellations.refund_of(request.match_info["key"])
+    return web.json_response({"status": "unknown" if refund_id else "known"})
 
 
 async def webhook(request: web.Request) -> web.Response:
@@ -111,7 +113,7 @@ async def webhook(request: web.Request) -> web.Response:
         request.headers.get("Stripe-Signature"),
         os.environ["STRIPE_WEBHOOK_SECRET"],
     )
-    unknown.pop(event.idempotency_key or "", None)
+    cancellations.close(event.idempotency_key)
     return web.json_response({"status": event.refund.status})
 
 

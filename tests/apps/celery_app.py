@@ -31,11 +31,6 @@ if TYPE_CHECKING:
 
 app = Celery(__name__, broker=os.environ["BROKER_URL"], backend=os.environ["RESULTS"])
 app.conf.update(
-    broker_transport_options={
-        "data_folder_in": os.environ.get("BROKER_FOLDER"),
-        "data_folder_out": os.environ.get("BROKER_FOLDER"),
-        "control_folder": os.environ.get("BROKER_FOLDER"),
-    },
     task_acks_late=True,
     task_reject_on_worker_lost=True,
 )
@@ -49,7 +44,7 @@ class Worker:
         self.refunds = RefundsClient(
             os.environ["STRIPE_API_KEY"],
             base_url=os.environ.get("STRIPE_BASE_URL", "https://api.stripe.com"),
-            retry=RetryPolicy(max_retries=1),  # Celery retries
+            retry=RetryPolicy(max_retries=1, initial_delay=0.1),  # Celery retries
         )
 
     def run(self, call: Coroutine[Any, Any, Any]) -> Any:  # noqa: ANN401 - its result

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import django
 from django.conf import settings
 from django.core.asgi import get_asgi_application
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.urls import path
 from django.utils.decorators import async_only_middleware
 from django.views.decorators.http import require_http_methods, require_POST
@@ -35,6 +35,7 @@ from async_refunds import (
     WebhookError,
     refund_event,
 )
+from tests.apps.cancellations import Cancellations
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -47,8 +48,7 @@ settings.configure(
 )
 django.setup()
 
-unknown: dict[str, str] = {}
-"""Refund ids by idempotency key; a service has a table for it."""
+cancellations = Cancellations()
 clients: list[RefundsClient] = []
 
 
@@ -60,7 +60,7 @@ def refunds_client() -> RefundsClient:
     if not clients:
         base_url = os.environ.get("STRIPE_BASE_URL", "https://api.stripe.com")
         key = os.environ["STRIPE_API_KEY"]
-        once_more = RetryPolicy(max_retries=1)  # a person waits
+        once_more = RetryPolicy(max_retries=1, initial_delay=0.1)  # a person waits
         clients.append(
             RefundsClient(key, base_url=base_url, retry=once_more, on_call=note)
         )
@@ -106,11 +106,10 @@ def answer_errors(
 
 
 async def cancel_with(refund_id: str, key: str) -> HttpResponse:
-    unknown[key] = refund_id
-    refund = await refunds_client().cancel(
-        refund_id, idempotency_key=key, timeout=10.0, already_canceled_ok=True
-    )
-    unknown.pop(key, None)
+    with cancellations.calling(key, refund_id):
+        refund = await refunds_client().cancel(
+            refund_id, idempotency_key=key, timeout=10.0, already_canceled_ok=True
+        )
     return JsonResponse(refund.to_dict())
 
 
@@ -122,9 +121,12 @@ async def cancel(request: HttpRequest, refund_id: str) -> HttpResponse:
 
 @require_http_methods(["GET", "POST"])
 async def cancellation(request: HttpRequest, key: str) -> HttpResponse:
-    if request.method == "POST":
-        return await cancel_with(unknown[key], key)
-    return JsonResponse({"status": "unknown" if key in unknown else "known"})
+    refund_id = cancellations.refund_of(key)
+    if request.method == "GET":
+        return JsonResponse({"status": "unknown" if refund_id else "known"})
+    if refund_id is None:
+        raise Http404("nothing is unknown of it")
+    return await cancel_with(refund_id, key)
 
 
 @require_POST
@@ -134,7 +136,7 @@ async def webhook(request: HttpRequest) -> HttpResponse:
         request.headers.get("Stripe-Signature"),
         os.environ["STRIPE_WEBHOOK_SECRET"],
     )
-    unknown.pop(event.idempotency_key or "", None)
+    cancellations.close(event.idempotency_key)
     return JsonResponse({"status": event.refund.status})
 
 

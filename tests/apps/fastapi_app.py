@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator  # noqa: TC003 - FastAPI reads annota
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Header, Request
+from fastapi import FastAPI, Header, HTTPException, Request
 from fastapi.responses import JSONResponse
 
 from async_refunds import (
@@ -24,9 +24,9 @@ from async_refunds import (
     WebhookError,
     refund_event,
 )
+from tests.apps.cancellations import Cancellations
 
-unknown: dict[str, str] = {}
-"""Refund ids by idempotency key; a service has a table for it."""
+cancellations = Cancellations()
 
 
 def note(record: CallRecord) -> None:
@@ -38,7 +38,7 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
     client = RefundsClient(
         os.environ["STRIPE_API_KEY"],
         base_url=os.environ.get("STRIPE_BASE_URL", "https://api.stripe.com"),
-        retry=RetryPolicy(max_retries=1),  # a person waits
+        retry=RetryPolicy(max_retries=1, initial_delay=0.1),  # a person waits
         on_call=note,
     )
     async with client as app.state.refunds:
@@ -53,24 +53,29 @@ app = FastAPI(lifespan=lifespan)
 async def cancel(
     refund_id: str, idempotency_key: Annotated[str | None, Header()] = None
 ) -> dict[str, Any]:
-    # Where a client that hangs up cancels the handler, only this key is left of it.
-    key = idempotency_key or str(uuid.uuid4())
-    unknown[key] = refund_id
-    refund = await app.state.refunds.cancel(
-        refund_id, idempotency_key=key, timeout=10.0, already_canceled_ok=True
-    )
-    unknown.pop(key, None)
-    return refund.to_dict()  # type: ignore[no-any-return]  # app.state has no types
+    return await cancel_with(refund_id, idempotency_key or str(uuid.uuid4()))
+
+
+async def cancel_with(refund_id: str, key: str) -> dict[str, Any]:
+    client: RefundsClient = app.state.refunds
+    with cancellations.calling(key, refund_id):
+        refund = await client.cancel(
+            refund_id, idempotency_key=key, timeout=10.0, already_canceled_ok=True
+        )
+    return refund.to_dict()
 
 
 @app.post("/cancellations/{key}")
 async def ask_again(key: str) -> dict[str, Any]:
-    return await cancel(unknown[key], key)
+    refund_id = cancellations.refund_of(key)
+    if refund_id is None:
+        raise HTTPException(404, "nothing is unknown of it")
+    return await cancel_with(refund_id, key)
 
 
 @app.get("/cancellations/{key}")
 async def state(key: str) -> dict[str, str]:
-    return {"status": "unknown" if key in unknown else "known"}
+    return {"status": "unknown" if cancellations.refund_of(key) else "known"}
 
 
 @app.post("/webhook")
@@ -80,7 +85,7 @@ async def webhook(request: Request) -> dict[str, str]:
         request.headers.get("Stripe-Signature"),
         os.environ["STRIPE_WEBHOOK_SECRET"],
     )
-    unknown.pop(event.idempotency_key or "", None)
+    cancellations.close(event.idempotency_key)
     return {"status": event.refund.status or ""}
 
 

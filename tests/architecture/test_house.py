@@ -144,12 +144,19 @@ def test_library_needs_no_extra() -> None:
             assert roots(path) <= set(sys.stdlib_module_names) | LIBRARIES
 
 
-def test_who_cancels_one_refund_loads_nothing_of_batches() -> None:
+def test_each_name_is_imported_when_it_is_asked_for() -> None:
     code = """
 import sys
-import async_refunds
+import async_refunds.__main__
+from async_refunds.cli import interruption
+# Ctrl-C is not handled before this: it must take next to no time.
+for name in ("aiohttp", "async_refunds.client", "asyncio", "typing", "typer"):
+    assert name not in sys.modules, name
 shown = dir(async_refunds)
 assert set(async_refunds.__all__) <= set(shown), "an editor and `help` do not see it"
+assert async_refunds.webhooks.refund_event is async_refunds.refund_event
+assert "aiohttp" not in sys.modules, "a receiver of webhooks sends nothing"
+from async_refunds import RefundsClient
 for name in ("async_refunds.batch", "async_refunds.journal", "opentelemetry"):
     assert name not in sys.modules, name
 from async_refunds import cancel_many

@@ -112,9 +112,10 @@ async def test_list(page: Page) -> None:
         (
             "requires_action",
             ["503"] * 20,
-            503,
-            {"detail": "send it again with the same request_key"},
+            202,
+            {"status": "unknown", "request_key": "intent-1"},
         ),
+        ("requires_action", ["rate_429"] * 20, 503, {"detail": "overloaded"}),
     ],
 )
 async def test_web_service(

@@ -23,7 +23,7 @@ from async_refunds import (
     cancel_many,
 )
 from async_refunds.batch import Batch
-from async_refunds.cli.kill_and_resume import kill_and_resume
+from async_refunds.cli.crash_recovery import kill_and_resume
 from async_refunds.emulator import Emulator
 from async_refunds.journal import JournalReader, MemoryJournal, Run, SqliteJournal
 from tests.support.batches import KEY, asked, canceled_many, client, emulator

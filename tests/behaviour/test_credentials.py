@@ -214,6 +214,19 @@ async def test_provider_that_gives_no_key_sends_nothing_and_shows_nothing(
     assert caught.value.idempotency_key == records[0].idempotency_key
 
 
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_provider_that_ends_the_process_ends_it(kind: type[BaseException]) -> None:
+    def provide() -> str:
+        raise kind
+
+    async def cancel() -> None:
+        async with RefundsClient(provide) as refunds:
+            await refunds.cancel(RE)
+
+    with pytest.raises(kind):
+        asyncio.run(cancel())
+
+
 async def test_provider_that_fails_once_is_asked_again_by_the_next_call() -> None:
     vault = Vault("no key", OLD)
     async with (

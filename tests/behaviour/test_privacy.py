@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import logging
 import pickle
-import pprint
 import re
-import traceback
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,14 @@ from async_refunds import (
 )
 from async_refunds.protocol.redaction import SecretStr, scrub
 from async_refunds.protocol.requests import Response
+from tests.support.canary import (
+    EMAIL,
+    KEY,
+    Lines,
+    printed,
+    spelled,
+    traceback_of,
+)
 from tests.support.scripted import (
     CUT,
     RE,
@@ -38,9 +45,6 @@ from tests.support.scripted import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-KEY = "sk_live_CANARYofTheKey51"
-EMAIL = "canary.of@the-customer.example"
 
 PERSONAL: dict[str, Any] = {
     "instructions_email": EMAIL,
@@ -63,6 +67,10 @@ TELLTALE: dict[str, Any] = {
     "param": EMAIL,
 }
 NAMED = {"Request-Id": KEY, "Stripe-Should-Retry": EMAIL, "X-Key": KEY}
+
+
+USER = "someone:CANARYofTheProxy"
+SHUT = f"http://{USER}@127.0.0.1:1"
 
 
 def told(status: int, **fields: object) -> bytes:
@@ -97,21 +105,6 @@ PATHS: dict[str, tuple[Act, Act]] = {
 }
 
 
-def spelled(text: str) -> bool:
-    return "CANARYofTheKey" in text or EMAIL in text or "canary.of" in text
-
-
-class Lines(logging.Handler):
-    """Every log record of every logger, with all that is in it."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.NOTSET)
-        self.texts: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.texts += [record.getMessage(), repr(vars(record)), self.format(record)]
-
-
 @pytest.fixture
 def log() -> Iterator[Lines]:
     root, handler = logging.getLogger(), Lines()
@@ -121,34 +114,6 @@ def log() -> Iterator[Lines]:
     yield handler
     root.removeHandler(handler)
     root.setLevel(level)
-
-
-def printed(error: BaseException) -> Iterator[str]:
-    """Yield all that an error gives away, but for what its caller's own frames hold."""
-    yield from (str(error), repr(error), repr(error.args), pprint.pformat(vars(error)))
-    yield repr(pickle.dumps(error))
-    yield repr(vars(copy.deepcopy(error)))
-    yield from _traceback(error)
-    console = Console(file=StringIO(), width=200)
-    console.print(error)
-    console.print(vars(error))
-    assert isinstance(console.file, StringIO)
-    yield console.file.getvalue()
-
-
-def _traceback(error: BaseException) -> Iterator[str]:
-    tree: traceback.TracebackException | None
-    tree = traceback.TracebackException.from_exception(error, capture_locals=True)
-    while tree is not None:
-        for frame in tree.stack:
-            # This file's frames hold the canaries by design.
-            if frame.filename != __file__:
-                yield f"{frame.filename}:{frame.lineno} {frame.locals}"
-        tree = tree.__cause__ or tree.__context__
-    linked: BaseException | None = error
-    while linked is not None:
-        yield repr(linked)
-        linked = linked.__cause__ or linked.__context__
 
 
 def client(server: Scripted, **options: Any) -> RefundsClient:  # noqa: ANN401 - passed on
@@ -172,7 +137,12 @@ async def test_no_error_gives_the_key_or_the_address_away(
         with pytest.raises(RefundsError) as caught:
             await refunds.cancel(RE)
         await refunds.close()
-    for text in [*printed(caught.value), *log.texts, repr(attempts), repr(refunds)]:
+    for text in [
+        *printed(caught.value, besides=__file__),
+        *log.texts,
+        repr(attempts),
+        repr(refunds),
+    ]:
         assert not spelled(text), text
     assert any("attempt 1 failed" in text for text in log.texts) or len(attempts) < 3
 
@@ -221,9 +191,13 @@ async def test_cancellation_gives_nothing_away_either(
         with pytest.raises(asyncio.CancelledError) as caught:
             await task
         await refunds.close()
-    frames = [text for text in _traceback(caught.value) if "aiohttp" in text]
+    frames = [
+        text
+        for text in traceback_of(caught.value, besides=__file__)
+        if "aiohttp" in text
+    ]
     assert frames, "the traceback does not lead through aiohttp any more"
-    for text in [*_traceback(caught.value), *log.texts]:
+    for text in [*traceback_of(caught.value, besides=__file__), *log.texts]:
         assert not spelled(text), text
 
 
@@ -247,7 +221,33 @@ def test_constructor_that_refuses_does_not_show_the_key(
 ) -> None:
     with pytest.raises((TypeError, ValueError)) as caught:
         RefundsClient(key, **options)
-    for text in printed(caught.value):
+    for text in printed(caught.value, besides=__file__):
+        assert not spelled(text), text
+
+
+def test_constructor_that_refuses_does_not_show_what_a_callable_holds() -> None:
+    provider = functools.partial(str, KEY)
+    assert spelled(repr(provider))
+    with pytest.raises(ValueError, match="stripe_account") as caught:
+        RefundsClient(provider, stripe_account="nobody")
+    for text in printed(caught.value, besides=__file__):
+        assert not spelled(text), text
+
+
+@pytest.mark.parametrize("way", ["refused", "407", "502"])
+async def test_password_of_a_proxy_is_nowhere(way: str, log: Lines) -> None:
+    answered = f"HTTP/1.1 {way} No\r\nContent-Length: 0\r\n\r\n".encode()
+    async with (
+        scripted(reads=[answered]) as server,
+        aiohttp.ClientSession(
+            proxy=server.url.replace("//", f"//{USER}@") if way != "refused" else SHUT
+        ) as session,
+    ):
+        refunds = RefundsClient(KEY, session=session, base_url="https://stripe.example")
+        with pytest.raises(RefundsError) as caught:
+            await refunds.cancel(RE)
+    assert "proxy" in str(caught.value) or way == "refused"
+    for text in [*printed(caught.value, besides=__file__), *log.texts]:
         assert not spelled(text), text
 
 

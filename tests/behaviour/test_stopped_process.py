@@ -12,8 +12,9 @@ import pytest
 from tests.support.scripted import CANCELED, scripted
 
 CALLS = 5
-# Of each call; the process is stopped for longer than that.
-SECONDS = 2.0
+# Of each call; the process is stopped for longer than that. More by hand:
+# STOPPED_SECONDS=20 python -m pytest tests/behaviour/test_stopped_process.py
+SECONDS = float(os.environ.get("STOPPED_SECONDS", "2.0"))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGSTOP")

@@ -183,7 +183,7 @@ async def test_refused_connection_is_a_failure_that_sent_nothing() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     ended = await run(
-        "cancel", "re_1", "--timeout", "0.5", "--base-url", f"http://127.0.0.1:{port}"
+        "cancel", "re_1", "--patience", "0.1", "--base-url", f"http://127.0.0.1:{port}"
     )
     assert ended.code == 1
     assert ended.lines[0]["outcome"] == "failed"
@@ -194,7 +194,7 @@ async def test_refused_connection_is_a_failure_that_sent_nothing() -> None:
 async def test_unknown_host_is_a_failure_that_sent_nothing() -> None:
     ended = await run(
         # No name server has it: https://www.rfc-editor.org/rfc/rfc2606
-        *("cancel", "re_1", "--timeout", "0.5", "--base-url", "https://api.invalid")
+        *("cancel", "re_1", "--patience", "0.1", "--base-url", "https://api.invalid")
     )
     assert ended.code == 1
     assert ended.lines[0]["outcome"] == "failed"

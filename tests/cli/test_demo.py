@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import signal
 from typing import TYPE_CHECKING
 
@@ -112,6 +113,11 @@ async def test_interrupted_demo_leaves_no_journal_behind(
         running.process.send_signal(signal.SIGINT)
         ended = await running.ended()
     assert ended.code == 130
+    assert re.fullmatch(
+        r"async-refunds: interrupted: [\d,]+ of 9,999 refunds canceled, all of them "
+        "the emulator's",
+        ended.err.splitlines()[-1],
+    )
     assert not there(tmp_path, "*")
 
 

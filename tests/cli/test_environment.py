@@ -109,7 +109,7 @@ async def test_proxy_of_the_environment_is_used_and_shown_without_its_password(
             assert len(proxy.connects) in (1, 2)
             direct = await run(
                 *command,
-                *("--timeout", "0.5"),
+                *("--patience", "0.1"),
                 environment={**environment, "NO_PROXY": f"other.test,{HOST}"},
             )
     assert ended.code == 0

@@ -2,12 +2,36 @@ from __future__ import annotations
 
 import signal
 import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
+from typer.testing import CliRunner
 
-from tests.support.terminal import Gate, Screen, emulator_of, run, run_in_shell, started
+from async_refunds.batch import Batch
+from async_refunds.cli import batch_run
+from async_refunds.cli.app import app
+from async_refunds.journal import JournalReader, Run, SqliteJournal
+from async_refunds.results import CancelRequest
+from tests.support.terminal import (
+    LIVE_KEY,
+    TEST_KEY,
+    Ended,
+    Gate,
+    Screen,
+    emulator_of,
+    run,
+    run_each,
+    run_in_shell,
+    started,
+)
 
-pytestmark = pytest.mark.asyncio(loop_factories=["real"])
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from async_refunds.emulator import Emulator
+
+real = pytest.mark.asyncio(loop_factories=["real"])
 
 BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 HANGUP = pytest.mark.parametrize(
@@ -15,6 +39,7 @@ HANGUP = pytest.mark.parametrize(
 )
 
 
+@real
 async def test_hangup_that_is_ignored_ends_nothing() -> None:
     emulator, ids = emulator_of(1)
     async with emulator.serve() as base_url:
@@ -26,6 +51,7 @@ async def test_hangup_that_is_ignored_ends_nothing() -> None:
     assert [line["outcome"] for line in ended.lines] == ["canceled"]
 
 
+@real
 @HANGUP
 async def test_interrupt_lets_what_is_under_way_end_and_accounts_for_the_rest(
     number: signal.Signals,
@@ -55,6 +81,7 @@ async def test_interrupt_lets_what_is_under_way_end_and_accounts_for_the_rest(
     assert emulator.books.cancel_requests == dict.fromkeys(ids[:2], 1)
 
 
+@real
 @BOTH
 async def test_second_interrupt_reports_what_is_under_way_as_unknown(
     number: signal.Signals,
@@ -87,6 +114,7 @@ async def test_second_interrupt_reports_what_is_under_way_as_unknown(
     assert emulator.books.cancellations == dict.fromkeys(ids, 1)
 
 
+@real
 async def test_interrupted_table_is_shown_whole() -> None:
     emulator, ids = emulator_of(2)
     screen = Screen()
@@ -116,19 +144,191 @@ async def test_interrupted_table_is_shown_whole() -> None:
     ]
 
 
-@pytest.mark.parametrize("command", ["list", "retrieve"])
-async def test_interrupted_read_ends_at_once(command: str) -> None:
-    emulator, ids = emulator_of(1)
-    words = ids if command == "retrieve" else []
+# What Ctrl-C finds: the command, and what it says of its first answer, which is held.
+READS = {
+    ("list",): "0 refunds searched, older ones not",
+    ("list", "--status", "failed"): "0 refunds searched, older ones not",
+    ("retrieve", "re_1", "re_2"): "0 of 2 refunds read",
+    ("sweep", "--older-than", "1d", "--dry-run"): (
+        "0 refunds searched, older ones not; nothing was canceled"
+    ),
+    ("sweep", "--older-than", "1d", "--yes"): (
+        "0 refunds searched, older ones not; nothing was canceled"
+    ),
+    ("cancel", "re_1", "re_2", "--dry-run"): (
+        "0 of 2 refunds read; nothing was canceled"
+    ),
+}
+
+
+@real
+async def test_interrupted_read_says_what_was_done() -> None:
+    emulator, _ = emulator_of(1)
     async with emulator.serve() as behind:
         gate = Gate(behind)
-        async with (
-            gate.serve() as base_url,
-            started(command, *words, "--base-url", base_url) as running,
-        ):
-            await gate.holds(1)
-            running.process.send_signal(signal.SIGINT)
-            ended = await running.ended()
+
+        async def interrupted(base_url: str, *words: str) -> Ended:
+            async with started(*words, "--base-url", base_url) as running:
+                await gate.holds(1)
+                running.process.send_signal(signal.SIGINT)
+                return await running.ended()
+
+        async with gate.serve() as base_url:
+            for words, said in READS.items():
+                ended = await interrupted(base_url, *words)
+                assert ended.err == f"async-refunds: interrupted: {said}\n"
+                assert (ended.code, ended.out) == (130, "")
+    assert not emulator.books.cancel_requests
+
+
+@real
+async def test_interrupted_search_says_how_far_it_came() -> None:
+    emulator, ids = emulator_of(101)
+    async with emulator.serve() as base_url:
+
+        def interrupt_the_second(_: object) -> None:
+            if emulator.books.requests["list"] == 2:
+                running.process.send_signal(signal.SIGINT)
+
+        emulator.latency = 0.05
+        emulator.on_request = interrupt_the_second
+        screen = Screen()
+        async with started(
+            "list", "--base-url", base_url, stdout=screen.terminal
+        ) as running:
+            ended, shown = await screen.shows(running)
     assert ended.code == 130
-    assert ended.out == ""
-    assert "Traceback" not in ended.err
+    assert len(shown.splitlines()) == 1 + 100
+    assert ids[1] in shown
+    day = datetime.fromtimestamp(int(str(emulator.refund(ids[1])["created"])), UTC)
+    assert ended.err.endswith(
+        f"interrupted: 100 refunds searched, back to {day:%Y-%m-%d}, older ones not\n"
+    )
+
+
+@real
+async def test_interrupted_verify_says_what_was_compared(tmp_path: Path) -> None:
+    emulator, ids = emulator_of(3)
+    async with emulator.serve() as behind:
+        gate = Gate(behind)
+        gate.open()
+        async with gate.serve() as base_url:
+            await run(
+                *("cancel", *ids, "--journal", "run.sqlite3", "--base-url", base_url),
+                folder=tmp_path,
+            )
+            gate.close()
+            async with started("verify", "run.sqlite3", folder=tmp_path) as running:
+                await gate.holds(1)
+                running.process.send_signal(signal.SIGINT)
+                ended = await running.ended()
+    assert (ended.code, ended.out) == (130, "")
+    assert ended.err == "async-refunds: interrupted: 0 of 3 refunds compared\n"
+
+
+@real
+async def test_interrupted_prompt_cancels_nothing() -> None:
+    emulator, _ = emulator_of(0)
+    ids = [emulator.add_refund(livemode=True) for _ in range(2)]
+    async with emulator.serve() as base_url:
+        for code, said in (
+            (130, "async-refunds: interrupted: nothing was canceled"),
+            (1, "nothing was canceled"),
+        ):
+            screen = Screen()
+            async with started(
+                *("cancel", *ids, "--live", "--base-url", base_url),
+                key=LIVE_KEY,
+                stdin=screen.terminal,
+                stderr=screen.terminal,
+            ) as running:
+                showing = screen.reading()
+                await screen.asks("[y/N]:")
+                if code == 1:
+                    screen.types("\x04")  # the end of the input
+                else:
+                    running.process.send_signal(signal.SIGINT)
+                ended = await running.ended()
+                shown = await showing
+            assert ended.code == code
+            assert shown.splitlines()[-1] == said
+    assert not emulator.requests
+
+
+def raise_interrupt(*_: object, **__: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def interrupted(*words: str) -> str:
+    """Run a command in this process, and return what it says of an interrupt."""
+    ended = CliRunner().invoke(app, words, env={"STRIPE_API_KEY": TEST_KEY})
+    assert ended.exit_code == 130
+    return ended.stderr.splitlines()[-1]
+
+
+def test_interrupt_around_a_batch_says_what_was_done(
+    stripe_emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = tmp_path / "results.jsonl"
+    command = ["cancel", stripe_emulator.add_refund(), "re_none"]
+    command += ["--output", str(results), "--base-url", stripe_emulator.base_url]
+    with monkeypatch.context() as before:
+        before.setattr(Batch, "__init__", raise_interrupt)
+        assert interrupted(*command) == ("async-refunds: interrupted: nothing was sent")
+    with monkeypatch.context() as after:
+        after.setattr(batch_run, "outcome_table", raise_interrupt)
+        assert interrupted(*command) == (
+            "async-refunds: interrupted: every result is written"
+        )
+    assert len(results.read_text().splitlines()) == 2
+
+
+def test_interrupt_of_what_only_reads_a_journal_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = tmp_path / "run.sqlite3"
+    run_of = Run("https://a.example", livemode=False)
+    with SqliteJournal.open(journal, run_of) as made:
+        made.load([CancelRequest("re_1")])
+    monkeypatch.setattr(JournalReader, "records", raise_interrupt)
+    monkeypatch.setattr(JournalReader, "backup", raise_interrupt)
+    monkeypatch.setattr(JournalReader, "tally", raise_interrupt)
+    for command, said in {
+        ("report",): "interrupted: the report is not complete; the journal is as it "
+        "was",
+        ("backup", "copy"): "interrupted: copy was not written",
+        ("verify",): "interrupted; nothing was sent",
+    }.items():
+        name, *more = command
+        assert interrupted(name, str(journal), *more) == f"async-refunds: {said}"
+
+
+# Python, interrupted when it looks for a module that it is to import.
+AT_IMPORT = """
+import os, runpy, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == module:
+            os.kill(os.getpid(), signal.SIGINT)
+
+module, ignored = sys.argv.pop(1), sys.argv.pop(1)
+if ignored == "ignored":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+sys.meta_path.insert(0, Interrupt())
+runpy.run_module("async_refunds", run_name="__main__", alter_sys=True)
+"""
+
+
+@real
+async def test_interrupt_of_the_start_is_one_line_too() -> None:
+    modules = ("typer", "aiohttp", "async_refunds.cli.sweep")
+    *interrupted, ignored = await run_each(
+        *((each, "heard", "--version") for each in modules),
+        ("aiohttp", "ignored", "--version"),
+        python=("-c", AT_IMPORT),
+    )
+    for ended in interrupted:
+        assert ended.err == "async-refunds: interrupted; nothing was sent\n"
+        assert (ended.code, ended.out) == (130, "")
+    assert (ignored.code, ignored.err) == (0, "")

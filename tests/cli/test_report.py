@@ -11,7 +11,7 @@ import pytest
 from async_refunds.cli.progress import SearchProgress
 from async_refunds.cli.tables import cell
 from async_refunds.errors import OutcomeUnknownError
-from async_refunds.journal import Run, SqliteJournal
+from async_refunds.journal import Claim, Run, SqliteJournal
 from async_refunds.models import Refund
 from async_refunds.results import CancelRequest, CancelResult
 from tests.support.journals import journal_with
@@ -49,6 +49,7 @@ async def journal_of(
         path, Run("https://a.example", livemode=True)
     ) as made:
         await made.add([CancelRequest(f"re_{n}") for n in range(len(outcomes) + 1)])
+        settled: list[tuple[Claim, CancelResult]] = []
         for claim, outcome in zip(
             await made.claim(None, max(1, len(outcomes))), outcomes, strict=False
         ):
@@ -62,7 +63,8 @@ async def journal_of(
                 idempotency_key=claim.idempotency_key,
                 settled=outcome != "unknown",
             )
-            await made.settle([(claim, result)])
+            settled.append((claim, result))
+        await made.settle(settled)
 
 
 async def test_report_has_every_refund_in_the_order_of_the_input(
@@ -254,6 +256,6 @@ async def test_time_that_no_calendar_has_is_shown_as_its_number(
     (row, _) = csv.DictReader(io.StringIO(ended.out.removeprefix("\ufeff")))
     assert (row["created"], row["amount"]) == (str(odd), "4611686018427387.904")
     assert cell({"created": odd}, "created") == str(odd)
-    progress = SearchProgress(lambda: 0.0)
+    progress = SearchProgress()
     progress.see(odd)
-    assert f"back to {odd}" in progress.line(200)
+    assert f"back to {odd}" in progress.incomplete

@@ -11,7 +11,7 @@ from async_refunds.cli import money
 from async_refunds.cli.app import app
 from async_refunds.cli.output import Output
 from async_refunds.cli.refund_list import RefundList
-from async_refunds.cli.sweep import Filter, search
+from async_refunds.cli.sweep import Filter, Found, search
 from tests.support.terminal import (
     LIVE_KEY,
     Screen,
@@ -123,9 +123,7 @@ async def test_dry_run_shows_them_and_cancels_nothing() -> None:
         f"--base-url {base_url} --currency 'jpy, EUR'"
     )
     assert [line["id"] for line in one.lines] == yen[:1]
-    assert one.err.startswith(
-        "the first 1 that match, after 1 refunds; --max ended the search:\n"
-    )
+    assert one.err.startswith("--max ended the search after 1 refund; 1 match:\n")
     assert (none.out, none.err) == ("", "0 of 4 refunds match; nothing to cancel\n")
     assert len(shown.splitlines()) == 5
     assert not emulator.books.cancel_requests
@@ -265,18 +263,19 @@ async def test_long_search_says_how_far_it_is(
     emulator.latency = 1.0
     now = int(time.time())
     wanted = Filter(created={"gte": 0}, expires_by=now, currencies=frozenset())
+    found = Found()
     with RefundList() as matches:
         async with (
             emulator.serve() as base_url,
             RefundsClient("sk_test_1", base_url=base_url) as refunds,
         ):
-            found = await search(
-                *(refunds, wanted, matches, Output()),
+            await search(
+                *(refunds, wanted, matches, found, Output()),
                 account=None,
                 limit=None,
                 show_rows=False,
             )
-    assert found.seen == 2050
+    assert found.progress.seen == 2050
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     for number, line in enumerate(lines, 1):

@@ -26,15 +26,14 @@ class Service:
         self.url = url
         self._process = process
 
-    def next_outcome(self) -> str:
-        """Return the outcome of its next call, which it prints."""
+    def outcome_of(self, key: str) -> str:
+        """Return the outcome of its next call with a key, which it prints."""
         assert self._process.stdout is not None
-        return self._process.stdout.readline().split(" ")[0]
-
-    def next_key(self) -> str:
-        """Return the idempotency key of its next call."""
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().split()[1]
+        for line in self._process.stdout:
+            outcome, its_key = line.split()
+            if its_key == key:
+                return outcome
+        raise AssertionError("the service has ended")
 
 
 @contextmanager

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from async_refunds.emulator import Emulator
+from tests.support.forked import READ_AT_START, ForkedProcess
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
     from pathlib import Path
 
 TEST_KEY = "sk_test_51CanaryOfTheTerminal"
@@ -43,7 +44,8 @@ IN_SHELL = (
 class How(TypedDict, total=False):
     """What a process gets besides its arguments; pipes unless told otherwise.
 
-    ``python`` takes the place of ``-m async_refunds``; ``encoding`` is the terminal's;
+    ``python`` is what a Python of its own runs; without it the process is forked, with
+    the command imported (see `tests.support.forked`). ``encoding`` is the terminal's;
     ``folder`` is where it runs and where it has its temporary files; ``environment``
     is added to what it inherits.
     """
@@ -80,7 +82,7 @@ class Ended:
 class Running:
     """A process under way."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process | ForkedProcess) -> None:
         self.process = process
         self._told = ""
 
@@ -124,7 +126,12 @@ async def started(*arguments: str, **how: Unpack[How]) -> AsyncGenerator[Running
         environment["STRIPE_API_KEY"] = key
     if "folder" in how:
         environment["TMPDIR"] = str(how["folder"])
-    environment.update(how.get("environment", {}))
+    more = how.get("environment", {})
+    environment.update(more)
+    if not ({"python", "encoding"} & how.keys() or READ_AT_START & more.keys()):
+        async with _forked(arguments, environment, how) as running:
+            yield running
+        return
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *how.get("python", COMMAND),
@@ -141,6 +148,23 @@ async def started(*arguments: str, **how: Unpack[How]) -> AsyncGenerator[Running
         with suppress(ProcessLookupError):
             process.kill()
         await process.communicate()
+
+
+@asynccontextmanager
+async def _forked(
+    arguments: Sequence[str], environment: Mapping[str, str], how: How
+) -> AsyncGenerator[Running]:
+    process = ForkedProcess(
+        *(arguments, environment, how.get("folder")),
+        [how.get("stdin", DEVNULL), how.get("stdout", PIPE), how.get("stderr", PIPE)],
+    )
+    await process.start()
+    try:
+        yield Running(process)
+    finally:
+        process.kill()
+        await process.communicate()
+        process.close()
 
 
 async def run(*arguments: str, **how: Unpack[How]) -> Ended:
@@ -179,6 +203,8 @@ class Screen:
     def __init__(self, columns: int = 200) -> None:
         self._screen, self.terminal = pty.openpty()
         termios.tcsetwinsize(self.terminal, (24, columns))
+        self._shown = b""
+        self._more = asyncio.Event()
 
     async def shows(self, running: Running) -> tuple[Ended, str]:
         """Wait for the end of the process, and for all that it wrote here."""
@@ -189,7 +215,16 @@ class Screen:
     def reading(self) -> asyncio.Task[str]:
         """Begin to read what is written here, until nobody does any more."""
         self.leave_to_process()
-        return asyncio.create_task(asyncio.to_thread(self._read))
+        tell = asyncio.get_running_loop().call_soon_threadsafe
+        return asyncio.create_task(
+            asyncio.to_thread(self._read, lambda: tell(self._more.set))
+        )
+
+    async def asks(self, text: str) -> None:
+        """Wait until a text is shown, while the screen is being read."""
+        while text.encode() not in self._shown:
+            await self._more.wait()
+            self._more.clear()
 
     def types(self, text: str) -> None:
         """Write as a person at the keyboard."""
@@ -203,13 +238,13 @@ class Screen:
         """Hang up on whoever writes."""
         os.close(self._screen)
 
-    def _read(self) -> str:
-        shown = b""
+    def _read(self, tell: Callable[[], object]) -> str:
         with suppress(OSError):  # how Linux says that nobody writes any more
             while data := os.read(self._screen, 65536):
-                shown += data
+                self._shown += data
+                tell()
         self.unplug()
-        text = shown.decode().replace("\r\n", "\n")
+        text = self._shown.decode().replace("\r\n", "\n")
         assert CANARY not in text
         return text
 

@@ -21,7 +21,7 @@ from async_refunds import (
 from async_refunds.protocol import error_mapping, requests
 from async_refunds.protocol.classification import Outcome, classify
 from async_refunds.protocol.outcome import conclude
-from async_refunds.protocol.redaction import contains_key
+from async_refunds.protocol.redaction import contains_address, contains_key
 from async_refunds.protocol.requests import (
     Cause,
     Reply,
@@ -159,12 +159,15 @@ def test_any_id_is_the_one_path_or_a_value_error(refund_id: str) -> None:
 @example("a" * 256)
 @example(" a")
 @example("Pk_0")
+@example("jane@shop.example")
+@example("@")
 def test_any_idempotency_key_is_one_header_value_or_a_value_error(key: str) -> None:
     try:
         request = requests.cancel_request(RE, idempotency_key=key)
     except ValueError:
         visible = key.isascii() and key.isprintable() and " " not in key
-        assert not (visible and 0 < len(key) < 256) or contains_key(key)
+        valid = visible and 0 < len(key) < 256
+        assert not valid or contains_key(key) or contains_address(key)
     else:
         assert request.idempotency_key == key
         assert key.isascii()

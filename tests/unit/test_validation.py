@@ -186,6 +186,20 @@ def test_option_of_the_client(
         RefundsClient("sk_test_x", **options)
 
 
-@pytest.mark.parametrize("key", ["task_42", "risk_test_x", "desk_live_1", "sk_42"])
-def test_word_that_only_ends_like_a_key_is_no_key(key: str) -> None:
+@pytest.mark.parametrize(
+    "key",
+    ["jane@canary.example", "order-7/jane%40canary.example", "jane(at)canary.me"],
+)
+def test_idempotency_key_with_an_address_is_refused_and_not_shown(key: str) -> None:
+    """It is logged, and stands in errors, since it is needed to ask again."""
+    with pytest.raises(ValueError, match="contains an e-mail address") as caught:
+        cancel_request(RE, idempotency_key=key)
+    assert "canary" not in str(caught.value)
+
+
+KEY_LIKE = ["task_42", "risk_test_x", "desk_live_1", "sk_42"]
+
+
+@pytest.mark.parametrize("key", [*KEY_LIKE, "@", "order@7", "7@shop", "a@", "x@.y"])
+def test_what_only_looks_like_a_key_or_an_address_is_accepted(key: str) -> None:
     assert cancel_request(RE, idempotency_key=key).idempotency_key == key

@@ -51,7 +51,7 @@ class Webhook:
     """
 
     url: str
-    secret: str
+    secret: str = field(repr=False)
     events: frozenset[str]
     attempts: list[WebhookAttempt] = field(default_factory=list[WebhookAttempt])
 

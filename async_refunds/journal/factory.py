@@ -1,4 +1,4 @@
-"""Open the journal that a user named."""
+"""Make the journal for the place that a user named: today always a SQLite file."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from async_refunds import RefundsClient
 from async_refunds.cli.options import ReadOptions
 from async_refunds.cli.output import Output
 from async_refunds.cli.paced_reads import PacedReads
-from async_refunds.cli.plan import Plan, PlanWriter, plan_lines
+from async_refunds.cli.preview import Preview, PreviewWriter, preview_lines
 from async_refunds.results import CancelRequest
 from tests.support.terminal import (
     LIVE_KEY,
@@ -144,7 +144,7 @@ async def test_reads_keep_to_stripe_s_limit_for_each_account() -> None:
         *(CancelRequest(each, THEM) for each in theirs),
     ]
     output = Output(path="/dev/null")
-    writer = PlanWriter(output)
+    writer = PreviewWriter(output)
     clock = asyncio.get_running_loop().time
     async with emulator.serve() as base_url:
         began = clock()
@@ -152,19 +152,19 @@ async def test_reads_keep_to_stripe_s_limit_for_each_account() -> None:
             await PacedReads(ReadOptions(), writer.write).run(
                 client, iter(requests), total=len(requests), output=output
             )
-    assert writer.plan.cancelable == 120
+    assert writer.preview.cancelable == 120
     assert 59 / 20 <= clock() - began < 60 / 20 + 3.5
 
 
 def test_time_is_that_of_the_account_with_most_refunds() -> None:
-    plan = Plan()
-    plan.statuses["requires_action"] = 1200
-    plan.counts.update(
+    preview = Preview()
+    preview.statuses["requires_action"] = 1200
+    preview.counts.update(
         {("", "jpy"): 100, ("acct_1", "jpy"): 600, ("acct_1", "eur"): 500}
     )
-    assert plan.seconds == 44.0
+    assert preview.seconds == 44.0
     assert "about 0:00:44 at Stripe's limit" in "\n".join(
-        plan_lines(plan, repeatable=True)
+        preview_lines(preview, repeatable=True)
     )
 
 

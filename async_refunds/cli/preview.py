@@ -14,8 +14,9 @@ import typer
 from async_refunds.errors import RefundNotFoundError, RefundsError
 from async_refunds.protocol.redaction import scrub
 
+from .exit_codes import INTERRUPTED, NOT_ALL
 from .money import in_major_units
-from .output import refuse, to_stderr
+from .output import print_error, refuse, to_stderr
 from .paced_reads import STRIPE_RATE
 from .tables import aligned
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from .output import Output
 
-PLAN_COLUMNS = ("refund_id", "status", "amount", "currency", "error")
+PREVIEW_COLUMNS = ("refund_id", "status", "amount", "currency", "error")
 
 _ACCOUNTS_SHOWN = 3
 
@@ -36,7 +37,7 @@ NOT_FOUND = "not found"
 NOT_READ = "not read"
 
 
-class Plan(msgspec.Struct):
+class Preview(msgspec.Struct):
     """What a cancel would do."""
 
     statuses: Counter[str] = msgspec.field(default_factory=Counter[str])
@@ -72,7 +73,7 @@ class Plan(msgspec.Struct):
         return max(accounts.values(), default=0) / STRIPE_RATE
 
 
-class PlanWriter:
+class PreviewWriter:
     """Counts what is read, and writes each refund.
 
     Args:
@@ -80,7 +81,7 @@ class PlanWriter:
     """
 
     def __init__(self, output: Output) -> None:
-        self.plan = Plan()
+        self.preview = Preview()
         self._output = output
 
     def write(self, request: CancelRequest, found: Refund | RefundsError) -> None:
@@ -93,10 +94,10 @@ class PlanWriter:
         if isinstance(found, RefundsError):
             error = str(found)
             missing = isinstance(found, RefundNotFoundError)
-            self.plan.statuses[NOT_FOUND if missing else NOT_READ] += 1
+            self.preview.statuses[NOT_FOUND if missing else NOT_READ] += 1
         else:
             refund = found
-            self.plan.add(request, refund)
+            self.preview.add(request, refund)
         cancelable = refund is not None and refund.status == CANCELABLE
         if self._output.as_table and cancelable:
             return
@@ -114,25 +115,25 @@ class PlanWriter:
         )
 
 
-def plan_lines(plan: Plan, *, repeatable: bool) -> Iterator[str]:
-    """Yield what a plan says to a person.
+def preview_lines(preview: Preview, *, repeatable: bool) -> Iterator[str]:
+    """Yield what a preview says to a person.
 
     Args:
-        plan: The plan.
+        preview: What was read.
         repeatable: Whether the list can be read again; stdin cannot.
     """
-    total, can = plan.statuses.total(), plan.cancelable
+    total, can = preview.statuses.total(), preview.cancelable
     yield f"{can:,} of {total:,} refunds can be canceled" + (":" if can else "")
     if can:
-        yield from sum_lines(plan.counts, plan.sums)
-    for status, count in plan.statuses.most_common():
+        yield from sum_lines(preview.counts, preview.sums)
+    for status, count in preview.statuses.most_common():
         if status in (NOT_FOUND, NOT_READ):
             yield f"{count:,} {'was' if count == 1 else 'were'} {status}"
         elif status != CANCELABLE:
             yield f"{count:,} cannot be canceled: {status}"
     if not can:
         return
-    seconds = timedelta(seconds=max(1, round(plan.seconds)))
+    seconds = timedelta(seconds=max(1, round(preview.seconds)))
     yield (
         f"canceling takes about {seconds} at Stripe's limit of {STRIPE_RATE:.0f} "
         "requests per second for each account"
@@ -187,9 +188,17 @@ def ask(count: int, others: int, *, live: bool, accounts: list[str]) -> None:
         them += f" of {', '.join(accounts[:_ACCOUNTS_SHOWN])}{more}"
     journal = f", and {others:,} more that are open in the journal" if others else ""
     warning = " Real money moves." if live else ""
-    if not typer.confirm(f"Cancel {them}{journal}?{warning}", err=True):
+    try:
+        wanted = typer.confirm(f"Cancel {them}{journal}?{warning}", err=True)
+    except typer.Abort as error:
+        to_stderr("")  # the answer's line is not ended yet
+        if isinstance(error.__context__, KeyboardInterrupt):
+            print_error("interrupted: nothing was canceled")
+            raise typer.Exit(INTERRUPTED) from None
+        wanted = False  # the end of the input
+    if not wanted:
         to_stderr("nothing was canceled")
-        raise typer.Exit(1)
+        raise typer.Exit(NOT_ALL)
 
 
 def require_terminal() -> None:

@@ -12,11 +12,13 @@ from async_refunds.errors import RefundNotFoundError, RefundsError
 from async_refunds.protocol import validation
 
 from . import options
-from .output import Output, refuse
-from .progress import SearchProgress, shown
+from .exit_codes import DONE, NOT_ALL
+from .output import Output, interruptible, refuse
+from .progress import SearchProgress
+from .tables import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
     from async_refunds.models import Refund
 
@@ -45,8 +47,10 @@ def retrieve(
     except ValueError as error:
         refuse(str(error))
     output = Output(form)
+    done = 0
 
     async def read() -> bool:
+        nonlocal done
         all_found = True
         async with options.connect(connection).client(output) as refunds:
             for refund_id in wanted:
@@ -55,9 +59,10 @@ def retrieve(
                 except RefundNotFoundError as error:  # the others may be there
                     output.error(str(error))
                     all_found = False
+                done += 1
         return all_found
 
-    _read(output, read())
+    _read(output, read(), lambda: f"{done:,} of {counted(len(wanted), 'refund')} read")
 
 
 LIST_HELP = """List refunds, newest first, a hundred per request.
@@ -88,12 +93,12 @@ def list_(
     if status is not None:
         options.known("--status", status, STATUSES)
     output = Output(form)
+    progress = SearchProgress()
 
     async def read() -> bool:
-        progress = SearchProgress(asyncio.get_running_loop().time)
         async with (
             options.connect(connection).client(output) as refunds,
-            shown(output, progress.line),
+            progress.shown(output),
         ):
             try:
                 pages = refunds.list(charge=charge, payment_intent=payment_intent)
@@ -108,7 +113,7 @@ def list_(
                     break
         return True
 
-    _read(output, read())
+    _read(output, read(), lambda: progress.incomplete)
 
 
 def show(output: Output, refund: Refund) -> None:
@@ -120,12 +125,22 @@ def show(output: Output, refund: Refund) -> None:
     output.record(msgspec.to_builtins(refund))
 
 
-def _read(output: Output, reading: Coroutine[None, None, bool]) -> None:
-    """Read, show the table, and end with exit code 0 if everything was found."""
+def _read(
+    output: Output, reading: Coroutine[None, None, bool], said: Callable[[], str]
+) -> None:
+    """Read, show the table, and end with exit code 0 if everything was found.
+
+    Args:
+        output: Shows the table.
+        reading: Tells whether everything was found.
+        said: Returns what was read until an interrupt.
+    """
     found = False
-    try:
-        found = asyncio.run(reading)
-    except RefundsError as error:
-        output.error(str(error))
-    output.table(REFUND_COLUMNS)
-    raise typer.Exit(0 if found else 1)
+    with interruptible(said):
+        try:
+            found = asyncio.run(reading)
+        except RefundsError as error:
+            output.error(str(error))
+        finally:
+            output.table(REFUND_COLUMNS)
+    raise typer.Exit(DONE if found else NOT_ALL)

@@ -1,0 +1,109 @@
+"""A webhook's secret and the address in its body are looked for in what is printed."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from async_refunds import SignatureVerificationError, WebhookError, refund_event
+from async_refunds.protocol.redaction import SecretBytes
+from tests.support.canary import EMAIL, KEY, SECRET, printed, spelled
+from tests.support.scripted import refund_json
+from tests.support.webhooks import NOW, event, sign
+
+REFUND = json.loads(refund_json("requires_action", instructions_email=EMAIL))
+BODY = event(data={"object": REFUND})
+OTHER = "whsec_CANARYofAnotherEndpoint"
+
+
+def signed(body: bytes, **others: object) -> dict[str, object]:
+    return {"body": body, "signature": sign(body, SECRET), **others}
+
+
+WRONG: dict[str, dict[str, object]] = {
+    "no signature": {"signature": None},
+    "unreadable signature": {"signature": "v1=00"},
+    "another secret": {"signature": sign(BODY, "whsec_third")},
+    "old": {"signature": sign(BODY, SECRET, at=NOW - 301)},
+    "another body": {"body": BODY + b" "},
+    "text": {"body": BODY.decode() + " "},
+    "text that is none": {"body": BODY.decode() + "\ud800"},
+    "bytearray": {"body": bytearray(BODY + b" ")},
+    "parsed body": {"body": json.loads(BODY)},
+    "no JSON": signed(f"{EMAIL} {SECRET}".encode()),
+    "other event": signed(event("charge.refunded", data={"object": REFUND})),
+    "odd event": signed(event(f"<{EMAIL}>", account=EMAIL)),
+    "no refund": signed(event(data={"object": {"id": 7, "for": EMAIL}}, account=EMAIL)),
+    "API key": {"secrets": [SECRET, KEY]},
+    "empty secret": {"secrets": [SECRET, ""]},
+    "secret of bytes": {"secrets": [SECRET, OTHER.encode()]},
+    "bytes": {"secrets": SECRET.encode()},
+    "number": {"secrets": 7},
+    "none": {"secrets": ()},
+    "no tolerance": {"tolerance": 0},
+}
+
+
+def given(name: str) -> dict[str, Any]:
+    right: dict[str, Any] = {
+        "body": BODY,
+        "signature": sign(BODY, SECRET),
+        "secrets": (SECRET, OTHER),
+    }
+    return {**right, "now": NOW, **WRONG[name]}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_refused_webhook_shows_neither_secret_nor_address(name: str) -> None:
+    with pytest.raises((WebhookError, ValueError, TypeError)) as caught:
+        refund_event(**given(name))
+    if isinstance(caught.value, UnicodeError):
+        pytest.fail("an error of the codec holds the text")
+    for text in printed(caught.value, besides=__file__):
+        assert not spelled(text), text
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_handler_that_raises_tells_its_span_and_its_log_nothing(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    exporter, spans = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
+    spans.add_span_processor(SimpleSpanProcessor(exporter))
+    tracer = spans.get_tracer("a service")
+    try:
+        with tracer.start_as_current_span("POST /webhook"):
+            refund_event(**given(name))
+    except (WebhookError, ValueError, TypeError):
+        logging.getLogger("a service").exception("the webhook failed")
+    (span,) = exporter.get_finished_spans()
+    assert [each.name for each in span.events] == ["exception"]
+    assert not spelled(span.to_json())
+    assert "Traceback" in caplog.text
+    assert not spelled(caplog.text)
+
+
+def test_body_is_hidden_from_what_cuts_long_values_short() -> None:
+    """As rich does with a traceback's locals."""
+    hidden = SecretBytes(BODY)
+    assert hidden == BODY
+    assert hidden[0] == BODY[0]
+    assert hidden[:500] == BODY[:500]
+    assert repr([hidden, hidden[:5]]) == f"[<{len(BODY)} bytes>, <5 bytes>]"
+
+
+def test_event_shows_the_address_only_where_it_is_asked_for() -> None:
+    found = refund_event(BODY, sign(BODY, SECRET), SECRET, now=NOW)
+    assert not spelled(repr(found))
+    assert found.refund.instructions_email == EMAIL
+
+
+def test_signature_error_is_what_a_handler_answers_400_for() -> None:
+    for name in ("no signature", "another secret", "old", "text that is none"):
+        with pytest.raises(SignatureVerificationError):
+            refund_event(**given(name))
