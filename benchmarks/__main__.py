@@ -50,6 +50,7 @@ RUNS = (
         quick=("--parts", "journal,pace", "--items", "500", "--seconds", "3"),
     ),
     Run("service", "bench_service", quick=("--calls", "50")),
+    Run("report", "bench_report", quick=("--items", "500")),
     Run("storm", "bench_storm", quick=("--calls", "60", "--cases", "cancelled")),
     Run("emulator", "bench_emulator", quick=("--calls", "200", "--seed", "1000")),
 )

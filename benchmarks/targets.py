@@ -139,6 +139,20 @@ TARGETS = (
         4.0,
         unit="KiB",
     ),
+    Target(
+        "the report of 100,000 refunds as a page: written",
+        "report",
+        ("seconds to write the page of 100,000",),
+        10.0,
+        unit="s",
+    ),
+    Target(
+        "the same, complete in a browser",
+        "report",
+        ("seconds until the page of 100,000 is complete",),
+        2.0,
+        unit="s",
+    ),
 )
 
 

@@ -25,7 +25,8 @@ HELP = """Run a local Stripe for refunds, to try and to test against.
 
 It keeps refunds, idempotency keys, limits and locks as Stripe does; any key
 such as sk_test_123 is good. What Stripe, banks and time do by themselves is
-set under /_emulator/, and faults and books are there too.
+set under /_emulator/, and faults and books are there too; /_emulator/ui is a
+page for a browser on this machine.
 
 Exit codes: 0 ended by Ctrl-C or SIGTERM, 2 wrong usage, or the port is taken."""
 
@@ -98,6 +99,7 @@ def emulator(
                 f"  STRIPE_API_KEY=sk_test_123 async-refunds cancel {example} "
                 f"--base-url {here}"
             )
+            output.warn(f"  {here}/_emulator/ui shows in a browser what happens")
             await stop.wait()
 
     try:

@@ -10,13 +10,13 @@ import asyncio
 import sys
 from collections import deque
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from async_refunds.results import CANCELED
 
 from .output import width
-from .tables import counted
+from .tables import counted, utc
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -216,7 +216,7 @@ class SearchProgress:
     def see(self, created: int) -> None:
         """Count a refund that was created at a Unix time."""
         self.seen += 1
-        self._reached = f"back to {datetime.fromtimestamp(created, UTC):%Y-%m-%d}"
+        self._reached = f"back to {utc(created, '%Y-%m-%d')}"
 
     @property
     def incomplete(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +20,7 @@ from .output import Output, interruptible, os_reason, refuse
 from .report_data import RunReport, effort, money_lines
 from .report_html import html_page
 from .summary import exit_code, outcome_table
-from .tables import printable
+from .tables import printable, utc
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,7 +107,7 @@ def _show(output: Output, run: RunReport, reader: JournalReader) -> None:
     if run.going_on:
         output.say(f"{run.name} is in use: its run is going on")
     output.text(outcome_table(run.outcomes, run.resume))
-    output.text(money_lines(run.sums, run.counts))
+    output.text(money_lines(run.sums.amounts, run.sums.counts))
     if run.requests:
         output.text([effort(run.requests, run.rate_limited, run.seconds)])
     shown = 0
@@ -172,7 +171,7 @@ def _cell(row: dict[str, object], name: str) -> str:
         # A thousands separator would make text of it.
         return in_major_units(value, str(row["currency"])).replace(",", "")
     if name in _TIMES and isinstance(value, (int, float)):
-        return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M:%S}"
+        return utc(value, "%Y-%m-%d %H:%M:%S")
     if isinstance(value, float):
         return f"{value:.3f}"
     text = printable(str(value))  # a line of the file stays one line

@@ -13,11 +13,45 @@ from .summary import IN_FLIGHT, resume_command
 from .tables import aligned, counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from async_refunds.journal import JournalReader, Record
 
     from .summary import Outcomes
+
+
+class Sums:
+    """What refunds come to, by currency.
+
+    Args:
+        records: Those to begin with.
+    """
+
+    def __init__(self, records: Iterable[Record] = ()) -> None:
+        self.amounts = Counter[str]()
+        """In the currency's smallest unit."""
+        self.counts = Counter[str]()
+        """The number of refunds in it."""
+        for record in records:
+            self.add(record)
+
+    def add(self, record: Record) -> None:
+        """Add a refund, unless its amount is not known."""
+        if record.amount is not None:
+            currency = record.currency or ""
+            self.amounts[currency] += record.amount
+            self.counts[currency] += 1
+
+    def rows(self) -> list[tuple[str, int, str]]:
+        """Return each currency, its number of refunds, and the sum in major units."""
+        return [
+            (currency.upper(), self.counts[currency], in_major_units(amount, currency))
+            for currency, amount in sorted(self.amounts.items())
+        ]
+
+    def line(self) -> str:
+        """Return the sums on one line, or nothing if no amount is known."""
+        return ", ".join(f"{currency} {amount}" for currency, _, amount in self.rows())
 
 
 class RunReport:
@@ -39,17 +73,17 @@ class RunReport:
         self.requests, self.rate_limited = tally.requests, tally.rate_limited
         self.seconds = tally.seconds
         self.outcomes: Outcomes = Counter()
-        self.sums: Counter[str] = Counter()
-        """What came back by currency, in the smallest unit."""
-        self.counts: Counter[str] = Counter()
-        """The number of refunds in it."""
+        self.sums = Sums()
+        """What came back."""
+        self.sums_by_account: dict[str | None, Sums] = {}
+        """The same, ``None`` for what is of the key's own account."""
         for record in reader.records():
             in_flight = self.is_in_flight(record)
             self.outcomes[IN_FLIGHT if in_flight else record.outcome] += 1
-            if record.outcome in CANCELED and record.amount is not None:
-                currency = record.currency or ""
-                self.sums[currency] += record.amount
-                self.counts[currency] += 1
+            if record.outcome in CANCELED:
+                self.sums.add(record)
+                account = record.stripe_account
+                self.sums_by_account.setdefault(account, Sums()).add(record)
 
     def is_in_flight(self, record: Record) -> bool:
         """Tell whether the running process may be canceling a refund now."""

@@ -1,110 +1,101 @@
 """``report --html``: a run as one page, for a browser or a printer.
 
-The page loads nothing. Its data is JSON inside of it, and its script shows a part of it
-at a time: a hundred thousand rows as elements would take a browser minutes.
+The page loads nothing, and nothing but its own script and styles can run in it. What
+needs attention comes first. The table of all refunds is data in the page, which the
+script shows a part at a time (`report_page.js`).
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
-from collections import Counter
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from async_refunds.results import CANCELED
 
 from .money import in_major_units
+from .report_chart import over_time
+from .report_data import Sums
 from .summary import next_steps
+from .tables import counted, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from async_refunds.journal import Record
 
     from .report_data import RunReport
 
-COLUMNS = (
-    *("refund", "account", "outcome", "status", "amount", "currency"),
-    *("created", "known at", "error"),
+
+ASSETS = "async_refunds.cli"
+_IDS = ("Refund", "Account")
+# Rows of each outcome that needs attention; the table has all of them.
+_ATTENTION = 8
+
+
+class Column(msgspec.Struct, frozen=True):
+    """A column of the table of all refunds."""
+
+    name: str
+    title: str
+    kind: str
+    """The class of its cells: how the page aligns and shows them."""
+    value: Callable[[Record], str | float | None]
+
+
+def _amount(record: Record) -> str | None:
+    if record.amount is None:
+        return None
+    return in_major_units(record.amount, record.currency or "")
+
+
+def _currency(record: Record) -> str | None:
+    return record.currency and printable(record.currency.upper())
+
+
+def _payment(record: Record) -> str | None:
+    ids = (record.payment_intent, record.charge)
+    return " ".join(printable(each) for each in ids if each) or None
+
+
+def _details(record: Record) -> str | None:
+    """Return the error, and the status where the outcome leaves it open."""
+    # The row begins with the id.
+    error = (record.error or "").removeprefix(f"{record.refund_id} ")
+    status = record.status or ""
+    if record.outcome in CANCELED or status in error:
+        return printable(error) or None
+    return printable("; ".join(filter(None, [error, f"it is {status}"])))
+
+
+def _printable(text: str | None) -> str | None:
+    return text and printable(text)
+
+
+COLUMNS: tuple[Column, ...] = (
+    Column("refund", "Refund", "id", lambda each: each.refund_id),
+    Column("account", "Account", "id", lambda each: each.stripe_account),
+    Column("outcome", "Outcome", "word", lambda each: each.outcome or "open"),
+    Column("amount", "Amount", "n", _amount),
+    Column("currency", "Currency", "", _currency),
+    Column("created", "Created (UTC)", "time", lambda each: each.created),
+    Column("known_at", "Result (UTC)", "time", lambda each: each.known_at),
+    Column(
+        "transaction",
+        "Balance transaction",
+        "refs",
+        lambda each: _printable(each.failure_balance_transaction),
+    ),
+    Column("payment", "Payment", "refs", _payment),
+    Column("details", "Details", "text", _details),
 )
-
-_ATTENTION = 200
-_BARS = 60
-_WIDTH, _HEIGHT = 720, 120
-
-_STYLE = """
-:root { color-scheme: light dark; --line: #8884; --bar: #4a7dbd; --bad: #c0504d; }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem;
-  padding: 0 1rem; background: Canvas; color: CanvasText; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-table { border-collapse: collapse; width: 100%; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line);
-  text-align: left; vertical-align: top; overflow-wrap: anywhere; }
-th.n, td.n { text-align: right; font-variant-numeric: tabular-nums; }
-td.id { font-family: ui-monospace, monospace; }
-#all th { cursor: pointer; }
-input { font: inherit; padding: .3rem; width: 22rem; max-width: 100%; }
-svg { width: 100%; height: auto; } svg .good { fill: var(--bar); }
-svg .bad { fill: var(--bad); }
-svg text { fill: CanvasText; font-size: 11px; }
-.note { opacity: .75; }
-@media print { body { margin: 0; max-width: none; font-size: 10pt; }
-  .screen { display: none; } tr { break-inside: avoid; } }
-"""
-
-_SCRIPT = """
-"use strict";
-const rows = JSON.parse(document.getElementById("data").textContent);
-const body = document.querySelector("#all tbody");
-const PAGE = 100;
-const texts = [];
-let order = rows.map((_, place) => place), found = order, page = 0, by = -1, up = true;
-const text = (place) => texts[place] ??= rows[place].join(" ").toLowerCase();
-function show() {
-  const last = Math.max(0, Math.ceil(found.length / PAGE) - 1);
-  page = Math.min(page, last);
-  body.replaceChildren(...found.slice(page * PAGE, (page + 1) * PAGE).map((place) => {
-    const line = document.createElement("tr");
-    rows[place].forEach((value, column) => {
-      const cell = line.insertCell();
-      cell.textContent = value ?? "";
-      cell.className = column === 0 ? "id" : column === 4 ? "n" : "";
-    });
-    return line;
-  }));
-  document.getElementById("where").textContent = found.length
-    ? `${page * PAGE + 1} to ${Math.min((page + 1) * PAGE, found.length)} of ` +
-      `${found.length}` : "none";
-}
-function search() {
-  const words = document.getElementById("search").value.toLowerCase().split(/\\s+/);
-  found = order.filter((place) => words.every((word) => text(place).includes(word)));
-  page = 0;
-  show();
-}
-function sort(column) {
-  up = by === column ? !up : true;
-  by = column;
-  const key = (place) => {
-    const value = rows[place][column] ?? "";
-    return column === 4 ? Number(String(value).replaceAll(",", "")) : value;
-  };
-  const keys = rows.map((_, place) => key(place));
-  order = order.sort((a, b) => (keys[a] < keys[b] ? -1 : keys[a] > keys[b] ? 1 : 0));
-  if (!up) order.reverse();
-  search();
-}
-document.getElementById("search").addEventListener("input", search);
-document.getElementById("back").addEventListener("click", () => {
-  page = Math.max(0, page - 1); show();
-});
-document.getElementById("next").addEventListener("click", () => { page += 1; show(); });
-document.querySelectorAll("#all th").forEach((cell, column) =>
-  cell.addEventListener("click", () => sort(column)));
-show();
-"""
+"""A time is in Unix seconds: the browser writes it out for the rows that it shows."""
 
 
 def html_page(report: RunReport, records: Iterable[Record]) -> Iterator[str]:
@@ -116,171 +107,231 @@ def html_page(report: RunReport, records: Iterable[Record]) -> Iterator[str]:
             some 100 MB.
     """
     known = list(records)
+    accounts = any(each.stripe_account is not None for each in known)
+    columns = [each for each in COLUMNS if accounts or each.name != "account"]
+    style, script = _asset("report_page.css"), _asset("report_page.js")
     title = f"Refunds of {report.name}"
     yield (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        # No network, whatever a text of Stripe's may hold.
+        # No network, and no other script, whatever a text of Stripe's may hold.
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-        "style-src 'unsafe-inline'; script-src 'unsafe-inline'\">"
+        f"style-src '{_digest(style)}'; script-src '{_digest(script)}'\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_text(title)}</title><style>{_STYLE}</style></head><body>"
-        f"<h1>{_text(title)}</h1>"
+        f"<title>{_text(title)}</title><style>{style}</style></head><body>"
+        f"<header><h1>{_text(title)}</h1>{_facts(report)}{_verdict(report)}</header>"
     )
-    yield "".join(f"<p>{_text(line)}</p>" for line in report.facts())
-    yield "<h2>What came back</h2>"
-    yield _money(report)
-    yield "<h2>Outcomes</h2>"
-    yield _outcomes(report)
-    yield "<h2>Pace</h2>"
-    yield _pace(known)
-    yield "<h2>Needs attention</h2>"
+    yield "<main>"
     yield _attention(report, known)
-    yield (
-        '<section class="screen"><h2>All refunds</h2>'
-        '<p><input id="search" type="search" placeholder="Search" '
-        'aria-label="Search"> <button id="back">Back</button> '
-        '<button id="next">Next</button> <span id="where"></span></p>'
-        '<table id="all"><thead><tr>'
+    yield f"<h2>What came back</h2>{_money(report)}"
+    yield f"<h2>Outcomes</h2>{_outcomes(report)}"
+    yield f"<h2>Over time</h2>{over_time(known)}"
+    yield _empty_table(report, columns)
+    yield '</main><script id="data" type="application/json">'
+    yield _data(columns, known)
+    yield f"</script><script>{script}</script></body></html>\n"
+
+
+def _facts(report: RunReport) -> str:
+    mode = "live mode" if report.run.livemode else "test mode: no real money"
+    now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
+    return (
+        f'<p><span class="mode">{mode}</span></p>'
+        + "".join(f"<p>{_text(line)}</p>" for line in report.facts())
+        + f'<p class="note">As of {now} UTC.</p>'
     )
-    yield "".join(f"<th>{name}</th>" for name in COLUMNS)
-    yield "</tr></thead><tbody></tbody></table></section>"
-    yield '<script id="data" type="application/json">'
-    # No "</script>" can end it, and no "<!--" can change what ends it.
-    yield msgspec.json.encode(list(map(_row, known))).decode().replace("<", "\\u003c")
-    yield f"</script><script>{_SCRIPT}</script></body></html>\n"
 
 
-def _row(record: Record) -> list[str | None]:
-    return [
-        record.refund_id,
-        record.stripe_account,
-        record.outcome,
-        record.status,
-        None
-        if record.amount is None
-        else in_major_units(record.amount, record.currency or ""),
-        record.currency,
-        None if record.created is None else _when(record.created),
-        None if record.known_at is None else _when(record.known_at),
-        record.error,
+def _verdict(report: RunReport) -> str:
+    total, canceled = report.outcomes.total(), report.canceled
+    if canceled == total:
+        kind, text = "good", f"All {total:,} are canceled."
+    else:
+        kind, text = "failed", f"{canceled:,} of {total:,} are canceled."
+    if unknown := report.outcomes["unknown"]:
+        kind = "unknown"
+        text += f" {unknown:,} may be canceled or not."
+    money = f"Came back: {report.sums.line()}." if report.sums.counts else ""
+    return f'<p class="verdict {kind}">{text} <span>{_text(money)}</span></p>'
+
+
+def _attention(report: RunReport, records: Iterable[Record]) -> str:
+    """Return what needs attention, what may have gone wrong first, and the next step.
+
+    While the run goes on, what it has not come to yet does not.
+    """
+    groups: dict[str | None, list[Record]] = {"unknown": [], "failed": []}
+    groups["not_cancelable"] = []
+    if not report.going_on:
+        groups[None] = []
+    for record in records:
+        if record.outcome in groups and not report.is_in_flight(record):
+            groups[record.outcome].append(record)
+    steps = next_steps(report.outcomes, report.resume)
+    shown = "".join(
+        _group(report, outcome or "open", group, steps[outcome])
+        for outcome, group in groups.items()
+        if group
+    )
+    return f"<h2>Needs attention</h2>{shown or '<p>Nothing does.</p>'}"
+
+
+def _group(
+    report: RunReport, outcome: str, records: Sequence[Record], step: str
+) -> str:
+    sums = Sums(records).line()
+    at_stake = f'<p class="note">Sum: {_text(sums)}</p>' if sums else ""
+    rows = [
+        [
+            each.refund_id,
+            each.stripe_account or "",
+            _amount(each) or "",
+            _currency(each) or "",
+            _details(each) or "",
+        ]
+        for each in records[:_ATTENTION]
     ]
+    more = len(records) - len(rows)
+    note = f'<span class="note">And {more:,} more.</span> ' if more else ""
+    head = ("Refund", "Account", "Amount", "Currency", "Details")
+    return (
+        f'<section class="group {outcome}">'
+        f'<h3 class="{outcome}">{len(records):,} {outcome}</h3>'
+        f"<p>{_step(report, step[:1].upper() + step[1:])}</p>{at_stake}"
+        + _table("lines", head, rows, numbers={2})
+        + f'<p>{note}<button class="screen" data-outcome="{outcome}">'
+        "Show in the table</button></p></section>"
+    )
 
 
 def _money(report: RunReport) -> str:
-    if not report.sums:
+    if not report.sums.counts:
         return "<p>No amount is known.</p>"
-    rows = [
-        [currency, f"{report.counts[currency]:,}", in_major_units(amount, currency)]
-        for currency, amount in sorted(report.sums.items())
-    ]
-    unknown = report.canceled - report.counts.total()
-    note = (
-        f'<p class="note">The amounts of {unknown:,} more are not known.</p>'
-        if unknown
-        else ""
+    boxes = "".join(
+        f"<div><dt>{_text(currency)}, {counted(count, 'refund')}</dt>"
+        f"<dd>{amount}</dd></div>"
+        for currency, count, amount in report.sums.rows()
     )
+    unknown = report.canceled - report.sums.counts.total()
+    more = f" The amounts of {unknown:,} more are not known." if unknown else ""
+    by_account = ""
+    if len(report.sums_by_account) > 1:
+        rows = [
+            [account or "the key's own", currency, f"{count:,}", amount]
+            for account, sums in report.sums_by_account.items()
+            for currency, count, amount in sums.rows()
+        ]
+        head = ("Account", "Currency", "Refunds", "Sum")
+        by_account = _table("short", head, rows, numbers={2, 3})
     return (
-        _table(("currency", "refunds", "sum"), rows, numbers=(1, 2))
-        + '<p class="note">To the balance; the customers are not repaid by it.</p>'
-        + note
+        f'<dl class="sums">{boxes}</dl>'
+        '<p class="note">To the balance; the customers are not repaid by it.'
+        f"{more}</p>{by_account}"
     )
 
 
 def _outcomes(report: RunReport) -> str:
     steps = next_steps(report.outcomes, report.resume)
-    rows = [
-        [name or "open", f"{report.outcomes[name]:,}", steps[name]]
-        for name in steps
-        if report.outcomes[name]
-    ]
-    return _table(("outcome", "refunds", "what to do"), rows, numbers=(1,))
-
-
-def _attention(report: RunReport, records: Iterable[Record]) -> str:
-    """Return the refunds that need attention, what may have gone wrong first."""
-    steps = next_steps(report.outcomes, report.resume)
-    order = ["unknown", "failed", "not_cancelable"]
-    wanted = sorted(
-        (
-            record
-            for record in records
-            if record.outcome in order and not report.is_in_flight(record)
-        ),
-        key=lambda record: order.index(record.outcome or ""),
+    rows = [(name, count) for name in steps if (count := report.outcomes[name])]
+    lines = "".join(
+        f'<tr><td class="word {name or "open"}">{name or "open"}</td>'
+        f'<td class="n">{count:,}</td><td>{_step(report, steps[name])}</td></tr>'
+        for name, count in rows
     )
-    if not wanted:
-        return "<p>Nothing does.</p>"
-    rows = [
-        [
-            record.refund_id,
-            record.stripe_account or "",
-            record.outcome or "",
-            record.error or "",
-            steps[record.outcome],
-        ]
-        for record in wanted[:_ATTENTION]
-    ]
-    more = len(wanted) - len(rows)
-    note = f'<p class="note">And {more:,} more.</p>' if more else ""
-    head = ("refund", "account", "outcome", "error", "what to do")
-    return _table(head, rows, numbers=()) + note
-
-
-def _pace(records: Iterable[Record]) -> str:
-    """Return a picture of the results over time: canceled below, the others above."""
-    times = [
-        (each.known_at, each.outcome in CANCELED)
-        for each in records
-        if each.known_at is not None
-    ]
-    if not times:
-        return "<p>There is no result yet.</p>"
-    first = min(known_at for known_at, _ in times)
-    last = max(known_at for known_at, _ in times)
-    step = max((last - first) / _BARS, 1.0)
-    bars: dict[bool, Counter[int]] = {True: Counter(), False: Counter()}
-    for known_at, good in times:
-        bars[good][min(int((known_at - first) / step), _BARS - 1)] += 1
-    most = max(bars[True][place] + bars[False][place] for place in range(_BARS))
-    shapes = "".join(_bar(place, bars, most) for place in range(_BARS))
     return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT + 20}" role="img" '
-        f'aria-label="Results over time">{shapes}'
-        f'<text x="0" y="{_HEIGHT + 15}">{_when(first)}</text>'
-        f'<text x="{_WIDTH}" y="{_HEIGHT + 15}" text-anchor="end">{_when(last)}</text>'
-        f'</svg><p class="note">At most {most / step:,.1f} results per second; '
-        f"each bar is {timedelta(seconds=round(step))}.</p>"
+        '<table class="short"><thead><tr><th scope="col">Outcome</th>'
+        '<th scope="col" class="n">Refunds</th><th scope="col">What to do</th></tr>'
+        f"</thead><tbody>{lines}</tbody></table>"
     )
 
 
-def _bar(place: int, bars: Mapping[bool, Mapping[int, int]], most: int) -> str:
-    width = _WIDTH / _BARS
-    shapes, top = "", float(_HEIGHT)
-    for good, name in ((True, "good"), (False, "bad")):
-        height = _HEIGHT * bars[good][place] / most
-        top -= height
-        if height:
-            shapes += (
-                f'<rect class="{name}" x="{place * width:.1f}" y="{top:.1f}" '
-                f'width="{width - 1:.1f}" height="{height:.1f}"/>'
-            )
-    return shapes
+def _step(report: RunReport, step: str) -> str:
+    """Return what to do, with the command in it set as code."""
+    code = f"<code>{_text(report.resume)}</code>"
+    return _text(step).replace(_text(f"`{report.resume}`"), code)
 
 
-def _table(head: Iterable[str], rows: Iterable[list[str]], *, numbers: Any) -> str:  # noqa: ANN401 - places of columns
-    def cells(tag: str, row: Iterable[str]) -> str:
-        return "".join(
-            f"<{tag}{' class=n' if place in numbers else ''}>{_text(each)}</{tag}>"
-            for place, each in enumerate(row)
+def _empty_table(report: RunReport, columns: Iterable[Column]) -> str:
+    """Return the table of all refunds, which the script fills."""
+    counts = {name or "open": report.outcomes[name] for name in report.outcomes}
+    options = "".join(
+        f'<option value="{name}">{name} ({count:,})</option>'
+        for name, count in sorted(counts.items())
+    )
+    heads = "".join(
+        f'<th scope="col" class="{each.kind}" data-name="{each.title}" '
+        'aria-sort="none">'
+        f'<button type="button">{each.title}</button></th>'
+        for each in columns
+    )
+    return (
+        '<section class="all"><h2>All refunds</h2>'
+        '<noscript><p class="note">This table needs JavaScript.</p></noscript>'
+        '<div class="tools screen">'
+        '<input id="search" type="search" aria-label="Search" '
+        'placeholder="Search: id, account, amount, date, words of an error">'
+        '<select id="outcome" aria-label="Outcome"><option value="">all outcomes'
+        f'</option><option value="attention">needs attention</option>{options}</select>'
+        '<button id="back" type="button">Back</button>'
+        '<button id="next" type="button">Next</button></div>'
+        '<p class="note"><span id="where" role="status"></span> '
+        '<span id="paper"></span></p><p id="sums"></p>'
+        f'<div class="wide"><table id="all"><thead><tr>{heads}</tr></thead>'
+        "<tbody></tbody></table></div></section>"
+    )
+
+
+def _data(columns: Sequence[Column], records: Iterable[Record]) -> str:
+    described = [
+        {"name": each.name, "title": each.title, "kind": each.kind} for each in columns
+    ]
+    values = [each.value for each in columns]
+    rows = [[value(record) for value in values] for record in records]
+    data = msgspec.json.encode({"columns": described, "rows": rows}).decode()
+    # No "</script>" can end it, and no "<!--" can change what ends it.
+    return data.replace("<", "\\u003c")
+
+
+def _table(
+    kind: str, head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: set[int]
+) -> str:
+    """Return a table without the columns that have nothing to say."""
+    known = list(rows)
+    used = [place for place in range(len(head)) if any(row[place] for row in known)]
+    classes = [
+        ' class="n"' if place in numbers else ' class="id"' if name in _IDS else ""
+        for place, name in enumerate(head)
+    ]
+    heads = "".join(
+        f'<th scope="col"{classes[place]}>{head[place]}</th>' for place in used
+    )
+    lines = "".join(
+        "<tr>"
+        + "".join(
+            f'<td{classes[place]} data-name="{head[place]}">{_text(row[place])}</td>'
+            for place in used
         )
+        + "</tr>"
+        for row in known
+    )
+    return (
+        f'<table class="{kind}"><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{lines}</tbody></table>"
+    )
 
-    lines = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    return f"<table><thead><tr>{cells('th', head)}</tr></thead>{lines}</table>"
+
+@cache
+def _asset(name: str) -> str:
+    return resources.files(ASSETS).joinpath(name).read_text("utf-8")
+
+
+def _digest(text: str) -> str:
+    """Return the hash by which a policy allows a script or a style of the page.
+
+    https://www.w3.org/TR/CSP3/#match-element-to-source-list
+    """
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
 
 
 def _text(text: str) -> str:
-    return html.escape("".join(each for each in text if each.isprintable()))
-
-
-def _when(seconds: float) -> str:
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}Z"
+    return html.escape(printable(text))

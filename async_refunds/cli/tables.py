@@ -37,6 +37,8 @@ def counted(count: int, noun: str) -> str:
 
 def printable(text: str) -> str:
     """Return the text without anything that a terminal would obey."""
+    if text.isprintable():  # as almost all are, of a hundred thousand refunds
+        return text
     return "".join(
         letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text
     )
@@ -92,13 +94,24 @@ class Table:
         return self._width - sum(self._widths[name] + len(_GAP) for name in names)
 
 
+def utc(seconds: float, form: str) -> str:
+    """Return a Unix time by the form of ``strftime``; the number if no year has it.
+
+    A server may send any number.
+    """
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime(form)
+    except (ValueError, OverflowError, OSError):
+        return str(seconds)
+
+
 def cell(record: Mapping[str, object], column: str) -> str:
     """Return a value of a record as people write it."""
     value = record.get(column)
     if value is None:
         return ""
     if column == "created" and isinstance(value, int):
-        return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M}Z"
+        return utc(value, "%Y-%m-%d %H:%MZ")
     if column == "amount" and isinstance(value, int):
         return money.in_major_units(value, str(record.get("currency")))
     text = printable(str(value))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 
 import msgspec
 
+from async_refunds.emulator.state.books import hide_api_keys
 from async_refunds.emulator.state.faults import FAULTS
 
 # At run time: the admin API reads the signatures.
@@ -30,9 +31,14 @@ Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
 def admin_operations(emulator: Emulator) -> Operations:
     """Return the operations by method and path below ``/_emulator``."""
+
+    def requests() -> object:
+        text = msgspec.json.encode(list(emulator.requests)).decode()
+        return msgspec.Raw(hide_api_keys(text).encode())
+
     return {
         "GET /books": lambda: emulator.books,
-        "GET /requests": lambda: list(emulator.requests),
+        "GET /requests": requests,
         "POST /webhooks": emulator.webhook,
         **_settings(emulator),
         **_faults(emulator),
@@ -116,6 +122,7 @@ def _refunds(emulator: Emulator) -> Operations:
         *(emulator.return_money, emulator.expire),
     )
     return {
+        "GET /refunds": emulator.latest_refunds,
         "POST /refunds": _then(emulator.add_refund, emulator.refund),
         "POST /refunds/seed": _then(emulator.seed_refunds, lambda ids: {"ids": ids}),
         "POST /accounts": add_account,

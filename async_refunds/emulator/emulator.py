@@ -275,6 +275,13 @@ class Emulator:
         """
         return refund_object(self._state.refunds.get(refund_id))
 
+    def latest_refunds(self) -> list[Json]:
+        """Return a hundred refunds at most, as they are now, of all accounts and modes.
+
+        Those that changed last come first, and then the newest.
+        """
+        return [refund_object(refund) for refund in self._state.refunds.latest()]
+
     def give_details(self, refund_id: str) -> None:
         """Let the customer give bank details: ``requires_action`` to ``pending``.
 

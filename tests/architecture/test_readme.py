@@ -269,3 +269,15 @@ def test_demo_prints_what_the_page_shows() -> None:
     )
     told = [re.sub(r" \(.*", "", line) for line in report_lines(report)]
     assert told == [re.sub(r" \(.*", "", line) for line in shown.splitlines()[1:]]
+
+
+def test_what_the_page_links_to_is_there_and_its_pictures_are_small() -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", README)
+    assert len(links) > 5
+    assert [link for link in links if not (ROOT / link).exists()] == []
+    pictures = [ROOT / link for link in links if "/pictures/" in link]
+    assert set(pictures) == set((ROOT / ".github" / "pictures").iterdir())
+    assert sum(each.stat().st_size for each in pictures) < 300_000
+    # A picture of a terminal loads nothing either.
+    (drawn,) = (each.read_text() for each in pictures if each.suffix == ".svg")
+    assert not re.findall(r"url\((?!#)[^)]*\)|href|@import", drawn)

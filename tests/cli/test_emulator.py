@@ -82,7 +82,7 @@ async def test_each_request_is_a_line_unless_it_is_quiet() -> None:
             await run("cancel", hint[1], "--base-url", hint[2])
             emulator.process.send_signal(signal.SIGTERM)
             ended = await emulator.ended()
-        lines.append(ended.err.splitlines()[2:])
+        lines.append(ended.err.splitlines()[3:])
     ((line,), quiet) = lines
     assert re.match(r"POST /v1/refunds/re_\w+/cancel 200 ", line)
     assert " ms key=" in line

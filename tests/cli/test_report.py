@@ -13,10 +13,13 @@ from typer.testing import CliRunner
 
 from async_refunds.cli import report
 from async_refunds.cli.app import app
+from async_refunds.cli.progress import SearchProgress
+from async_refunds.cli.tables import cell
 from async_refunds.errors import OutcomeUnknownError
 from async_refunds.journal import Claim, Run, SqliteJournal
 from async_refunds.models import Refund
 from async_refunds.results import CancelRequest, CancelResult
+from tests.support.journals import journal_with
 from tests.support.terminal import (
     LIVE_KEY,
     Screen,
@@ -295,3 +298,18 @@ async def test_full_disk_under_a_report_is_told(tmp_path: Path) -> None:
         )
     assert ended.code == 1
     assert ended.err == "async-refunds: stdout broke (No space left on device)\n"
+
+
+async def test_time_that_no_calendar_has_is_shown_as_its_number(
+    tmp_path: Path,
+) -> None:
+    odd = -(2**62)
+    sent = Refund("re_0", "refund", 2**62, "kwd", odd, "requires_action")
+    await journal_with(tmp_path / "run.sqlite3", ("unknown", sent, ""))
+    ended = await run("report", "run.sqlite3", "--csv", key=None, folder=tmp_path)
+    (row, _) = csv.DictReader(io.StringIO(ended.out.removeprefix("\ufeff")))
+    assert (row["created"], row["amount"]) == (str(odd), "4611686018427387.904")
+    assert cell({"created": odd}, "created") == str(odd)
+    progress = SearchProgress()
+    progress.see(odd)
+    assert f"back to {odd}" in progress.incomplete

@@ -41,6 +41,19 @@ async def test_closed_emulator_leaves_nothing_behind() -> None:
     assert not await connects(api.base_url)
 
 
+async def test_closing_does_not_wait_for_connections_that_are_kept() -> None:
+    emulator = Emulator()
+    loop = asyncio.get_running_loop()
+    async with aiohttp.ClientSession() as session:
+        async with emulator.serve() as base_url:
+            await Caller(session, base_url, emulator).get("")
+            # One that has asked for nothing yet, as browsers make ahead.
+            _, writer = await connect(base_url)
+            closing = loop.time()
+        assert loop.time() - closing < 1
+        writer.close()
+
+
 @pytest.mark.parametrize("fault", ["stall", "slow"])
 async def test_closing_ends_requests_in_flight_at_once(fault: str) -> None:
     emulator = Emulator()

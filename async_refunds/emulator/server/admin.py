@@ -1,15 +1,19 @@
 """The admin API under ``/_emulator``: what Stripe, banks and time do by themselves.
 
 JSON over HTTP, without authentication: every client that reaches the emulator may
-use it.
+use it, except other pages in a browser (`browsers`). ``/_emulator/ui`` is a page that
+does.
 """
 
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 import msgspec
+
+from .browsers import is_loopback, refusal
+from .ui import asset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -17,6 +21,22 @@ if TYPE_CHECKING:
     from async_refunds.emulator.api.request import RawRequest
 
 ADMIN = "/_emulator"
+
+_JSON = {"Content-Type": "application/json"}
+# A browser takes nothing for what it is not, and shows it to no other page.
+_SAFE = {
+    "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+class AdminAnswer(NamedTuple):
+    """What to answer."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str]
 
 
 class AdminApi:
@@ -34,8 +54,17 @@ class AdminApi:
     def __init__(self, operations: Mapping[str, Callable[..., object]]) -> None:
         self._operations = operations
 
-    def answer(self, raw: RawRequest) -> tuple[int, bytes]:
-        """Return the status and the JSON of the answer."""
+    def answer(self, raw: RawRequest) -> AdminAnswer:
+        """Return the answer of a request: JSON, or a file of the page."""
+        refused = refusal(raw.headers)
+        if refused is not None:
+            return _json(403, _error(refused))
+        file = asset(raw.path.removeprefix(f"{ADMIN}/"))
+        if file is not None and raw.method == "GET":
+            if not is_loopback(raw.headers):
+                where = f"http://127.0.0.1:PORT{ADMIN}/ui on its machine"
+                return _json(403, _error(f"the page is at {where} only"))
+            return AdminAnswer(200, file.body, {**_SAFE, **file.headers})
         answer: object
         if raw.malformed is not None:
             status, answer = 400, _error(raw.malformed.message)
@@ -44,7 +73,7 @@ class AdminApi:
                 status, answer = self._call(raw)
             except ValueError as error:  # those of msgspec are among them
                 status, answer = 400, _error(str(error))
-        return status, msgspec.json.encode(answer)
+        return _json(status, answer)
 
     def _call(self, raw: RawRequest) -> tuple[int, object]:
         path = raw.path.removeprefix(ADMIN).rstrip("/")
@@ -66,6 +95,10 @@ class AdminApi:
             return 200, operation(item)
         except KeyError:
             return 404, _error(f"there is no {item!r} in /{folder}")
+
+
+def _json(status: int, answer: object) -> AdminAnswer:
+    return AdminAnswer(status, msgspec.json.encode(answer), {**_SAFE, **_JSON})
 
 
 def _error(message: str) -> dict[str, str]:

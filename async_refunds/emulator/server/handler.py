@@ -57,8 +57,7 @@ class Handler:
         connection = request.protocol
         self.busy.add(connection)
         context: RequestContext | None = None
-        on_request = self._state.on_request
-        began = 0.0 if on_request is None else time.perf_counter()
+        began = time.perf_counter()
         try:
             # Most requests have no body: they need one coroutine less.
             raw = (
@@ -67,9 +66,9 @@ class Handler:
                 else _raw_request(request)
             )
             if raw.path.startswith(ADMIN):
-                status, body = self._admin.answer(raw)
+                answer = self._admin.answer(raw)
                 response: web.StreamResponse = web.Response(
-                    status=status, body=body, content_type="application/json"
+                    status=answer.status, body=answer.body, headers=answer.headers
                 )
             else:
                 context = self._receive(raw)
@@ -87,10 +86,11 @@ class Handler:
             return response
         finally:
             self.busy.discard(connection)
-            if on_request is not None and context is not None:
+            if context is not None:
                 record = context.record
                 record.milliseconds = (time.perf_counter() - began) * 1000
-                on_request(record)
+                if self._state.on_request is not None:
+                    self._state.on_request(record)
 
     async def close(self) -> None:
         """Cancel every execution that takes time."""

@@ -89,6 +89,8 @@ class Listener:
                 connection.transport.abort()
         await self._handler.close()
         await self._webhooks.close()
+        # Connections without a request would be waited for as long as possible.
+        self._web.pre_shutdown()
         await self._web.shutdown(CLOSING_SECONDS)
 
     def _listen(self) -> socket.socket:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
+
+# https://docs.stripe.com/keys
+_API_KEY = re.compile(r"([srp]k_(?:test|live|org)_)\w+", re.ASCII)
+
+
+def hide_api_keys(text: str) -> str:
+    """Return a text for people: a client may put its API key anywhere by mistake."""
+    return _API_KEY.sub(r"\1***", text)
 
 
 @dataclass(slots=True)
 class ReceivedRequest:
-    """One request and its answer; never the API key.
+    """One request and its answer; never the API key that authorizes it.
 
     Attributes:
         endpoint: ``cancel``, ``retrieve``, ``list``, ``expire`` or ``other``.
@@ -17,7 +26,7 @@ class ReceivedRequest:
         status: The status of the answer; None while there is no answer.
         fault: The fault that the request met, if any.
         replayed: Whether the answer had been saved under the idempotency key.
-        milliseconds: How long the request took; measured for `Emulator.on_request`.
+        milliseconds: How long the request took; None until it has ended.
     """
 
     method: str
@@ -31,7 +40,7 @@ class ReceivedRequest:
     status: int | None = None
     fault: str | None = None
     replayed: bool = False
-    milliseconds: float | None = None
+    milliseconds: float | None = field(default=None, compare=False)
 
     def line(self) -> str:
         """Return the request as one printable line of a log."""
@@ -45,7 +54,8 @@ class ReceivedRequest:
         if self.replayed:
             parts.append("replayed")
         # A client chooses the path and the key: no control character may pass.
-        return " ".join(map(str, parts)).encode("unicode_escape").decode()
+        text = " ".join(map(str, parts)).encode("unicode_escape").decode()
+        return hide_api_keys(text)
 
 
 @dataclass(slots=True)

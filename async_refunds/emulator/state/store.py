@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 from bisect import bisect_left, bisect_right, insort
 from copy import copy
+from itertools import islice
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,9 @@ ID_LENGTH = 23
 ID_CHARACTERS = (string.digits + string.ascii_letters).encode()
 BYTE_TO_CHARACTER = bytes(ID_CHARACTERS[n % len(ID_CHARACTERS)] for n in range(256))
 
+# How many refunds `RefundStore.latest` returns at most.
+LATEST = 100
+
 NEEDS_EMAIL = "a refund in requires_action needs an instructions_email"
 
 _age = attrgetter("age")
@@ -59,6 +63,8 @@ class RefundStore:
         self._refunds: dict[str, Refund] = {}
         self._partitions: dict[tuple[str | None, bool], Partition] = {}
         self._accounts: set[str] = set()
+        # The last ones that changed, oldest first.
+        self._changed: dict[str, Refund] = {}
         self.on_change: Callable[[Refund | None, Refund, Cause], None] | None = None
 
     def new_id(self, prefix: str) -> str:
@@ -149,6 +155,15 @@ class RefundStore:
         """Return a refund of any account and mode, which may have expired since."""
         return self._refunds.get(refund_id)
 
+    def latest(self) -> list[Refund]:
+        """Return the refunds that changed last, then the newest, of all accounts."""
+        newest = islice(reversed(self._refunds.values()), LATEST)
+        for refund in [*self._changed.values(), *newest]:
+            self.expire_if_due(refund)  # which makes it one that changed
+        newest = islice(reversed(self._refunds.values()), LATEST)
+        found = {each.id: each for each in [*reversed(self._changed.values()), *newest]}
+        return list(found.values())[:LATEST]
+
     def find(self, partition: Partition, refund_id: str) -> Refund | None:
         """Return the refund if it is in the partition."""
         refund = self._refunds.get(refund_id)
@@ -185,6 +200,10 @@ class RefundStore:
             if status in {"canceled", "failed"}
             else None
         )
+        self._changed.pop(refund.id, None)
+        self._changed[refund.id] = refund
+        if len(self._changed) > LATEST:
+            del self._changed[next(iter(self._changed))]
         if self.on_change is not None:
             self.on_change(before, refund, cause)
 
