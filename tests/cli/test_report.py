@@ -308,7 +308,7 @@ async def test_time_that_no_calendar_has_is_shown_as_its_number(
     await journal_with(tmp_path / "run.sqlite3", ("unknown", sent, ""))
     ended = await run("report", "run.sqlite3", "--csv", key=None, folder=tmp_path)
     (row, _) = csv.DictReader(io.StringIO(ended.out.removeprefix("\ufeff")))
-    assert (row["created"], row["amount"]) == (str(odd), "4611686018427387.904")
+    assert (row["created_utc"], row["amount"]) == (str(odd), "4611686018427387.904")
     assert cell({"created": odd}, "created") == str(odd)
     progress = SearchProgress()
     progress.see(odd)

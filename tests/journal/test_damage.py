@@ -52,7 +52,11 @@ async def all_claims(journal: SqliteJournal) -> list[Claim]:
     """Return what a resumed run asks for, the same input given again."""
     await journal.add(ITEMS)
     return [
-        msgspec.structs.replace(claim, key_created_at=0.0)
+        msgspec.structs.replace(
+            claim,
+            key_created_at=0.0,
+            key_unused_until=claim.key_unused_until if claim.maybe_sent else 0.0,
+        )
         for account in await journal.accounts()
         for limit in (3, 100)
         for claim in await journal.claim(account, limit)
