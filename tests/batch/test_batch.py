@@ -210,6 +210,24 @@ async def test_input_that_takes_its_time_holds_nothing_up(
     assert sorted(result.refund_id for result in told) == sorted(ids)
 
 
+async def test_asynchronous_input_that_is_always_ready_is_read_in_chunks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(source, "CHUNK", 10)
+    stripe = emulator()
+    ids = stripe.seed_refunds(50)
+
+    async def reading() -> AsyncIterator[str]:
+        for refund_id in ids:
+            yield refund_id
+
+    sizes = [len(chunk.requests) async for chunk in source.read_chunks(reading())]
+    assert sizes == [10, 10, 10, 10, 10]
+    async with client(stripe) as refunds:
+        found = await canceled_many(refunds, reading(), rate=FAST)
+    assert found.keys() == set(ids)
+
+
 @pytest.mark.asyncio(loop_factories=["real"])
 async def test_journal_is_not_far_ahead_of_an_input_without_end(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
