@@ -159,7 +159,9 @@ def _result(claim: Claim, drawn: random.Random) -> CancelResult:
 def write(journal: Path, form: str) -> Written:
     """Write a report by the command."""
     target = journal.with_suffix(f".{form}")
-    flags = [f"--{form}", str(target)] if form == "html" else [f"--{form}"]
+    flags = [f"--{form}"]
+    if form == "html":
+        flags += [str(target), "--force"]  # in place of the empty one made here
     before, began = _cpu_of_children(), time.perf_counter()
     with target.open("wb") as file:
         subprocess.run(  # noqa: S603 - our own command
