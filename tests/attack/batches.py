@@ -111,6 +111,7 @@ def _judge(
     for result in outcome.results:
         report.told[result.outcome] += 1
         report.lines.append(f"told {result}")
+    for result in outcome.results:
         _judge_result(world, result)
         if result.error is not None and (found := leaks(result.error, deep=deep)):
             what = type(result.error).__name__
@@ -209,13 +210,22 @@ def _judge_result(world: World, result: CancelResult) -> None:
         if not world.may_have_sent(result.refund_id, key):
             world.report.add("never sent, told unknown", f"{result}")
     elif outcome in ("already_canceled", "not_cancelable", "failed") and mine:
-        # The second one of the same id is right: the first one canceled it.
-        first = next(
+        # An id that is given twice has two results, each with a key of its own: the
+        # second one is right to say that the first one canceled it, and a first one
+        # that reached nobody, that it failed.
+        told = [
             each
-            for each in [*world.report.lines, ""]
+            for each in world.report.lines
             if result.refund_id in each and each.startswith("told")
+        ]
+        first_did = bool(told) and "outcome='canceled'" in told[0]
+        another_did = key not in mine and any(
+            "outcome='canceled'" in each for each in told
         )
-        if outcome != "already_canceled" or "outcome='canceled'" not in first:
+        if not (
+            (outcome == "already_canceled" and first_did)
+            or (outcome == "failed" and another_did)
+        ):
             world.report.add(
                 f"told {outcome}, and this batch canceled it", f"{result}: {mine}"
             )
