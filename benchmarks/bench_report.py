@@ -129,7 +129,7 @@ async def fill(path: Path, items: int) -> None:
         for start in range(0, items, PORTION):
             some = ids[start : start + PORTION]
             await journal.add([CancelRequest(each) for each in some])
-        while claims := await journal.claim(None, PORTION):
+        while claims := (await journal.claim({None: PORTION}))[None]:
             await journal.settle([(each, _result(each, drawn)) for each in claims])
 
 

@@ -368,11 +368,9 @@ class Scheduler:
 async def claim_ahead(journal: Journal, scheduler: Scheduler) -> None:
     """Bring the scheduler the claims it wants, until it is stopped.
 
-    One round serves many accounts, whose claims the journal can keep with one commit.
+    One round serves many accounts, whose claims the journal keeps with one commit.
     """
     while wanted := await scheduler.claims_wanted():
-        pages = await asyncio.gather(
-            *(journal.claim(each.account, each.limit) for each in wanted)
-        )
-        for each, claims in zip(wanted, pages, strict=True):
-            scheduler.add_claims(each, claims)
+        claims = await journal.claim({each.account: each.limit for each in wanted})
+        for each in wanted:
+            scheduler.add_claims(each, claims[each.account])

@@ -23,7 +23,7 @@ from .report_data import effort, money_lines
 from .summary import exit_code, outcome_table, resume_command
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 
     from async_refunds.journal import Claim
     from async_refunds.results import CancelOutcome
@@ -58,19 +58,23 @@ class BoundedJournal(SqliteJournal):
     """How many it may still give out; None: all."""
     _claiming: asyncio.Lock | None = None
 
-    async def claim(self, stripe_account: str | None, limit: int) -> list[Claim]:
-        """Give out the next open items of an account, as far as the limit allows."""
+    async def claim(
+        self, limits: Mapping[str | None, int]
+    ) -> dict[str | None, list[Claim]]:
+        """Give out the next open items of accounts, as far as the limit allows."""
         if self.limit is None:
-            return await super().claim(stripe_account, limit)
+            return await super().claim(limits)
         # One at a time: what one account does not need is left for the next one.
         if self._claiming is None:
             self._claiming = asyncio.Lock()
         async with self._claiming:
-            if not self.limit:
-                return []
-            claims = await super().claim(stripe_account, min(limit, self.limit))
-            self.limit -= len(claims)
-            return claims
+            given: dict[str | None, list[Claim]] = {}
+            for account, limit in limits.items():
+                given[account] = []
+                if self.limit:
+                    given |= await super().claim({account: min(limit, self.limit)})
+                    self.limit -= len(given[account])
+            return given
 
 
 class OpenJournal(msgspec.Struct, frozen=True):

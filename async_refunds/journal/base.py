@@ -11,7 +11,7 @@ from async_refunds.errors import JournalError
 from async_refunds.results import CancelOutcome  # noqa: TC001 - a struct's field
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from async_refunds.results import CancelRequest, CancelResult
 
@@ -139,16 +139,22 @@ class Journal(Protocol):
         """
         ...
 
-    async def claim(self, stripe_account: str | None, limit: int) -> list[Claim]:
-        """Give out the next open items of an account, oldest first.
+    async def claim(
+        self, limits: Mapping[str | None, int]
+    ) -> dict[str | None, list[Claim]]:
+        """Give out the next open items of some accounts, oldest first.
 
         Those that an earlier batch asked for and that failed come after all others.
 
-        Those that a batch asked for and that failed come after all others.
+        Each is given out once in a batch, and its key is kept first. An item gets a new
+        key unless it is ``maybe_sent``.
 
-        Each is given out once in a batch, and its key is kept first. Fewer than
-        ``limit`` items (or none) means that there are no more for now; `add` may bring
-        more. An item gets a new key unless it is ``maybe_sent``.
+        Args:
+            limits: How many at most, by account.
+
+        Returns:
+            The items of each account. Fewer than its limit (or none) means that there
+            are no more for now; `add` may bring more.
 
         Raises:
             ValueError: A limit below 1.
@@ -186,6 +192,17 @@ class Journal(Protocol):
     async def close(self) -> None:
         """Keep what is not kept yet, and release the journal. May be called twice."""
         ...
+
+
+def check_limits(limits: Mapping[str | None, int]) -> None:
+    """Refuse a claim of nothing.
+
+    Raises:
+        ValueError: A limit below 1.
+    """
+    for limit in limits.values():
+        if limit < 1:
+            raise ValueError(f"limit must be at least 1, not {limit}")
 
 
 def require_target(kept: Run | None, wanted: Run, name: str = "the journal") -> None:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from .base import BatchGuard, Claim, Record, Tally
+from .base import BatchGuard, Claim, Record, Tally, check_limits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from async_refunds.results import CancelOutcome, CancelRequest, CancelResult
 
@@ -79,10 +79,16 @@ class MemoryJournal(BatchGuard):
             self._numbers[item] = self._count
             self._put(request.stripe_account, self._count, request.refund_id)
 
-    async def claim(self, stripe_account: str | None, limit: int) -> list[Claim]:
-        """Give out the next items of an account."""
-        if limit < 1:
-            raise ValueError(f"limit must be at least 1, not {limit}")
+    async def claim(
+        self, limits: Mapping[str | None, int]
+    ) -> dict[str | None, list[Claim]]:
+        """Give out the next items of some accounts."""
+        check_limits(limits)
+        return {
+            account: self._next(account, limit) for account, limit in limits.items()
+        }
+
+    def _next(self, stripe_account: str | None, limit: int) -> list[Claim]:
         pending = self._pending.get(stripe_account, deque())
         taken = list(islice(pending, limit))
         for _ in taken:

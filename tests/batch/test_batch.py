@@ -44,7 +44,14 @@ from tests.support.scripted import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+    from collections.abc import (
+        AsyncIterator,
+        Callable,
+        Iterable,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
     from pathlib import Path
 
     from async_refunds.batch.source import Requests
@@ -555,8 +562,10 @@ class Late(MemoryJournal):
         self.release = asyncio.Event()
         self.returned: list[str] = []
 
-    async def claim(self, stripe_account: str | None, limit: int) -> list[Claim]:
-        claims = await super().claim(stripe_account, limit)
+    async def claim(
+        self, limits: Mapping[str | None, int]
+    ) -> dict[str | None, list[Claim]]:
+        claims = await super().claim(limits)
         self.claiming.set()
         await self.release.wait()
         return claims

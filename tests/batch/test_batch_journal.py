@@ -37,7 +37,7 @@ from tests.support.scripted import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
     from pathlib import Path
 
     from async_refunds import CancelResult
@@ -208,11 +208,16 @@ class Yesterday(MemoryJournal):
         super().__init__(clock=lambda: time.time() - age)
         self.rekeyed: list[str] = []
 
-    async def claim(self, stripe_account: str | None, limit: int) -> list[Claim]:
-        return [
-            msgspec.structs.replace(claim, maybe_sent=True)
-            for claim in await super().claim(stripe_account, limit)
-        ]
+    async def claim(
+        self, limits: Mapping[str | None, int]
+    ) -> dict[str | None, list[Claim]]:
+        given = await super().claim(limits)
+        return {
+            account: [
+                msgspec.structs.replace(claim, maybe_sent=True) for claim in claims
+            ]
+            for account, claims in given.items()
+        }
 
     async def rekey(self, claim: Claim) -> Claim:
         self.rekeyed.append(claim.refund_id)
@@ -380,9 +385,11 @@ class Returning(MemoryJournal):
         self.claimed: list[str] = []
         self.returned: list[str] = []
 
-    async def claim(self, stripe_account: str | None, limit: int) -> list[Claim]:
-        claims = await super().claim(stripe_account, limit)
-        self.claimed += [claim.refund_id for claim in claims]
+    async def claim(
+        self, limits: Mapping[str | None, int]
+    ) -> dict[str | None, list[Claim]]:
+        claims = await super().claim(limits)
+        self.claimed += [each.refund_id for page in claims.values() for each in page]
         return claims
 
     async def give_back(self, claims: Sequence[Claim]) -> None:

@@ -12,6 +12,7 @@ import pytest
 from async_refunds import CancelResult, RetryPolicy, cancel_many
 from async_refunds.journal import MemoryJournal, Run, SqliteJournal
 from async_refunds.results import CancelRequest
+from tests.support.journals import claimed
 from tests.support.scripted import RE, Act, answer, refund_json, refusal, scripted, seen
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ async def test_refusal_to_a_key_that_stripe_may_have_forgotten_proves_nothing(
         assert (await only(first)).outcome == "unknown"
         passed.pop(0)
         journal.begin()
-        await journal.claim(None, 1)
+        await claimed(journal, None, 1)
         journal.end()
         passed.pop(0)
         last = cancel_many(refunds, [RE], journal=journal, patience=0.01)
@@ -181,7 +182,7 @@ async def test_age_of_a_key_counts_from_when_it_was_last_given_out(
         async with SqliteJournal.open(path, RUN, clock=lambda: now) as journal:  # noqa: B023 - the time of this turn
             journal.begin()
             await journal.add([CancelRequest(RE)])
-            (claim,) = await journal.claim(None, 1)
+            (claim,) = await claimed(journal, None, 1)
             ages.append(now - claim.key_created_at)
             if passed != 0.9 * DAY:  # that run is killed before its result
                 await journal.settle([(claim, unknown(claim.idempotency_key))])

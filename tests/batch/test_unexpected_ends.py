@@ -15,9 +15,16 @@ from async_refunds.batch import Batch
 from async_refunds.emulator import Emulator
 from async_refunds.journal import MemoryJournal
 from tests.support.batches import asked, client, emulator
+from tests.support.journals import claimed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+    from collections.abc import (
+        AsyncGenerator,
+        AsyncIterator,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
 
     from aiohttp.connector import Connection
     from aiohttp.tracing import Trace
@@ -197,9 +204,11 @@ class Failing(MemoryJournal):
         self.fail("accounts")
         return await super().accounts()
 
-    async def claim(self, stripe_account: str | None, limit: int) -> list[Claim]:
+    async def claim(
+        self, limits: Mapping[str | None, int]
+    ) -> dict[str | None, list[Claim]]:
         self.fail("claim")
-        return await super().claim(stripe_account, limit)
+        return await super().claim(limits)
 
     async def settle(self, known: Sequence[tuple[Claim, CancelResult]]) -> None:
         self.fail("settle")
@@ -325,9 +334,11 @@ class Stuck(MemoryJournal):
             await asyncio.Event().wait()
         await super().settle(known)
 
-    async def claim(self, stripe_account: str | None, limit: int) -> list[Claim]:
-        claims = await super().claim(stripe_account, limit)
-        if self.method == "claim" and claims[0].number > 1:
+    async def claim(
+        self, limits: Mapping[str | None, int]
+    ) -> dict[str | None, list[Claim]]:
+        claims = await super().claim(limits)
+        if self.method == "claim" and claims[None][0].number > 1:
             await asyncio.Event().wait()
         return claims
 
@@ -372,7 +383,7 @@ async def test_batch_that_is_closed_waits_for_no_disk_that_hangs(
     assert not inner_tasks()
     if method == "settle":  # what was claimed ahead was given back
         journal.begin()
-        claims = await journal.claim(None, len(ids))
+        claims = await claimed(journal, None, len(ids))
         maybe_sent = {claim.refund_id for claim in claims if claim.maybe_sent}
         assert maybe_sent == {each for each in ids if asked(stripe, each)}
 
@@ -408,7 +419,7 @@ async def test_batch_that_is_interrupted_before_it_could_send_leaves_nothing_unk
         assert result.outcome == "failed"
         assert "before it was sent" in str(result.error)
     journal.begin()
-    claims = await journal.claim(None, 10)
+    claims = await claimed(journal, None, 10)
     assert len(claims) == len(ids) - len(tried)
     assert not any(claim.maybe_sent for claim in claims)
 

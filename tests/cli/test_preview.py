@@ -19,6 +19,7 @@ from async_refunds.cli.preview import (
 from async_refunds.journal import Run, SqliteJournal
 from async_refunds.models import Refund
 from async_refunds.results import CancelRequest, CancelResult
+from tests.support.journals import claimed
 from tests.support.terminal import (
     LIVE_KEY,
     Screen,
@@ -246,7 +247,7 @@ async def test_what_the_journal_knows_of_the_sums_is_shown_before_the_question(
         async with SqliteJournal.open(tmp_path / "run.sqlite3", run_of) as journal:
             await journal.add(requests)
             for request in requests[:2]:
-                (claim,) = await journal.claim(request.stripe_account, 1)
+                (claim,) = await claimed(journal, request.stripe_account, 1)
                 seen = Refund(claim.refund_id, "refund", 5000, "eur", 0)
                 result = CancelResult(
                     refund_id=claim.refund_id,
@@ -322,7 +323,7 @@ async def test_journal_with_a_limit_gives_out_no_more(tmp_path: Path) -> None:
     async with BoundedJournal.open(tmp_path / "run.sqlite3", run_of) as journal:
         await journal.add([CancelRequest(f"re_{n}") for n in range(3)])
         journal.limit = 2
-        taken = [len(await journal.claim(None, 1)) for _ in range(3)]
+        taken = [len(await claimed(journal, None, 1)) for _ in range(3)]
     assert taken == [1, 1, 0]
 
 

@@ -19,7 +19,7 @@ from async_refunds.errors import OutcomeUnknownError
 from async_refunds.journal import Claim, Run, SqliteJournal
 from async_refunds.models import Refund
 from async_refunds.results import CancelRequest, CancelResult
-from tests.support.journals import journal_with
+from tests.support.journals import claimed, journal_with
 from tests.support.terminal import (
     LIVE_KEY,
     Screen,
@@ -60,7 +60,7 @@ async def journal_of(
         await made.add([CancelRequest(f"re_{n}") for n in range(len(outcomes) + 1)])
         settled: list[tuple[Claim, CancelResult]] = []
         for claim, outcome in zip(
-            await made.claim(None, max(1, len(outcomes))), outcomes, strict=False
+            await claimed(made, None, max(1, len(outcomes))), outcomes, strict=False
         ):
             bad = outcome not in ("canceled", "already_canceled")
             result = CancelResult(

@@ -10,6 +10,7 @@ import pytest
 from async_refunds.errors import JournalError
 from async_refunds.journal import JournalReader, Record, Run, SqliteJournal
 from async_refunds.results import CancelRequest
+from tests.support.journals import claimed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,7 +42,7 @@ async def test_copy_of_a_run_that_goes_on_is_whole(path: Path, tmp_path: Path) -
         copies = [tmp_path / f"copy-{number}.sqlite3" for number in range(10)]
 
         async def work() -> None:
-            while await journal.claim(None, 50):
+            while await claimed(journal, None, 50):
                 pass
 
         working = asyncio.create_task(work())
@@ -52,7 +53,7 @@ async def test_copy_of_a_run_that_goes_on_is_whole(path: Path, tmp_path: Path) -
     assert left(tmp_path) == sorted([*(copy.name for copy in copies), path.name])
     for copy in copies:
         async with SqliteJournal.open(copy) as journal:
-            claims = await journal.claim(None, 2000)
+            claims = await claimed(journal, None, 2000)
         assert {claim.idempotency_key for claim in claims} == used
 
 

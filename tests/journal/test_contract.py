@@ -22,6 +22,7 @@ from async_refunds.journal import (
     require_target,
 )
 from async_refunds.results import CancelOutcome, CancelRequest, CancelResult
+from tests.support.journals import claimed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -76,39 +77,39 @@ async def test_items_of_an_account_come_in_input_order(journal: Journal) -> None
     await journal.add(items(3, 1))
     await journal.add([*items(2, account="acct_1"), *items(4)])
     assert set(await journal.accounts()) == {None, "acct_1"}
-    first = await journal.claim(None, 2)
+    first = await claimed(journal, None, 2)
     assert ids(first) == ["re_3", "re_1"]
     assert [claim.number for claim in first] == [1, 2]
-    (other,) = await journal.claim("acct_1", 5)
+    (other,) = await claimed(journal, "acct_1", 5)
     assert (other.refund_id, other.stripe_account) == ("re_2", "acct_1")
-    assert ids(await journal.claim(None, 5)) == ["re_4"]
-    assert await journal.claim(None, 5) == []
-    assert await journal.claim("acct_without_items", 5) == []
+    assert ids(await claimed(journal, None, 5)) == ["re_4"]
+    assert await claimed(journal, None, 5) == []
+    assert await claimed(journal, "acct_without_items", 5) == []
 
 
 async def test_item_is_there_once_for_each_account(journal: Journal) -> None:
     await journal.add([*items(1, 1), *items(1, account="acct_1")])
     await journal.add([*items(1, 2), *items(1, account="acct_1")])
-    assert ids(await journal.claim(None, 9)) == ["re_1", "re_2"]
-    assert ids(await journal.claim("acct_1", 9)) == ["re_1"]
+    assert ids(await claimed(journal, None, 9)) == ["re_1", "re_2"]
+    assert ids(await claimed(journal, "acct_1", 9)) == ["re_1"]
 
 
 async def test_account_is_listed_while_it_has_items_to_claim(journal: Journal) -> None:
     assert await journal.accounts() == []
     await journal.add([*items(1), *items(2, account="acct_1")])
-    (claim,) = await journal.claim("acct_1", 1)
+    (claim,) = await claimed(journal, "acct_1", 1)
     await journal.settle([(claim, result(claim))])
     assert await journal.accounts() == [None]
 
 
 async def test_claim_of_nothing_is_refused(journal: Journal) -> None:
     with pytest.raises(ValueError, match="limit must be at least 1, not 0"):
-        await journal.claim(None, 0)
+        await claimed(journal, None, 0)
 
 
 async def test_every_item_has_a_key_of_its_own(journal: Journal) -> None:
     await journal.add(items(*range(50)))
-    claims = await journal.claim(None, 50)
+    claims = await claimed(journal, None, 50)
     assert len({claim.idempotency_key for claim in claims}) == 50
     assert not any(claim.maybe_sent for claim in claims)
     new = await journal.rekey(claims[0])
@@ -122,12 +123,12 @@ async def test_next_batch_gets_what_was_under_way_with_its_key(
 ) -> None:
     journal.begin()
     await journal.add(items(1, 2, 3, 4))
-    first, second, third = await journal.claim(None, 3)
+    first, second, third = await claimed(journal, None, 3)
     second = await journal.rekey(second)
     await journal.settle([(third, result(third))])
     journal.end()
     journal.begin()
-    again = await journal.claim(None, 9)
+    again = await claimed(journal, None, 9)
     assert ids(again) == ["re_1", "re_2", "re_4"]
     assert [claim.maybe_sent for claim in again] == [True, True, False]
     assert again[0].idempotency_key == first.idempotency_key
@@ -139,18 +140,18 @@ async def test_next_batch_gets_what_was_under_way_with_its_key(
 async def test_what_was_given_back_was_never_sent(journal: Journal) -> None:
     journal.begin()
     await journal.add(items(1, 2))
-    claims = await journal.claim(None, 2)
+    claims = await claimed(journal, None, 2)
     await journal.give_back(claims[1:])
     assert [record.outcome for record in journal.records()] == ["unknown", None]
-    assert await journal.claim(None, 2) == []
+    assert await claimed(journal, None, 2) == []
     journal.end()
     journal.begin()
-    first, second = await journal.claim(None, 2)
+    first, second = await claimed(journal, None, 2)
     assert (first.maybe_sent, second.maybe_sent) == (True, False)
     await journal.give_back([first, second])
     journal.end()
     journal.begin()
-    again = await journal.claim(None, 2)
+    again = await claimed(journal, None, 2)
     assert [claim.maybe_sent for claim in again] == [True, False]
     assert again[0].idempotency_key == first.idempotency_key
 
@@ -161,14 +162,14 @@ async def test_second_batch_on_one_journal_is_refused(journal: Journal) -> None:
     with pytest.raises(JournalError, match="another batch uses this journal"):
         journal.begin()
     await journal.add(items(1))
-    assert ids(await journal.claim(None, 1)) == ["re_1"]
+    assert ids(await claimed(journal, None, 1)) == ["re_1"]
     journal.end()
     journal.begin()
 
 
 async def test_settled_item_is_counted_and_not_claimed_again(journal: Journal) -> None:
     await journal.add(items(1, 2, 3))
-    claims = await journal.claim(None, 2)
+    claims = await claimed(journal, None, 2)
     await journal.settle([(claims[0], result(claims[0], "not_cancelable"))])
     await journal.settle([(claims[0], result(claims[0]))])  # and stays as it is
     tally = journal.tally()
@@ -188,7 +189,7 @@ async def test_tasks_use_it_side_by_side(journal: Journal) -> None:
         claims = [
             claim
             for page in await asyncio.gather(
-                *(journal.claim(account, 5) for _ in range(6))
+                *(claimed(journal, account, 5) for _ in range(6))
             )
             for claim in page
         ]
@@ -207,10 +208,10 @@ async def test_memory_takes_more_when_there_is_room() -> None:
     adding = asyncio.create_task(journal.add(items(1, 2, 3)))
     await asyncio.sleep(0)
     assert not adding.done()
-    (claim,) = await journal.claim(None, 1)
+    (claim,) = await claimed(journal, None, 1)
     await journal.settle([(claim, result(claim))])
     await adding
-    assert ids(await journal.claim(None, 5)) == ["re_2", "re_3"]
+    assert ids(await claimed(journal, None, 5)) == ["re_2", "re_3"]
 
 
 async def test_path_is_opened_as_a_journal_of_the_run(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from async_refunds.errors import JournalError, OutcomeUnknownError
 from async_refunds.journal import Claim, JournalReader, Record, Run, SqliteJournal
 from async_refunds.models import Refund
 from async_refunds.results import CancelRequest, CancelResult
+from tests.support.journals import claimed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +32,7 @@ ITEMS = [
 
 async def fill(journal: SqliteJournal) -> None:
     await journal.add(ITEMS)
-    claims = await journal.claim(None, 8)
+    claims = await claimed(journal, None, 8)
     refund = Refund("re_0", "refund", 105600, "jpy", 1700000000, status="canceled")
     lost = OutcomeUnknownError("lost", refund=None)
     for claim in claims[:6]:
@@ -45,7 +46,7 @@ async def fill(journal: SqliteJournal) -> None:
             idempotency_key=claim.idempotency_key,
         )
         await journal.settle([(claim, result)])
-    await journal.claim("acct_1", 2)
+    await claimed(journal, "acct_1", 2)
 
 
 async def all_claims(journal: SqliteJournal) -> list[Claim]:
@@ -59,7 +60,7 @@ async def all_claims(journal: SqliteJournal) -> list[Claim]:
         )
         for account in await journal.accounts()
         for limit in (3, 100)
-        for claim in await journal.claim(account, limit)
+        for claim in await claimed(journal, account, limit)
     ]
 
 

@@ -13,6 +13,7 @@ import pytest
 from async_refunds.errors import JournalError
 from async_refunds.journal import JournalReader, Record, Run, SqliteJournal
 from async_refunds.results import CancelRequest, CancelResult
+from tests.support.journals import claimed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,7 +47,7 @@ def wal(path: Path) -> Path:
 
 async def cancel(journal: SqliteJournal, count: int) -> None:
     """Claim some items, and settle all but the last of them."""
-    for claim in (await journal.claim(None, count))[:-1]:
+    for claim in (await claimed(journal, None, count))[:-1]:
         result = CancelResult(
             refund_id=claim.refund_id, stripe_account=None, outcome="canceled"
         )
@@ -124,7 +125,7 @@ async def test_parts_of_two_moments_are_never_taken_for_a_journal(
     moments: list[tuple[bytes, list[Record]]] = []
     async with SqliteJournal.open(path, RUN) as journal:
         await journal.add(items(0, 200))
-        claims = await journal.claim(None, 100)
+        claims = await claimed(journal, None, 100)
         for _ in range(4):
             moments.append((contents(path), list(journal.records())))
             # On pages of their own, whose size stays.
@@ -158,10 +159,10 @@ async def test_old_copy_asks_with_the_keys_that_were_used_since(
     async with SqliteJournal.open(path, RUN) as journal:
         await journal.add([*items(0, 5), CancelRequest("re_1", "acct_1")])
         shutil.copy(path, copy)
-        used = [*await journal.claim(None, 4), *await journal.claim("acct_1", 1)]
+        used = [*await claimed(journal, None, 4), *await claimed(journal, "acct_1", 1)]
         used[0] = await journal.rekey(used[0])
     async with SqliteJournal.open(copy) as journal:
-        again = [*await journal.claim(None, 4), *await journal.claim("acct_1", 1)]
+        again = [*await claimed(journal, None, 4), *await claimed(journal, "acct_1", 1)]
         again[0] = await journal.rekey(again[0])
     keys = [claim.idempotency_key for claim in used]
     assert [claim.idempotency_key for claim in again] == keys
@@ -169,7 +170,7 @@ async def test_old_copy_asks_with_the_keys_that_were_used_since(
     # Another run on the same refunds has keys of its own.
     async with SqliteJournal.open(tmp_path / "other.sqlite3", RUN) as journal:
         await journal.add(items(0, 5))
-        others = {claim.idempotency_key for claim in await journal.claim(None, 5)}
+        others = {claim.idempotency_key for claim in await claimed(journal, None, 5)}
     assert not others & set(keys)
 
 

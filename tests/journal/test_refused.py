@@ -20,6 +20,7 @@ from async_refunds.errors import JournalError
 from async_refunds.journal import JournalReader, Run, SqliteJournal
 from async_refunds.journal.sqlite.rows import RunState
 from async_refunds.results import CancelRequest, CancelResult
+from tests.support.journals import claimed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -322,7 +323,7 @@ def test_file_that_cannot_be_made(path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 async def settle(journal: SqliteJournal, count: int) -> None:
-    for claim in await journal.claim(None, count):
+    for claim in await claimed(journal, None, count):
         result = CancelResult(
             refund_id=claim.refund_id, stripe_account=None, outcome="canceled"
         )
@@ -450,7 +451,7 @@ async def test_file_that_goes_away_stops_the_run(
         with pytest.raises(
             JournalError, match=rf"sqlite3{end}' was removed or replaced while"
         ):
-            await journal.claim(None, 1)
+            await claimed(journal, None, 1)
     with pytest.raises(JournalError, match="was removed or replaced"):
         journal.load(items(2))
     await journal.close()
@@ -514,7 +515,7 @@ async def test_full_disk_stops_the_run_and_loses_nothing(small: Path) -> None:
     journal = SqliteJournal.open(small, RUN)
     kept = await fill(journal)
     with pytest.raises(JournalError, match="does not fit on the disk"):
-        await journal.claim(None, 1)
+        await claimed(journal, None, 1)
     await journal.close()
     assert root("mount", "-o", "remount,size=50m", str(small.parent))
     async with SqliteJournal.open(small) as journal:
@@ -523,7 +524,7 @@ async def test_full_disk_stops_the_run_and_loses_nothing(small: Path) -> None:
         assert found in [
             [each.refund_id for each in items(n)] for n in (kept, kept + 50)
         ]
-        assert len(await journal.claim(None, kept + 100)) == len(found)
+        assert len(await claimed(journal, None, kept + 100)) == len(found)
     assert list(contents(small.parent)) == ["run.sqlite3"]
 
 
@@ -536,12 +537,12 @@ async def test_limit_on_the_size_of_files_loses_nothing(path: Path) -> None:
     try:
         kept = await fill(journal)
         with pytest.raises(JournalError, match="a limit on the size of files"):
-            await journal.claim(None, 1)
+            await claimed(journal, None, 1)
         await journal.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert kept
     async with SqliteJournal.open(path) as journal:
         # The last ones failed, and may be there all the same.
-        assert len(await journal.claim(None, kept + 100)) in {kept, kept + 50}
+        assert len(await claimed(journal, None, kept + 100)) in {kept, kept + 50}
     assert list(contents(path.parent)) == ["run.sqlite3"]

@@ -18,6 +18,7 @@ import pytest
 from async_refunds.errors import JournalError
 from async_refunds.journal import JournalReader, Run, SqliteJournal
 from async_refunds.results import CancelRequest, CancelResult
+from tests.support.journals import claimed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -35,6 +36,7 @@ import asyncio, sys
 from async_refunds.errors import OutcomeUnknownError
 from async_refunds.journal import Run, SqliteJournal
 from async_refunds.results import CancelRequest, CancelResult
+from tests.support.journals import claimed
 
 def say(*words):
     sys.stdout.write(" ".join(map(str, words)) + "\\n")
@@ -55,7 +57,7 @@ async def ask(journal, claim):
     say("result", claim.refund_id, result.outcome)
 
 async def work(journal, account):
-    while claims := await journal.claim(account, 3):
+    while claims := await claimed(journal, account, 3):
         await asyncio.gather(*(ask(journal, claim) for claim in claims))
 
 async def main():
@@ -431,7 +433,7 @@ async def test_reader_sees_a_run_that_goes_on(path: Path) -> None:
         reader = JournalReader(path)
         pages = reader.records()
         assert next(pages).number == 1
-        claims = await journal.claim(None, 1500)
+        claims = await claimed(journal, None, 1500)
         for claim in (claims[0], claims[-1]):
             result = CancelResult(
                 refund_id=claim.refund_id, stripe_account=None, outcome="canceled"

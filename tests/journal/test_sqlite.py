@@ -30,6 +30,7 @@ from async_refunds.journal import (
 )
 from async_refunds.models import Attempt, Refund
 from async_refunds.results import CancelOutcome, CancelRequest, CancelResult
+from tests.support.journals import claimed
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -109,15 +110,15 @@ async def test_items_come_by_account_in_input_order(path: Path) -> None:
         await journal.add(requests(1, 2, account="acct_b"))
         await journal.add([*requests(3, 4), *requests(5, account="acct_a")])
         assert await journal.accounts() == [None, "acct_a", "acct_b"]
-        first = await journal.claim(None, 1)
+        first = await claimed(journal, None, 1)
         assert [(each.number, each.refund_id) for each in first] == [(3, "re_3")]
         assert first[0].stripe_account is None
-        assert ids(await journal.claim("acct_b", 5)) == ["re_1", "re_2"]
-        assert ids(await journal.claim(None, 5)) == ["re_4"]
-        assert await journal.claim(None, 5) == []
-        assert await journal.claim("acct_without_items", 5) == []
+        assert ids(await claimed(journal, "acct_b", 5)) == ["re_1", "re_2"]
+        assert ids(await claimed(journal, None, 5)) == ["re_4"]
+        assert await claimed(journal, None, 5) == []
+        assert await claimed(journal, "acct_without_items", 5) == []
         await journal.add(requests(6))
-        assert ids(await journal.claim(None, 5)) == ["re_6"]
+        assert ids(await claimed(journal, None, 5)) == ["re_6"]
 
 
 @real
@@ -137,7 +138,7 @@ async def test_account_is_listed_while_it_has_open_items(path: Path) -> None:
         assert await journal.accounts() == []
         await journal.add([*requests(1), *requests(2, account="acct_1")])
         for account in (None, "acct_1"):
-            (claim,) = await journal.claim(account, 5)
+            (claim,) = await claimed(journal, account, 5)
             assert account in await journal.accounts()
             await journal.settle([(claim, result(claim))])
             assert account not in await journal.accounts()
@@ -147,7 +148,7 @@ async def test_account_is_listed_while_it_has_open_items(path: Path) -> None:
 async def test_claims_have_a_limit(path: Path) -> None:
     async with SqliteJournal.open(path, RUN) as journal:
         with pytest.raises(ValueError, match="limit must be at least 1, not 0"):
-            await journal.claim(None, 0)
+            await claimed(journal, None, 0)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +177,7 @@ async def test_any_text_is_an_id(path: Path) -> None:
     odd = ["", "\0", "re_\0a", "ré_\U0001f600", "';--", "x" * 100_000]
     async with SqliteJournal.open(path, RUN) as journal:
         await journal.add([CancelRequest(each) for each in odd * 2])
-        assert ids(await journal.claim(None, 99)) == odd
+        assert ids(await claimed(journal, None, 99)) == odd
     assert [each.refund_id for each in records(path)] == odd
 
 
@@ -187,7 +188,7 @@ async def test_any_text_is_an_id(path: Path) -> None:
 async def test_key_is_kept_before_it_is_given_out(path: Path) -> None:
     async with SqliteJournal.open(path, RUN, clock=lambda: 12.5) as journal:
         await journal.add(requests(1, 2, 3))
-        claims = await journal.claim(None, 2)
+        claims = await claimed(journal, None, 2)
         keys = [claim.idempotency_key for claim in claims]
         assert claims == [
             Claim(number, f"re_{number}", None, key, 12.5, False, 12.5)  # noqa: FBT003 - a struct's fields
@@ -200,7 +201,7 @@ async def test_key_is_kept_before_it_is_given_out(path: Path) -> None:
 async def test_keys_are_each_another(path: Path) -> None:
     async with SqliteJournal.open(path, RUN) as journal:
         await journal.add(requests(*range(100)))
-        keys = {each.idempotency_key for each in await journal.claim(None, 100)}
+        keys = {each.idempotency_key for each in await claimed(journal, None, 100)}
     assert len(keys) == 100
     assert all(re.fullmatch("[0-9a-f]{32}", key) for key in keys)
 
@@ -210,7 +211,7 @@ async def test_fresh_key_takes_the_place_of_the_old_one(path: Path) -> None:
     now = 1.0
     async with SqliteJournal.open(path, RUN, clock=lambda: now) as journal:
         await journal.add(requests(1))
-        (old,) = await journal.claim(None, 1)
+        (old,) = await claimed(journal, None, 1)
         now = 2.0
         new = await journal.rekey(old)
         assert new.idempotency_key != old.idempotency_key
@@ -220,7 +221,7 @@ async def test_fresh_key_takes_the_place_of_the_old_one(path: Path) -> None:
         )
         assert records(path)[0].idempotency_key == new.idempotency_key
     async with SqliteJournal.open(path, clock=lambda: 3.0) as journal:
-        (again,) = await journal.claim(None, 1)
+        (again,) = await claimed(journal, None, 1)
         # When a key of a run was first sent is not kept, only when the run began.
         assert again == msgspec.structs.replace(
             new, maybe_sent=True, key_unused_until=1.0
@@ -234,7 +235,7 @@ async def test_fresh_key_takes_the_place_of_the_old_one(path: Path) -> None:
 async def test_settled_item_gets_no_key(path: Path) -> None:
     async with SqliteJournal.open(path, RUN) as journal:
         await journal.add(requests(1))
-        (claim,) = await journal.claim(None, 1)
+        (claim,) = await claimed(journal, None, 1)
         await journal.settle([(claim, result(claim))])
         with pytest.raises(JournalError, match="item 1 is settled"):
             await journal.rekey(claim)
@@ -261,11 +262,11 @@ async def test_key_lives_as_long_as_its_request_may_land(
 ) -> None:
     async with SqliteJournal.open(path, RUN, clock=lambda: 1.0) as journal:
         await journal.add(requests(1))
-        (claim,) = await journal.claim(None, 1)
+        (claim,) = await claimed(journal, None, 1)
         await journal.settle([(claim, result(claim, outcome, **details))])
-        assert await journal.claim(None, 1) == []  # not twice by one object
+        assert await claimed(journal, None, 1) == []  # not twice by one object
     async with SqliteJournal.open(path, clock=lambda: 2.0) as journal:
-        (again,) = await journal.claim(None, 1)
+        (again,) = await claimed(journal, None, 1)
     assert again.maybe_sent == asked_again
     assert (again.idempotency_key == claim.idempotency_key) == asked_again
     assert again.key_created_at == (1.0 if asked_again else 2.0)
@@ -275,18 +276,18 @@ async def test_key_lives_as_long_as_its_request_may_land(
 async def test_key_without_a_result_is_asked_for_again(path: Path) -> None:
     async with SqliteJournal.open(path, RUN) as journal:
         await journal.add(requests(1, 2))
-        claims = await journal.claim(None, 1)
+        claims = await claimed(journal, None, 1)
     async with SqliteJournal.open(path) as journal:
-        again = await journal.claim(None, 2)
+        again = await claimed(journal, None, 2)
         assert [each.maybe_sent for each in again] == [True, False]
         assert again[0].idempotency_key == claims[0].idempotency_key
     # Nothing was asked in the third process: what the first one sent may still land.
     async with SqliteJournal.open(path) as journal:
-        (claim,) = await journal.claim(None, 1)
+        (claim,) = await claimed(journal, None, 1)
         unsent = result(claim, "failed", error=REFUSED, idempotency_key=None)
         await journal.settle([(claim, unsent)])
     async with SqliteJournal.open(path) as journal:
-        (claim,) = await journal.claim(None, 1)
+        (claim,) = await claimed(journal, None, 1)
     assert claim.maybe_sent
     assert claim.idempotency_key == claims[0].idempotency_key
 
@@ -297,11 +298,11 @@ async def test_refused_item_that_is_under_way_again_may_be_canceled(
 ) -> None:
     async with SqliteJournal.open(path, RUN) as journal:
         await journal.add(requests(1))
-        (claim,) = await journal.claim(None, 1)
+        (claim,) = await claimed(journal, None, 1)
         await journal.settle([(claim, result(claim, "failed", error=REFUSED))])
         assert [each.outcome for each in records(path)] == ["failed"]
     async with SqliteJournal.open(path) as journal:
-        (claim,) = await journal.claim(None, 1)
+        (claim,) = await claimed(journal, None, 1)
         # Killed here, it may have been sent with its second key.
         assert [each.outcome for each in records(path)] == ["unknown"]
         assert journal.tally().outcomes == {"unknown": 1}
@@ -317,7 +318,7 @@ async def test_item_that_another_program_changed_is_damage(path: Path) -> None:
         with closing(sqlite3.connect(path)) as other, other:
             other.execute("UPDATE items SET refund_id = 're_7' WHERE number = 2")
         with pytest.raises(JournalError, match=r"is damaged.*item 2 does not match"):
-            await journal.claim(None, 2)
+            await claimed(journal, None, 2)
 
 
 @real
@@ -343,7 +344,7 @@ async def test_result_is_kept_whole(path: Path) -> None:
     error = InvalidRequestError("no, said a@b.example to sk_live_abcdef " + "x" * 900)
     async with SqliteJournal.open(path, RUN, clock=lambda: 9.5) as journal:
         await journal.add(requests(1, 2))
-        claims = await journal.claim(None, 2)
+        claims = await claimed(journal, None, 2)
         await journal.settle(
             [
                 (
@@ -405,7 +406,7 @@ async def test_results_of_all_processes_make_one(path: Path) -> None:
     refund = Refund("re_1", "refund", 1, "jpy", 1, status="requires_action")
     async with SqliteJournal.open(path, RUN) as journal:
         await journal.add(requests(1))
-        (claim,) = await journal.claim(None, 1)
+        (claim,) = await claimed(journal, None, 1)
         lost = result(
             claim,
             "unknown",
@@ -418,7 +419,7 @@ async def test_results_of_all_processes_make_one(path: Path) -> None:
     assert (found.outcome, found.settled) == ("unknown", False)
     assert found.error == "half a pair: ?"
     async with SqliteJournal.open(path) as journal:
-        (claim,) = await journal.claim(None, 1)
+        (claim,) = await claimed(journal, None, 1)
         await journal.settle(
             [(claim, result(claim, idempotency_key="given", attempts=(attempt(None),)))]
         )
@@ -428,19 +429,19 @@ async def test_results_of_all_processes_make_one(path: Path) -> None:
     assert (found.attempts, found.request_id) == (3, "req_1")
     assert (found.status, found.idempotency_key) == ("requires_action", "given")
     async with SqliteJournal.open(path) as journal:
-        assert await journal.claim(None, 1) == []
+        assert await claimed(journal, None, 1) == []
 
 
 @real
 async def test_what_is_given_back_was_never_asked(path: Path) -> None:
     async with SqliteJournal.open(path, RUN) as journal:
         await journal.add(requests(1, 2, 3))
-        first, second, third = await journal.claim(None, 3)
+        first, second, third = await claimed(journal, None, 3)
         await journal.settle([(third, result(third))])
         await journal.give_back([second, third])
     assert [record.outcome for record in records(path)] == ["unknown", None, "canceled"]
     async with SqliteJournal.open(path) as journal:
-        again = await journal.claim(None, 3)
+        again = await claimed(journal, None, 3)
         assert [claim.maybe_sent for claim in again] == [True, False]
         assert again[0].idempotency_key == first.idempotency_key
         await journal.give_back(again)  # and what may have landed stays so
@@ -457,7 +458,7 @@ async def test_tally_has_the_requests_the_refusals_and_the_time_at_work(
         journal.load(requests(1, 2))
         now = 200.0  # nothing is at work yet
         journal.begin()
-        first, second = await journal.claim(None, 2)
+        first, second = await claimed(journal, None, 2)
         now = 205.5
         for claim, attempts in ((first, (limited, attempt("req_2"))), (second, ())):
             await journal.settle([(claim, result(claim, attempts=attempts))])
@@ -479,7 +480,7 @@ async def test_tally_counts_by_outcome_and_what_is_open(path: Path) -> None:
     async with SqliteJournal.open(path, RUN, clock=lambda: 1.0) as journal:
         assert journal.tally() == Tally(0, Counter())
         await journal.add(requests(*range(6)))
-        claims = await journal.claim(None, 5)
+        claims = await claimed(journal, None, 5)
         await journal.settle([(claims[0], result(claims[0]))])
         await journal.settle([(claims[1], result(claims[1], "already_canceled"))])
         await journal.settle([(claims[2], result(claims[2], "failed", error=REFUSED))])
@@ -588,10 +589,10 @@ async def test_all_that_wait_share_a_commit(path: Path) -> None:
     gate = Gate()
     async with SqliteJournal.open(path, RUN, clock=gate) as journal:
         journal.load(requests(*range(500)))
-        claims = await journal.claim(None, 499)
+        claims = await claimed(journal, None, 499)
         before = commits(path)
         gate.close()
-        last = asyncio.create_task(journal.claim(None, 1))
+        last = asyncio.create_task(claimed(journal, None, 1))
         await asyncio.to_thread(gate.reached.wait)
         tasks = [
             asyncio.create_task(journal.settle([(claim, result(claim))]))
@@ -620,7 +621,7 @@ async def test_call_that_waits_behind_an_error_fails_too(path: Path) -> None:
         journal.load(requests(1))
         gate.close()
         broken.append(ZeroDivisionError("no time"))
-        first = asyncio.create_task(journal.claim(None, 1))
+        first = asyncio.create_task(claimed(journal, None, 1))
         await asyncio.to_thread(gate.reached.wait)
         second = asyncio.create_task(journal.add(requests(2)))
         await started(first, second)
@@ -637,9 +638,9 @@ async def test_cancelled_call_leaves_the_others_alone(path: Path) -> None:
         await journal.add(requests(1, 2))
         with held(path):
             tasks: list[asyncio.Task[Any]] = [
-                asyncio.create_task(journal.claim(None, 1)),
+                asyncio.create_task(claimed(journal, None, 1)),
                 asyncio.create_task(journal.add(requests(3))),
-                asyncio.create_task(journal.claim(None, 1)),
+                asyncio.create_task(claimed(journal, None, 1)),
             ]
             await started(*tasks)
             tasks[0].cancel()
@@ -647,14 +648,14 @@ async def test_cancelled_call_leaves_the_others_alone(path: Path) -> None:
         answers = await asyncio.gather(*tasks, return_exceptions=True)
         assert [type(each) for each in answers[:2]] == [asyncio.CancelledError] * 2
         assert ids(await tasks[2]) == ["re_2"]
-        assert ids(await journal.claim(None, 5)) == ["re_3"]
+        assert ids(await claimed(journal, None, 5)) == ["re_3"]
 
 
 @real
 async def test_error_reaches_every_caller_and_keeps_nothing(path: Path) -> None:
     journal = SqliteJournal.open(path, RUN)
     await journal.add(requests(1))
-    (claim,) = await journal.claim(None, 1)
+    (claim,) = await claimed(journal, None, 1)
     await journal.settle([(claim, result(claim))])
     with held(path):
         tasks: list[asyncio.Task[Any]] = [
@@ -671,7 +672,7 @@ async def test_error_reaches_every_caller_and_keeps_nothing(path: Path) -> None:
     assert len({id(each) for each in failed}) == len(failed)
     for call in (
         journal.add(requests(4)),
-        journal.claim(None, 1),
+        claimed(journal, None, 1),
         journal.accounts(),
         journal.settle([(claim, result(claim))]),
     ):
@@ -700,7 +701,7 @@ async def test_failing_clock_is_an_error_of_the_journal(
         await journal.add(requests(1))
         broken.append(kind("stopped"))
         with pytest.raises(JournalError, match=r"cannot be used.*stopped"):
-            await journal.claim(None, 1)
+            await claimed(journal, None, 1)
     assert records(path)[0].idempotency_key is None
 
 
@@ -739,7 +740,7 @@ async def test_what_is_queued_is_kept_at_the_end(path: Path) -> None:
         with pytest.raises(JournalError, match="is closed"):
             await journal.add(requests(2))
         with pytest.raises(JournalError, match="is closed"):
-            await journal.claim(None, 1)
+            await claimed(journal, None, 1)
     await asyncio.gather(task, closing)
     assert [each.refund_id for each in records(path)] == ["re_1"]
     assert left(path) == ["run.sqlite3"]

@@ -16,6 +16,7 @@ import pytest
 from async_refunds.errors import JournalError
 from async_refunds.journal import Claim, JournalReader, Record, Run, SqliteJournal
 from async_refunds.results import CancelRequest
+from tests.support.journals import claimed
 
 real = pytest.mark.asyncio(loop_factories=["real"])
 
@@ -91,16 +92,16 @@ def test_it_is_read_as_it_is(path: Path) -> None:
 async def test_run_goes_on_with_its_keys(path: Path) -> None:
     async with SqliteJournal.open(path, clock=lambda: NOW) as journal:
         assert known(path) == KNOWN
-        own = await journal.claim(None, 9)
+        own = await claimed(journal, None, 9)
         assert own[0] == Claim(2, "re_2", None, key(2), MADE_AT, maybe_sent=True)
         assert [(each.refund_id, each.maybe_sent) for each in own] == [
             *(("re_2", True), ("re_5", True), ("re_6", False), ("re_3", False)),
         ]
         assert own[3].idempotency_key != key(3)  # it failed, so that it comes last
         assert own[3].key_created_at == NOW
-        (connected,) = await journal.claim("acct_1", 9)
+        (connected,) = await claimed(journal, "acct_1", 9)
         assert (connected.idempotency_key, connected.maybe_sent) == (key(6), True)
-        (returned,) = await journal.claim("acct_2", 9)
+        (returned,) = await claimed(journal, "acct_2", 9)
         assert (returned.idempotency_key != key(7), returned.maybe_sent) == (
             True,
             False,

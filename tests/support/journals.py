@@ -12,6 +12,7 @@ from async_refunds.results import CancelRequest, CancelResult
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from async_refunds.journal import Claim, Journal
     from async_refunds.results import CancelOutcome
 
 
@@ -33,7 +34,7 @@ async def journal_with(
     count = len(results) + never_sent
     async with SqliteJournal.open(path, run) as journal:
         await journal.add([CancelRequest(f"re_{n}", account) for n in range(count)])
-        claims = await journal.claim(account, len(results)) if results else []
+        claims = await claimed(journal, account, len(results)) if results else []
         for claim, (outcome, refund, error) in zip(claims, results, strict=True):
             failure = OutcomeUnknownError(
                 error, refund=None, idempotency_key=None, attempts=()
@@ -47,6 +48,11 @@ async def journal_with(
                 idempotency_key=claim.idempotency_key,
             )
             await journal.settle([(claim, result)])
+
+
+async def claimed(journal: Journal, account: str | None, limit: int) -> list[Claim]:
+    """Claim the next items of one account."""
+    return (await journal.claim({account: limit}))[account]
 
 
 def refund(number: int, amount: int, currency: str, status: str = "canceled") -> Refund:

@@ -16,7 +16,7 @@ from .schema import columns_of, create, write_state
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from async_refunds.journal.base import Tally
     from async_refunds.results import CancelOutcome, CancelResult
@@ -142,14 +142,31 @@ class Items:
         self.count_new(db)
 
     def claim(
-        self, db: sqlite3.Connection, stripe_account: str | None, limit: int
-    ) -> list[Claim]:
-        """Give out the next open items of an account.
+        self, db: sqlite3.Connection, limits: Mapping[str | None, int]
+    ) -> dict[str | None, list[Claim]]:
+        """Give out the next open items of some accounts.
 
         What failed in an earlier batch comes last: a refund that Stripe refuses each
         time must not keep the others from their turn.
         """
         now = self._clock()
+        keyed: list[Item] = []
+        claims = {
+            account: self._claim(db, account, limit, now, keyed)
+            for account, limit in limits.items()
+        }
+        self._write(db, keyed, _KEY, _key_of)
+        return claims
+
+    def _claim(
+        self,
+        db: sqlite3.Connection,
+        stripe_account: str | None,
+        limit: int,
+        now: float,
+        keyed: list[Item],
+    ) -> list[Claim]:
+        """Return the claims of one account, and add the items to those to write."""
         last = self._last.get(stripe_account, 0)
         rows = db.execute(_NEXT, (stripe_account, last, limit)).fetchall()
         if rows:
@@ -162,7 +179,6 @@ class Items:
                 self._last_failed[stripe_account] = failed[-1][0]
             rows += failed
         claims: list[Claim] = []
-        keyed: list[Item] = []
         for item in map(self._checked, rows):
             maybe_sent = bool(item.maybe_sent)
             if maybe_sent:
@@ -175,7 +191,6 @@ class Items:
                 claims.append(_claim_of(item))
             keyed.append(item)
             self._claimed[item.number] = item
-        self._write(db, keyed, _KEY, _key_of)
         return claims
 
     def rekey(self, db: sqlite3.Connection, claim: Claim) -> Claim:

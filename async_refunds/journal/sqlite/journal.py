@@ -7,14 +7,14 @@ import time
 from asyncio import get_running_loop
 from typing import TYPE_CHECKING, Any, Self
 
-from async_refunds.journal.base import BatchGuard, Claim, Run, Tally
+from async_refunds.journal.base import BatchGuard, Claim, Run, Tally, check_limits
 
 from .file import opened
 from .reader import all_records, read_page
 from .rows import new_row
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from async_refunds.journal.base import Record
@@ -145,21 +145,16 @@ class SqliteJournal(BatchGuard):
         rows = [_row(request) for request in requests]
         await self._writer.do(lambda db: self._items.add(db, rows))
 
-    async def claim(self, stripe_account: str | None, limit: int) -> list[Claim]:
-        """Give out the next open items of an account, in input order.
-
-        Each is given out once in a batch. An item gets a new key if it never had one,
-        or if what it had brought a definite no. Otherwise it is ``maybe_sent``, and its
-        key and ``key_created_at`` are what they were.
+    async def claim(
+        self, limits: Mapping[str | None, int]
+    ) -> dict[str | None, list[Claim]]:
+        """Give out the next open items of some accounts; see `Journal.claim`.
 
         Raises:
             ValueError: A limit below 1.
         """
-        if limit < 1:
-            raise ValueError(f"limit must be at least 1, not {limit}")
-        return await self._writer.do(
-            lambda db: self._items.claim(db, stripe_account, limit)
-        )
+        check_limits(limits)
+        return await self._writer.do(lambda db: self._items.claim(db, limits))
 
     async def rekey(self, claim: Claim) -> Claim:
         """Give out the same item with a new key, which is kept.
