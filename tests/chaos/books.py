@@ -77,6 +77,10 @@ class Books:
     refunds: dict[str, Refund] = field(default_factory=dict[str, Refund])
     requests: list[Request] = field(default_factory=list[Request])
     """Everything that came in, oldest first."""
+    answered: dict[tuple[str, str], float] = field(
+        default_factory=dict[tuple[str, str], float]
+    )
+    """When a worker's last request for an account was over."""
     limited: list[Request] = field(default_factory=list[Request])
     """Those that an account's limit refused."""
     faults: list[str] = field(default_factory=list[str])

@@ -79,7 +79,17 @@ class StripeServer:
             await asyncio.gather(*self._late)
 
     async def _handle(self, received: web.BaseRequest) -> web.StreamResponse:
-        books, request = self.books, self._noted(received)
+        request = self._noted(received)
+        try:
+            return await self._answered(received, request)
+        finally:
+            place = request.account, request.worker
+            self.books.answered[place] = self.books.clock()
+
+    async def _answered(
+        self, received: web.BaseRequest, request: Request
+    ) -> web.StreamResponse:
+        books = self.books
         if books.is_limited(request):
             reason = ("Stripe-Rate-Limited-Reason", "endpoint-rate")
             limited = refusal(429, "rate_limit", headers=(reason,))
