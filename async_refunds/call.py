@@ -59,6 +59,8 @@ _FIRST_SHARE = 3 / 7
 # proves nothing, and destroys what the attempts before it had proved.
 _ROOM_SHARE, _ROOM_LIMIT = 0.1, 1.0
 
+_TOO_MANY_REQUESTS = 429
+
 # Frames of the stack that a call needs: a cancel over a new connection takes 22 awaits,
 # one with a retry, a read and tracing 26, and hooks and logging come on top.
 _FRAMES = 40
@@ -454,6 +456,10 @@ class Call(msgspec.Struct, eq=False):
         if seconds > 0:
             self.in_flight = is_cancel
             self.evidence = evidence = context.session.new_evidence()
+            if self.refused_before is not None:
+                # Two late answers on two kept connections may well be the same. A
+                # limiter refuses until the retries end, which so many are not.
+                evidence.alone = self.refused_before[0] != _TOO_MANY_REQUESTS
             reply = await context.session.send(request, seconds, began, evidence)
         else:
             reply = TransportFailure(Cause.CONNECT_TIMEOUT, "no time left", sent=False)
@@ -496,7 +502,8 @@ class Call(msgspec.Struct, eq=False):
     def _remember(self, failed: Classification[T]) -> Classification[T]:
         """Remember what a failed cancel leaves possible.
 
-        A refusal that may answer another request is believed if it comes twice.
+        A refusal that may answer another request is believed if it comes twice, the
+        second time on a connection of its own.
         """
         if failed.outcome is Outcome.AMBIGUOUS:
             self.maybe_sent = True

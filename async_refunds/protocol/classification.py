@@ -53,7 +53,8 @@ class Proof(enum.Enum):
     KEY = "key"
     """It repeats the idempotency key; or it is no refusal of a cancel."""
     TWICE = "twice"
-    """The same came twice in a row."""
+    """The same came twice in a row, the second time on a connection of its own if
+    the session is ours, and if it is no limit."""
     NONE = "none"
     """It came once: a late answer to another request on the connection looks alike."""
 
@@ -175,8 +176,9 @@ def classify(request: Request[T], reply: Reply) -> Classification[T]:
       https://github.com/stripe/stripe-mock/pull/77 reflects the key "like the real
       Stripe API"). What is decided before that layer, such as a 401, may not repeat it.
       Such a refusal is no `Proof`: it may be a late answer to another request on
-      the same connection. It is believed if a second answer says the same and the
-      refund, as read, is not canceled. A limiter's is believed also if the read fails.
+      the same connection. It is believed if a second answer, on another connection,
+      says the same and the refund, as read, is not canceled. A limiter's is believed
+      also if the read fails.
 
     A no counts for the call only if no earlier attempt was ambiguous. The caller has to
     remember that.

@@ -111,6 +111,7 @@ class Session:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._deadlines: Deadlines | None = None
         self._limiter: ConnectionLimiter | None = None
+        self._single_use: aiohttp.ClientSession | None = None
         self._refusing = False
         self._closed = False
         self._timeout = _connect_within(attempt_timeout / 2)
@@ -147,18 +148,27 @@ class Session:
         else:
             connector = FreshConnector()
             limiter = ConnectionLimiter(connector.limit, waits)
-            self._session = aiohttp.ClientSession(
-                connector=connector,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                headers=CIMultiDict(self._own_headers),
-                max_line_size=HEADER_LIMIT,
-                max_field_size=HEADER_LIMIT,
-                max_headers=1024,
-            )
+            self._session = self._new_session(connector)
         self._deadlines, self._limiter = deadlines, limiter
         # Last: an error before this (a RecursionError, say) leaves it unopened.
         self._loop = loop
         return loop
+
+    def _new_session(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=CIMultiDict(self._own_headers),
+            max_line_size=HEADER_LIMIT,
+            max_field_size=HEADER_LIMIT,
+            max_headers=1024,
+        )
+
+    def _session_of_single_use(self) -> aiohttp.ClientSession:
+        """Return a session that opens a connection for each request."""
+        if self._single_use is None:
+            self._single_use = self._new_session(FreshConnector(force_close=True))
+        return self._single_use
 
     @property
     def connections_in_use(self) -> int:
@@ -209,6 +219,8 @@ class Session:
         try:
             if self._closed or (not self._owned and session.closed):
                 return CLOSED
+            if evidence.alone and self._owned:
+                session = self._session_of_single_use()
             with deadlines.start(seconds - waited, now + waited):
                 evidence.key_generation = self.key_generation
                 evidence.requested = True
@@ -297,6 +309,8 @@ class Session:
             self._deadlines.close()
         if self._owned and self._session is not None:
             await self._session.close()
+            if self._single_use is not None:
+                await self._single_use.close()
 
 
 def _check(session: aiohttp.ClientSession, origin: str) -> None:

@@ -40,6 +40,7 @@ class Told:
     """The key it was given."""
     outcome: Refund | BaseException | None
     """``None`` if it never ended."""
+    began: float
     seconds: float
     again: bool = False
     """Whether it asks once more with the key of an unknown outcome."""
@@ -118,11 +119,11 @@ async def _ended(world: World, call: Call, key: str | None) -> Told:
     seconds = loop.time() - began
     if not task.done():
         task.cancel()
-        return Told(call, key, None, seconds)
+        return Told(call, key, None, began, seconds)
     try:
-        return Told(call, key, task.result(), seconds)
+        return Told(call, key, task.result(), began, seconds)
     except BaseException as error:  # noqa: BLE001 - what it is, the judge says
-        return Told(call, key, error, seconds)
+        return Told(call, key, error, began, seconds)
 
 
 async def _below(
@@ -224,7 +225,15 @@ def _judge_no(
         key
         for key in entry.canceled_by
         if key != "somebody else"
-        and (key == told.used or (told.used is None and key not in others))
+        and (
+            key == told.used
+            or (
+                told.used is None
+                and key not in others
+                # What was there before the call began, a cancelled task has sent.
+                and world.books.first_at(name, key) >= told.began
+            )
+        )
     ]
     if not mine:
         return

@@ -235,6 +235,21 @@ async def test_refusal_that_may_answer_another_request_is_believed_if_it_comes_t
         assert server.methods().startswith("POST POST GET")
 
 
+async def test_second_refusal_comes_on_a_connection_that_carried_nothing_before() -> (
+    None
+):
+    """Two kept connections may each hold a late answer, both the same."""
+    act = UNCONFIRMED[401]
+    async with scripted(act, reads=[act]) as server, server.client() as refunds:
+        with pytest.raises(AuthenticationError):
+            await refunds.cancel(RE)
+        methods = server.methods()
+        assert server.connections == len(methods.split()) == 3
+        server.cancels[:], server.reads[:] = [CANCELED], [WAITING]
+        await asyncio.gather(refunds.retrieve(RE), refunds.cancel(RE))
+        assert server.connections <= 4  # these are kept, and used again
+
+
 async def test_refusal_that_came_twice_is_not_believed_without_a_read() -> None:
     act = UNCONFIRMED[404]
     async with scripted(act, reads=[HTML]) as server, server.client() as refunds:
