@@ -185,9 +185,13 @@ class Session:
         self._request_headers[AUTHORIZATION] = authorization(api_key)
         self.key_generation += 1
 
-    def new_evidence(self) -> SendEvidence:
-        """Return what `send` fills in, which tells also of an attempt cut short."""
-        return SendEvidence() if self._owned else SendTracker()
+    def new_evidence(self, *, alone: bool = False) -> SendEvidence:
+        """Return what `send` fills in, which tells also of an attempt cut short.
+
+        Args:
+            alone: See `SendEvidence.alone`.
+        """
+        return SendEvidence(alone=alone) if self._owned else SendTracker(alone=alone)
 
     async def send(
         self,
