@@ -218,7 +218,8 @@ class Call(msgspec.Struct, eq=False):
     @property
     def settling_from(self) -> float:
         """When the attempts of a cancel have to be over, on the call's clock."""
-        return self.deadline - min(self.timeout * _SETTLING_SHARE, _SETTLING_LIMIT)
+        kept = min(self.timeout * _SETTLING_SHARE, _SETTLING_LIMIT)
+        return self.began + self.timeout - kept
 
     async def cancel(self, request: Request[Refund]) -> Conclusion:
         """Send a cancel, retry and settle it, and conclude what became of it.
@@ -234,9 +235,10 @@ class Call(msgspec.Struct, eq=False):
                 self._start(request, context.on_call_start)
             if context.credentials is not None:
                 await context.credentials.load(self.timeout)
-            last = await self.attempt(request, self.settling_from)
+            until = self.settling_from
+            last = await self.attempt(request, until)
             if last.value is None:
-                last = await self._follow_up(last, request, self.settling_from)
+                last = await self._follow_up(last, request, until)
             if last.value is not None:
                 self.attach_last_response(
                     last.value, last.reply, request.idempotency_key

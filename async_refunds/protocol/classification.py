@@ -196,7 +196,11 @@ def classify(request: Request[T], reply: Reply) -> Classification[T]:
     if not is_success(reply):
         return _classify_refusal(request, reply)
     value = decode_or_none(request.decoder, reply.body)
-    if value is None or not _answers(request, value):
+    if value is None or (
+        value.id != request.refund_id
+        if isinstance(value, Refund)
+        else not _leads_on(request, value)
+    ):
         # Cut, mangled, or about another refund: the right answer was lost on the way,
         # and Stripe repeats it for the same key.
         return Classification(reply, Outcome.AMBIGUOUS, retry=True)
@@ -206,11 +210,9 @@ def classify(request: Request[T], reply: Reply) -> Classification[T]:
     return Classification(reply, Outcome.DONE, retry=False, value=value)
 
 
-def _answers(request: Request[Any], value: object) -> bool:
-    if isinstance(value, Refund):
-        return value.id == request.refund_id
+def _leads_on(request: Request[Any], value: object) -> bool:
+    """Tell whether a page that is not the last one leads to another one."""
     if isinstance(value, RefundPage) and value.has_more:
-        # Such a page must lead to another one.
         return bool(value.data) and next_page(request, value).query != request.query
     return True
 
