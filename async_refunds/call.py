@@ -523,12 +523,10 @@ class Call(msgspec.Struct, eq=False):
         seen = (failed.reply.status, failed.envelope.code)
         twice = seen == self.refused_before
         self.refused_before = seen
-        limited = failed.limit is not None
-        # Only the read makes a no of the others.
-        self.unconfirmed = not (twice and limited)
+        self.unconfirmed = True  # only the read makes a no of it
         if not twice:
             return failed
-        retry = failed.retry and limited
+        retry = failed.retry and failed.limit is not None
         return msgspec.structs.replace(failed, proof=Proof.TWICE, retry=retry)
 
     def attach_last_response(
