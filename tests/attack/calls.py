@@ -231,7 +231,9 @@ def _judge_no(
                 told.used is None
                 and key not in others
                 # What came before or after the call, a cancelled task has sent.
-                and 0 <= world.books.first_at(name, key) - told.began < told.seconds + 1
+                and 0
+                <= world.books.first_at(name, key) - told.began
+                < told.seconds + 0.1
             )
         )
     ]
