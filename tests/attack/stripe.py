@@ -98,6 +98,10 @@ class Books:
         """Return the keys that came for a refund, each once, oldest first."""
         return list(dict.fromkeys(p.key for p in self.posts if p.refund_id == name))
 
+    def first_at(self, name: str, key: str) -> float:
+        """Return when a key came for a refund first, on the loop's clock."""
+        return min(p.at for p in self.posts if (p.refund_id, p.key) == (name, key))
+
     # ------------------------------------------------------------------------- the API
 
     def cancel(self, name: str, key: str, api: str) -> Answer:
