@@ -141,5 +141,7 @@ def ids(claims: Iterable[Claim]) -> list[str]:
 
 async def until(reached: Callable[[], object]) -> None:
     """Wait until another process has come so far."""
-    while not reached():
+    while True:
+        if reached():
+            return
         await asyncio.sleep(0.01)

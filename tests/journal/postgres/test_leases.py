@@ -38,7 +38,7 @@ async def test_workers_that_take_a_few_at_a_time_share(fleet: Fleet) -> None:
     async with worker(fleet.address) as one, worker(fleet.address, "two") as two:
         taken = [await each.acquire(2) for each in (one, two, one, two, one)]
         assert [len(each) for each in taken] == [2, 2, 2, 2, 1]
-        assert len(set().union(*taken)) == 9
+        assert len({account for each in taken for account in each}) == 9
 
 
 async def test_account_with_nothing_to_do_is_not_taken(fleet: Fleet) -> None:
@@ -215,7 +215,7 @@ async def test_number_of_takeovers_is_forgotten_with_what_was_suspicious(
         await one.leases.release(None)
         assert fleet.value("SELECT takeovers FROM async_refunds.leases") == 3
         await one.acquire()
-        assert ids(await one.claim(limit=2)) == ["re_1", "re_2"]
+        assert ids(await one.claim(limit=8)) == ["re_1", "re_2"]
         fleet.do("UPDATE async_refunds.leases SET takeovers = 3")
         fleet.do("UPDATE async_refunds.items SET claims = 0")
         await one.leases.release(None)
