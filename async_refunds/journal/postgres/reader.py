@@ -133,12 +133,11 @@ class FleetReader:
         with self._connected() as connection:
             # Held by the database outside of a transaction: a slow reader is in the way
             # of no vacuum.
-            cursor = connection.cursor("records", withhold=True)
-            cursor.itersize = _PAGE
-            for *fields, seed, generation in cursor.execute(
-                _RECORDS.encode(), self._values
-            ):
-                yield _record(fields, bytes(seed), generation)
+            with connection.cursor("records", withhold=True) as cursor:
+                cursor.itersize = _PAGE
+                cursor.execute(_RECORDS.encode(), self._values)
+                for *fields, seed, generation in cursor:
+                    yield _record(fields, bytes(seed), generation)
 
     def status(self) -> list[AccountStatus]:
         """Return how far each account is that was ever enqueued."""
