@@ -130,14 +130,15 @@ class FleetReader:
 
         They are sorted once by the database, and brought from there a page at a time.
         """
-        with self._connected() as connection:
-            # Held by the database outside of a transaction: a slow reader is in the way
-            # of no vacuum.
-            with connection.cursor("records", withhold=True) as cursor:
-                cursor.itersize = _PAGE
-                cursor.execute(_RECORDS.encode(), self._values)
-                for *fields, seed, generation in cursor:
-                    yield _record(fields, bytes(seed), generation)
+        # Held outside of a transaction: a slow reader is in the way of no vacuum.
+        with (
+            self._connected() as connection,
+            connection.cursor("records", withhold=True) as cursor,
+        ):
+            cursor.itersize = _PAGE
+            cursor.execute(_RECORDS.encode(), self._values)
+            for *fields, seed, generation in cursor:
+                yield _record(fields, bytes(seed), generation)
 
     def status(self) -> list[AccountStatus]:
         """Return how far each account is that was ever enqueued."""
