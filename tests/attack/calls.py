@@ -261,8 +261,9 @@ def _judge_keys(world: World, all_told: list[Told]) -> None:
             posts = [post for post in world.books.posts if post.key == key]
             users = sum(each.used in (key, None) for each in calls)
             # One more finds out whether a refusal without our key is ours.
-            shifted = world.server.misplaced or "greets" in world.options
-            more = 1 if shifted or any(post.nameless for post in posts) else 0
+            nameless = any(post.nameless for post in posts)
+            strange = world.server.misplaced > 0 or "greets" in world.options
+            more = 1 if strange or nameless else 0
             if len(posts) > (most + more) * max(users, 1):
                 world.report.add("more attempts than allowed", f"{len(posts)} of {key}")
             # Tracing that raises hides the answer with that header.
