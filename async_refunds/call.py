@@ -173,6 +173,8 @@ class Call(msgspec.Struct, eq=False):
     """Whether an earlier call may have sent the same key, and Stripe remembers it."""
     observer: CallObserver | None = None
     retry_gate: RetryGate | None = None
+    permit: Callable[[], bool] | None = None
+    """Asked before each send, as late as possible; ``False`` sends nothing."""
     attempts: tuple[Attempt, ...] = ()
     """Every request so far, oldest first."""
     stopped: StopReason | None = None
@@ -456,6 +458,7 @@ class Call(msgspec.Struct, eq=False):
         if seconds > 0:
             self.in_flight = is_cancel
             self.evidence = evidence = context.session.new_evidence()
+            evidence.permit = self.permit
             if self.refused_before is not None:
                 # Two late answers on two kept connections may well be the same. A
                 # limiter refuses until the retries end, which so many are not.

@@ -1,6 +1,14 @@
 """What a batch has decided and learned, and where that is kept."""
 
-from .base import Claim, Journal, Record, Run, Tally, require_target
+from .base import (
+    Claim,
+    Journal,
+    LeaseLostError,
+    Record,
+    Run,
+    Tally,
+    require_target,
+)
 from .factory import open_journal
 from .memory import WINDOW, MemoryJournal
 from .sqlite import JournalReader, SqliteJournal
@@ -9,6 +17,7 @@ __all__ = [
     "Claim",
     "Journal",
     "JournalReader",
+    "LeaseLostError",
     "MemoryJournal",
     "Record",
     "Run",

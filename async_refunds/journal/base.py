@@ -11,9 +11,23 @@ from async_refunds.errors import JournalError
 from async_refunds.results import CancelOutcome  # noqa: TC001 - a struct's field
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from async_refunds.results import CancelRequest, CancelResult
+
+
+class LeaseLostError(Exception):
+    """Some accounts belong to another process now, which goes on with the same keys.
+
+    No failure: whatever concerned other accounts was kept.
+
+    Args:
+        accounts: Those that this journal does not hold any more.
+    """
+
+    def __init__(self, accounts: Iterable[str | None]) -> None:
+        super().__init__("the leases of some accounts were lost")
+        self.accounts = frozenset(accounts)
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -111,6 +125,9 @@ class Journal(Protocol):
     An item is one refund of one account. When a method returns, what it did is kept as
     safely as this journal keeps anything. Several tasks may call it at the same time.
 
+    A journal of several machines holds a lease for each account that it works on, and
+    another process may take it over. The others hold every account for ever.
+
     Raises:
         JournalError: From any method, once the journal can no longer be used.
     """
@@ -154,7 +171,8 @@ class Journal(Protocol):
 
         Returns:
             The items of each account. Fewer than its limit (or none) means that there
-            are no more for now; `add` may bring more.
+            are no more for now; `add` may bring more. An account that this journal does
+            not hold any more is left out.
 
         Raises:
             ValueError: A limit below 1.
@@ -162,7 +180,11 @@ class Journal(Protocol):
         ...
 
     async def rekey(self, claim: Claim) -> Claim:
-        """Give out the same item with a new key, which is kept."""
+        """Give out the same item with a new key, which is kept.
+
+        Raises:
+            LeaseLostError: Its account is not held any more; it has no new key.
+        """
         ...
 
     async def give_back(self, claims: Sequence[Claim]) -> None:
@@ -170,11 +192,18 @@ class Journal(Protocol):
 
         The next batch gets them. An item that an earlier batch may have sent stays
         ``maybe_sent``.
+
+        Raises:
+            LeaseLostError: Some accounts are not held any more; all else is kept.
         """
         ...
 
     async def settle(self, known: Sequence[tuple[Claim, CancelResult]]) -> None:
-        """Keep what became of items. An item that is settled stays as it is."""
+        """Keep what became of items. An item that is settled stays as it is.
+
+        Raises:
+            LeaseLostError: Some accounts are not held any more; all else is kept.
+        """
         ...
 
     async def accounts(self) -> list[str | None]:
