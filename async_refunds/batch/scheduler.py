@@ -261,6 +261,7 @@ class Scheduler:
             queue.scheduled_at = math.inf
             self._hungry.pop(queue.account, None)
             del self._queues[queue.account]
+            self._changed.set()  # its entries in the heap are thrown away
             if queue.reopening:
                 self.open(queue.account)
 
