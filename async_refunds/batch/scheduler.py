@@ -235,10 +235,9 @@ class Scheduler:
         """Note that the journal has kept what became of claims, or lost their lease."""
         touched: set[AccountQueue] = set()
         for claim in claims:
-            queue = self._queues.get(claim.stripe_account)
-            if queue is not None:
-                queue.unkept -= 1
-                touched.add(queue)
+            queue = self._queues[claim.stripe_account]
+            queue.unkept -= 1
+            touched.add(queue)
         for queue in touched:
             self._forget_if_idle(queue)
 

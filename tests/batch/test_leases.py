@@ -133,6 +133,7 @@ async def test_lease_that_is_found_lost_at_a_claim_drops_the_account() -> None:
     async with fleet(stripe) as batch:
         ids = seeded(stripe, 50, A)
         await batch.journal.enqueue(ids, A)
+        batch.execution.drop_account(A)  # which it does not know
         batch.execution.open_account(A)  # though somebody else has won it
         await asyncio.sleep(10.0)
         assert not stripe.requests
@@ -202,6 +203,75 @@ async def test_item_between_two_attempts_waits_for_the_permit() -> None:
         await batch.until_idle()
         assert batch.outcomes == dict.fromkeys(ids, "canceled")
     assert max(stripe.books.cancellations.values()) == 1
+
+
+async def test_permit_that_ends_on_the_way_to_the_connection_costs_nothing() -> None:
+    stripe = emulator()
+    async with fleet(stripe) as batch:
+        ids = seeded(stripe, 3, A)
+        await batch.journal.enqueue(ids, A)
+        # Given when the item's turn comes, refused when there is a connection.
+        batch.journal.answers.extend([lambda: True, lambda: False])
+        batch.open(A)
+        await batch.until_idle()
+        assert batch.outcomes == dict.fromkeys(ids, "canceled")
+        assert not batch.journal.answers
+        assert len(batch.journal.claimed) == 3, "none is claimed twice"
+        assert not any(each.attempts[0].failure for each in batch.results)
+
+
+@pytest.mark.parametrize("end", ["drain", "drop"])
+async def test_permit_that_ends_with_its_account(end: str) -> None:
+    stripe = emulator()
+    async with fleet(stripe) as batch:
+        await batch.journal.enqueue(seeded(stripe, 1, A), A)
+
+        def refuse() -> bool:
+            if end == "drop":
+                batch.journal.take_away(A)
+                batch.execution.drop_account(A)
+            else:
+                batch.execution.drain_account(A)
+            return False
+
+        batch.journal.answers.extend([lambda: True, refuse])
+        batch.open(A)
+        await asyncio.sleep(10.0)
+        assert not stripe.requests
+        assert not batch.results
+        given_back = [claim.refund_id for claim in batch.journal.given_back]
+        assert given_back == ([] if end == "drop" else batch.journal.claimed)
+        assert batch.idle == ([] if end == "drop" else [A])
+
+
+async def test_drained_item_that_may_not_be_asked_again_is_told_as_it_is_known() -> (
+    None
+):
+    async with (
+        scripted("reset", reads=[WAITING]) as server,
+        server.client() as refunds,
+        long_batch(refunds) as batch,
+    ):
+        await batch.journal.enqueue([RE], A)
+        batch.open(A)
+        await server.received_at_least(1)
+        batch.journal.silent.add(A)
+        batch.execution.drain_account(A)
+        await batch.until_idle()
+        await batch.until_told(1)
+        assert server.methods() == "POST"
+        assert batch.outcomes == {RE: "unknown"}
+
+
+async def test_account_that_has_more_when_it_is_told_idle_goes_on() -> None:
+    stripe = emulator()
+    async with fleet(stripe) as batch:
+        ids = seeded(stripe, 3, A)
+        await batch.journal.enqueue(ids, A)
+        batch.more = True
+        batch.open(A)
+        await batch.until_idle(2)
+        assert batch.outcomes == dict.fromkeys(ids, "canceled")
 
 
 async def test_stopped_without_a_permit_gives_back_what_was_not_sent() -> None:
@@ -463,7 +533,7 @@ async def test_new_key_that_the_lease_forbids_drops_the_account() -> None:
     ):
         journal = LeasedJournal(clock=lambda: 0.0)
         async with long_batch(refunds, journal) as batch:
-            await journal.enqueue(["re_1"], A)
+            await journal.enqueue([RE], A)
             journal.hold(A)
             await journal.claim({A: 1})  # by an earlier batch, at the epoch
             batch.open(A)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ class LeasedJournal(MemoryJournal):
         """The accounts that it holds, and the rate that their last holder had found."""
         self.silent: set[str | None] = set()
         """Accounts whose leases could not be renewed in time: nothing may be sent."""
+        self.answers: deque[Callable[[], bool]] = deque()
+        """They say whether something may be sent, one each time; then the leases do."""
         self.given_back: list[Claim] = []
         self.settled: list[CancelResult] = []
         self.claimed: list[str] = []
@@ -40,6 +43,8 @@ class LeasedJournal(MemoryJournal):
         self.answering.set()
 
     def may_send(self, stripe_account: str | None) -> bool:
+        if self.answers:
+            return self.answers.popleft()()
         return stripe_account in self.held and stripe_account not in self.silent
 
     def rate(self, stripe_account: str | None) -> float | None:
@@ -105,6 +110,8 @@ class LongBatch:
         """The accounts of which it said that nothing is left."""
         self.rates: dict[str | None, float | None] = {}
         self.closings: dict[str | None, object] = {}
+        self.more = False
+        """Whether there is more by the time that it says so."""
         self._told = asyncio.Event()
         self._refunds = refunds
         self.execution = self._execution()
@@ -135,6 +142,9 @@ class LongBatch:
         self.idle.append(account)
         self.rates[account] = self.execution.rate_of(account)
         self.closings[account] = self.execution.closing_of(account)
+        if self.more:
+            self.execution.open_account(account)
+            self.more = False
         self._told.set()
 
     async def run(self) -> None:
