@@ -220,7 +220,8 @@ class Call(msgspec.Struct, eq=False):
     @property
     def settling_from(self) -> float:
         """When the attempts of a cancel have to be over, on the call's clock."""
-        return self.deadline - min(self.timeout * _SETTLING_SHARE, _SETTLING_LIMIT)
+        kept = min(self.timeout * _SETTLING_SHARE, _SETTLING_LIMIT)
+        return self.began + self.timeout - kept
 
     async def cancel(self, request: Request[Refund]) -> Conclusion:
         """Send a cancel, retry and settle it, and conclude what became of it.
@@ -236,9 +237,10 @@ class Call(msgspec.Struct, eq=False):
                 self._start(request, context.on_call_start)
             if context.credentials is not None:
                 await context.credentials.load(self.timeout)
-            last = await self.attempt(request, self.settling_from)
+            until = self.settling_from
+            last = await self.attempt(request, until)
             if last.value is None:
-                last = await self._follow_up(last, request, self.settling_from)
+                last = await self._follow_up(last, request, until)
             if last.value is not None:
                 self.attach_last_response(
                     last.value, last.reply, request.idempotency_key
@@ -524,12 +526,10 @@ class Call(msgspec.Struct, eq=False):
         seen = (failed.reply.status, failed.envelope.code)
         twice = seen == self.refused_before
         self.refused_before = seen
-        limited = failed.limit is not None
-        # Only the read makes a no of the others.
-        self.unconfirmed = not (twice and limited)
+        self.unconfirmed = True  # only the read makes a no of it
         if not twice:
             return failed
-        retry = failed.retry and limited
+        retry = failed.retry and failed.limit is not None
         return msgspec.structs.replace(failed, proof=Proof.TWICE, retry=retry)
 
     def attach_last_response(

@@ -210,7 +210,9 @@ class Session:
         has as long for its answer. And since that wait ends first, a time-out in it
         proves that nothing was sent.
         """
-        session, deadlines, limiter = self._session, self._deadlines, self._limiter
+        alone = evidence.alone and self._owned
+        session = self._session_of_single_use() if alone else self._session
+        deadlines, limiter = self._deadlines, self._limiter
         assert session is not None  # noqa: S101 - `open` comes before
         assert deadlines is not None  # noqa: S101
         assert limiter is not None  # noqa: S101
@@ -227,9 +229,7 @@ class Session:
         try:
             if self._closed or (not self._owned and session.closed):
                 return CLOSED
-            if evidence.alone and self._owned:
-                session = self._session_of_single_use()
-            with deadlines.start(seconds - waited, now + waited):
+            with deadlines.start(seconds - waited, now + waited, task):
                 evidence.key_generation = self.key_generation
                 evidence.requested = True
                 response = await session.request(
@@ -268,7 +268,8 @@ class Session:
         finally:
             # First without a call: a nearly full stack may have no room for one.
             limiter.free += 1
-            limiter.admit()
+            if limiter.waiters:
+                limiter.admit()
         if len(body) > BODY_LIMIT:
             text = f"the answer is over {BODY_LIMIT} bytes"
             return TransportFailure(Cause.TOO_LARGE, text, sent=True)

@@ -279,7 +279,7 @@ LIMITED_SILENTLY = refusal(429, echo=False, code="rate_limit")
         (seen("canceled"), None),
         (WAITING, RateLimitError),
         (LIMITED_SILENTLY, RateLimitError),
-        (HTML, RateLimitError),
+        (HTML, OutcomeUnknownError),
     ],
     ids=["canceled", "waiting", "limited too", "a proxy's page"],
 )
