@@ -28,11 +28,10 @@ from .item import Item
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from async_refunds.journal import Claim
+    from async_refunds.journal import Claim, Leases
     from async_refunds.models import Attempt
     from async_refunds.protocol.requests import Request
 
-    from .leases import Leases
     from .rate_control import RateController
 
 # Refusals in a row of the key (of different calls) or of its permissions (of different

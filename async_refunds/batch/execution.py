@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from async_refunds.results import CancelRequest, CancelResult
 
     from .item import Item
-    from .leases import Leases
     from .source import Requests
 
 Work: TypeAlias = "Callable[[], Coroutine[object, object, None]]"
@@ -65,7 +64,6 @@ class Execution:
         timeout: Seconds for each call; ``None`` is the client's own.
         log_untaken: Whether results that the caller does not take are logged, because
             no journal of the caller's has them.
-        leases: Those of this process, where others share the work.
         on_idle: Makes the batch work on the accounts that `open_account` names, until
             it is stopped. Called with one of which the journal has nothing more, or of
             which nothing can be canceled for now (`closing_of` says why). All of it is
@@ -83,7 +81,6 @@ class Execution:
         patience: float,
         timeout: float | None,
         log_untaken: bool,
-        leases: Leases | None = None,
         on_idle: Callable[[str | None], object] | None = None,
     ) -> None:
         self._refunds = refunds
@@ -92,6 +89,9 @@ class Execution:
         self._concurrency = concurrency
         self._log_untaken = log_untaken
         clock = asyncio.get_running_loop().time
+        leases = journal.leases
+        if leases is not None:
+            leases.on_lost = self.drop_account
         self._scheduler = Scheduler(
             new_pace=lambda start: RateController(rate=rate, start=start, now=clock()),
             clock=clock,

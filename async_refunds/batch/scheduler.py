@@ -24,14 +24,13 @@ from .endpoint import event_or
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from async_refunds.journal import Claim, Journal
+    from async_refunds.journal import Claim, Journal, Leases
     from async_refunds.models import Attempt
     from async_refunds.protocol.requests import Request
     from async_refunds.results import CancelResult
 
     from .endpoint import Outage
     from .item import Item
-    from .leases import Leases
     from .rate_control import RateController
 
 # Seconds after which a service that never answered counts as unreachable. A restart of

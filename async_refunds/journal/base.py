@@ -11,7 +11,7 @@ from async_refunds.errors import JournalError
 from async_refunds.results import CancelOutcome  # noqa: TC001 - a struct's field
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from async_refunds.results import CancelRequest, CancelResult
 
@@ -119,6 +119,28 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     """Unix seconds of the last result."""
 
 
+class Leases(Protocol):
+    """The leases that this process holds, each for one account."""
+
+    on_lost: Callable[[str | None], object] | None
+    """Called with each account that somebody else has taken over."""
+
+    def may_send(self, stripe_account: str | None) -> bool:
+        """Tell whether a request for an account may go out now. Cheap.
+
+        ``False`` is not for ever: a database that was away may come back in time, with
+        the lease unchanged.
+        """
+        ...
+
+    def rate(self, stripe_account: str | None) -> float | None:
+        """Return the cancels a second that the last holder of the lease had found.
+
+        ``None`` if nobody knows.
+        """
+        ...
+
+
 class Journal(Protocol):
     """What a batch has decided and learned, item by item.
 
@@ -135,6 +157,11 @@ class Journal(Protocol):
     @property
     def run(self) -> Run | None:
         """What the journal is about; ``None`` if any client may use it."""
+        ...
+
+    @property
+    def leases(self) -> Leases | None:
+        """Those that are asked before each send; ``None`` if nobody shares the work."""
         ...
 
     def begin(self) -> None:

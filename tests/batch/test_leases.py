@@ -110,7 +110,7 @@ async def test_lost_account_ends_quietly_and_the_others_go_on() -> None:
         batch.open(B)
         await batch.until_told(20)
         batch.journal.take_away(A)
-        batch.execution.drop_account(A)
+        batch.journal.notice(A)
         told = len(batch.results)
         await asyncio.sleep(0.1)
         sent = len(asked_of(stripe, lost))  # also what was on its way
@@ -314,7 +314,7 @@ async def test_call_under_way_ends_without_another_request_when_it_is_dropped() 
         batch.open(A)
         await server.received_at_least(1)
         batch.journal.take_away(A)
-        batch.execution.drop_account(A)
+        batch.journal.notice(A)
         batch.execution.drop_account(A)  # as the keeper and the journal may both say
         # Won again before the call has ended: it begins anew after that.
         server.cancels[:] = [CANCELED]
@@ -341,7 +341,7 @@ async def test_account_that_is_lost_again_before_it_began_anew_stays_away() -> N
             batch.execution.drop_account(A)
             batch.open(A)
         batch.journal.take_away(A)
-        batch.execution.drop_account(A)
+        batch.journal.notice(A)
         await asyncio.sleep(60.0)
         assert server.methods() == "POST"
         assert not batch.idle
@@ -357,7 +357,7 @@ async def test_waiting_item_of_a_dropped_account_is_not_asked_for_again() -> Non
         while not batch.execution.figures().waiting:  # noqa: ASYNC110 - of the batch
             await asyncio.sleep(0.01)
         batch.journal.take_away(A)
-        batch.execution.drop_account(A)
+        batch.journal.notice(A)
         await asyncio.sleep(5.0)
         sent = len(stripe.requests)
         await asyncio.sleep(100.0)
@@ -557,3 +557,21 @@ async def test_batch_without_leases_ends_quietly_for_an_account_that_was_lost() 
         told = [each async for each in cancel_many(refunds, (), journal=journal)]
     assert {each.refund_id for each in told} == set(others)
     assert not asked_of(stripe, lost)
+
+
+async def test_batch_without_an_end_of_leases_ends_when_one_is_lost() -> None:
+    """Claims are there, nothing may be sent, and nobody will ever claim more."""
+    stripe = emulator()
+    journal = LeasedJournal()
+    journal.hold(A)
+    async with client(stripe) as refunds:
+        await journal.enqueue(seeded(stripe, 100, A), A)
+        told = 0
+        async for _ in cancel_many(refunds, (), journal=journal, rate=10.0):
+            told += 1
+            if told == 20:
+                journal.take_away(A)
+                await asyncio.sleep(30.0)
+                sent = len(stripe.requests)
+                journal.notice(A)
+    assert len(stripe.requests) == sent < 60

@@ -28,6 +28,8 @@ class LeasedJournal(MemoryJournal):
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         super().__init__(window=100_000, clock=clock)
+        self.leases = self
+        self.on_lost: Callable[[str | None], object] | None = None
         self.held: dict[str | None, float | None] = {}
         """The accounts that it holds, and the rate that their last holder had found."""
         self.silent: set[str | None] = set()
@@ -59,8 +61,13 @@ class LeasedJournal(MemoryJournal):
                 self._put(account, number, refund_id)
 
     def take_away(self, account: str | None) -> None:
-        """Let somebody else have the lease."""
+        """Let somebody else have the lease, unnoticed for now."""
         del self.held[account]
+
+    def notice(self, account: str | None) -> None:
+        """Find out that the lease is lost, as a renewal does."""
+        assert self.on_lost is not None
+        self.on_lost(account)
 
     async def claim(
         self, limits: Mapping[str | None, int]
@@ -124,7 +131,6 @@ class LongBatch:
             (),
             self.journal,
             log_untaken=False,
-            leases=self.journal,
             on_idle=self._note_idle,
             **(defaults | options),
         )
