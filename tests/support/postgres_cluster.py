@@ -89,7 +89,7 @@ class PostgresNode:
                 stderr=log,
                 stdin=asyncio.subprocess.DEVNULL,
                 start_new_session=True,
-                **_as_system_user(),
+                **as_system_user(),
             )
         while self._process.returncode is None:
             with suppress(psycopg.OperationalError):
@@ -312,7 +312,7 @@ def _give_to_system_user(folder: Path) -> None:
         shutil.chown(folder, _SYSTEM_USER, _SYSTEM_USER)
 
 
-def _as_system_user() -> dict[str, Any]:
+def as_system_user() -> dict[str, Any]:
     """Return how a process is started that must not be root."""
     if os.geteuid() != 0:
         return {}
@@ -326,7 +326,7 @@ async def _run(*command: str) -> None:
         *command,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        **_as_system_user(),
+        **as_system_user(),
     )
     output, _ = await process.communicate()
     if process.returncode:
