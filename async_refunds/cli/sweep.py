@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
@@ -21,6 +20,7 @@ from .lookup import REFUND_COLUMNS, show
 from .output import Output, interruptible, print_error, refuse
 from .progress import SearchProgress
 from .refund_list import RefundList
+from .spans import span_seconds
 from .start_batch import open_journal, open_output, run_batch
 from .tables import counted
 
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from async_refunds.client import RefundsClient
     from async_refunds.models import Refund
     from async_refunds.protocol.requests import CreatedRange
-
-_SPAN = re.compile(r"(\d{1,5})([smhdw])")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
@@ -206,11 +203,11 @@ def _filter(
         refuse("give --older-than or --expiring-within; nothing was sent")
     # One moment for all bounds, so that they do not move during the search.
     now = time.time()
-    window = _seconds("--since", since)
+    window = span_seconds("--since", since)
     created: CreatedRange = {"gte": int(now - window)}
     expires_by = None
     if older_than is not None:
-        age = _seconds("--older-than", older_than)
+        age = span_seconds("--older-than", older_than)
         if age >= window:
             refuse(
                 f"--older-than {older_than} is not within --since {since}; nothing was "
@@ -218,22 +215,12 @@ def _filter(
             )
         created["lt"] = int(now - age)
     if expiring_within is not None:
-        expires_by = now + _seconds("--expiring-within", expiring_within)
+        expires_by = now + span_seconds("--expiring-within", expiring_within)
     return Filter(
         created=created,
         expires_by=expires_by,
         currencies=frozenset() if currency is None else _currencies(currency),
     )
-
-
-def _seconds(option: str, text: str) -> int:
-    span = _SPAN.fullmatch(text)
-    if span is None:
-        refuse(
-            f"{option} must be a number with s, m, h, d or w, such as 14d, not "
-            f"{text!r}; nothing was sent"
-        )
-    return int(span[1]) * _SECONDS[span[2]]
 
 
 def _currencies(text: str) -> frozenset[str]:

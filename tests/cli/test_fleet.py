@@ -1,0 +1,294 @@
+"""The commands of ``fleet`` on a real PostgreSQL, as an operator types them."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+
+from tests.support.terminal import Ended, Screen, run, run_each, started
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.asyncio(loop_factories=["real"])
+
+HERE = "http://127.0.0.1:12111"
+
+
+class Fleet:
+    """A database, and the commands on it."""
+
+    def __init__(self, address: str) -> None:
+        self.environment = {"ASYNC_REFUNDS_DATABASE": address}
+        self._address = address
+
+    def __call__(self, *arguments: str) -> Any:  # noqa: ANN401 - an awaitable of Ended
+        return run("fleet", *arguments, key=None, environment=self.environment)
+
+    async def each(self, *commands: tuple[str, ...]) -> list[Ended]:
+        return await run_each(
+            *(("fleet", *command) for command in commands),
+            key=None,
+            environment=self.environment,
+        )
+
+    def rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        with psycopg.connect(self._address, autocommit=True) as connection:
+            cursor = connection.execute(query.encode(), values)
+            return cursor.fetchall() if cursor.description else []
+
+
+@pytest.fixture
+def fleet(postgres_database: str) -> Fleet:
+    return Fleet(postgres_database)
+
+
+def items(fleet: Fleet) -> list[tuple[str, str]]:
+    return fleet.rows(
+        "SELECT refund_id, account FROM async_refunds.items ORDER BY number"
+    )
+
+
+# -------------------------------------------------------------------------------- init
+
+
+async def test_tables_are_made_once_and_checked(postgres_empty_database: str) -> None:
+    fleet = Fleet(postgres_empty_database)
+    missing = await fleet("init", "--check")
+    assert missing.code == 1
+    assert "run `async-refunds fleet init`" in missing.err
+    assert (await fleet("pause", "tonight")).code == 2
+    made = await fleet("init")
+    assert (made.code, made.err) == (0, "made the tables of async_refunds, version 1\n")
+    again, checked, quiet = await fleet.each(
+        ("init",), ("init", "--check"), ("init", "-q")
+    )
+    assert (again.code, again.err) == (0, "nothing to do: the tables have version 1\n")
+    assert (checked.code, checked.err) == (
+        *(0, "the tables of async_refunds have version 1\n"),
+    )
+    assert (quiet.code, quiet.err) == (0, "")
+    fleet.rows(
+        "UPDATE async_refunds.meta SET schema_version = 9, min_worker_version = 9"
+    )
+    newer, refused, found = await fleet.each(
+        ("init",), ("enqueue", "re_1", "--run", "tonight"), ("init", "--check")
+    )
+    assert (newer.code, refused.code, found.code) == (2, 2, 1)
+    assert "go on with a newer release" in newer.err
+
+
+SECRET = "hunter2"
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        (f"postgres//u:{SECRET}@h/d", "is no address of a PostgreSQL database"),
+        (f"postgresql://u:{SECRET}@h/d?foo={SECRET}", "is no address"),
+        (f"postgresql://u:{SECRET}@127.0.0.1:1/d", "cannot be reached: connection"),
+    ],
+)
+async def test_database_that_is_not_there_is_told_without_its_password(
+    address: str, said: str
+) -> None:
+    ended = await run("fleet", "init", environment={"ASYNC_REFUNDS_DATABASE": address})
+    given = await run("fleet", "init", "--database", address)
+    for each in (ended, given):
+        assert (each.code, each.out) == (2, "")
+        assert said in each.err
+        assert SECRET not in each.err
+        assert len(each.err.splitlines()) == 1
+
+
+async def test_what_the_database_refuses_is_told_on_one_line(
+    postgres_empty_database: str,
+) -> None:
+    fleet = Fleet(postgres_empty_database)
+    fleet.rows("CREATE SCHEMA async_refunds")
+    fleet.rows("CREATE TABLE async_refunds.runs (mine text)")
+    ended = await fleet("init")
+    assert ended.code == 1
+    assert ended.err.startswith('async-refunds: the database: relation "runs" already')
+    assert len(ended.err.splitlines()) == 1
+
+
+async def test_missing_extra_is_named(tmp_path: Path) -> None:
+    (tmp_path / "psycopg.py").write_text("raise ModuleNotFoundError(name='psycopg')\n")
+    ended = await run(
+        *("fleet", "init"),
+        python=("-m", "async_refunds"),
+        environment={"PYTHONPATH": str(tmp_path)},
+    )
+    assert ended.code == 2
+    assert ended.err == (
+        "async-refunds: fleet needs psycopg, which the extra `postgres` installs: "
+        f"{sys.executable} -m pip install 'psycopg[binary]' procrastinate\n"
+    )
+    (tmp_path / "psycopg.py").write_text("raise ModuleNotFoundError(name='other')\n")
+    broken = await run(
+        *("fleet", "init"),
+        python=("-m", "async_refunds"),
+        environment={"PYTHONPATH": str(tmp_path)},
+    )
+    assert "ModuleNotFoundError" in broken.err
+
+
+# ----------------------------------------------------------------------------- enqueue
+
+
+async def test_refunds_are_added_once(fleet: Fleet, tmp_path: Path) -> None:
+    source = tmp_path / "ids.csv"
+    source.write_text("refund_id,stripe_account\nre_2,acct_2\nre_3,\nre_3,\n")
+    command = ("enqueue", "--run", "tonight", "--base-url", f"{HERE}/")
+    first = await fleet(*command, "re_1", "--account", "acct_1")
+    assert (first.code, first.err) == (0, "1 refund added to tonight\n")
+    assert first.lines == [{"run": "tonight", "added": 1, "already_there": 0}]
+    more = await fleet(*command, "--from", str(source), "--account", "acct_1")
+    assert more.err.splitlines() == [
+        "2 refunds added to tonight",
+        "1 line names a refund that was given before; each is canceled once",
+    ]
+    again = await fleet(*command, "re_4", "--from", str(source), "--account", "acct_1")
+    assert (
+        again.err.splitlines()[0] == "1 refund added to tonight; 2 were in it already"
+    )
+    assert items(fleet) == [
+        *(("re_1", "acct_1"), ("re_2", "acct_2")),
+        *(("re_3", "acct_1"), ("re_4", "acct_1")),
+    ]
+    run_row = "SELECT base_url, livemode, tenant, priority FROM async_refunds.runs"
+    assert fleet.rows(run_row) == [(HERE, False, "default", 0)]
+
+
+async def test_enqueue_refuses_before_it_adds(fleet: Fleet) -> None:
+    url = ("--base-url", HERE)
+    await fleet("enqueue", "--run", "tonight", "re_1", *url)
+    none, account, tenant, http, other, bad = await fleet.each(
+        ("enqueue", "--run", "tonight"),
+        ("enqueue", "--run", "tonight", "re_2", *url, "--account", "1"),
+        ("enqueue", "--run", "tonight", "re_2", *url, "--tenant", "a b"),
+        ("enqueue", "--run", "x", "re_2", "--live", "--base-url", "http://example.com"),
+        ("enqueue", "--run", "tonight", "re_2", *url, "--tenant", "shop2"),
+        ("enqueue", "--run", "tonight", "re_2", "ch_3", *url),
+    )
+    assert (
+        none.err == "async-refunds: give refunds, or --from FILE; nothing was added\n"
+    )
+    assert "--account must be" in account.err
+    assert "--tenant must be a name without spaces" in tenant.err
+    assert "--base-url must be https" in http.err
+    assert "the run 'tonight' is on 'default" in other.err
+    assert "nothing was sent" in bad.err
+    codes = [each.code for each in (none, account, tenant, http, bad)]
+    assert codes == [2] * 5
+    assert other.code == 1
+    assert items(fleet) == [("re_1", "")]
+
+
+async def test_live_refunds_are_asked_about(fleet: Fleet) -> None:
+    command = ("enqueue", "--run", "live", "re_1", "re_2", "--live")
+    refused = await fleet(*command)
+    assert refused.code == 2
+    assert "there is no terminal to ask on: add --yes" in refused.err
+    for answer, code in (("n\n", 1), ("y\n", 0)):
+        screen = Screen()
+        async with started(
+            *("fleet", *command),
+            key=None,
+            environment=fleet.environment,
+            stdin=screen.terminal,
+            stdout=screen.terminal,
+            stderr=screen.terminal,
+        ) as running:
+            showing = screen.reading()
+            await screen.asks("[y/N]")
+            screen.types(answer)
+            ended = await running.ended()
+            shown = await showing
+        assert ended.code == code
+        assert "live mode, https://api.stripe.com" in shown
+        assert "Cancel these 2 refunds? Real money moves." in shown
+        assert len(items(fleet)) == (2 if code == 0 else 0)
+    assert (await fleet(*command, "--yes")).err.startswith("0 refunds added to live")
+
+
+# -------------------------------------------------------------- pause, retry, and prune
+
+
+async def test_run_is_paused_and_resumed(fleet: Fleet) -> None:
+    await fleet("enqueue", "--run", "tonight", "re_1", "--base-url", HERE)
+    state = "SELECT state FROM async_refunds.runs"
+    paused = await fleet("pause", "tonight")
+    assert (paused.code, paused.err) == (0, "tonight is paused\n")
+    assert fleet.rows(state) == [("paused",)]
+    resumed = await fleet("resume", "tonight")
+    assert (resumed.code, resumed.err) == (0, "tonight is open\n")
+    assert fleet.rows(state) == [("open",)]
+    fleet.rows("UPDATE async_refunds.runs SET state = 'closed'")
+    none, closed, retried = await fleet.each(
+        ("pause", "tomorrow"),
+        ("resume", "tonight"),
+        ("retry", "tomorrow", "--outcome", "failed"),
+    )
+    assert (none.code, closed.code, retried.code) == (2, 2, 2)
+    assert none.err == "async-refunds: there is no run 'tomorrow'\n"
+    assert closed.err == "async-refunds: 'tonight' is closed\n"
+    assert retried.err == none.err
+
+
+async def test_what_was_given_up_is_opened_again(fleet: Fleet) -> None:
+    ids = ("re_1", "re_2", "re_3", "re_4", "re_5")
+    await fleet("enqueue", "--run", "tonight", *ids, "--base-url", HERE)
+    await fleet("enqueue", "--run", "other", "re_1", "--base-url", HERE)
+    for name, outcome in zip(ids[:3], ("canceled", "failed", "unknown"), strict=True):
+        fleet.rows(
+            "UPDATE async_refunds.items SET settled = true, outcome = %s "
+            "WHERE refund_id = %s",
+            *(outcome, name),
+        )
+    spoil = "UPDATE async_refunds.items SET dead = true, claims = 8"
+    fleet.rows(f"{spoil} WHERE refund_id = 're_4'")
+    wait = "UPDATE async_refunds.leases SET not_before = 'infinity', takeovers = 3"
+    fleet.rows(wait)
+    unknown = await fleet("retry", "tonight", "--outcome", "canceld")
+    assert unknown.code == 2
+    assert "known are dead, failed, not_cancelable, unknown" in unknown.err
+    none = await fleet("retry", "tonight", "--outcome", "not_cancelable")
+    assert (none.code, none.err) == (0, "0 refunds of tonight opened\n")
+    lease = "SELECT not_before = 'infinity', takeovers FROM async_refunds.leases"
+    assert fleet.rows(lease) == [(True, 3)]
+    some = await fleet("retry", "tonight", "--outcome", "failed, dead")
+    assert some.err == "2 refunds of tonight opened\n"
+    assert fleet.rows(lease) == [(False, 0)]
+    left = fleet.rows(
+        "SELECT refund_id, settled, dead, claims FROM async_refunds.items "
+        "JOIN async_refunds.runs USING (run_id) WHERE name = 'tonight' ORDER BY number"
+    )
+    assert left == [
+        *(("re_1", True, False, 0), ("re_2", False, False, 0)),
+        *(("re_3", True, False, 0), ("re_4", False, False, 0)),
+        ("re_5", False, False, 0),
+    ]
+
+
+async def test_old_results_are_pruned_and_nothing_else(fleet: Fleet) -> None:
+    ids = ("re_1", "re_2", "re_3")
+    await fleet("enqueue", "--run", "tonight", *ids, "--base-url", HERE)
+    known = (
+        "UPDATE async_refunds.items SET known_at = now() - make_interval(days => %s)"
+    )
+    fleet.rows(f"{known}, settled = true WHERE refund_id = 're_1'", 31)
+    fleet.rows(f"{known}, settled = true WHERE refund_id = 're_2'", 29)
+    fleet.rows(f"{known} WHERE refund_id = 're_3'", 99)
+    young = await fleet("prune", "--older-than", "23h")
+    assert young.code == 2
+    assert "a day at least: Stripe still knows the keys" in young.err
+    ended = await fleet("prune", "--older-than", "30d")
+    assert (ended.code, ended.err) == (0, "1 result deleted\n")
+    assert [name for name, _ in items(fleet)] == ["re_2", "re_3"]
+    assert (await fleet("prune", "--older-than", "4w")).err == "1 result deleted\n"
+    assert (await fleet("prune", "--older-than", "4w")).err == "0 results deleted\n"
