@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import shlex
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from async_refunds.journal.postgres import administration
+from async_refunds.journal.postgres.runs import RunReader
 
 from . import options
 from .exit_codes import DONE
 from .fleet_database import DatabaseOptions, RunArgument, connected
 from .options import Format, Quiet, with_options
 from .output import Output, interruptible, refuse
+from .report import ReportForm, write_report
+from .report_data import RunReport
 from .spans import span_seconds
+from .summary import exit_code, next_steps
 from .tables import counted
+
+if TYPE_CHECKING:
+    from .summary import Outcomes, Steps
 
 DEAD = "dead"
 OUTCOMES = ("failed", "not_cancelable", "unknown", DEAD)
+
+REPORT_HELP = """Show what became of each refund of a run, also while it is going on.
+
+As `async-refunds report` does for a journal: on a terminal the count of each
+outcome, what to do about it, what came back, and the refunds that need
+attention; otherwise every refund.
+
+Exit codes: 0 all are canceled, 1 some are not, stdout broke (`| head`), or the
+database failed, 2 no such run, or no connection, 3 the outcome of some is
+unknown, 130 interrupted."""
 
 PAUSE_HELP = """Let the workers begin nothing more of a run.
 
@@ -49,6 +67,41 @@ still knows its keys. Write what you want to keep with `fleet report` first.
 
 Exit codes: 0 they are deleted, 1 the database failed, 2 wrong usage, or no
 connection, 130 interrupted with some deleted."""
+
+
+@with_options
+def report(run: RunArgument, *, form: ReportForm, database: DatabaseOptions) -> None:
+    """Show what became of each refund of a run."""
+    with (
+        interruptible(lambda: "the report is not complete; the run goes on"),
+        connected(database) as connection,
+    ):
+        reader = RunReader(connection, run)
+        again = shlex.join(["async-refunds", "fleet", "retry", run])
+        told = RunReport(run, reader, resume=again, steps=fleet_steps)
+        write_report(told, reader, form)
+    raise typer.Exit(exit_code(told.outcomes))
+
+
+def fleet_steps(outcomes: Outcomes, retry: str) -> Steps:
+    """Return what to do about each outcome, in the order of a table.
+
+    Args:
+        outcomes: The counts.
+        retry: The command that opens refunds again.
+    """
+    return {
+        **next_steps(outcomes, None),
+        "not_cancelable": (
+            f"nothing can be; if its state changes, `{retry} --outcome not_cancelable`"
+        ),
+        "failed": (
+            "not canceled: read the error, fix its cause, then "
+            f"`{retry} --outcome failed`"
+        ),
+        "unknown": "maybe canceled: a worker asks again; nothing is canceled twice",
+        None: "nothing yet: workers take it in turn (`async-refunds fleet status`)",
+    }
 
 
 @with_options

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 
+from async_refunds.journal.keys import derive_key
 from tests.support.terminal import Ended, Screen, run, run_each, started
 
 if TYPE_CHECKING:
@@ -292,3 +294,142 @@ async def test_old_results_are_pruned_and_nothing_else(fleet: Fleet) -> None:
     assert [name for name, _ in items(fleet)] == ["re_2", "re_3"]
     assert (await fleet("prune", "--older-than", "4w")).err == "1 result deleted\n"
     assert (await fleet("prune", "--older-than", "4w")).err == "0 results deleted\n"
+
+
+# ------------------------------------------------------------------ status, and report
+
+
+_SET = "UPDATE async_refunds.items SET"
+
+
+def know(fleet: Fleet, name: str, values: str) -> None:
+    fleet.rows(f"{_SET} {values} WHERE refund_id = %s", name)
+
+
+async def a_run(fleet: Fleet) -> None:
+    """Enqueue six refunds, and let five of them be as workers leave them."""
+    ids = [f"re_{number}" for number in range(1, 7)]
+    await fleet("enqueue", "--run", "tonight", *ids, "--base-url", HERE)
+    done = "attempts = 2, seconds = 0.5, known_at = added_at + interval '90 seconds'"
+    money = "amount = 1050, currency = 'eur', generation = 1"
+    settled = f"{done}, {money}, settled = true"
+    know(fleet, "re_1", f"{settled}, outcome = 'canceled', idempotency_key = 'k1'")
+    know(
+        fleet, "re_2", f"{settled}, outcome = 'not_cancelable', error = 'it is pending'"
+    )
+    know(fleet, "re_3", f"{done}, outcome = 'failed', error = 'no permission'")
+    know(fleet, "re_4", "generation = 2, claims = 1, maybe_sent = true")
+    know(fleet, "re_5", "dead = true, claims = 8")
+
+
+async def test_report_of_a_run(fleet: Fleet, tmp_path: Path) -> None:
+    await a_run(fleet)
+    page = tmp_path / "page.html"
+    command = ("report", "tonight")
+    lines, csv, html, both, none = await fleet.each(
+        command,
+        (*command, "--csv"),
+        (*command, "--html", str(page)),
+        (*command, "--csv", "--json"),
+        ("report", "tomorrow"),
+    )
+    assert (lines.code, csv.code, html.code, both.code, none.code) == (3, 3, 3, 2, 2)
+    assert none.err == "async-refunds: there is no run 'tomorrow'\n"
+    records = {each["refund_id"]: each for each in lines.lines}
+    outcomes = {name: each["outcome"] for name, each in records.items()}
+    assert outcomes == {
+        "re_1": "canceled",
+        "re_2": "not_cancelable",
+        "re_3": "failed",
+        "re_4": "unknown",
+        "re_5": None,
+        "re_6": None,
+    }
+    assert records["re_1"]["idempotency_key"] == "k1"
+    ((seed,),) = fleet.rows("SELECT seed FROM async_refunds.runs")
+    assert records["re_4"]["idempotency_key"] == derive_key(seed, None, "re_4", 2)
+    assert records["re_5"]["error"].startswith("given up: 8 workers in turn")
+    assert csv.out.count("\n") == 7
+    told = page.read_text()
+    assert "<code>async-refunds fleet retry tonight --outcome failed</code>" in told
+    shown = await on_terminal(fleet, *command)
+    assert "`async-refunds fleet retry tonight --outcome failed`" in shown
+    assert "6 requests in 0:01:30" in shown
+    assert "eur        1        10.50" in shown
+
+
+async def on_terminal(fleet: Fleet, *arguments: str) -> str:
+    screen = Screen()
+    async with started(
+        *("fleet", *arguments),
+        key=None,
+        environment=fleet.environment,
+        stdout=screen.terminal,
+    ) as running:
+        _, shown = await screen.shows(running)
+    return shown
+
+
+async def test_report_says_whether_a_worker_is_at_it(fleet: Fleet) -> None:
+    await a_run(fleet)
+    hold(fleet, seconds=60)
+    shown = await on_terminal(fleet, "report", "tonight")
+    assert "in flight" in shown
+    hold(fleet, seconds=-1)
+    assert "in flight" not in await on_terminal(fleet, "report", "tonight")
+
+
+def hold(fleet: Fleet, *, seconds: float) -> None:
+    fleet.rows(
+        "UPDATE async_refunds.leases SET token = gen_random_uuid(), owner = 'w1', "
+        "renewed_at = now(), pace = 12.5, until = now() + make_interval(secs => %s)",
+        seconds,
+    )
+
+
+async def test_status_shows_accounts_and_workers(fleet: Fleet) -> None:
+    empty = await on_terminal(fleet, "status")
+    assert empty.startswith("nothing to do: ")
+    await a_run(fleet)
+    await fleet("enqueue", "--run", "x", "re_9", "--account", "acct_9")
+    hold(fleet, seconds=60)
+    fleet.rows(
+        "UPDATE async_refunds.leases SET token = NULL, not_before = now() + interval "
+        "'50 s' WHERE account = 'acct_9'"
+    )
+    lines = (await fleet("status")).lines
+    first, second = lines
+    assert (first["stripe_account"], first["owner"], first["open"]) == (None, "w1", 3)
+    assert (first["dead"], first["pace"], first["waits"]) == (1, 12.5, None)
+    assert first["last_word"] == "no permission"
+    assert (second["stripe_account"], second["owner"]) == ("acct_9", None)
+    assert 40 < second["waits"] <= 50
+    shown = (await on_terminal(fleet, "status")).splitlines()
+    assert shown[0].split() == ["run", "state", "refunds", "open", "given", "up"]
+    assert shown[1].split() == ["tonight", "open", "6", "3", "1"]
+    assert "1 refund given up; no permission" in shown[5]
+    assert shown[6].startswith("acct_9   waits 0:00:")
+    assert shown[-1] == "4 refunds open of 2 accounts, 1 worker"
+
+
+async def test_status_is_watched_until_ctrl_c(fleet: Fleet) -> None:
+    await a_run(fleet)
+    refused = await fleet("status", "--watch")
+    assert refused.code == 2
+    assert "--watch draws on a terminal" in refused.err
+    screen = Screen()
+    async with started(
+        *("fleet", "status", "--watch", "--every", "0.1"),
+        key=None,
+        environment=fleet.environment,
+        stdout=screen.terminal,
+    ) as running:
+        showing = screen.reading()
+        await screen.asks("3 refunds open")
+        know(fleet, "re_6", "settled = true")
+        await screen.asks("2 refunds open")
+        running.process.send_signal(signal.SIGINT)
+        ended = await running.ended()
+        shown = await showing
+    assert ended.code == 0
+    assert shown.count("\x1b[H\x1b[J") >= 2

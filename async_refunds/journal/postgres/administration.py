@@ -30,6 +30,8 @@ WITH changed AS (
 SELECT pg_notify('async_refunds', scope) FROM changed
 """
 _STATE = "SELECT state FROM async_refunds.runs WHERE name = %s"
+# Only what nobody has under way is written. A definite no of its state may have been
+# saved under its key, for a day: the next claim takes a new one.
 _RETRY = """
 WITH run AS (
     SELECT run_id, scope FROM async_refunds.runs WHERE name = %(run)s
@@ -37,18 +39,18 @@ WITH run AS (
     SELECT i.run_id, i.account, i.refund_id FROM async_refunds.items i
         JOIN run USING (run_id)
         WHERE i.dead AND %(dead)s OR NOT i.dead AND i.outcome = ANY(%(outcomes)s)
-        ORDER BY i.number FOR UPDATE OF i
 ), opened AS (
-    UPDATE async_refunds.items i SET settled = false, dead = false, claims = 0
-        FROM wanted w WHERE (i.run_id, i.account, i.refund_id)
+    UPDATE async_refunds.items i SET settled = false, dead = false, claims = 0,
+            claimed_by = NULL,
+            maybe_sent = maybe_sent AND outcome IS DISTINCT FROM 'not_cancelable'
+        FROM wanted w WHERE (i.settled OR i.dead) AND (i.run_id, i.account, i.refund_id)
             = (w.run_id, w.account, w.refund_id)
-        RETURNING i.account
 ), woken AS (
     UPDATE async_refunds.leases l SET not_before = '-infinity', takeovers = 0
         FROM run WHERE l.scope = run.scope
-            AND l.account IN (SELECT account FROM opened)
+            AND l.account IN (SELECT account FROM wanted)
 )
-SELECT (SELECT count(*) FROM opened), pg_notify('async_refunds', scope) FROM run
+SELECT (SELECT count(*) FROM wanted), pg_notify('async_refunds', scope) FROM run
 """
 _PRUNE = """
 DELETE FROM async_refunds.items WHERE ctid = ANY(ARRAY(
