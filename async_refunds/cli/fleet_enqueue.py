@@ -32,7 +32,29 @@ SELECT async_refunds.ensure_run(%s, %s, %s, tenant => %s, priority => %s)
 _ENQUEUE = "SELECT async_refunds.enqueue(%s, %s, %s)"
 
 
-class TargetOptions(OptionGroup, frozen=True, kw_only=True):
+class TenantOptions(OptionGroup, frozen=True, kw_only=True):
+    """Whose refunds they are."""
+
+    tenant: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Whose key it needs: the workers of this tenant have it. For "
+            "platforms with the keys of several.",
+        ),
+    ] = "default"
+
+    def __post_init__(self) -> None:
+        """Check the name.
+
+        Raises:
+            ValueError: It has spaces, or is empty.
+        """
+        if self.tenant != "".join(self.tenant.split()) or not self.tenant:
+            raise ValueError("--tenant must be a name without spaces")
+
+
+class TargetOptions(TenantOptions, frozen=True, kw_only=True):
     """Whose refunds they are, and where: which workers may take them."""
 
     live: Annotated[
@@ -41,14 +63,6 @@ class TargetOptions(OptionGroup, frozen=True, kw_only=True):
     base_url: Annotated[str, typer.Option(metavar="URL", help="Where the API is.")] = (
         BASE_URL
     )
-    tenant: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="Whose key it needs: workers of this tenant have it. For platforms "
-            "with the keys of several.",
-        ),
-    ] = "default"
 
     def __post_init__(self) -> None:
         """Check each option.
@@ -56,9 +70,13 @@ class TargetOptions(OptionGroup, frozen=True, kw_only=True):
         Raises:
             ValueError: A value that cannot be used.
         """
-        if self.tenant != "".join(self.tenant.split()) or not self.tenant:
-            raise ValueError("--tenant must be a name without spaces")
+        TenantOptions.__post_init__(self)
         _origin(self.base_url, livemode=self.live)
+
+
+RunOption = Annotated[
+    str, typer.Option("--run", metavar="NAME", help="The run that they belong to.")
+]
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -101,9 +119,7 @@ def enqueue(
         typer.Argument(metavar="REFUND", help=options.REFUND_HELP),
     ] = None,
     *,
-    run: Annotated[
-        str, typer.Option("--run", metavar="NAME", help="The run that they belong to.")
-    ],
+    run: RunOption,
     source: Annotated[
         str | None,
         typer.Option(
@@ -152,19 +168,27 @@ def enqueue(
             )
         connection = stack.enter_context(connected(database))
         stack.enter_context(interruptible(lambda: "nothing was added"))
-        added = _add(connection, run, where, priority, requests)
-        _tell(Output(form), run, added, requests.count, notes)
+        added = add(connection, run, where, priority, requests)
+        tell(Output(form), run, added, requests.count, notes)
     raise typer.Exit(DONE)
 
 
-def _add(
+def add(
     connection: Database,
     run: str,
     target: Target,
     priority: int,
     requests: RefundList,
 ) -> int:
-    """Add refunds in one transaction, and return how many were not there."""
+    """Add refunds in one transaction, and return how many were not there.
+
+    Args:
+        connection: To the database.
+        run: Its name; it is made at the first time.
+        target: Where they are canceled.
+        priority: Of a run that is made.
+        requests: The refunds.
+    """
     added, rows = 0, iter(requests)
     with connection.transaction():
         connection.execute(
@@ -181,7 +205,8 @@ def _add(
     return added
 
 
-def _tell(output: Output, run: str, added: int, given: int, notes: list[str]) -> None:
+def tell(output: Output, run: str, added: int, given: int, notes: list[str]) -> None:
+    """Say how many refunds were added, of those that were given."""
     there = given - added
     if not output.as_table:
         output.record({"run": run, "added": added, "already_there": there})

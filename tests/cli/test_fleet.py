@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 
+from async_refunds.emulator import Emulator
 from async_refunds.journal.keys import derive_key
 from tests.support.terminal import Ended, Screen, run, run_each, started
 
@@ -433,3 +435,50 @@ async def test_status_is_watched_until_ctrl_c(fleet: Fleet) -> None:
         shown = await showing
     assert ended.code == 0
     assert shown.count("\x1b[H\x1b[J") >= 2
+
+
+# ------------------------------------------------------------------------------- sweep
+
+
+async def test_old_refunds_are_found_and_added(fleet: Fleet) -> None:
+    emulator = Emulator()
+    now, day = time.time(), 86_400
+    old = [
+        emulator.add_refund(created=int(now - age * day), account="acct_1")
+        for age in (20, 30)
+    ]
+    emulator.add_refund(created=int(now - 3 * day), account="acct_1")
+    async with emulator.serve() as base_url:
+        command = ("fleet", "sweep", "--run", "old", "--older-than", "14d")
+        to = ("--base-url", f"{base_url}/", "--account", "acct_1", "--yes")
+        how: Any = {"environment": fleet.environment}
+        dry, none, asked, spaced = await run_each(
+            (*command, *to, "--dry-run"),
+            (*command, *to, "--currency", "gbp"),
+            (*command, *to[:-1]),
+            (*command, *to, "--tenant", ""),
+            **how,
+        )
+        assert (dry.code, none.code, asked.code, spaced.code) == (0, 0, 2, 2)
+        assert items(fleet) == []
+        assert {each["id"] for each in dry.lines} == {*old}
+        ended = await run(*command, *to, "--max", "1", **how)
+        again = await run(*command, *to, **how)
+        screen = Screen()
+        async with started(
+            *(*command, *to[:-1]),
+            environment=fleet.environment,
+            stdin=screen.terminal,
+            stderr=screen.terminal,
+        ) as running:
+            showing = screen.reading()
+            await screen.asks("[y/N]")
+            screen.types("n\n")
+            refused = await running.ended()
+            await showing
+    assert refused.code == 1
+    assert ended.lines == [{"run": "old", "added": 1, "already_there": 0}]
+    assert again.lines == [{"run": "old", "added": 1, "already_there": 1}]
+    assert {*items(fleet)} == {(each, "acct_1") for each in old}
+    assert fleet.rows("SELECT base_url FROM async_refunds.runs") == [(base_url,)]
+    assert not emulator.books.cancel_requests
