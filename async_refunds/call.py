@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from logging import DEBUG
 from time import time
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -59,13 +60,15 @@ _FIRST_SHARE = 3 / 7
 # proves nothing, and destroys what the attempts before it had proved.
 _ROOM_SHARE, _ROOM_LIMIT = 0.1, 1.0
 
+_TOO_MANY_REQUESTS = 429
+
 # Frames of the stack that a call needs: a cancel over a new connection takes 22 awaits,
 # one with a retry, a read and tracing 26, and hooks and logging come on top.
 _FRAMES = 40
 
 
-def need_stack(frames: int = _FRAMES) -> object:
-    """Make sure that so many frames of the stack are free; 1 to 2 microseconds.
+def need_stack() -> None:
+    """Make sure that `_FRAMES` frames of the stack are free; 0.3 microseconds.
 
     A stack that fills up in the middle of a call breaks more than the call: asyncio
     marks the future of the next request that waits for a connection as done, has no
@@ -74,7 +77,11 @@ def need_stack(frames: int = _FRAMES) -> object:
     Raises:
         RecursionError: They are not free.
     """
-    return frames and need_stack(frames - 1)
+    try:
+        sys._getframe(sys.getrecursionlimit() - _FRAMES)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to call so deep costs a microsecond
+    except ValueError:  # there are not so many in use
+        return
+    raise RecursionError(f"fewer than {_FRAMES} frames of the stack are free")
 
 
 class CallObserver(Protocol):
@@ -211,7 +218,13 @@ class Call(msgspec.Struct, eq=False):
     @property
     def settling_from(self) -> float:
         """When the attempts of a cancel have to be over, on the call's clock."""
-        return self.deadline - min(self.timeout * _SETTLING_SHARE, _SETTLING_LIMIT)
+        kept = min(self.timeout * _SETTLING_SHARE, _SETTLING_LIMIT)
+        return self.began + self.timeout - kept
+
+    @property
+    def _room(self) -> float:
+        """How many seconds must be left for another attempt to start."""
+        return min(self.timeout * _ROOM_SHARE, _ROOM_LIMIT)
 
     async def cancel(self, request: Request[Refund]) -> Conclusion:
         """Send a cancel, retry and settle it, and conclude what became of it.
@@ -227,9 +240,10 @@ class Call(msgspec.Struct, eq=False):
                 self._start(request, context.on_call_start)
             if context.credentials is not None:
                 await context.credentials.load(self.timeout)
-            last = await self.attempt(request, self.settling_from)
+            until = self.settling_from
+            last = await self.attempt(request, until)
             if last.value is None:
-                last = await self._follow_up(last, request, self.settling_from)
+                last = await self._follow_up(last, request, until)
             if last.value is not None:
                 self.attach_last_response(
                     last.value, last.reply, request.idempotency_key
@@ -381,7 +395,25 @@ class Call(msgspec.Struct, eq=False):
             last = await self.attempt(request, until)
             if last.retry:
                 last = await self._retry(last, request, until)
+        spent = last.retry and self.stopped == "count"
+        if spent and last.proof is Proof.NONE and last.limit is None:
+            last = await self._confirm(last, request, until)
         return last
+
+    async def _confirm(
+        self, last: Classification[T], request: Request[T], until: float
+    ) -> Classification[T]:
+        """Ask once more, where the retries are spent, whether a refusal is ours.
+
+        A second answer is the only proof; without it a wrong API key would leave the
+        outcome unknown.
+        """
+        gate = self.retry_gate
+        if until - self.clock() < self._room or (
+            gate is not None and not await gate.wait(request, 0.0, until)
+        ):
+            return last
+        return await self.attempt(request, until)
 
     async def _retry(
         self, first: Classification[T], request: Request[T], until: float
@@ -424,7 +456,7 @@ class Call(msgspec.Struct, eq=False):
             policy=context.policy,
             budget=context.budget,
             until=until,
-            room=min(self.timeout * _ROOM_SHARE, _ROOM_LIMIT),
+            room=self._room,
             clock=self.clock,
             sleep=wait,
             before_sleep=note,
@@ -453,7 +485,12 @@ class Call(msgspec.Struct, eq=False):
         reply: Reply
         if seconds > 0:
             self.in_flight = is_cancel
-            self.evidence = evidence = context.session.new_evidence()
+            # Two late answers on two kept connections may well be the same. A limiter
+            # refuses until the retries end, which so many are not.
+            before = self.refused_before
+            self.evidence = evidence = context.session.new_evidence(
+                alone=before is not None and before[0] != _TOO_MANY_REQUESTS
+            )
             reply = await context.session.send(request, seconds, began, evidence)
         else:
             reply = TransportFailure(Cause.CONNECT_TIMEOUT, "no time left", sent=False)
@@ -496,7 +533,8 @@ class Call(msgspec.Struct, eq=False):
     def _remember(self, failed: Classification[T]) -> Classification[T]:
         """Remember what a failed cancel leaves possible.
 
-        A refusal that may answer another request is believed if it comes twice.
+        A refusal that may answer another request is believed if it comes twice, the
+        second time on a connection of its own.
         """
         if failed.outcome is Outcome.AMBIGUOUS:
             self.maybe_sent = True
@@ -508,12 +546,10 @@ class Call(msgspec.Struct, eq=False):
         seen = (failed.reply.status, failed.envelope.code)
         twice = seen == self.refused_before
         self.refused_before = seen
-        limited = failed.limit is not None
-        # Only the read makes a no of the others.
-        self.unconfirmed = not (twice and limited)
+        self.unconfirmed = True  # only the read makes a no of it
         if not twice:
             return failed
-        retry = failed.retry and limited
+        retry = failed.retry and failed.limit is not None
         return msgspec.structs.replace(failed, proof=Proof.TWICE, retry=retry)
 
     def attach_last_response(

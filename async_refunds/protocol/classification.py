@@ -53,7 +53,8 @@ class Proof(enum.Enum):
     KEY = "key"
     """It repeats the idempotency key; or it is no refusal of a cancel."""
     TWICE = "twice"
-    """The same came twice in a row."""
+    """The same came twice in a row, the second time on a connection of its own if
+    the session is ours, and if it is no limit."""
     NONE = "none"
     """It came once: a late answer to another request on the connection looks alike."""
 
@@ -175,8 +176,9 @@ def classify(request: Request[T], reply: Reply) -> Classification[T]:
       https://github.com/stripe/stripe-mock/pull/77 reflects the key "like the real
       Stripe API"). What is decided before that layer, such as a 401, may not repeat it.
       Such a refusal is no `Proof`: it may be a late answer to another request on
-      the same connection. It is believed if a second answer says the same and the
-      refund, as read, is not canceled. A limiter's is believed also if the read fails.
+      the same connection. It is believed if a second answer, on another connection,
+      says the same and the refund, as read, is not canceled. Or if the read is refused
+      for the same reason.
 
     A no counts for the call only if no earlier attempt was ambiguous. The caller has to
     remember that.
@@ -194,7 +196,11 @@ def classify(request: Request[T], reply: Reply) -> Classification[T]:
     if not is_success(reply):
         return _classify_refusal(request, reply)
     value = decode_or_none(request.decoder, reply.body)
-    if value is None or not _answers(request, value):
+    if value is None or (
+        value.id != request.refund_id
+        if isinstance(value, Refund)
+        else not _leads_on(request, value)
+    ):
         # Cut, mangled, or about another refund: the right answer was lost on the way,
         # and Stripe repeats it for the same key.
         return Classification(reply, Outcome.AMBIGUOUS, retry=True)
@@ -204,11 +210,9 @@ def classify(request: Request[T], reply: Reply) -> Classification[T]:
     return Classification(reply, Outcome.DONE, retry=False, value=value)
 
 
-def _answers(request: Request[Any], value: object) -> bool:
-    if isinstance(value, Refund):
-        return value.id == request.refund_id
+def _leads_on(request: Request[Any], value: object) -> bool:
+    """Tell whether a page that is not the last one leads to another one."""
     if isinstance(value, RefundPage) and value.has_more:
-        # Such a page must lead to another one.
         return bool(value.data) and next_page(request, value).query != request.query
     return True
 

@@ -53,6 +53,9 @@ class SendEvidence(msgspec.Struct, eq=False):
     """Of the connection, once there is one."""
     key_generation: int = 0
     """Of the API key in the request, which may change while it waits to be sent."""
+    alone: bool = False
+    """Whether the request needs a connection of its own, on which no late answer to
+    another request can come. A borrowed session has no such thing."""
 
     @property
     def sent(self) -> bool:

@@ -111,6 +111,7 @@ class Session:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._deadlines: Deadlines | None = None
         self._limiter: ConnectionLimiter | None = None
+        self._single_use: aiohttp.ClientSession | None = None
         self._refusing = False
         self._closed = False
         self._timeout = _connect_within(attempt_timeout / 2)
@@ -147,18 +148,27 @@ class Session:
         else:
             connector = FreshConnector()
             limiter = ConnectionLimiter(connector.limit, waits)
-            self._session = aiohttp.ClientSession(
-                connector=connector,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                headers=CIMultiDict(self._own_headers),
-                max_line_size=HEADER_LIMIT,
-                max_field_size=HEADER_LIMIT,
-                max_headers=1024,
-            )
+            self._session = self._new_session(connector)
         self._deadlines, self._limiter = deadlines, limiter
         # Last: an error before this (a RecursionError, say) leaves it unopened.
         self._loop = loop
         return loop
+
+    def _new_session(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=CIMultiDict(self._own_headers),
+            max_line_size=HEADER_LIMIT,
+            max_field_size=HEADER_LIMIT,
+            max_headers=1024,
+        )
+
+    def _session_of_single_use(self) -> aiohttp.ClientSession:
+        """Return a session that opens a connection for each request."""
+        if self._single_use is None:
+            self._single_use = self._new_session(FreshConnector(force_close=True))
+        return self._single_use
 
     @property
     def connections_in_use(self) -> int:
@@ -175,9 +185,13 @@ class Session:
         self._request_headers[AUTHORIZATION] = authorization(api_key)
         self.key_generation += 1
 
-    def new_evidence(self) -> SendEvidence:
-        """Return what `send` fills in, which tells also of an attempt cut short."""
-        return SendEvidence() if self._owned else SendTracker()
+    def new_evidence(self, *, alone: bool = False) -> SendEvidence:
+        """Return what `send` fills in, which tells also of an attempt cut short.
+
+        Args:
+            alone: See `SendEvidence.alone`.
+        """
+        return SendEvidence(alone=alone) if self._owned else SendTracker(alone=alone)
 
     async def send(
         self,
@@ -192,7 +206,9 @@ class Session:
         has as long for its answer. And since that wait ends first, a time-out in it
         proves that nothing was sent.
         """
-        session, deadlines, limiter = self._session, self._deadlines, self._limiter
+        alone = evidence.alone and self._owned
+        session = self._session_of_single_use() if alone else self._session
+        deadlines, limiter = self._deadlines, self._limiter
         assert session is not None  # noqa: S101 - `open` comes before
         assert deadlines is not None  # noqa: S101
         assert limiter is not None  # noqa: S101
@@ -209,7 +225,7 @@ class Session:
         try:
             if self._closed or (not self._owned and session.closed):
                 return CLOSED
-            with deadlines.start(seconds - waited, now + waited):
+            with deadlines.start(seconds - waited, now + waited, task):
                 evidence.key_generation = self.key_generation
                 evidence.requested = True
                 response = await session.request(
@@ -248,7 +264,8 @@ class Session:
         finally:
             # First without a call: a nearly full stack may have no room for one.
             limiter.free += 1
-            limiter.admit()
+            if limiter.waiters:
+                limiter.admit()
         if len(body) > BODY_LIMIT:
             text = f"the answer is over {BODY_LIMIT} bytes"
             return TransportFailure(Cause.TOO_LARGE, text, sent=True)
@@ -297,6 +314,8 @@ class Session:
             self._deadlines.close()
         if self._owned and self._session is not None:
             await self._session.close()
+            if self._single_use is not None:
+                await self._single_use.close()
 
 
 def _check(session: aiohttp.ClientSession, origin: str) -> None:

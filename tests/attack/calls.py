@@ -40,6 +40,7 @@ class Told:
     """The key it was given."""
     outcome: Refund | BaseException | None
     """``None`` if it never ended."""
+    began: float
     seconds: float
     again: bool = False
     """Whether it asks once more with the key of an unknown outcome."""
@@ -118,11 +119,11 @@ async def _ended(world: World, call: Call, key: str | None) -> Told:
     seconds = loop.time() - began
     if not task.done():
         task.cancel()
-        return Told(call, key, None, seconds)
+        return Told(call, key, None, began, seconds)
     try:
-        return Told(call, key, task.result(), seconds)
+        return Told(call, key, task.result(), began, seconds)
     except BaseException as error:  # noqa: BLE001 - what it is, the judge says
-        return Told(call, key, error, seconds)
+        return Told(call, key, error, began, seconds)
 
 
 async def _below(
@@ -224,7 +225,17 @@ def _judge_no(
         key
         for key in entry.canceled_by
         if key != "somebody else"
-        and (key == told.used or (told.used is None and key not in others))
+        and (
+            key == told.used
+            or (
+                told.used is None
+                and key not in others
+                # What came before or after the call, a cancelled task has sent.
+                and 0
+                <= world.books.first_at(name, key) - told.began
+                < told.seconds + 0.1
+            )
+        )
     ]
     if not mine:
         return
@@ -249,7 +260,11 @@ def _judge_keys(world: World, all_told: list[Told]) -> None:
         for key in keys:
             posts = [post for post in world.books.posts if post.key == key]
             users = sum(each.used in (key, None) for each in calls)
-            if len(posts) > most * max(users, 1):
+            # One more finds out whether a refusal without our key is ours.
+            nameless = any(post.nameless for post in posts)
+            strange = world.server.misplaced > 0 or "greets" in world.options
+            more = 1 if strange or nameless else 0
+            if len(posts) > (most + more) * max(users, 1):
                 world.report.add("more attempts than allowed", f"{len(posts)} of {key}")
             # Tracing that raises hides the answer with that header.
             shifted = world.server.misplaced or {"greets", "trace"} & {*world.options}

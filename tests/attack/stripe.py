@@ -56,6 +56,8 @@ class Post:
     """Whether a definite no of Stripe's own went back whole."""
     final: bool = False
     """Whether it went back whole with `Stripe-Should-Retry: false`."""
+    nameless: bool = False
+    """Whether a refusal went back that does not repeat the key."""
 
 
 class Books:
@@ -97,6 +99,10 @@ class Books:
     def keys(self, name: str) -> list[str]:
         """Return the keys that came for a refund, each once, oldest first."""
         return list(dict.fromkeys(p.key for p in self.posts if p.refund_id == name))
+
+    def first_at(self, name: str, key: str) -> float:
+        """Return when a key came for a refund first, on the loop's clock."""
+        return min(p.at for p in self.posts if (p.refund_id, p.key) == (name, key))
 
     # ------------------------------------------------------------------------- the API
 
