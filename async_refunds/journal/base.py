@@ -11,7 +11,7 @@ from async_refunds.errors import JournalError
 from async_refunds.results import CancelOutcome  # noqa: TC001 - a struct's field
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from async_refunds.results import CancelRequest, CancelResult
 
@@ -103,6 +103,15 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     """The transaction that brings the money back to the balance."""
     known_at: float | None = None
     """Unix seconds of the last result."""
+
+
+class LeaseLostError(Exception):
+    """Somebody else works on these accounts now; what was known of others is kept."""
+
+    def __init__(self, accounts: Iterable[str | None]) -> None:
+        self.accounts = frozenset(accounts)
+        """Connected accounts, ``None`` for the key's own."""
+        super().__init__("the accounts were taken over by another worker")
 
 
 class Journal(Protocol):
