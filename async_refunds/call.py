@@ -223,6 +223,11 @@ class Call(msgspec.Struct, eq=False):
         kept = min(self.timeout * _SETTLING_SHARE, _SETTLING_LIMIT)
         return self.began + self.timeout - kept
 
+    @property
+    def _room(self) -> float:
+        """How many seconds must be left for another attempt to start."""
+        return min(self.timeout * _ROOM_SHARE, _ROOM_LIMIT)
+
     async def cancel(self, request: Request[Refund]) -> Conclusion:
         """Send a cancel, retry and settle it, and conclude what became of it.
 
@@ -392,7 +397,25 @@ class Call(msgspec.Struct, eq=False):
             last = await self.attempt(request, until)
             if last.retry:
                 last = await self._retry(last, request, until)
+        spent = last.retry and self.stopped == "count"
+        if spent and last.proof is Proof.NONE and last.limit is None:
+            last = await self._confirm(last, request, until)
         return last
+
+    async def _confirm(
+        self, last: Classification[T], request: Request[T], until: float
+    ) -> Classification[T]:
+        """Ask once more, where the retries are spent, whether a refusal is ours.
+
+        A second answer is the only proof; without it a wrong API key would leave the
+        outcome unknown.
+        """
+        gate = self.retry_gate
+        if until - self.clock() < self._room or (
+            gate is not None and not await gate.wait(request, 0.0, until)
+        ):
+            return last
+        return await self.attempt(request, until)
 
     async def _retry(
         self, first: Classification[T], request: Request[T], until: float
@@ -435,7 +458,7 @@ class Call(msgspec.Struct, eq=False):
             policy=context.policy,
             budget=context.budget,
             until=until,
-            room=min(self.timeout * _ROOM_SHARE, _ROOM_LIMIT),
+            room=self._room,
             clock=self.clock,
             sleep=wait,
             before_sleep=note,

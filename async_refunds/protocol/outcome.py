@@ -118,10 +118,11 @@ def conclude(
         is_no = last.is_state_refusal and last.proof is Proof.KEY and canceled
     elif last.proof is Proof.KEY:
         is_no = True
-    elif last.proof is Proof.TWICE and refund is not None:
-        is_no = not canceled
+    elif last.proof is Proof.TWICE:
+        found = refund is not None
+        is_no = not canceled if found else _is_refused_alike(last, read)
     else:
-        is_no = _is_refused_alike(last, read)
+        is_no = False
     decide = _conclude_no if is_no else _conclude_ambiguous
     return decide(request, last, read, attempts, stopped)
 

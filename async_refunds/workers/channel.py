@@ -24,8 +24,6 @@ from .fair_share import Presence
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from psycopg import Notify
-
     from async_refunds.journal.postgres.connection import Connection, Database
 
 _WORK, _WORKERS = "async_refunds", "async_refunds_workers"

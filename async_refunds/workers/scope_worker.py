@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -32,15 +33,18 @@ if TYPE_CHECKING:
 
 _INTERVAL = 0.7
 """Seconds between two looks for work, and within which a free account is found."""
+_GAP = 0.05
+"""Seconds between two looks at least, however often others say that there is work."""
 _LINGER = 1.0
 """Seconds for which an account without work is kept: more of it often follows."""
 _REFUSED, _MOST_REFUSED = 60.0, 900.0
 """Seconds for which an account waits whose key is refused, doubled each time."""
 _OUTAGE = 15.0
 """The same while Stripe cannot be reached, or only fails."""
-_END, _END_OF_CALLS, _END_OF_JOURNAL = 9.0, 4.0, 7.0
-"""Seconds from the request to stop until all has ended, the calls under way are broken
-off, and the journal is not waited for any longer: a supervisor kills after ten."""
+_END_OF_CALLS, _END_OF_JOURNAL, _CLOSES_WITHIN = 4.0, 6.0, 1.0
+"""Seconds from the request to stop until the calls under way are broken off, and until
+the journal is not waited for any longer; then those until it and the leases are closed.
+In all less than the ten after which containers are killed."""
 
 
 class WorkerOptions(msgspec.Struct, frozen=True):
@@ -102,10 +106,13 @@ class ScopeWorker:
         )
         self._share = FairShare(most=2 * options.concurrency)
         self._idle: dict[str | None, float] = {}  # and since when
+        self._reopened: dict[str | None, float] = {}  # idle since then, and asked again
         self._leaving: dict[str | None, float] = {}  # and for how long nobody takes it
         self._draining: set[str | None] = set()
         self._refusals: dict[str | None, int] = {}  # of the key, in turn
+        self._may_have_more = False
         self._hungry = False
+        self._timers: list[asyncio.TimerHandle] = []
         self._news = asyncio.Event()
         self._stopping = False
 
@@ -131,9 +138,7 @@ class ScopeWorker:
 
     def wake(self) -> None:
         """Look for work now."""
-        for account in self._idle:
-            self._execution.open_account(account)
-        self._idle.clear()
+        self._may_have_more = True
         self._news.set()
 
     # ------------------------------------------------------------------ the life
@@ -161,9 +166,11 @@ class ScopeWorker:
 
     async def _end(self, sweeping: asyncio.Task[None]) -> None:
         """Give the accounts back, and close."""
+        for timer in self._timers:
+            timer.cancel()
         self._note_rates()
-        await self._journal.close()
-        await self._leases.close(within=_END - _END_OF_JOURNAL)
+        await self._journal.close(within=_CLOSES_WITHIN)
+        await self._leases.close(within=_CLOSES_WITHIN)
         # Its wait for the database has ended with the leases.
         await asyncio.wait([sweeping])
         self._journal.end()
@@ -178,8 +185,10 @@ class ScopeWorker:
         self._news.set()
         loop = asyncio.get_running_loop()
         self._execution.stop()
-        loop.call_later(_END_OF_CALLS, self._execution.interrupt)
-        loop.call_later(_END_OF_JOURNAL, self._execution.abandon)
+        self._timers = [
+            loop.call_later(_END_OF_CALLS, self._execution.interrupt),
+            loop.call_later(_END_OF_JOURNAL, self._execution.abandon),
+        ]
 
     # ---------------------------------------------------------------- the sweeps
 
@@ -189,11 +198,10 @@ class ScopeWorker:
                 self._news.clear()
                 if await self._sweep():
                     continue
-                try:
-                    async with asyncio.timeout(_INTERVAL):
+                await asyncio.sleep(_GAP)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_INTERVAL - _GAP):
                         await self._news.wait()
-                except TimeoutError:
-                    pass
         except JournalError:
             if not self._stopping:
                 raise
@@ -245,9 +253,11 @@ class ScopeWorker:
             self._leaving[account] = 0.0
             self._news.set()
         else:
-            self._idle.setdefault(account, self._clock())
+            self._idle[account] = self._reopened.pop(account, self._clock())
 
-    def _wait_after(self, account: str | None, closing: Classification[object]) -> float:
+    def _wait_after(
+        self, account: str | None, closing: Classification[object]
+    ) -> float:
         """Return how long nobody is to take an account, and say why."""
         if not isinstance(closing.reply, Response):
             seconds, what = _OUTAGE, closing.reply.detail
@@ -267,16 +277,24 @@ class ScopeWorker:
 
     async def _release(self) -> None:
         """Give back the accounts of which nothing is left to do for now."""
-        now = self._clock()
+        now, held = self._clock(), set(self._leases.accounts)
+        for account in (self._draining | self._reopened.keys()) - held:
+            self._forget(account)  # it was lost
         for account, since in list(self._idle.items()):
             if now - since >= _LINGER:
                 del self._idle[account]
                 self._leaving[account] = 0.0
+            elif self._may_have_more:
+                del self._idle[account]
+                self._reopened[account] = since
+                self._execution.open_account(account)
+        self._may_have_more = False
         for account, not_before in list(self._leaving.items()):
             await self._leases.release(account, not_before=not_before)
             self._forget(account)
 
     def _forget(self, account: str | None) -> None:
         self._idle.pop(account, None)
+        self._reopened.pop(account, None)
         self._leaving.pop(account, None)
         self._draining.discard(account)

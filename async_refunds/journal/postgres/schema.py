@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 VERSION = 1
 """Of the tables in ``schema.sql``."""
 VERSION_QUERY = """SELECT schema_version, min_worker_version FROM async_refunds.meta"""
-_EXISTS = "SELECT to_regclass('async_refunds.meta') IS NOT NULL"
+EXISTS_QUERY = "SELECT to_regclass('async_refunds.meta') IS NOT NULL"
 # Any number, the same for every `migrate`: two at once take turns.
 _LOCK = "SELECT pg_advisory_xact_lock(6371642371)"
 _INIT = "run `async-refunds fleet init`"
@@ -33,7 +33,7 @@ def migrate(connection: Connection[Any]) -> bool:
     """
     with connection.transaction():
         connection.execute(_LOCK)
-        ((exists,),) = connection.execute(_EXISTS).fetchall()
+        ((exists,),) = connection.execute(EXISTS_QUERY).fetchall()
         if exists:
             row = connection.execute(VERSION_QUERY).fetchone()
             require_version(row, newest=VERSION)
@@ -49,7 +49,7 @@ def check_version(connection: Connection[Any]) -> None:
         JournalError: It has none, or those of a newer release.
         psycopg.Error: They cannot be read.
     """
-    ((exists,),) = connection.execute(_EXISTS).fetchall()
+    ((exists,),) = connection.execute(EXISTS_QUERY).fetchall()
     require_version(connection.execute(VERSION_QUERY).fetchone() if exists else None)
 
 

@@ -51,7 +51,12 @@ CREATE TABLE async_refunds.leases (
     acquired_at timestamptz,
     renewed_at timestamptz,
     timeline text,
+    -- Until then nobody takes it: its key was refused.
     not_before timestamptz NOT NULL DEFAULT '-infinity',
+    -- Until then what was left open with a result is not asked for again, and how often
+    -- in turn something was left.
+    retry_at timestamptz NOT NULL DEFAULT '-infinity',
+    retries integer NOT NULL DEFAULT 0,
     -- How often in turn it was taken from a holder that had not released it.
     takeovers integer NOT NULL DEFAULT 0,
     all_takeovers bigint NOT NULL DEFAULT 0,
@@ -75,7 +80,7 @@ CREATE TABLE async_refunds.items (
     generation integer NOT NULL DEFAULT 0,  -- of the key, which is derived from it
     claims integer NOT NULL DEFAULT 0,  -- since its last result
     claimed_by uuid,  -- the lease's token
-    claim_number bigint,  -- of the claims with that token; NULL once given back
+    claim_number bigint,  -- of the claims with that token; NULL once that has ended
     claimed_at timestamptz,  -- no request with its key is younger than what follows
     sent_before timestamptz,  -- claimed_at of the claim before, if that may have sent it
     timeline text,  -- as of the claim
@@ -269,11 +274,17 @@ CREATE VIEW async_refunds.metrics AS
             l.pace, l.all_takeovers AS takeovers,
             coalesce(i.open, 0) AS open, coalesce(i.dead, 0) AS dead,
             extract(epoch FROM clock_timestamp() - i.oldest)::float8
-                AS oldest_open_seconds
+                AS oldest_open_seconds,
+            i.last_word,
+            extract(epoch FROM clock_timestamp() - i.last_at)::float8
+                AS last_at_seconds
         FROM async_refunds.leases l
         LEFT JOIN (
             SELECT r.scope, items.account, count(*) FILTER (WHERE NOT dead) AS open,
-                    count(*) FILTER (WHERE dead) AS dead, min(added_at) AS oldest
+                    count(*) FILTER (WHERE dead) AS dead, min(added_at) AS oldest,
+                    max(known_at) AS last_at,
+                    (array_agg(coalesce(error, outcome) ORDER BY known_at DESC)
+                        FILTER (WHERE known_at IS NOT NULL))[1] AS last_word
                 FROM async_refunds.items JOIN async_refunds.runs r USING (run_id)
                 WHERE NOT settled AND r.state <> 'closed'
                 GROUP BY r.scope, items.account
