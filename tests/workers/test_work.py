@@ -12,7 +12,7 @@ import pytest
 from async_refunds import RefundsClient
 from async_refunds.emulator import Emulator
 from async_refunds.workers import work
-from tests.support.batches import KEY, asked
+from tests.support.batches import KEY
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
