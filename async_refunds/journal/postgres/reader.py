@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from .connection import Database
 
-_PAGE = 1000  # records; a page is read in some milliseconds
+_PAGE = 1000  # records
 
 # What is known of an item: `unknown` if a key may have been sent since its last result.
 _KNOWN = """CASE WHEN i.maybe_sent AND (i.outcome IS NULL OR i.outcome = 'failed')
@@ -41,9 +41,10 @@ _RECORDS = f"""SELECT i.number, i.refund_id, nullif(i.account, ''), {_KNOWN}, i.
         i.amount, i.currency, i.created, i.charge, i.payment_intent,
         i.failure_balance_transaction, extract(epoch FROM i.known_at)::float8,
         r.seed, i.generation
-    {_CHOSEN} AND i.number > %(after)s ORDER BY i.number LIMIT %(page)s"""  # noqa: S608 - our own text
+    {_CHOSEN} ORDER BY i.number"""  # noqa: S608 - our own text
 _STATUS = """SELECT scope, nullif(account, ''), owner, held, lease_age_seconds, pace,
-        takeovers, open, dead, oldest_open_seconds, last_word, last_at_seconds
+        takeovers, open, dead, oldest_open_seconds, waits_seconds, retry_seconds,
+        last_word, last_at_seconds
     FROM async_refunds.metrics
     WHERE %(scope)s::text IS NULL OR scope = %(scope)s ORDER BY scope, account"""
 
@@ -70,13 +71,18 @@ class AccountStatus(msgspec.Struct, frozen=True):
     them ended."""
     oldest: float | None
     """Since the oldest of both was added."""
+    waits: float | None
+    """Until somebody may take it: its key was refused. ``None`` if nothing is in the
+    way."""
+    retries_in: float | None
+    """Until what was left open with a result is asked for again."""
     last_word: str | None
     """The error of the last result that has left an item open."""
     last_word_age: float | None
 
 
 class FleetReader:
-    """A fleet's tables for reading. It connects for each call, and each page.
+    """A fleet's tables for reading. It connects for each call.
 
     Args:
         database: Where they are.
@@ -120,19 +126,18 @@ class FleetReader:
         )
 
     def records(self) -> Iterator[Record]:
-        """Yield what is known of each item, by number, a page at a time.
+        """Yield what is known of each item, by number, all as of one moment.
 
-        While workers go on, each page is as of when it was read.
+        They are sorted once by the database, and brought from there a page at a time.
         """
-        after = 0
-        while True:
-            values = {**self._values, "after": after, "page": _PAGE}
-            page = self._rows(_RECORDS, values)
-            for *fields, seed, generation in page:
-                yield _record(fields, bytes(seed), generation)
-            if len(page) < _PAGE:
-                return
-            after = page[-1][0]
+        with self._connected() as connection:
+            # Held by the database outside of a transaction: a slow reader is in the way
+            # of no vacuum.
+            with connection.cursor("records", withhold=True) as cursor:
+                cursor.itersize = _PAGE
+                cursor.execute(_RECORDS.encode(), self._values)
+                for *fields, seed, generation in cursor:
+                    yield _record(fields, bytes(seed), generation)
 
     def status(self) -> list[AccountStatus]:
         """Return how far each account is that was ever enqueued."""
