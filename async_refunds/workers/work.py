@@ -228,7 +228,7 @@ class _Worker:
 
     def _begin(self, scope: str, refunds: RefundsClient) -> None:
         worker = self._scopes[scope] = ScopeWorker(
-            self._database, scope, refunds, self._options
+            self._database, scope, refunds, self._options, self._channel.tell
         )
         self._tasks.add(asyncio.create_task(worker.run()))
 
