@@ -178,6 +178,8 @@ class Call(msgspec.Struct, eq=False):
     """Whether an earlier call may have sent the same key, and Stripe remembers it."""
     observer: CallObserver | None = None
     retry_gate: RetryGate | None = None
+    permit: Callable[[], bool] | None = None
+    """Asked before each send, as late as possible; ``False`` sends nothing."""
     attempts: tuple[Attempt, ...] = ()
     """Every request so far, oldest first."""
     stopped: StopReason | None = None
@@ -489,7 +491,8 @@ class Call(msgspec.Struct, eq=False):
             # refuses until the retries end, which so many are not.
             before = self.refused_before
             self.evidence = evidence = context.session.new_evidence(
-                alone=before is not None and before[0] != _TOO_MANY_REQUESTS
+                alone=before is not None and before[0] != _TOO_MANY_REQUESTS,
+                permit=self.permit,
             )
             reply = await context.session.send(request, seconds, began, evidence)
         else:

@@ -404,6 +404,7 @@ def begin_call(
     remembered: bool = False,
     observer: CallObserver | None = None,
     retry_gate: RetryGate | None = None,
+    permit: Callable[[], bool] | None = None,
 ) -> Call:
     """Return a new call of a client, for this package's own use.
 
@@ -414,6 +415,7 @@ def begin_call(
         remembered: Whether Stripe certainly remembers what the key has done.
         observer: Sees each attempt.
         retry_gate: Decides when the next retry may go out.
+        permit: Asked before each send, as late as possible; ``False`` sends nothing.
 
     Raises:
         TypeError, ValueError: The timeout is no number of seconds.
@@ -431,7 +433,13 @@ def begin_call(
         maybe_sent_before=maybe_sent and remembered,
         observer=observer,
         retry_gate=retry_gate,
+        permit=permit,
     )
+
+
+def deadline_of(refunds: RefundsClient) -> float:
+    """Return the seconds that a call of a client takes at most."""
+    return refunds._context.policy.deadline  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the client's own module
 
 
 def _headers(

@@ -22,8 +22,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", covariant=True)  # noqa: PLC0105 - one letter is the field's habit
 
-# The next attempt would meet the same certificate, proxy or closed session.
-_FINAL = frozenset({Cause.CERTIFICATE, Cause.CLOSED, Cause.PROXY_AUTHENTICATION})
+# The next attempt would meet the same certificate, proxy, closed session or permit.
+_FINAL = frozenset(
+    {
+        Cause.CERTIFICATE,
+        Cause.CLOSED,
+        Cause.PROXY_AUTHENTICATION,
+        Cause.NOT_PERMITTED,
+    }
+)
 
 # 408: a proxy gave up on a request that Stripe may have begun to execute.
 # 409: another request with the same idempotency key is in progress.

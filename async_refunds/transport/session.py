@@ -33,7 +33,7 @@ from .deadlines import Deadlines
 from .failures import BEFORE_SENDING, CLOSED, NO_CONNECTION_FREE, failure_for
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from async_refunds.protocol.requests import Reply, Request
 
@@ -185,13 +185,17 @@ class Session:
         self._request_headers[AUTHORIZATION] = authorization(api_key)
         self.key_generation += 1
 
-    def new_evidence(self, *, alone: bool = False) -> SendEvidence:
+    def new_evidence(
+        self, *, alone: bool = False, permit: Callable[[], bool] | None = None
+    ) -> SendEvidence:
         """Return what `send` fills in, which tells also of an attempt cut short.
 
         Args:
             alone: See `SendEvidence.alone`.
+            permit: See `SendEvidence.permit`.
         """
-        return SendEvidence(alone=alone) if self._owned else SendTracker(alone=alone)
+        evidence = SendEvidence if self._owned else SendTracker
+        return evidence(alone=alone, permit=permit)
 
     async def send(
         self,

@@ -261,8 +261,10 @@ def _judge_keys(world: World, all_told: list[Told]) -> None:
             posts = [post for post in world.books.posts if post.key == key]
             users = sum(each.used in (key, None) for each in calls)
             # One more finds out whether a refusal without our key is ours.
-            allowed = (most + bool(world.server.misplaced)) * max(users, 1)
-            if len(posts) > allowed:
+            nameless = any(post.nameless for post in posts)
+            strange = world.server.misplaced > 0 or "greets" in world.options
+            more = 1 if strange or nameless else 0
+            if len(posts) > (most + more) * max(users, 1):
                 world.report.add("more attempts than allowed", f"{len(posts)} of {key}")
             # Tracing that raises hides the answer with that header.
             shifted = world.server.misplaced or {"greets", "trace"} & {*world.options}

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tests.support.postgres_cluster import SUPERUSER
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from tests.support.postgres_cluster import PostgresNode
 
 DATABASE = "postgres"
@@ -21,6 +27,31 @@ _PRINT = """
 SELECT md5(string_agg(format('%s %s %s', ctid, xmin, items), ',' ORDER BY number))
 FROM async_refunds.items
 """
+
+
+RUN = "chaos"
+
+
+async def migrate(node: PostgresNode) -> None:
+    """Make the fleet's tables, as an operator does."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "async_refunds", "fleet", "init", "--quiet"),
+        *("--database", f"host={node.folder} user={SUPERUSER} dbname={DATABASE}"),
+    )
+    if await process.wait():
+        raise RuntimeError("the tables are not made")
+
+
+async def enqueue(
+    node: PostgresNode, base_url: str, refunds: Iterable[tuple[str, str]]
+) -> None:
+    """Add refunds, as pairs of id and account, in a transaction of our own."""
+    ids, accounts = zip(*refunds, strict=True)
+    async with await node.connect(DATABASE) as connection, connection.transaction():
+        made = "SELECT async_refunds.ensure_run(%s, %s, false)"
+        await connection.execute(made, (RUN, base_url))
+        added = "SELECT async_refunds.enqueue(%s, %s, %s)"
+        await connection.execute(added, (RUN, list(ids), list(accounts)))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,85 @@
+"""Connect to the fleet's database, or refuse clearly and without its password."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+
+import psycopg
+import typer
+
+from async_refunds.errors import JournalError
+from async_refunds.journal.postgres.connection import Database
+from async_refunds.journal.postgres.schema import check_version
+
+from .exit_codes import NOT_ALL
+from .options import OptionGroup
+from .output import print_error, refuse
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+Connection: TypeAlias = "psycopg.Connection[tuple[object, ...]]"
+
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help="The name given to enqueue --run.")
+]
+
+
+class DatabaseOptions(OptionGroup, frozen=True, kw_only=True):
+    """Which database the fleet's tables are in."""
+
+    database: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DSN",
+            help="The database: postgresql://user@host/name, or as libpq has it. A "
+            "password belongs in ASYNC_REFUNDS_DATABASE or in ~/.pgpass: every "
+            "process list shows an option. [default: PGHOST, PGDATABASE, ...]",
+        ),
+    ] = None
+
+    @property
+    def address(self) -> Database:
+        """The database, or the command is refused."""
+        made = Database(self.database or "")
+        try:
+            _ = made.conninfo
+        except JournalError:
+            refuse(
+                "--database, or ASYNC_REFUNDS_DATABASE, is no address of a PostgreSQL "
+                "database: postgresql://user@host/name, or host=... dbname=..."
+            )
+        return made
+
+
+@contextmanager
+def connected(given: DatabaseOptions, *, checked: bool = True) -> Generator[Connection]:
+    """Connect until the end of the block, each statement a transaction of its own.
+
+    Ends the command if the database cannot be reached, or fails in the block.
+
+    Args:
+        given: Which database.
+        checked: Refuse tables that this release cannot work with.
+    """
+    try:
+        connection = psycopg.connect(given.address.conninfo, autocommit=True)
+    except psycopg.OperationalError as error:
+        refuse(f"the database cannot be reached: {_line(error)}")
+    try:
+        with connection:
+            if checked:
+                check_version(connection)
+            yield connection
+    except JournalError as error:
+        refuse(str(error))
+    except psycopg.Error as error:
+        print_error(f"the database: {_line(error)}")
+        raise typer.Exit(NOT_ALL) from None
+
+
+def _line(error: psycopg.Error) -> str:
+    """Return what the server or libpq says, on one line."""
+    text = error.diag.message_primary or str(error)
+    return " ".join(text.split())

@@ -1,0 +1,97 @@
+"""The runs of a fleet by their names, as an operator has them."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from psycopg.rows import class_row
+
+from async_refunds.errors import JournalError
+from async_refunds.journal.base import Run
+
+from .reader import FleetReader
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from psycopg import Connection
+
+    from async_refunds.journal.base import Record, Tally
+
+    from .connection import Database
+
+_RUN = """
+SELECT run_id::text, base_url, livemode, options FROM async_refunds.runs WHERE name = %s
+"""
+_IN_USE = """
+SELECT EXISTS (
+    SELECT FROM async_refunds.items i
+        JOIN async_refunds.runs r USING (run_id)
+        JOIN async_refunds.leases l ON (l.scope, l.account) = (r.scope, i.account)
+        WHERE r.name = %s AND NOT i.settled AND NOT i.dead
+            AND l.token IS NOT NULL AND l.until > clock_timestamp()
+)
+"""
+_RUNS = """
+SELECT r.name, r.scope, r.state, count(i.*) AS refunds,
+        count(i.*) FILTER (WHERE i.settled) AS settled,
+        count(i.*) FILTER (WHERE i.dead) AS dead
+    FROM async_refunds.runs r LEFT JOIN async_refunds.items i USING (run_id)
+    WHERE r.state <> 'closed'
+    GROUP BY r.run_id ORDER BY r.created_at
+"""
+
+
+class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A run that is not closed."""
+
+    name: str
+    scope: str
+    state: str
+    """``open`` or ``paused``."""
+    refunds: int
+    settled: int
+    dead: int
+
+
+def runs(connection: Connection[Any]) -> list[RunStatus]:
+    """Return the runs that are not closed, oldest first."""
+    with closing(connection.cursor(row_factory=class_row(RunStatus))) as cursor:
+        return cursor.execute(_RUNS).fetchall()
+
+
+class RunReader:
+    """One run of a fleet, for reading, while workers go on or after.
+
+    Args:
+        connection: To the database, in autocommit mode.
+        database: The same, for what connects by itself.
+        name: Of the run.
+
+    Raises:
+        JournalError: There is no such run. From any method: the database cannot be
+            read.
+    """
+
+    def __init__(
+        self, connection: Connection[Any], database: Database, name: str
+    ) -> None:
+        row = connection.execute(_RUN, [name]).fetchone()
+        if row is None:
+            raise JournalError(f"there is no run {name!r}")
+        run_id, base_url, livemode, options = row
+        self.run = Run(base_url, livemode, options)
+        """What it is about."""
+        self.in_use = connection.execute(_IN_USE, [name]).fetchone() == (True,)
+        """Whether a worker holds an account that has something left of the run."""
+        self._reader = FleetReader(database, run_id=run_id)
+
+    def tally(self) -> Tally:
+        """Return how far the run is."""
+        return self._reader.tally()
+
+    def records(self) -> Iterator[Record]:
+        """Yield what is known of each item, in input order, as of one moment."""
+        return self._reader.records()
