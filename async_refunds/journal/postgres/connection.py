@@ -113,6 +113,7 @@ class Link:
         self._database = database
         self._patience = patience
         self._connection: Connection | None = None
+        self._connecting: asyncio.Future[Connection] | None = None
         self._closing = asyncio.Event()
         self._using = asyncio.Lock()
         self.reconnects = 0
@@ -159,7 +160,13 @@ class Link:
 
     async def _connected(self) -> Connection:
         if self._connection is None:
-            self._connection = await self._database.connect()
+            self._connecting = asyncio.ensure_future(self._database.connect())
+            try:
+                self._connection = await self._connecting
+            except asyncio.CancelledError:
+                if not self._closing.is_set():
+                    raise
+                raise psycopg.OperationalError("no connection in time") from None
             self.reconnects += 1
         return self._connection
 
@@ -182,6 +189,8 @@ class Link:
         self._closing.set()
         if self._connection is not None:
             hang_up(self._connection)
+        elif self._connecting is not None:
+            self._connecting.cancel()
 
 
 def _note_error(task: asyncio.Task[Any]) -> None:

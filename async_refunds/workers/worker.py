@@ -40,7 +40,7 @@ _SCOPES = """SELECT DISTINCT tenant, scope
 _INTERVAL = 5.0
 """Seconds between two looks for tenants: notifications tell of most of them."""
 _PATIENCE = 5.0  # seconds for an answer
-_GOOD_BYE = 1.0  # seconds
+_GOOD_BYE = 0.5  # seconds
 
 DEADLINE = 120.0
 """Seconds for a call at most, where clients come and go."""
@@ -167,7 +167,10 @@ class _Worker:
             if self._tasks:
                 await asyncio.wait(self._tasks)
             self._channel.close(within=_GOOD_BYE)
-            await asyncio.wait([listening, looking])
+            await asyncio.wait([listening, looking], timeout=2 * _GOOD_BYE)
+            # It may be connecting over a network that carries nothing.
+            listening.cancel()
+            await asyncio.wait([listening, looking], timeout=_GOOD_BYE)
         for task in (*self._tasks, looking):
             if not task.cancelled() and (error := task.exception()) is not None:
                 raise error
