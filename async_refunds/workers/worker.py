@@ -164,8 +164,7 @@ class _Worker:
                 each.stop()
             if supervising is not None:
                 await end(supervising)
-            if self._tasks:
-                await asyncio.wait(self._tasks)
+            await asyncio.gather(*self._tasks, return_exceptions=True)
             self._channel.close(within=_GOOD_BYE)
             await asyncio.wait([listening, looking], timeout=2 * _GOOD_BYE)
             # It may be connecting over a network that carries nothing.
@@ -193,13 +192,11 @@ class _Worker:
 
     async def _look_for_tenants(self) -> None:
         """Begin with each tenant of which there is an open run."""
-        if isinstance(self._refunds, RefundsClient):
-            await asyncio.Event().wait()  # there is but one
-            return
         while True:
             self._news.clear()
             try:
-                await self._begin_all(self._refunds)
+                if not isinstance(self._refunds, RefundsClient):
+                    await self._begin_all(self._refunds)
             except psycopg.Error as error:
                 telemetry.log(
                     logging.WARNING, "the database is away: %s", scrub(str(error))

@@ -24,7 +24,8 @@ pytestmark = pytest.mark.asyncio(loop_factories=["real"])
 A, B = "acct_A", "acct_B"
 FAST = 2000.0
 # Those of the clock may come at any moment.
-WAKES = f"SELECT count(*) FROM procrastinate_jobs WHERE task_name = '{WAKE}'"
+WAKES = """SELECT count(*) FROM procrastinate_jobs
+    WHERE task_name = 'async_refunds.wake'"""
 
 
 @pytest.fixture

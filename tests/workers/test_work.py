@@ -79,7 +79,7 @@ async def test_workers_share_the_accounts_also_one_that_comes_later(
     fleet: Fleet,
 ) -> None:
     accounts = [f"acct_{n}" for n in range(8)]
-    ids = [each for name in accounts for each in await fleet.seed(40, name)]
+    ids = [each for name in accounts for each in await fleet.seed(25, name)]
     async with fleet.worker("early", rate=20.0) as early:
         await fleet.until_told(20)
         assert set((await fleet.owners()).values()) == {"early"}
@@ -115,7 +115,7 @@ async def test_accounts_of_a_worker_that_ends_go_to_the_others_at_once(
 async def test_worker_that_is_cut_off_loses_its_accounts_and_sends_nothing(
     fleet: Fleet,
 ) -> None:
-    ids = await fleet.seed(300, A)
+    ids = await fleet.seed(150, A)
     async with (
         fleet.network() as (network, address),
         fleet.worker("cut off", database=address, rate=100.0, ttl=TTL) as cut_off,
@@ -125,14 +125,14 @@ async def test_worker_that_is_cut_off_loses_its_accounts_and_sends_nothing(
         async with fleet.worker("other", rate=100.0, ttl=TTL) as other:
             await fleet.until(lambda: other.results)
             told = len(cut_off.results)
-            await fleet.until_told(told + 100)
+            await fleet.until_told(told + 50)
             assert len(cut_off.results) == told
             network.release()
-            await fleet.until_told(300)
+            await fleet.until_told(150)
             # It goes on with what comes.
             await other.end()
             more = await fleet.seed(5, A)
-            await fleet.until_told(305)
+            await fleet.until_told(155)
             assert len(cut_off.results) >= told + 5
     assert fleet.results.keys() == {*ids, *more}
     assert max(fleet.stripe.books.cancellations.values()) == 1
@@ -142,7 +142,7 @@ async def test_worker_that_is_cut_off_loses_its_accounts_and_sends_nothing(
 async def test_database_that_is_away_ends_no_worker_and_loses_no_lease(
     fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ids = await fleet.seed(200, A)
+    ids = await fleet.seed(100, A)
     async with (
         fleet.network() as (network, address),
         fleet.worker(database=address, rate=100.0, ttl=TTL) as worker,
@@ -157,10 +157,10 @@ async def test_database_that_is_away_ends_no_worker_and_loses_no_lease(
         assert len(fleet.stripe.requests) == sent, "nothing once the lease has ended"
         assert not worker.task.done()
         await network.accept()
-        await fleet.until_told(200)
+        await fleet.until_told(100)
         assert await fleet.value("SELECT token FROM async_refunds.leases") == token
     assert fleet.results.keys() == set(ids)
-    assert fleet.stripe.books.requests["cancel"] == 200
+    assert fleet.stripe.books.requests["cancel"] == 100
     assert "away" in caplog.text
 
 
@@ -399,7 +399,9 @@ async def test_tenants_are_found_also_after_the_database_was_away(
         # Of another tenant, for which there is no key: nobody is woken.
         await fleet.seed(1, A)
         await fleet.until(lambda: "no key for default" in caplog.text)
+        await fleet.until_found(_LISTENING)
         await fleet.seed(1, A)
+        await asyncio.sleep(0.1)
         network.refuse()
         network.cut()
         await fleet.until(lambda: "the database is away" in caplog.text)
@@ -408,6 +410,11 @@ async def test_tenants_are_found_also_after_the_database_was_away(
         ids = await fleet.enqueue(fleet.stripe.seed_refunds(2), None, "late")
         await fleet.until_told(2)
     assert fleet.results.keys() == set(ids)
+
+
+_LISTENING = """SELECT EXISTS (SELECT FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name = 'async_refunds'
+        AND query LIKE '%pg_notify%')"""
 
 
 async def test_words_of_others_that_are_not_understood_are_ignored(
