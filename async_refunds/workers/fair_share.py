@@ -18,6 +18,8 @@ _STEP_ALONE = 100
 """The same of one that is alone."""
 _FORGOTTEN = 3.0
 """Seconds without a word after which a worker counts as gone."""
+_SETTLING = 2.0
+"""Seconds after which those that get accounts have said how many they have."""
 
 
 class Presence(msgspec.Struct, frozen=True):
@@ -44,6 +46,7 @@ class FairShare:
     def __init__(self, most: int) -> None:
         self._most = most
         self._others: dict[str, tuple[float, Presence]] = {}
+        self._settled_at = -math.inf
 
     def hear(self, presence: Presence, now: float) -> None:
         """Note what another worker tells."""
@@ -73,12 +76,21 @@ class FairShare:
         limit = min(self._most, self._average(held, others) + step)
         return max(0, min(limit - held, _STEP))
 
-    def excess(self, held: int, now: float) -> int:
-        """Return how many accounts to hand over, because others find none."""
+    def hand_over(self, held: int, leaving: int, now: float) -> int:
+        """Return how many accounts to hand over now, because others find none.
+
+        Args:
+            held: Accounts on which this worker is at work.
+            leaving: Those that it is about to hand over.
+            now: Seconds of the clock that `hear` is given.
+        """
         others = self.others(now)
-        if not any(each.hungry for each in others):
+        if now < self._settled_at or not any(each.hungry for each in others):
             return 0
-        return max(0, held - self._average(held, others))
+        count = max(0, held - self._average(held + leaving, others))
+        if count:
+            self._settled_at = now + _SETTLING
+        return count
 
     @staticmethod
     def _average(held: int, others: list[Presence]) -> int:

@@ -73,6 +73,7 @@ class ScopeWorker:
         scope: ``tenant base_url mode``.
         refunds: The client, with the key of the tenant.
         options: Of the worker.
+        tell: Called when there is something new in `presence`.
     """
 
     def __init__(
@@ -81,8 +82,10 @@ class ScopeWorker:
         scope: str,
         refunds: RefundsClient,
         options: WorkerOptions,
+        tell: Callable[[], object],
     ) -> None:
         self.scope = scope
+        self._tell = tell
         self._options = options
         self._clock = asyncio.get_running_loop().time
         self._leases = Leases(
@@ -213,7 +216,7 @@ class ScopeWorker:
         self._note_rates()
         await self._release()
         now, held = self._clock(), self._at_work()
-        self._hand_over(self._share.excess(held, now))
+        self._hand_over(self._share.hand_over(held, len(self._draining), now))
         room = self._share.room(held, now)
         if not room or self._stopping:
             self._hungry = False
@@ -222,7 +225,10 @@ class ScopeWorker:
         for lease in taken:
             self._forget(lease.account)
             self._execution.open_account(lease.account)
-        self._hungry = not taken and bool(self._share.others(now))
+        hungry = not taken and bool(self._share.others(now))
+        if taken or hungry != self._hungry:
+            self._hungry = hungry
+            self._tell()
         return len(taken) == room
 
     def _note_rates(self) -> None:

@@ -21,9 +21,12 @@ from async_refunds.protocol.redaction import scrub
 
 from .channel import Channel
 from .scope_worker import ScopeWorker, WorkerOptions
+from .supervisor import Supervisor, end
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from procrastinate import App
 
     from async_refunds.results import CancelResult
 
@@ -56,6 +59,7 @@ async def work(
     timeout: float | None = None,  # noqa: ASYNC109 - of each call, as the client has it
     stop: asyncio.Event | None = None,
     on_result: Callable[[CancelResult], object] | None = None,
+    app: App | None = None,
 ) -> None:
     """Work on the runs in a database, together with other workers, until told to stop.
 
@@ -80,6 +84,8 @@ async def work(
         stop: Set it to end: what is under way ends, its results are kept and the
             accounts given back, in less than ten seconds.
         on_result: Called with each result, once it is kept.
+        app: A procrastinate app with the tasks of a fleet (`new_app`, `add_tasks`), to
+            be run beside: its jobs wake the worker, which needs none of them.
 
     Raises:
         JournalError: The database cannot be reached at the start, its tables are of
@@ -107,7 +113,7 @@ async def work(
         on_result=on_result,
     )
     fleet = _Worker(Database(database), refunds, tenant, options)
-    await fleet.run(stop or asyncio.Event())
+    await fleet.run(stop or asyncio.Event(), app)
 
 
 class _Worker:
@@ -131,13 +137,17 @@ class _Worker:
             on_presence=self._on_presence,
         )
 
-    async def run(self, stop: asyncio.Event) -> None:
+    async def run(self, stop: asyncio.Event, app: App | None) -> None:
         await self._check_database()
         if isinstance(self._refunds, RefundsClient):
             self._begin(_scope(self._tenant, self._refunds), self._refunds)
         listening = asyncio.create_task(self._channel.run())
         stopping = asyncio.create_task(stop.wait())
         looking = asyncio.create_task(self._look_for_tenants())
+        supervising = None
+        if app is not None:
+            supervisor = Supervisor(app, self._on_work)
+            supervising = asyncio.create_task(supervisor.run())
         try:
             ended = False
             while not ended:
@@ -152,6 +162,8 @@ class _Worker:
             stopping.cancel()
             for each in self._scopes.values():
                 each.stop()
+            if supervising is not None:
+                await end(supervising)
             if self._tasks:
                 await asyncio.wait(self._tasks)
             self._channel.close(within=_GOOD_BYE)
@@ -216,7 +228,7 @@ class _Worker:
 
     def _begin(self, scope: str, refunds: RefundsClient) -> None:
         worker = self._scopes[scope] = ScopeWorker(
-            self._database, scope, refunds, self._options
+            self._database, scope, refunds, self._options, self._channel.tell
         )
         self._tasks.add(asyncio.create_task(worker.run()))
 
