@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -11,8 +10,8 @@ from async_refunds.errors import JournalError
 from async_refunds.journal.base import Claim
 
 from .errors import damaged
-from .rows import DamagedRowError, Item
-from .schema import columns_of, create, write_state
+from .rows import ITEM_COLUMNS, WRITTEN_COLUMNS, DamagedRowError, Item
+from .schema import create, write_state
 
 if TYPE_CHECKING:
     import sqlite3
@@ -23,34 +22,21 @@ if TYPE_CHECKING:
 
     from .rows import RunState
 
-_COLUMNS = columns_of(Item)
 _ADD = "INSERT OR IGNORE INTO items (refund_id, stripe_account, crc) VALUES (?, ?, ?)"
 _ADDED = "SELECT count(*), coalesce(sum(crc), 0) FROM items WHERE number > ?"
 # The index of open items has them by account and number. IS finds NULL too.
-_NEXT = f"""SELECT {_COLUMNS} FROM items
+_NEXT = f"""SELECT {ITEM_COLUMNS} FROM items
     WHERE stripe_account IS ? AND settled = 0 AND number > ?
-    AND NOT (outcome IS 'failed' AND attempts > 0)
+    AND failed_at IS NULL
     ORDER BY number LIMIT ?"""  # noqa: S608 - our own names
 # Those that were asked for and failed, but in this batch.
-_NEXT_FAILED = f"""SELECT {_COLUMNS} FROM items
+_NEXT_FAILED = f"""SELECT {ITEM_COLUMNS} FROM items
     WHERE stripe_account IS ? AND settled = 0 AND number > ?
-    AND outcome IS 'failed' AND attempts > 0 AND known_at NOT BETWEEN ? AND ?
+    AND failed_at NOT BETWEEN ? AND ?
     ORDER BY number LIMIT ?"""  # noqa: S608 - our own names
-_ONE = f"SELECT {_COLUMNS} FROM items WHERE number = ?"  # noqa: S608 - our own names
-# What a claim changes, apart from all that a result may: none of it is in an index.
-_KEY = """UPDATE items SET maybe_sent = ?, generation = ?, idempotency_key = ?,
-    key_created_at = ?, crc = ? WHERE number = ?"""
-_CHANGING = tuple(
-    name
-    for name in Item.__struct_fields__[3:]
-    if name not in {"generation", "key_created_at"}
-)
-_RESULT = f"""UPDATE items SET {", ".join(f"{name} = ?" for name in _CHANGING)}
+_ONE = f"SELECT {ITEM_COLUMNS} FROM items WHERE number = ?"  # noqa: S608 - our own names
+_WRITE = f"""UPDATE items SET {", ".join(f"{name} = ?" for name in WRITTEN_COLUMNS)}
     WHERE number = ?"""  # noqa: S608 - our own names
-_result_of = attrgetter(*_CHANGING, "number")
-_key_of = attrgetter(
-    *("maybe_sent", "generation", "idempotency_key", "key_created_at", "crc", "number")
-)
 _OWN = """SELECT EXISTS (SELECT 1 FROM items
     WHERE stripe_account IS NULL AND settled = 0)"""
 # From account to account by the index, not over each of their items.
@@ -155,7 +141,7 @@ class Items:
             account: self._claim(db, account, limit, now, keyed)
             for account, limit in limits.items()
         }
-        self._write(db, keyed, _KEY, _key_of)
+        self._write(db, keyed)
         return claims
 
     def _claim(
@@ -180,12 +166,12 @@ class Items:
             rows += failed
         claims: list[Claim] = []
         for item in map(self._checked, rows):
-            maybe_sent = bool(item.maybe_sent)
+            maybe_sent = bool(item.facts.maybe_sent)
             if maybe_sent:
                 # No key of a run is older than the run.
                 claims.append(_claim_of(item, unused_until=self._state.created_at))
                 # It is about to be sent again: that is what its age counts from.
-                item.key_created_at = now
+                item.facts.key_created_at = now
             else:
                 self._rekey(item, now)
                 claims.append(_claim_of(item))
@@ -196,12 +182,12 @@ class Items:
     def rekey(self, db: sqlite3.Connection, claim: Claim) -> Claim:
         """Give out the same item with a new key."""
         item = self._found(db, claim)
-        if item.settled:
+        if item.facts.settled:
             raise JournalError(
                 f"item {claim.number} is settled: it gets no other idempotency key"
             )
         self._rekey(item, self._clock())
-        self._write(db, [item], _KEY, _key_of)
+        self._write(db, [item])
         return _claim_of(item)
 
     def give_back(self, db: sqlite3.Connection, claims: Sequence[Claim]) -> None:
@@ -209,12 +195,12 @@ class Items:
         items: list[Item] = []
         for claim in claims:
             item = self._found(db, claim)
-            if not (claim.maybe_sent or item.settled):
-                before = item.known
-                item.maybe_sent = 0
-                self._count(before, item.known)
+            if not (claim.maybe_sent or item.facts.settled):
+                before = item.facts.known
+                item.facts.maybe_sent = False
+                self._count(before, item.facts.known)
                 items.append(item)
-        self._write(db, items, _KEY, _key_of)
+        self._write(db, items)
 
     def settle(
         self, db: sqlite3.Connection, known: Sequence[tuple[Claim, CancelResult]]
@@ -224,17 +210,17 @@ class Items:
         items: list[Item] = []
         for claim, result in known:
             item = self._found(db, claim)
-            if item.settled:
+            if item.facts.settled:
                 continue
-            before = item.known
-            item.learn(result, now, claimed_as_sent=claim.maybe_sent)
-            self._count(before, item.known)
+            before = item.facts.known
+            item.facts.learn(result, now, claimed_as_sent=claim.maybe_sent)
+            self._count(before, item.facts.known)
             items.append(item)
-            state.open -= item.settled
+            state.open -= item.facts.settled
             state.requests += len(result.attempts)
             for attempt in result.attempts:
                 state.rate_limited += attempt.status == _TOO_MANY
-        self._write(db, items, _RESULT, _result_of)
+        self._write(db, items)
         for item in items:
             self._claimed.pop(item.number, None)
 
@@ -262,9 +248,9 @@ class Items:
         return item
 
     def _rekey(self, item: Item, now: float) -> None:
-        before = item.known
+        before = item.facts.known
         item.new_key(self._state.seed, now)
-        self._count(before, item.known)
+        self._count(before, item.facts.known)
 
     def _count(self, before: CancelOutcome | None, after: CancelOutcome | None) -> None:
         if before is not None:
@@ -272,35 +258,26 @@ class Items:
         if after is not None:
             self._counts[after] += 1
 
-    def _write(
-        self,
-        db: sqlite3.Connection,
-        items: list[Item],
-        statement: str,
-        values_of: Callable[[Item], tuple[Any, ...]],
-    ) -> None:
-        change = 0
-        for item in items:
-            change -= item.crc
-            item.seal()
-            change += item.crc
-        self._state.item_sum += change
-        db.executemany(statement, map(values_of, items))
+    def _write(self, db: sqlite3.Connection, items: list[Item]) -> None:
+        change = -sum([item.crc for item in items])
+        rows = [item.row() for item in items]
+        self._state.item_sum += change + sum([item.crc for item in items])
+        db.executemany(_WRITE, rows)
 
 
 def _claim_of(item: Item, *, unused_until: float | None = None) -> Claim:
     """Return the claim of an item, whose key may have been sent since a time or not."""
     # An item that may have been sent, or that got a key just now, has one.
-    assert item.idempotency_key is not None  # noqa: S101
-    assert item.key_created_at is not None  # noqa: S101
+    assert item.facts.idempotency_key is not None  # noqa: S101
+    assert item.facts.key_created_at is not None  # noqa: S101
     return Claim(
         item.number,
         item.refund_id,
         item.stripe_account,
-        item.idempotency_key,
-        item.key_created_at,
+        item.facts.idempotency_key,
+        item.facts.key_created_at,
         maybe_sent=unused_until is not None,
         key_unused_until=(
-            item.key_created_at if unused_until is None else unused_until
+            item.facts.key_created_at if unused_until is None else unused_until
         ),
     )

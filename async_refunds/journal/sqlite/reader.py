@@ -13,8 +13,8 @@ from . import file
 from .errors import UNREADABLE, damaged, explained
 from .lock import is_held
 from .migration import migrate
-from .rows import DamagedRowError, Item
-from .schema import columns_of, read_state
+from .rows import ITEM_COLUMNS, DamagedRowError, Item
+from .schema import read_state
 
 if TYPE_CHECKING:
     import os
@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     from async_refunds.journal.base import Record, Run, Tally
 
 _PAGE = 1000  # records; a page is read in some milliseconds
-_SELECT = (
-    f"SELECT {columns_of(Item)} FROM items WHERE number > ? ORDER BY number LIMIT ?"  # noqa: S608 - our own names
-)
+_SELECT = f"SELECT {ITEM_COLUMNS} FROM items WHERE number > ? ORDER BY number LIMIT ?"  # noqa: S608 - our own names
 
 
 def all_records(read: Callable[[int], list[Record]]) -> Iterator[Record]:
