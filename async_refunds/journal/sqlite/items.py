@@ -8,9 +8,10 @@ import msgspec
 
 from async_refunds.errors import JournalError
 from async_refunds.journal.base import Claim
+from async_refunds.journal.keys import derive_key
 
 from .errors import damaged
-from .rows import ITEM_COLUMNS, WRITTEN_COLUMNS, DamagedRowError, Item
+from .rows import ITEM_COLUMNS, WRITTEN_COLUMNS, DamagedRowError, Facts, Item
 from .schema import create, write_state
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from async_refunds.journal.base import Tally
     from async_refunds.results import CancelOutcome, CancelResult
 
+    from .claim_pages import ClaimPages
     from .rows import RunState
 
 _ADD = "INSERT OR IGNORE INTO items (refund_id, stripe_account, crc) VALUES (?, ?, ?)"
@@ -27,12 +29,12 @@ _ADDED = "SELECT count(*), coalesce(sum(crc), 0) FROM items WHERE number > ?"
 # The index of open items has them by account and number. IS finds NULL too.
 _NEXT = f"""SELECT {ITEM_COLUMNS} FROM items
     WHERE stripe_account IS ? AND settled = 0 AND number > ?
-    AND failed_at IS NULL
+    AND failed_at = 0
     ORDER BY number LIMIT ?"""  # noqa: S608 - our own names
 # Those that were asked for and failed, but in this batch.
 _NEXT_FAILED = f"""SELECT {ITEM_COLUMNS} FROM items
     WHERE stripe_account IS ? AND settled = 0 AND number > ?
-    AND failed_at NOT BETWEEN ? AND ?
+    AND failed_at > 0 AND failed_at NOT BETWEEN ? AND ?
     ORDER BY number LIMIT ?"""  # noqa: S608 - our own names
 _ONE = f"SELECT {ITEM_COLUMNS} FROM items WHERE number = ?"  # noqa: S608 - our own names
 _WRITE = f"""UPDATE items SET {", ".join(f"{name} = ?" for name in WRITTEN_COLUMNS)}
@@ -56,15 +58,23 @@ class Items:
     Args:
         place: Its name.
         state: Of its run.
+        pages: Of its claims.
         made: Whether the file has the tables yet.
         clock: Gives Unix seconds.
     """
 
     def __init__(
-        self, place: str, state: RunState, *, made: bool, clock: Callable[[], float]
+        self,
+        place: str,
+        state: RunState,
+        pages: ClaimPages,
+        *,
+        made: bool,
+        clock: Callable[[], float],
     ) -> None:
         self._place = place
         self._state = state
+        self._pages = pages
         self._clock = clock
         self.made = made
         self.kept: Tally = state.tally
@@ -74,13 +84,17 @@ class Items:
         self._last: dict[str | None, int] = {}
         self._last_failed: dict[str | None, int] = {}
         self._began_at = clock()
-        self._claimed: dict[int, Item] = {}  # as written
+        self._claimed: dict[int, Item] = {}  # as written, of those that have facts
+        # The checksums of those that were given out for the first time, by number.
+        self._first: dict[int, int] = {}
         self._at_work_since: float | None = None
 
     def start(self) -> None:
         """Begin a batch: claims begin again with the oldest items."""
         self._last.clear()
         self._claimed.clear()
+        self._first.clear()
+        self._pages.begin()
         self._last_failed.clear()
         self._began_at = self._clock()
         self._at_work_since = None
@@ -118,7 +132,7 @@ class Items:
         ((count, total),) = db.execute(_ADDED, (self._state.items,))
         self._state.items += count
         self._state.open += count
-        self._state.item_sum += total
+        self._state.crc_sum += total
         added: int = count
         return added
 
@@ -136,23 +150,29 @@ class Items:
         time must not keep the others from their turn.
         """
         now = self._clock()
-        keyed: list[Item] = []
-        claims = {
-            account: self._claim(db, account, limit, now, keyed)
-            for account, limit in limits.items()
-        }
-        self._write(db, keyed)
+        again: list[Item] = []
+        begun: list[str | None] = []
+        claims: dict[str | None, list[Claim]] = {}
+        for account, limit in limits.items():
+            items = self._next(db, account, limit, now)
+            if first := [item for item in items if not item.has_facts]:
+                self._pages.add(account, first[-1].number, len(first), now)
+                begun.append(account)
+            again += [item for item in items if item.has_facts]
+            claims[account] = [
+                self._claim_again(item, now)
+                if item.has_facts
+                else self._claim_first(item, now)
+                for item in items
+            ]
+        self._write(db, again)
+        self._state.crc_sum += self._pages.write(db, begun)
         return claims
 
-    def _claim(
-        self,
-        db: sqlite3.Connection,
-        stripe_account: str | None,
-        limit: int,
-        now: float,
-        keyed: list[Item],
-    ) -> list[Claim]:
-        """Return the claims of one account, and add the items to those to write."""
+    def _next(
+        self, db: sqlite3.Connection, stripe_account: str | None, limit: int, now: float
+    ) -> list[Item]:
+        """Return the next open items of an account; those that had failed come last."""
         last = self._last.get(stripe_account, 0)
         rows = db.execute(_NEXT, (stripe_account, last, limit)).fetchall()
         if rows:
@@ -164,20 +184,33 @@ class Items:
             if failed:
                 self._last_failed[stripe_account] = failed[-1][0]
             rows += failed
-        claims: list[Claim] = []
-        for item in map(self._checked, rows):
-            maybe_sent = bool(item.facts.maybe_sent)
-            if maybe_sent:
-                # No key of a run is older than the run.
-                claims.append(_claim_of(item, unused_until=self._state.created_at))
-                # It is about to be sent again: that is what its age counts from.
-                item.facts.key_created_at = now
-            else:
-                self._rekey(item, now)
-                claims.append(_claim_of(item))
-            keyed.append(item)
-            self._claimed[item.number] = item
-        return claims
+        return [self._checked(row) for row in rows]
+
+    def _claim_first(self, item: Item, now: float) -> Claim:
+        """Give out an item for the first time: its account's row tells that."""
+        self._first[item.number] = item.crc
+        self._counts["unknown"] += 1
+        key = derive_key(self._state.seed, item.stripe_account, item.refund_id, 1)
+        return Claim(
+            item.number,
+            item.refund_id,
+            item.stripe_account,
+            key,
+            now,
+            maybe_sent=False,
+            key_unused_until=now,
+        )
+
+    def _claim_again(self, item: Item, now: float) -> Claim:
+        self._claimed[item.number] = item
+        if not item.facts.maybe_sent:
+            self._rekey(item, now)
+            return _claim_of(item)
+        # No key of a run is older than the run.
+        claim = _claim_of(item, unused_until=self._state.created_at)
+        # It is about to be sent again: that is what its age counts from.
+        item.facts.key_created_at = now
+        return claim
 
     def rekey(self, db: sqlite3.Connection, claim: Claim) -> Claim:
         """Give out the same item with a new key."""
@@ -233,18 +266,35 @@ class Items:
     # ------------------------------------------------------------------- items
 
     def _checked(self, row: tuple[Any, ...]) -> Item:
+        """Return the item of a row, with its key if an earlier batch gave it out."""
         try:
-            return Item.read(row)
+            item = Item.read(row)
         except DamagedRowError as error:
             raise damaged(self._place, str(error)) from error
+        if not item.has_facts:
+            claimed_at = self._pages.claimed_at(item.stripe_account, item.number)
+            if claimed_at is not None:
+                item.new_key(self._state.seed, claimed_at)
+        return item
 
     def _found(self, db: sqlite3.Connection, claim: Claim) -> Item:
-        item = self._claimed.get(claim.number)
+        """Return the item of a claim."""
+        number = claim.number
+        if (crc := self._first.get(number)) is not None:
+            facts = Facts(
+                maybe_sent=True,
+                generation=1,
+                idempotency_key=claim.idempotency_key,
+                key_created_at=claim.key_created_at,
+            )
+            account = claim.stripe_account
+            return Item(number, claim.refund_id, account, facts, identity=crc, crc=crc)
+        item = self._claimed.get(number)
         if item is None:
-            rows = db.execute(_ONE, (claim.number,)).fetchall()
+            rows = db.execute(_ONE, (number,)).fetchall()
             if not rows:
-                raise damaged(self._place, f"item {claim.number} is missing")
-            item = self._claimed[claim.number] = self._checked(rows[0])
+                raise damaged(self._place, f"item {number} is missing")
+            item = self._claimed[number] = self._checked(rows[0])
         return item
 
     def _rekey(self, item: Item, now: float) -> None:
@@ -261,8 +311,11 @@ class Items:
     def _write(self, db: sqlite3.Connection, items: list[Item]) -> None:
         change = -sum([item.crc for item in items])
         rows = [item.row() for item in items]
-        self._state.item_sum += change + sum([item.crc for item in items])
+        self._state.crc_sum += change + sum([item.crc for item in items])
         db.executemany(_WRITE, rows)
+        for item in items:
+            if self._first.pop(item.number, None) is not None:
+                self._pages.leave(item.stripe_account, item.number)
 
 
 def _claim_of(item: Item, *, unused_until: float | None = None) -> Claim:

@@ -28,6 +28,7 @@ _ITEMS = """SELECT refund_id, stripe_account, settled, asked,
 _INSERT = f"""INSERT INTO items
     (refund_id, stripe_account, {", ".join(WRITTEN_COLUMNS)}, number)
     VALUES (?, ?, ?, ?, ?, ?, ?)"""  # noqa: S608 - our own names
+_NOTHING = Facts()
 
 
 def read_run(db: sqlite3.Connection, place: str) -> Run:
@@ -74,10 +75,11 @@ def migrate(db: sqlite3.Connection, place: str) -> None:
             facts = msgspec.convert(known, Facts, strict=False)
             identity = checksum(refund_id, account)
             item = Item(number, refund_id, account, facts, identity, identity)
-            yield (refund_id, account, *item.row())
+            row = item.row() if facts != _NOTHING else (0, 0.0, None, identity, number)
+            yield (refund_id, account, *row)
             state.items += 1
             state.open += not facts.settled
-            state.item_sum += item.crc
+            state.crc_sum += item.crc
             state.requests += facts.attempts
             if facts.known is not None:
                 counts[facts.known] += 1

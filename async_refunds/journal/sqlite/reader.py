@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from async_refunds.errors import JournalError
 
 from . import file
+from .claim_pages import ClaimPages
 from .errors import UNREADABLE, damaged, explained
 from .lock import is_held
 from .migration import migrate
@@ -44,13 +45,25 @@ def read_page(db: sqlite3.Connection, place: str, after: int) -> list[Record]:
         JournalError: They are damaged.
         sqlite3.Error: They cannot be read.
     """
-    records: list[Record] = []
+    items: list[Item] = []
     for row in db.execute(_SELECT, (after, _PAGE)):
         try:
-            records.append(Item.read(row).record())
+            items.append(Item.read(row))
         except DamagedRowError as error:
             raise damaged(place, str(error)) from error
-    return records
+    if not all(item.has_facts for item in items):
+        _see_claims(db, place, items)
+    return [item.record() for item in items]
+
+
+def _see_claims(db: sqlite3.Connection, place: str, items: list[Item]) -> None:
+    """Give the items that have no facts, and were given out, their keys."""
+    pages, seed = ClaimPages.read(db, place), read_state(db, place).seed
+    for item in items:
+        if not item.has_facts:
+            claimed_at = pages.claimed_at(item.stripe_account, item.number)
+            if claimed_at is not None:
+                item.new_key(seed, claimed_at)
 
 
 def _copy(db: sqlite3.Connection, copy: sqlite3.Connection, target: str) -> None:

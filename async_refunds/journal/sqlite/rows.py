@@ -66,10 +66,10 @@ class Facts(msgspec.Struct, array_like=True, gc=False):
     known_at: float | None = None
 
     @property
-    def failed_at(self) -> float | None:
-        """When it failed, if it was asked for and failed, and is open."""
+    def failed_at(self) -> float:
+        """When it failed, if it was asked for and failed, and is open; else 0."""
         failed = self.outcome == "failed" and self.attempts and not self.settled
-        return self.known_at if failed else None
+        return self.known_at or 0.0 if failed else 0.0
 
     @property
     def known(self) -> CancelOutcome | None:
@@ -151,6 +151,11 @@ class Item(msgspec.Struct, gc=False):
             raise DamagedRowError(f"item {number} does not match its checksum")
         return cls(number, refund_id, stripe_account, known, identity, crc)
 
+    @property
+    def has_facts(self) -> bool:
+        """Whether anything is known of it but that it may have been given out."""
+        return self.facts.generation > 0 or self.facts.outcome is not None
+
     def new_key(self, seed: bytes, now: float) -> None:
         """Give it the next key, or the same one again if that was never sent."""
         facts = self.facts
@@ -164,9 +169,12 @@ class Item(msgspec.Struct, gc=False):
     def row(self) -> tuple[Any, ...]:
         """Return what to write, in the order of `WRITTEN_COLUMNS`, then the number."""
         facts = self.facts
-        encoded = _encode(facts)
+        # Of these types alone, sqlite3 looks for no adapter, which takes longer than
+        # all else (https://docs.python.org/3/library/sqlite3.html#sqlite3-adapters).
+        encoded = bytearray(_encode(facts))
         self.crc = zlib.crc32(encoded, self.identity)
-        return facts.settled, facts.failed_at, encoded, self.crc, self.number
+        settled = 1 if facts.settled else 0
+        return settled, facts.failed_at, encoded, self.crc, self.number
 
     def record(self) -> Record:
         """Return it as a reader sees it."""
@@ -238,8 +246,8 @@ class RunState(msgspec.Struct):
     open: int = 0
     outcomes: str = "{}"
     """JSON: how many items are known by which outcome, without those never sent."""
-    item_sum: int = 0
-    """The sum of the checksums of all items."""
+    crc_sum: int = 0
+    """The sum of the checksums of all items and claims."""
     requests: int = 0
     rate_limited: int = 0
     """Of the requests, those answered 429."""

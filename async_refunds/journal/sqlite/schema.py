@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from async_refunds.errors import JournalError
 
+from .claim_pages import ClaimPages
 from .errors import damaged
 from .rows import ITEM_COLUMNS, DamagedRowError, Item, RunState
 
@@ -33,7 +34,7 @@ TABLES = {
         items INTEGER NOT NULL,
         open INTEGER NOT NULL,
         outcomes TEXT NOT NULL,
-        item_sum INTEGER NOT NULL,
+        crc_sum INTEGER NOT NULL,
         requests INTEGER NOT NULL,
         rate_limited INTEGER NOT NULL,
         seconds REAL NOT NULL,
@@ -44,8 +45,14 @@ TABLES = {
         refund_id TEXT NOT NULL,
         stripe_account TEXT,
         settled INTEGER NOT NULL DEFAULT 0,
-        failed_at REAL,
+        failed_at REAL NOT NULL DEFAULT 0,
         facts BLOB,
+        crc INTEGER NOT NULL
+    )""",
+    "claims": """CREATE TABLE claims (
+        id INTEGER PRIMARY KEY,
+        stripe_account TEXT,
+        pages BLOB NOT NULL,
         crc INTEGER NOT NULL
     )""",
     "own_items": """CREATE UNIQUE INDEX own_items ON items (refund_id)
@@ -61,7 +68,7 @@ _STATE_COLUMNS = ", ".join(RunState.__struct_fields__)
 _STATE_PLACES = ", ".join("?" * len(RunState.__struct_fields__))
 _ITEMS = f"SELECT {ITEM_COLUMNS} FROM items ORDER BY number"  # noqa: S608 - our own names
 _SUMS = """SELECT count(*), coalesce(max(number), 0), coalesce(sum(crc), 0)
-    FROM items"""
+    + (SELECT coalesce(sum(crc), 0) FROM claims) FROM items"""
 _READ_STATE = f"SELECT {_STATE_COLUMNS} FROM run"  # noqa: S608 - our own names
 _INSERT_STATE = f"INSERT INTO run VALUES ({_STATE_PLACES})"  # noqa: S608 - a number of placeholders
 _WRITE_STATE = f"UPDATE run SET ({_STATE_COLUMNS}) = ({_STATE_PLACES})"  # noqa: S608 - our own names
@@ -133,7 +140,7 @@ def read_state(db: sqlite3.Connection, place: str) -> RunState:
 def check(db: sqlite3.Connection, place: str, *, whole: bool) -> RunState:
     """Read a file of this version through, and return its run.
 
-    The pages, the tables, and the sum of all items' checksums have to be as they were
+    The pages, the tables, and the sum of all checksums have to be as they were
     written. So a file that was cut short, or whose parts are of different moments, is
     found out at the start and not after a thousand refunds.
 
@@ -159,14 +166,15 @@ def check(db: sqlite3.Connection, place: str, *, whole: bool) -> RunState:
         ((count, last, total),) = [_summed(db, place)] if whole else db.execute(_SUMS)
     finally:
         db.execute("ROLLBACK")
-    if not state.items == count == last or total != state.item_sum:
+    if not state.items == count == last or total != state.crc_sum:
         raise damaged(place, "its items are not those of the last commit")
     return state
 
 
 def _summed(db: sqlite3.Connection, place: str) -> tuple[int, int, int]:
     """Return what `_SUMS` does, each item held against its checksum."""
-    count = last = total = 0
+    count = last = 0
+    total = ClaimPages.read(db, place).crc_sum
     for row in db.execute(_ITEMS):
         try:
             item = Item.read(row)
