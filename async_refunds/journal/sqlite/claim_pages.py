@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from .bulk import write_rows
 from .errors import damaged
 from .rows import checksum
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _READ = "SELECT id, stripe_account, pages, crc FROM claims"
-_WRITE = "INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?)"
+_WRITE = "INSERT OR REPLACE INTO claims"
 
 
 class _Page(msgspec.Struct, array_like=True, gc=False):
@@ -146,5 +147,5 @@ class ClaimPages:
             more += crc - account.crc
             account.crc = crc
             rows.append((account.id, stripe_account, pages, crc))
-        db.executemany(_WRITE, rows)
+        write_rows(db, _WRITE, rows)
         return more

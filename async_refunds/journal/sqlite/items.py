@@ -10,13 +10,14 @@ from async_refunds.errors import JournalError
 from async_refunds.journal.base import Claim
 from async_refunds.journal.keys import derive_key
 
+from .bulk import in_bulks, repeated, write_rows
 from .errors import damaged
 from .rows import ITEM_COLUMNS, WRITTEN_COLUMNS, DamagedRowError, Facts, Item
 from .schema import create, write_state
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from async_refunds.journal.base import Tally
     from async_refunds.results import CancelOutcome, CancelResult
@@ -24,21 +25,27 @@ if TYPE_CHECKING:
     from .claim_pages import ClaimPages
     from .rows import RunState
 
-_ADD = "INSERT OR IGNORE INTO items (refund_id, stripe_account, crc) VALUES (?, ?, ?)"
+_ADD = "INSERT OR IGNORE INTO items (refund_id, stripe_account, crc)"
 _ADDED = "SELECT count(*), coalesce(sum(crc), 0) FROM items WHERE number > ?"
-# The index of open items has them by account and number. IS finds NULL too.
-_NEXT = f"""SELECT {ITEM_COLUMNS} FROM items
-    WHERE stripe_account IS ? AND settled = 0 AND number > ?
-    AND failed_at = 0
-    ORDER BY number LIMIT ?"""  # noqa: S608 - our own names
+# As one value, which takes one step. The index of open items has them by account and
+# number. IS finds NULL too.
+_NEXT = """SELECT json_group_array(
+        json_array(number, refund_id, settled, hex(facts), crc))
+    FROM (SELECT number, refund_id, settled, facts, crc FROM items
+        WHERE stripe_account IS ? AND settled = 0 AND number > ? AND failed_at = 0
+        ORDER BY number LIMIT ?)"""
+_decode_next = msgspec.json.Decoder(list[tuple[int, str, int, str, int]]).decode
 # Those that were asked for and failed, but in this batch.
 _NEXT_FAILED = f"""SELECT {ITEM_COLUMNS} FROM items
     WHERE stripe_account IS ? AND settled = 0 AND number > ?
     AND failed_at > 0 AND failed_at NOT BETWEEN ? AND ?
     ORDER BY number LIMIT ?"""  # noqa: S608 - our own names
 _ONE = f"SELECT {ITEM_COLUMNS} FROM items WHERE number = ?"  # noqa: S608 - our own names
-_WRITE = f"""UPDATE items SET {", ".join(f"{name} = ?" for name in WRITTEN_COLUMNS)}
-    WHERE number = ?"""  # noqa: S608 - our own names
+# The row is there: of what is inserted only the number counts.
+_WRITE = f"INSERT INTO items ({', '.join(WRITTEN_COLUMNS)}, number, refund_id)"
+_WRITTEN = "ON CONFLICT (number) DO UPDATE SET " + ", ".join(
+    f"{name} = excluded.{name}" for name in WRITTEN_COLUMNS
+)
 _OWN = """SELECT EXISTS (SELECT 1 FROM items
     WHERE stripe_account IS NULL AND settled = 0)"""
 # From account to account by the index, not over each of their items.
@@ -123,9 +130,9 @@ class Items:
 
     # -------------------------------------------------------------- operations
 
-    def insert(self, db: sqlite3.Connection, rows: Iterable[tuple[Any, ...]]) -> None:
+    def insert(self, db: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
         """Insert the rows of new items, those that are there already left out."""
-        db.executemany(_ADD, rows)
+        write_rows(db, _ADD, rows)
 
     def count_new(self, db: sqlite3.Connection) -> int:
         """Count the items inserted since the last time, and return how many."""
@@ -136,7 +143,7 @@ class Items:
         added: int = count
         return added
 
-    def add(self, db: sqlite3.Connection, rows: Iterable[tuple[Any, ...]]) -> None:
+    def add(self, db: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
         """Add items, those that are there already left out."""
         self.insert(db, rows)
         self.count_new(db)
@@ -153,8 +160,7 @@ class Items:
         again: list[Item] = []
         begun: list[str | None] = []
         claims: dict[str | None, list[Claim]] = {}
-        for account, limit in limits.items():
-            items = self._next(db, account, limit, now)
+        for account, items in self._next(db, limits, now):
             if first := [item for item in items if not item.has_facts]:
                 self._pages.add(account, first[-1].number, len(first), now)
                 begun.append(account)
@@ -170,20 +176,45 @@ class Items:
         return claims
 
     def _next(
-        self, db: sqlite3.Connection, stripe_account: str | None, limit: int, now: float
+        self, db: sqlite3.Connection, limits: Mapping[str | None, int], now: float
+    ) -> Iterator[tuple[str | None, list[Item]]]:
+        """Yield the next open items of accounts; those that had failed come last."""
+        for part in in_bulks(list(limits.items())):
+            wanted = [
+                value
+                for account, limit in part
+                for value in (account, self._last.get(account, 0), limit)
+            ]
+            (found,) = db.execute(repeated(_NEXT, len(part)), wanted)
+            for (account, limit), encoded in zip(part, found, strict=True):
+                items = [
+                    self._checked(
+                        (
+                            number,
+                            refund_id,
+                            account,
+                            settled,
+                            0.0,
+                            bytes.fromhex(facts) or None,
+                            crc,
+                        )
+                    )
+                    for number, refund_id, settled, facts, crc in _decode_next(encoded)
+                ]
+                if items:
+                    self._last[account] = items[-1].number
+                if len(items) < limit:
+                    items += self._next_failed(db, account, limit - len(items), now)
+                yield account, items
+
+    def _next_failed(
+        self, db: sqlite3.Connection, account: str | None, limit: int, now: float
     ) -> list[Item]:
-        """Return the next open items of an account; those that had failed come last."""
-        last = self._last.get(stripe_account, 0)
-        rows = db.execute(_NEXT, (stripe_account, last, limit)).fetchall()
+        last = self._last_failed.get(account, 0)
+        values = (account, last, self._began_at, now, limit)
+        rows = db.execute(_NEXT_FAILED, values).fetchall()
         if rows:
-            self._last[stripe_account] = rows[-1][0]
-        if len(rows) < limit:
-            last = self._last_failed.get(stripe_account, 0)
-            values = (stripe_account, last, self._began_at, now, limit - len(rows))
-            failed = db.execute(_NEXT_FAILED, values).fetchall()
-            if failed:
-                self._last_failed[stripe_account] = failed[-1][0]
-            rows += failed
+            self._last_failed[account] = rows[-1][0]
         return [self._checked(row) for row in rows]
 
     def _claim_first(self, item: Item, now: float) -> Claim:
@@ -312,7 +343,7 @@ class Items:
         change = -sum([item.crc for item in items])
         rows = [item.row() for item in items]
         self._state.crc_sum += change + sum([item.crc for item in items])
-        db.executemany(_WRITE, rows)
+        write_rows(db, _WRITE, rows, _WRITTEN)
         for item in items:
             if self._first.pop(item.number, None) is not None:
                 self._pages.leave(item.stripe_account, item.number)

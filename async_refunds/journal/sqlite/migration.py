@@ -26,7 +26,7 @@ _ITEMS = """SELECT refund_id, stripe_account, settled, asked,
     FROM items_1 ORDER BY number"""
 
 _INSERT = f"""INSERT INTO items
-    (refund_id, stripe_account, {", ".join(WRITTEN_COLUMNS)}, number)
+    (stripe_account, {", ".join(WRITTEN_COLUMNS)}, number, refund_id)
     VALUES (?, ?, ?, ?, ?, ?, ?)"""  # noqa: S608 - our own names
 _NOTHING = Facts()
 
@@ -75,8 +75,12 @@ def migrate(db: sqlite3.Connection, place: str) -> None:
             facts = msgspec.convert(known, Facts, strict=False)
             identity = checksum(refund_id, account)
             item = Item(number, refund_id, account, facts, identity, identity)
-            row = item.row() if facts != _NOTHING else (0, 0.0, None, identity, number)
-            yield (refund_id, account, *row)
+            row = (
+                item.row()
+                if facts != _NOTHING
+                else (0, 0.0, None, identity, number, refund_id)
+            )
+            yield (account, *row)
             state.items += 1
             state.open += not facts.settled
             state.crc_sum += item.crc

@@ -167,14 +167,21 @@ class Item(msgspec.Struct, gc=False):
         facts.key_created_at, facts.maybe_sent = now, True
 
     def row(self) -> tuple[Any, ...]:
-        """Return what to write, in the order of `WRITTEN_COLUMNS`, then the number."""
+        """Return what to write: `WRITTEN_COLUMNS`, the number, and the id."""
         facts = self.facts
         # Of these types alone, sqlite3 looks for no adapter, which takes longer than
         # all else (https://docs.python.org/3/library/sqlite3.html#sqlite3-adapters).
         encoded = bytearray(_encode(facts))
         self.crc = zlib.crc32(encoded, self.identity)
         settled = 1 if facts.settled else 0
-        return settled, facts.failed_at, encoded, self.crc, self.number
+        return (
+            settled,
+            facts.failed_at,
+            encoded,
+            self.crc,
+            self.number,
+            self.refund_id,
+        )
 
     def record(self) -> Record:
         """Return it as a reader sees it."""
