@@ -178,6 +178,8 @@ class Call(msgspec.Struct, eq=False):
     """Whether an earlier call may have sent the same key, and Stripe remembers it."""
     observer: CallObserver | None = None
     retry_gate: RetryGate | None = None
+    permit: Callable[[], bool] | None = None
+    """Asked before each send, as late as possible; ``False`` sends nothing."""
     attempts: tuple[Attempt, ...] = ()
     """Every request so far, oldest first."""
     stopped: StopReason | None = None
@@ -218,7 +220,13 @@ class Call(msgspec.Struct, eq=False):
     @property
     def settling_from(self) -> float:
         """When the attempts of a cancel have to be over, on the call's clock."""
-        return self.deadline - min(self.timeout * _SETTLING_SHARE, _SETTLING_LIMIT)
+        kept = min(self.timeout * _SETTLING_SHARE, _SETTLING_LIMIT)
+        return self.began + self.timeout - kept
+
+    @property
+    def _room(self) -> float:
+        """How many seconds must be left for another attempt to start."""
+        return min(self.timeout * _ROOM_SHARE, _ROOM_LIMIT)
 
     async def cancel(self, request: Request[Refund]) -> Conclusion:
         """Send a cancel, retry and settle it, and conclude what became of it.
@@ -234,9 +242,10 @@ class Call(msgspec.Struct, eq=False):
                 self._start(request, context.on_call_start)
             if context.credentials is not None:
                 await context.credentials.load(self.timeout)
-            last = await self.attempt(request, self.settling_from)
+            until = self.settling_from
+            last = await self.attempt(request, until)
             if last.value is None:
-                last = await self._follow_up(last, request, self.settling_from)
+                last = await self._follow_up(last, request, until)
             if last.value is not None:
                 self.attach_last_response(
                     last.value, last.reply, request.idempotency_key
@@ -388,7 +397,25 @@ class Call(msgspec.Struct, eq=False):
             last = await self.attempt(request, until)
             if last.retry:
                 last = await self._retry(last, request, until)
+        spent = last.retry and self.stopped == "count"
+        if spent and last.proof is Proof.NONE and last.limit is None:
+            last = await self._confirm(last, request, until)
         return last
+
+    async def _confirm(
+        self, last: Classification[T], request: Request[T], until: float
+    ) -> Classification[T]:
+        """Ask once more, where the retries are spent, whether a refusal is ours.
+
+        A second answer is the only proof; without it a wrong API key would leave the
+        outcome unknown.
+        """
+        gate = self.retry_gate
+        if until - self.clock() < self._room or (
+            gate is not None and not await gate.wait(request, 0.0, until)
+        ):
+            return last
+        return await self.attempt(request, until)
 
     async def _retry(
         self, first: Classification[T], request: Request[T], until: float
@@ -431,7 +458,7 @@ class Call(msgspec.Struct, eq=False):
             policy=context.policy,
             budget=context.budget,
             until=until,
-            room=min(self.timeout * _ROOM_SHARE, _ROOM_LIMIT),
+            room=self._room,
             clock=self.clock,
             sleep=wait,
             before_sleep=note,
@@ -464,7 +491,8 @@ class Call(msgspec.Struct, eq=False):
             # refuses until the retries end, which so many are not.
             before = self.refused_before
             self.evidence = evidence = context.session.new_evidence(
-                alone=before is not None and before[0] != _TOO_MANY_REQUESTS
+                alone=before is not None and before[0] != _TOO_MANY_REQUESTS,
+                permit=self.permit,
             )
             reply = await context.session.send(request, seconds, began, evidence)
         else:
@@ -521,12 +549,10 @@ class Call(msgspec.Struct, eq=False):
         seen = (failed.reply.status, failed.envelope.code)
         twice = seen == self.refused_before
         self.refused_before = seen
-        limited = failed.limit is not None
-        # Only the read makes a no of the others.
-        self.unconfirmed = not (twice and limited)
+        self.unconfirmed = True  # only the read makes a no of it
         if not twice:
             return failed
-        retry = failed.retry and limited
+        retry = failed.retry and failed.limit is not None
         return msgspec.structs.replace(failed, proof=Proof.TWICE, retry=retry)
 
     def attach_last_response(

@@ -404,6 +404,7 @@ def begin_call(
     remembered: bool = False,
     observer: CallObserver | None = None,
     retry_gate: RetryGate | None = None,
+    permit: Callable[[], bool] | None = None,
 ) -> Call:
     """Return a new call of a client, for this package's own use.
 
@@ -414,6 +415,7 @@ def begin_call(
         remembered: Whether Stripe certainly remembers what the key has done.
         observer: Sees each attempt.
         retry_gate: Decides when the next retry may go out.
+        permit: Asked before each send, as late as possible; ``False`` sends nothing.
 
     Raises:
         TypeError, ValueError: The timeout is no number of seconds.
@@ -431,6 +433,7 @@ def begin_call(
         maybe_sent_before=maybe_sent and remembered,
         observer=observer,
         retry_gate=retry_gate,
+        permit=permit,
     )
 
 

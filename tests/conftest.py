@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     import pytest
 
 # By its place in the package, so that it is measured: the installed one is a copy.
-pytest_plugins = ["async_refunds.emulator.pytest_plugin", "pytester"]
+pytest_plugins = [
+    "async_refunds.emulator.pytest_plugin",
+    "pytester",
+    "tests.support.postgres",
+]
 
 # Long enough for the kernel to carry a packet over the loopback to a socket of the
 # same process, short enough that a suite full of time-outs stays quick.

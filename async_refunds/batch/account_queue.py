@@ -19,7 +19,7 @@ from async_refunds.protocol.classification import (
     Proof,
     is_from_stripe,
 )
-from async_refunds.protocol.requests import Response
+from async_refunds.protocol.requests import Cause, Response, TransportFailure
 
 from .charge_locks import ChargeLocks
 from .endpoint import Endpoint, Outage
@@ -28,7 +28,7 @@ from .item import Item
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from async_refunds.journal import Claim
+    from async_refunds.journal import Claim, Leases
     from async_refunds.models import Attempt
     from async_refunds.protocol.requests import Request
 
@@ -42,6 +42,9 @@ _EVIDENCE = 3
 # Claims held ahead for one account, at first and at most: a commit of the journal
 # serves so many.
 _FIRST_PAGE, _LARGEST_PAGE = 4, 2000
+# Seconds until a queue whose permit was refused asks again: a lease may live on.
+_PAUSE = 0.5
+
 # Seconds within which a page that was used up was too small, and beyond which it was
 # too large. A commit takes some hundredths of a second.
 _SHORT, _LONG = 0.5, 2.0
@@ -52,9 +55,10 @@ class AccountQueue:
 
     Args:
         account: ``acct_...``, or ``None`` for the key's own.
-        new_pace: Makes the pace of one endpoint.
+        new_pace: Makes the pace of one endpoint, at a given rate if there is one.
         clock: The event loop's time, in seconds.
         changed: Called when an item may go out sooner than `next_at` said.
+        leases: Of this process; ``None`` if no other process shares the work.
     """
 
     __slots__ = (
@@ -63,12 +67,15 @@ class AccountQueue:
         "_charge_locks",
         "_checked_out",
         "_claimed_at",
+        "_claiming",
         "_clock",
         "_closed_by",
         "_closed_until",
         "_exhausted",
         "_has_answered",
+        "_leases",
         "_page",
+        "_paused_until",
         "_pending",
         "_pushed",
         "_reads",
@@ -77,16 +84,35 @@ class AccountQueue:
         "_under_way",
         "_version",
         "account",
+        "draining",
+        "dropped",
+        "reopening",
+        "scheduled_at",
+        "unkept",
     )
 
     def __init__(
         self,
         account: str | None,
-        new_pace: Callable[[], RateController],
+        new_pace: Callable[[float | None], RateController],
         clock: Callable[[], float],
         changed: Callable[[AccountQueue], object],
+        leases: Leases | None = None,
     ) -> None:
         self.account = account
+        self.scheduled_at = math.inf
+        """When the scheduler looks at it next."""
+        self.dropped = False
+        """Whether its lease is lost: nothing of it is sent, kept or told any more."""
+        self.reopening = False
+        """Whether the account, which was dropped, is to begin anew at the end of it."""
+        self.draining = False
+        """Whether nothing more of it begins, and what is under way still counts."""
+        self.unkept = 0
+        """Claims whose result, or whose return, the journal has yet to keep."""
+        self._leases = leases
+        self._paused_until = -math.inf
+        self._claiming = False
         self._clock = clock
         self._changed = changed
         self._pending: deque[Claim] = deque()
@@ -98,8 +124,9 @@ class AccountQueue:
         self._version = 0  # how often the journal got more of it
         self._checked_out = 0  # items that a worker has
         self._under_way = 0  # calls that are not between two attempts
-        self._cancels = Endpoint(new_pace(), clock, lambda: self._under_way)
-        self._reads = Endpoint(new_pace(), clock, lambda: self._under_way)
+        start = None if leases is None else leases.rate(account)
+        self._cancels = Endpoint(new_pace(start), clock, lambda: self._under_way)
+        self._reads = Endpoint(new_pace(None), clock, lambda: self._under_way)
         self._closed_by: Classification[Any] | None = None
         self._closed_until = math.inf
         self._refused: set[tuple[int, int]] = set()  # since a cancel was not refused
@@ -146,6 +173,11 @@ class AccountQueue:
         return self._cancels.pace.rate
 
     @property
+    def found_rate(self) -> float | None:
+        """See `RateController.found_rate`."""
+        return self._cancels.pace.found_rate
+
+    @property
     def in_trouble(self) -> bool:
         """Whether a pace of it is down because Stripe fails."""
         return self._cancels.pace.in_trouble or self._reads.pace.in_trouble
@@ -159,6 +191,47 @@ class AccountQueue:
     def unsent(self) -> list[Claim]:
         """The claims that no worker has taken."""
         return list(self._pending)
+
+    @property
+    def idle(self) -> bool:
+        """Whether the journal has heard of all that it gave out, and has no more."""
+        return self.empty and not (self._checked_out or self._claiming or self.unkept)
+
+    # ------------------------------------------------------------------ the lease
+
+    @property
+    def permit(self) -> Callable[[], bool] | None:
+        """What is asked before each send; ``None`` permits everything."""
+        return None if self._leases is None else self.may_send
+
+    def may_send(self) -> bool:
+        """Tell whether a request may go out now."""
+        leases = self._leases
+        return leases is None or (not self.dropped and leases.may_send(self.account))
+
+    def pause(self) -> None:
+        """Begin nothing for a moment, because the permit was refused."""
+        self._paused_until = self._clock() + _PAUSE
+
+    def drop(self) -> None:
+        """Forget what is not under way, and let that end without another request."""
+        self.dropped, self.reopening = True, False
+        self._retry_heap.clear()
+        self._pending.clear()
+        self._exhausted = True
+        self._cancels.closed = self._reads.closed = True
+        self.notify()
+
+    def drain(self) -> list[Claim]:
+        """Begin nothing more; return the claims that no worker has taken.
+
+        The items that wait for another call are given out at once, to end without one.
+        """
+        self.draining = self._exhausted = True
+        unsent = self.unsent
+        self._pending.clear()
+        self.notify()
+        return unsent
 
     # -------------------------------------------------------------------- claims
 
@@ -185,6 +258,7 @@ class AccountQueue:
 
     def note_claiming(self) -> None:
         """Note that the journal is asked for claims, and fit the page to their use."""
+        self._claiming = True
         now = self._clock()
         seconds = now - self._claimed_at
         self._claimed_at = now
@@ -207,6 +281,7 @@ class AccountQueue:
             limit: How many were asked for: fewer mean that there are no more.
             version: Of the queue when they were asked for.
         """
+        self._claiming = False
         self._pending.extend(claims)
         if len(claims) < limit and version == self._version:
             self._exhausted = True
@@ -229,7 +304,7 @@ class AccountQueue:
         fresh = bool(self._pending) and len(self._retry_heap) < max_retrying
         if not self._pending and not self._retry_heap:
             return math.inf
-        if self.closed_by is not None:
+        if self.closed_by is not None or self.draining:
             return -math.inf
         if (
             self._under_way >= self._cancels.pace.concurrency
@@ -238,7 +313,9 @@ class AccountQueue:
         ):
             return math.inf
         return max(
-            self._cancels.pace.free_at, -math.inf if fresh else self._retry_heap[0][0]
+            self._cancels.pace.free_at,
+            -math.inf if fresh else self._retry_heap[0][0],
+            self._paused_until,
         )
 
     def check_out(self, now: float) -> Item:
@@ -254,7 +331,7 @@ class AccountQueue:
             item = Item(self._pending.popleft(), now)
         self._checked_out += 1
         self._under_way += 1
-        if self.closed_by is None:
+        if self.closed_by is None and not self.draining:
             self._cancels.pace.reserve(now)
         return item
 
@@ -286,7 +363,7 @@ class AccountQueue:
     def _reopen(self) -> None:
         self._closed_by = self._cancels.outage = None
         self._closed_until = math.inf
-        self._cancels.closed = False
+        self._cancels.closed = self.dropped
 
     # ------------------------------------------------------------------- replies
 
@@ -305,6 +382,10 @@ class AccountQueue:
             classification: What came of it.
             attempt: When, and how long it took.
         """
+        reply = classification.reply
+        if isinstance(reply, TransportFailure) and reply.cause is Cause.NOT_PERMITTED:
+            self.pause()
+            return
         cancel, limit = request.method == "POST", classification.limit
         endpoint = self._cancels if cancel else self._reads
         if limit is None or limit is Limit.LOCK:
@@ -319,7 +400,6 @@ class AccountQueue:
             self._charge_locks.note(item, locked=limit is Limit.LOCK)
         if self._cancels.closed and self._cancels.outage is None:
             self._reopen()
-        reply = classification.reply
         if isinstance(reply, Response):
             self._has_answered = True
             self._judge_key(item, reply, classification, cancel=cancel)

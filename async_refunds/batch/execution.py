@@ -6,16 +6,17 @@ import asyncio
 import logging
 from contextlib import aclosing
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from async_refunds import telemetry
 from async_refunds.errors import JournalError
+from async_refunds.journal import LeaseLostError
 from async_refunds.protocol.redaction import scrub
 
 from . import source
 from .rate_control import RateController
 from .recorder import ResultRecorder
-from .scheduler import Figures, Scheduler, claim_ahead
+from .scheduler import Figures, Scheduler, claim_ahead, give_back
 from .worker import CancelWorker
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from async_refunds.client import RefundsClient
     from async_refunds.journal import Journal
+    from async_refunds.protocol.classification import Classification
     from async_refunds.results import CancelRequest, CancelResult
 
     from .item import Item
@@ -62,6 +64,10 @@ class Execution:
         timeout: Seconds for each call; ``None`` is the client's own.
         log_untaken: Whether results that the caller does not take are logged, because
             no journal of the caller's has them.
+        on_idle: Makes the batch work on the accounts that `open_account` names, until
+            it is stopped. Called with one of which the journal has nothing more, or of
+            which nothing can be canceled for now (`closing_of` says why). All of it is
+            recorded then, and it is forgotten.
     """
 
     def __init__(
@@ -75,6 +81,7 @@ class Execution:
         patience: float,
         timeout: float | None,
         log_untaken: bool,
+        on_idle: Callable[[str | None], object] | None = None,
     ) -> None:
         self._refunds = refunds
         self._requests = requests
@@ -82,14 +89,25 @@ class Execution:
         self._concurrency = concurrency
         self._log_untaken = log_untaken
         clock = asyncio.get_running_loop().time
+        leases = journal.leases
+        if leases is not None:
+            leases.on_lost = self.drop_account
         self._scheduler = Scheduler(
-            new_pace=lambda: RateController(rate=rate, now=clock()),
+            new_pace=lambda start: RateController(rate=rate, start=start, now=clock()),
             clock=clock,
             workers=concurrency,
             service=refunds.base_url,
             patience=patience,
+            leases=leases,
+            on_idle=on_idle,
         )
-        self._recorder = ResultRecorder(journal, concurrency)
+        self._input_ends = on_idle is None
+        self._recorder = ResultRecorder(
+            journal,
+            concurrency,
+            on_lost=self._scheduler.drop,
+            on_kept=None if on_idle is None else self._scheduler.claims_kept,
+        )
         self._worker = CancelWorker(
             refunds,
             journal,
@@ -114,6 +132,38 @@ class Execution:
         """Return how far the requests have come."""
         return self._scheduler.figures()
 
+    def open_account(self, account: str | None) -> None:
+        """Work on an account whose lease is held; also when the journal has more of it.
+
+        One that was dropped is opened again as soon as its last call has ended.
+        """
+        self._scheduler.open(account)
+
+    def drop_account(self, account: str | None) -> None:
+        """Forget an account whose lease is lost.
+
+        A call under way ends without another request; nothing is told of it.
+        """
+        self._scheduler.drop([account])
+
+    def drain_account(self, account: str | None) -> None:
+        """Begin nothing more of an account; ``on_idle`` tells when all is recorded."""
+        self._scheduler.drain(account)
+
+    def rate_of(self, account: str | None) -> float | None:
+        """Return the cancels a second that the next holder of an account begins with.
+
+        ``None`` if the account is forgotten, or too young to have found its rate.
+        """
+        return self._scheduler.found_rate(account)
+
+    def closing_of(self, account: str | None) -> Classification[Any] | None:
+        """Return the reply after which nothing of an account can be canceled for now.
+
+        Such as a refusal of the key. ``None`` if there is none.
+        """
+        return self._scheduler.closing_of(account)
+
     def stop(self) -> None:
         """Begin nothing more; the results of what is under way still come."""
         self._scheduler.stop()
@@ -132,7 +182,8 @@ class Execution:
         Raises:
             Exception: What ended the batch, or broke off the input, after all results.
         """
-        self._scheduler.extend(await self._journal.accounts())
+        if self._input_ends:
+            self._scheduler.extend(await self._journal.accounts())
         self._loading = self._start(self._load)
         self._claiming = self._start(
             partial(claim_ahead, self._journal, self._scheduler)
@@ -192,7 +243,7 @@ class Execution:
     async def _give_back(self) -> None:
         """Return to the journal the claims for which nothing was sent."""
         if unsent := self._scheduler.unsent():
-            await self._journal.give_back(unsent)
+            await give_back(self._journal, unsent)
 
     async def _load(self) -> None:
         """Read the input into the journal, which makes it wait for room."""
@@ -204,7 +255,8 @@ class Execution:
                     self._note(
                         chunk.error, "the input broke off; what was read of it goes on"
                     )
-        self._scheduler.end_input()
+        if self._input_ends:
+            self._scheduler.end_input()
 
     async def _add(self, requests: list[str | CancelRequest]) -> None:
         good: list[CancelRequest] = []
@@ -231,14 +283,17 @@ class Execution:
         self._calling.add(task)
         try:
             result = await self._worker.process(item)
+        except LeaseLostError as lost:
+            self._scheduler.drop(lost.accounts)
+            self._scheduler.release(item)
+            return
         except BaseException as error:
             # What is known of the item is kept, whatever ended its call.
             known = self._worker.last_known(item)
             if known is None:
                 self._scheduler.return_claim(item)
             else:
-                self._scheduler.release(item)
-                self._recorder.record(item.claim, known)
+                self._record(item, known)
             if not isinstance(error, asyncio.CancelledError) or not self._interrupted:
                 raise
             task.uncancel()
@@ -246,7 +301,10 @@ class Execution:
         finally:
             self._calling.discard(task)
         if result is not None:
-            self._scheduler.release(item)
+            self._record(item, result)
+
+    def _record(self, item: Item, result: CancelResult) -> None:
+        if self._scheduler.record_result(item):
             self._recorder.record(item.claim, result)
 
     # -------------------------------------------------------------------- ending

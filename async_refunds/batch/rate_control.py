@@ -145,6 +145,8 @@ class RateController:
     Args:
         rate: A fixed pace in requests a second. It is the caller's decision, so no 429
             changes it; trouble slows it as any other. ``None`` finds the limit.
+        start: Requests a second with which the search begins: what another process has
+            found, so that it grows from there as slowly as it would have there.
         now: The time.
 
     Raises:
@@ -177,17 +179,21 @@ class RateController:
         "_window",
     )
 
-    def __init__(self, *, rate: float | None = None, now: float) -> None:
-        if rate is not None and not 0 < rate < math.inf:
-            raise ValueError("rate must be a positive number of requests a second")
+    def __init__(
+        self, *, rate: float | None = None, start: float | None = None, now: float
+    ) -> None:
+        for given in (rate, start):
+            if given is not None and not 0 < given < math.inf:
+                raise ValueError("rate must be a positive number of requests a second")
         self._fixed = rate is not None
-        self._rate = _START if rate is None else rate
+        self._rate = rate or start or _START
         self._slot = now - 1 / self._rate  # the last one, by plan
         self._window = now  # when the rate in use was last measured
         self._requests = 0  # slots taken since
         self._used = True  # whether the rate was in use then
         self._calm = 0.0  # seconds of growth since the last cut
-        self._ceiling = _DOCUMENTED  # where the quick climb ends
+        # Where the quick climb ends.
+        self._ceiling = start or _DOCUMENTED
         self._climb = _RETURN  # its slope
         self._began_at = now
         self._cut_at = -math.inf
@@ -209,6 +215,19 @@ class RateController:
         if beyond <= 0:
             return self._rate
         return max(min(self._rate, _TROUBLED), self._rate * 0.5**beyond)
+
+    @property
+    def found_rate(self) -> float | None:
+        """The rate with which another process may begin; ``None`` if none is found yet.
+
+        That of before, while nothing gets through or the service fails.
+        """
+        if self._resume_at is not None:
+            return self._resume_at
+        # Still on its way to where it begins to feel for the limit.
+        if self._cut_at == -math.inf and self._rate < self._ceiling:
+            return None
+        return self._rate
 
     @property
     def concurrency(self) -> float:

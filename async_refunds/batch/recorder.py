@@ -6,7 +6,11 @@ import asyncio
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from async_refunds.journal import LeaseLostError
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from async_refunds.journal import Claim, Journal
     from async_refunds.results import CancelResult
 
@@ -19,9 +23,21 @@ class ResultRecorder:
         limit: With so many that the caller has not taken, `wait_for_room` waits: a
             caller that is slow slows the batch down. A result that is known never
             waits for room.
+        on_lost: Called with the accounts whose leases are lost: what is known of their
+            items is neither kept nor told.
+        on_kept: Called with the claims whose results need no attention any more.
     """
 
-    def __init__(self, journal: Journal, limit: int) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        limit: int,
+        *,
+        on_lost: Callable[[frozenset[str | None]], object],
+        on_kept: Callable[[list[Claim]], object] | None = None,
+    ) -> None:
+        self._on_lost = on_lost
+        self._on_kept = on_kept
         self._journal = journal
         self._limit = limit
         self.outcomes: Counter[str] = Counter()
@@ -56,13 +72,22 @@ class ResultRecorder:
                 self._arrived.clear()
                 await self._arrived.wait()
             batch, self._unrecorded = self._unrecorded, []
+            lost: frozenset[str | None] = frozenset()
             try:
                 await self._journal.settle(batch)
+            except LeaseLostError as error:
+                lost = error.accounts
+                self._on_lost(lost)
             except BaseException:
                 self._unrecorded = batch + self._unrecorded
                 raise
-            for _, result in batch:
-                self._publish(result)
+            for claim, result in batch:
+                if claim.stripe_account in lost:
+                    self._count_untaken(-1)
+                else:
+                    self._publish(result)
+            if self._on_kept is not None:
+                self._on_kept([claim for claim, _ in batch])
 
     def finish(self) -> None:
         """Say that no more results come: let `run` return."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from async_refunds.journal import LeaseLostError
 from async_refunds.protocol.classification import Classification, Outcome
 from async_refunds.protocol.requests import Cause, TransportFailure
 
@@ -22,7 +24,7 @@ from .endpoint import event_or
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from async_refunds.journal import Claim, Journal
+    from async_refunds.journal import Claim, Journal, Leases
     from async_refunds.models import Attempt
     from async_refunds.protocol.requests import Request
     from async_refunds.results import CancelResult
@@ -80,17 +82,24 @@ class Scheduler:
             for another call, no new one of it begins.
         service: The address of what is asked.
         patience: Seconds after which a service that only fails is asked no more.
+        leases: Of this process, where others share the work.
+        on_idle: Makes accounts come and go. Called with one that then is forgotten: the
+            journal has nothing more of it, or nothing of it can be canceled for now.
     """
 
     def __init__(
         self,
         *,
-        new_pace: Callable[[], RateController],
+        new_pace: Callable[[float | None], RateController],
         clock: Callable[[], float],
         workers: int,
         service: str,
         patience: float,
+        leases: Leases | None = None,
+        on_idle: Callable[[str | None], object] | None = None,
     ) -> None:
+        self._leases = leases
+        self._on_idle = on_idle
         self._service = service
         self._patience = patience
         self._has_answered = False
@@ -99,11 +108,11 @@ class Scheduler:
         self._workers = workers
         self._queues: dict[str | None, AccountQueue] = {}
         # When each account may send next, soonest first. Only the entry that
-        # `_scheduled_at` names counts; `_enqueue` leaves older ones behind.
+        # `AccountQueue.scheduled_at` names counts; `_enqueue` leaves older ones behind.
         self._heap: list[tuple[float, int, AccountQueue]] = []
-        self._scheduled_at: dict[str | None, float] = {}
         self._pushed = 0
         self._hungry: dict[str | None, AccountQueue] = {}  # may want claims
+        self._returned: list[Claim] = []  # by accounts that are drained
         self._picking = asyncio.Lock()
         self._changed = asyncio.Event()
         self._claims_wanted = asyncio.Event()
@@ -142,7 +151,8 @@ class Scheduler:
 
     def unsent(self) -> list[Claim]:
         """Return the claims that no worker has taken."""
-        return [claim for queue in self._queues.values() for claim in queue.unsent]
+        pending = [claim for queue in self._queues.values() for claim in queue.unsent]
+        return self._returned + pending
 
     # --------------------------------------------------------------------- input
 
@@ -156,15 +166,15 @@ class Scheduler:
         """Note that the journal has got items of these accounts, at most so many."""
         self._ahead += count
         for account in accounts:
-            queue = self._queues.get(account)
-            if queue is None:
-                queue = AccountQueue(
-                    account, self._new_pace, self._clock, self._queue_changed
-                )
-                self._queues[account] = queue
-                self._scheduled_at[account] = math.inf
+            queue = self._queues.get(account) or self._new_queue(account)
             queue.extend()
             self._want_claims(queue)
+
+    def _new_queue(self, account: str | None) -> AccountQueue:
+        queue = self._queues[account] = AccountQueue(
+            account, self._new_pace, self._clock, self._queue_changed, self._leases
+        )
+        return queue
 
     def end_input(self) -> None:
         """Note that the journal gets no more items."""
@@ -178,6 +188,81 @@ class Scheduler:
         self._room.set()
         self._claims_wanted.set()
 
+    # ------------------------------------------------------------------- accounts
+
+    def open(self, account: str | None) -> None:
+        """Work on an account whose lease this process holds, or has got more of it.
+
+        One that was dropped begins anew once its last call has ended. One that is
+        drained goes on draining.
+        """
+        queue = self._queues.get(account)
+        if queue is not None and queue.dropped:
+            queue.reopening = True
+        elif queue is None or not queue.draining:
+            self.extend([account])
+
+    def drop(self, accounts: Iterable[str | None]) -> None:
+        """Forget accounts whose leases are lost. Another process goes on with them.
+
+        A call under way ends without another request, and its result is not told.
+        """
+        for account in accounts:
+            queue = self._queues.get(account)
+            if queue is not None:
+                queue.drop()
+                self._forget_if_idle(queue)
+
+    def drain(self, account: str | None) -> None:
+        """Begin nothing more of an account; see what is under way to its end."""
+        queue = self._queues.get(account)
+        if queue is not None and not (queue.draining or queue.dropped):
+            self._return_claims(queue, queue.drain())
+            self._forget_if_idle(queue)
+
+    def found_rate(self, account: str | None) -> float | None:
+        """Return the rate that the pace of an account has found, if any."""
+        queue = self._queues.get(account)
+        return None if queue is None else queue.found_rate
+
+    def closing_of(self, account: str | None) -> Classification[Any] | None:
+        """Return the reply after which nothing of an account can be canceled."""
+        queue = self._queues.get(account)
+        return None if queue is None else queue.closed_by
+
+    def claims_kept(self, claims: Iterable[Claim]) -> None:
+        """Note that the journal has kept what became of claims, or lost their lease."""
+        touched: set[AccountQueue] = set()
+        for claim in claims:
+            queue = self._queues[claim.stripe_account]
+            queue.unkept -= 1
+            touched.add(queue)
+        for queue in touched:
+            self._forget_if_idle(queue)
+
+    def _return_claims(self, queue: AccountQueue, claims: list[Claim]) -> None:
+        self._returned += claims
+        queue.unkept += len(claims)
+        self._claims_wanted.set()
+
+    def take_returned(self) -> list[Claim]:
+        """Remove and return the claims that the journal is to take back."""
+        returned, self._returned = self._returned, []
+        return returned
+
+    def _forget_if_idle(self, queue: AccountQueue) -> None:
+        if self._on_idle is None or self._stopped or not queue.idle:
+            return
+        if not queue.dropped:
+            self._on_idle(queue.account)
+        if queue.idle:  # still: there may be more of it by now
+            queue.scheduled_at = math.inf
+            self._hungry.pop(queue.account, None)
+            del self._queues[queue.account]
+            self._changed.set()  # its entries in the heap are thrown away
+            if queue.reopening:
+                self.open(queue.account)
+
     # -------------------------------------------------------------------- claims
 
     def _want_claims(self, queue: AccountQueue) -> None:
@@ -188,7 +273,7 @@ class Scheduler:
         return max(1, _CLAIMS // max(1, len(self._queues)))
 
     async def claims_wanted(self) -> list[WantedClaims]:
-        """Wait until accounts want claims; nothing if the batch is stopped."""
+        """Wait until accounts want claims, or return some; nothing if it is stopped."""
         while not self._stopped:
             share = self._share()
             wanted: list[WantedClaims] = []
@@ -200,7 +285,7 @@ class Scheduler:
                     queue.note_claiming()
                     wanted.append(WantedClaims(account, limit, queue.version))
                     total += limit
-            if wanted:
+            if wanted or self._returned:
                 return wanted
             self._claims_wanted.clear()
             await self._claims_wanted.wait()
@@ -217,8 +302,18 @@ class Scheduler:
             self._ahead = 0  # what was added was there already
         if self._ahead < _AHEAD:
             self._room.set()
+        if queue.dropped or queue.draining:
+            self._take_back(queue)
         if not queue.empty:
             self._want_claims(queue)
+        self._forget_if_idle(queue)
+
+    def _take_back(self, queue: AccountQueue) -> None:
+        """Remove the claims that came after a queue was dropped or drained."""
+        if queue.dropped:
+            queue.drop()
+        else:
+            self._return_claims(queue, queue.drain())
 
     # --------------------------------------------------------------------- items
 
@@ -232,24 +327,57 @@ class Scheduler:
                     return None
                 if queue is None or wait > 0:
                     await event_or(self._changed, wait)
-                else:
+                elif queue.draining or queue.may_send():
                     return self._check_out(queue)
+                else:
+                    queue.pause()
             return None
 
     def put_back(self, item: Item, not_before: float) -> None:
         """Take an item back, to be given out again at that time."""
         self._checked_out -= 1
-        self._queue_of(item).put_back(item, not_before)
+        queue = self._queue_of(item)
+        if queue.dropped:
+            queue.release(item)
+            self._forget_if_idle(queue)
+        else:
+            queue.put_back(item, not_before)
 
     def release(self, item: Item) -> None:
         """Note that a worker is done with an item."""
         self._checked_out -= 1
-        self._queue_of(item).release(item)
+        queue = self._queue_of(item)
+        queue.release(item)
+        self._forget_if_idle(queue)
+
+    def record_result(self, item: Item) -> bool:
+        """Note that a worker is done with an item, and what it knows is to be kept.
+
+        Returns:
+            Whether it is: not if the lease of its account was lost.
+        """
+        queue = self._queue_of(item)
+        kept = not queue.dropped
+        queue.unkept += kept
+        self.release(item)
+        return kept
 
     def return_claim(self, item: Item) -> None:
         """Take back the claim of an item for which nothing was sent."""
-        self._queue_of(item).return_claim(item)
+        queue = self._queue_of(item)
+        queue.return_claim(item)
+        if queue.dropped or queue.draining:
+            self._take_back(queue)
         self.release(item)
+
+    def may_begin(self, item: Item) -> bool:
+        """Tell whether another call for an item may begin, now or later."""
+        queue = self._queue_of(item)
+        return not (self._stopped or queue.draining or queue.closed_by is not None)
+
+    def permit_of(self, item: Item) -> Callable[[], bool] | None:
+        """Return what its calls ask before each send."""
+        return self._queue_of(item).permit
 
     def closed_by(self, item: Item) -> Classification[Any] | None:
         """Return the reply after which nothing of its account can be canceled."""
@@ -272,6 +400,9 @@ class Scheduler:
         self._has_answered = self._has_answered or queue.has_answered
         if queue.outage is not None and queue.closed_by is None:
             self._judge_outage(queue, queue.outage, attempt)
+        if self._on_idle is not None and queue.closed_by is not None:
+            # Nothing of it is worth a claim before its lease is taken anew.
+            self.drain(queue.account)
 
     def _judge_outage(
         self, queue: AccountQueue, outage: Outage, attempt: Attempt
@@ -334,29 +465,29 @@ class Scheduler:
     def _enqueue(self, queue: AccountQueue) -> None:
         when = self._next_at(queue)
         # If it may send later than its entry says, the entry is corrected when due.
-        if when < self._scheduled_at[queue.account]:
+        if when < queue.scheduled_at:
             self._pushed += 1
-            self._scheduled_at[queue.account] = when
+            queue.scheduled_at = when
             heapq.heappush(self._heap, (when, self._pushed, queue))
 
     def _soonest(self) -> tuple[AccountQueue | None, float]:
         """Return the account that may send first, and how long that is from now."""
         while self._heap:
             entry, _, queue = self._heap[0]
-            valid = entry == self._scheduled_at[queue.account]
+            valid = entry == queue.scheduled_at
             when = self._next_at(queue)
             if valid and entry >= when:
                 return queue, when - self._clock()
             # An older entry; or its pace has slowed down, or it has nothing any more.
             heapq.heappop(self._heap)
             if valid:
-                self._scheduled_at[queue.account] = math.inf
+                queue.scheduled_at = math.inf
                 self._enqueue(queue)
         return None, math.inf
 
     def _check_out(self, queue: AccountQueue) -> Item:
         heapq.heappop(self._heap)
-        self._scheduled_at[queue.account] = math.inf
+        queue.scheduled_at = math.inf
         item = queue.check_out(self._clock())
         self._checked_out += 1
         self._enqueue(queue)
@@ -370,7 +501,20 @@ async def claim_ahead(journal: Journal, scheduler: Scheduler) -> None:
 
     One round serves many accounts, whose claims the journal keeps with one commit.
     """
-    while wanted := await scheduler.claims_wanted():
-        claims = await journal.claim({each.account: each.limit for each in wanted})
-        for each in wanted:
-            scheduler.add_claims(each, claims[each.account])
+    while not scheduler.stopped:
+        wanted = await scheduler.claims_wanted()
+        if returned := scheduler.take_returned():
+            await give_back(journal, returned)
+            scheduler.claims_kept(returned)
+        if wanted:
+            claims = await journal.claim({each.account: each.limit for each in wanted})
+            for each in wanted:
+                if each.account not in claims:
+                    scheduler.drop([each.account])
+                scheduler.add_claims(each, claims.get(each.account, []))
+
+
+async def give_back(journal: Journal, claims: list[Claim]) -> None:
+    """Return claims to the journal, those whose lease is lost excepted."""
+    with suppress(LeaseLostError):
+        await journal.give_back(claims)

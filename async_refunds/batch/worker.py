@@ -16,7 +16,12 @@ from async_refunds.protocol.outcome import (
     conclude_expired_key,
     conclude_interrupted,
 )
-from async_refunds.protocol.requests import Request, cancel_request, settling_read
+from async_refunds.protocol.requests import (
+    Cause,
+    Request,
+    cancel_request,
+    settling_read,
+)
 from async_refunds.results import CancelResult
 from async_refunds.retry import RetryPolicy
 
@@ -83,6 +88,8 @@ class CancelWorker:
         closing = self._scheduler.closed_by(item)
         if closing is not None:
             return self._result(item, self._conclude_closed(item, closing))
+        if item.known is not None and not self._scheduler.may_begin(item):
+            return item.known
         if _is_stale(item):
             conclusion = await self._settle_expired_key(item)
             if conclusion is not None:
@@ -174,15 +181,29 @@ class CancelWorker:
             passing: Whether another call may well end differently.
         """
         item.known = self._result(item, conclusion)
+        if _lacks_permit(item):
+            return self._end_without_permit(item)
         not_before = self._clock() + _BETWEEN_CALLS.backoff(item.calls)
         if (
             not passing
-            or self._scheduler.stopped
-            or self._scheduler.closed_by(item) is not None
+            or not self._scheduler.may_begin(item)
             or not_before >= item.began_at + self._patience
         ):
             return item.known
         self._scheduler.put_back(item, not_before)
+        return None
+
+    def _end_without_permit(self, item: Item) -> CancelResult | None:
+        """Put back an item whose next request was not permitted.
+
+        However long that lasts: its patience is with Stripe, which was not asked.
+        """
+        if all(attempt.failure == Cause.NOT_PERMITTED for attempt in item.attempts):
+            self._scheduler.return_claim(item)
+            return None
+        if not self._scheduler.may_begin(item):
+            return item.known
+        self._scheduler.put_back(item, self._clock())
         return None
 
     def _result(self, item: Item, conclusion: Conclusion) -> CancelResult:
@@ -237,6 +258,7 @@ class _ItemCall:
             remembered=time.time() - item.claim.key_unused_until < _KEY_SECONDS,
             observer=self,
             retry_gate=self,
+            permit=scheduler.permit_of(item),
         )
 
     def attempt_finished(
@@ -271,7 +293,13 @@ class _ItemCall:
         return id_of(refund.charge) or id_of(refund.payment_intent)
 
     async def _read(self, reading: Request[Refund], seconds: float) -> Refund | None:
-        call = begin_call(self._refunds, seconds, observer=self, retry_gate=self)
+        call = begin_call(
+            self._refunds,
+            seconds,
+            observer=self,
+            retry_gate=self,
+            permit=self.call.permit,
+        )
         return (await call.read(reading)).value
 
 
@@ -282,6 +310,11 @@ def _cancel_of(item: Item) -> Request[Refund]:
         idempotency_key=claim.idempotency_key,
         stripe_account=claim.stripe_account,
     )
+
+
+def _lacks_permit(item: Item) -> bool:
+    """Tell whether the last call ended because it was not permitted to send."""
+    return bool(item.attempts) and item.attempts[-1].failure == Cause.NOT_PERMITTED
 
 
 def _is_stale(item: Item) -> bool:

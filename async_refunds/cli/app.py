@@ -12,7 +12,18 @@ import typer
 
 from async_refunds.version import __version__
 
-from . import backup, cancel, demo, emulator, lookup, report, resume, sweep, verify
+from . import (
+    backup,
+    cancel,
+    demo,
+    emulator,
+    fleet,
+    lookup,
+    report,
+    resume,
+    sweep,
+    verify,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,3 +96,6 @@ for name, help_text, command in (
 ):
     first_line = help_text.partition("\n")[0]
     app.command(name, help=help_text, short_help=first_line)(command)
+app.add_typer(
+    fleet.app, name="fleet", help=fleet.HELP, short_help=fleet.HELP.partition("\n")[0]
+)

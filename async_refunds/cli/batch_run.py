@@ -20,7 +20,7 @@ from async_refunds.results import CANCELED, CancelRequest, CancelResult
 from .exit_codes import DONE, INTERRUPTED, NOT_ALL, UNKNOWN
 from .progress import BatchProgress, shown
 from .report_data import effort, money_lines
-from .summary import exit_code, outcome_table, resume_command
+from .summary import exit_code, next_steps, outcome_table, resume_command
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -280,7 +280,9 @@ class BatchRun:
         kept, say = self._kept, self._output.say
         resume = None if kept is None else kept.resume
         if self._outcomes:
-            for line in outcome_table(self._outcomes, resume):
+            for line in outcome_table(
+                self._outcomes, next_steps(self._outcomes, resume)
+            ):
                 say(line)
             for line in money_lines(self._sums, self._counts):
                 say(line)

@@ -86,7 +86,7 @@ def cancel(
     api = options.connect(connection, account=False)
     with ExitStack() as stack:
         requests = stack.enter_context(RefundList(connection.account))
-        notes = _collect(requests, refund_ids or [], source, skip_bad=skip_bad)
+        notes = collect(requests, refund_ids or [], source, skip_bad=skip_bad)
         if dry_run:
             output = Output(written)
             code = _show_preview(
@@ -141,7 +141,7 @@ def _show_preview(
     return NOT_ALL if writer.preview.statuses[preview.NOT_READ] else DONE
 
 
-def _collect(
+def collect(
     requests: RefundList, refund_ids: list[str], source: str | None, *, skip_bad: bool
 ) -> list[str]:
     """Add every refund that was given, or refuse.

@@ -121,7 +121,7 @@ class Connection:
     @property
     def mode(self) -> str:
         """``live`` or ``test``."""
-        return _mode(self.livemode)
+        return mode_name(self.livemode)
 
     def _describe(self) -> str:
         parts = [f"{self.base_url} with a {self.mode} key"]
@@ -156,8 +156,8 @@ def connect_to_run(
     )
     if made.livemode != run.livemode:
         refuse(
-            f"{journal!r} is a run in {_mode(run.livemode)} mode, and STRIPE_API_KEY "
-            f"is a {_mode(made.livemode)} key; nothing was sent"
+            f"{journal!r} is a run in {mode_name(run.livemode)} mode, and "
+            f"STRIPE_API_KEY is a {mode_name(made.livemode)} key; nothing was sent"
         )
     if base_url is not None and base_url.rstrip("/") != run.base_url:
         refuse(f"{journal!r} is a run at {run.base_url}; nothing was sent")
@@ -169,7 +169,8 @@ def connect_to_run(
     return made
 
 
-def _mode(live: bool) -> str:  # noqa: FBT001 - the mode itself
+def mode_name(live: bool) -> str:  # noqa: FBT001 - the mode itself
+    """Return ``live`` or ``test``."""
     return "live" if live else "test"
 
 

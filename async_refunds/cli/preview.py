@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections import Counter
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 import typer
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from async_refunds.models import Refund
     from async_refunds.results import CancelRequest
 
-    from .config import Connection
     from .output import Output
 
 PREVIEW_COLUMNS = ("refund_id", "status", "amount", "currency", "error")
@@ -195,8 +194,27 @@ def act_command() -> str:
     return shlex.join(["async-refunds", *words])
 
 
+class Target(Protocol):
+    """Where refunds are canceled."""
+
+    @property
+    def base_url(self) -> str:
+        """The address of the API."""
+        ...
+
+    @property
+    def livemode(self) -> bool:
+        """Whether real money moves."""
+        ...
+
+    @property
+    def mode(self) -> str:
+        """``live`` or ``test``."""
+        ...
+
+
 def ask(
-    connection: Connection,
+    connection: Target,
     count: int,
     others: int,
     *,

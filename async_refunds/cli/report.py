@@ -16,10 +16,11 @@ from async_refunds.results import CANCELED
 from . import options
 from .batch_run import MAX_ROWS, RESULT_COLUMNS
 from .money import in_major_units
+from .options import OptionGroup
 from .output import Output, interruptible, os_reason, refuse
-from .report_data import RunReport, effort, money_lines
+from .report_data import RunReader, RunReport, effort, money_lines
 from .report_html import html_page
-from .summary import exit_code, outcome_table
+from .summary import exit_code, outcome_table, resume_command
 from .tables import printable, utc
 
 if TYPE_CHECKING:
@@ -57,56 +58,77 @@ Exit codes: 0 all are canceled, 1 some are not, or stdout broke (`| head`), 2 no
 such journal, 3 the outcome of some is unknown, 130 interrupted."""
 
 
-@options.with_options
-def report(
-    journal: options.JournalArgument,
-    *,
+class ReportForm(OptionGroup, frozen=True, kw_only=True):
+    """How a report is written."""
+
     as_csv: Annotated[
         bool, typer.Option("--csv", help="Each refund as a line of CSV, for Excel too.")
-    ] = False,
+    ] = False
     page: Annotated[
         str | None,
         typer.Option("--html", metavar="FILE", help="Write a page for a browser."),
-    ] = None,
+    ] = None
     force: Annotated[
         bool, typer.Option("--force", help="Replace FILE if there is one.")
-    ] = False,
-    as_json: options.AsJson = False,
-    quiet: options.Quiet = False,
-) -> None:
+    ] = False
+    as_json: options.AsJson = False
+    quiet: options.Quiet = False
+
+    def __post_init__(self) -> None:
+        """Check that one form is asked for.
+
+        Raises:
+            ValueError: Several are.
+        """
+        if self.as_csv + self.as_json + (self.page is not None) > 1:
+            raise ValueError("give one of --csv, --json and --html, not several")
+
+
+@options.with_options
+def report(journal: options.JournalArgument, *, form: ReportForm) -> None:
     """Show what became of each refund of a run."""
-    if as_csv + as_json + (page is not None) > 1:
-        refuse("give one of --csv, --json and --html, not several")
-    output = Output(options.Format(as_json=as_json or as_csv, quiet=quiet))
     with interruptible(lambda: "the report is not complete; the journal is as it was"):
         try:
             reader = JournalReader(journal)
-            run = RunReport(journal, reader)
-            if page is not None:
-                _write_page(page, run, reader, force=force)
-                output.say(f"written to {page}")
-            elif output.as_table:
-                _show(output, run, reader)
-            elif as_csv:
-                for line in _csv_lines(reader.records()):
-                    output.raw(line)
-            else:
-                for record in reader.records():
-                    output.record(_row(record))
+            if form.page is not None:
+                _refuse_same_file(form.page, journal)
+            run = RunReport(journal, reader, resume=resume_command(journal, reader.run))
+            write_report(run, reader, form)
         except JournalError as error:
             refuse(str(error))
     raise typer.Exit(exit_code(run.outcomes))
+
+
+def write_report(run: RunReport, reader: RunReader, form: ReportForm) -> None:
+    """Write a report as the user wants it.
+
+    Raises:
+        OutputLostError: It could not be written to its end.
+    """
+    as_json = form.as_json or form.as_csv
+    output = Output(options.Format(as_json=as_json, quiet=form.quiet))
+    if form.page is not None:
+        _write_page(form.page, run, reader, force=form.force)
+        output.say(f"written to {form.page}")
+    elif output.as_table:
+        _show(output, run, reader)
+    elif form.as_csv:
+        for line in _csv_lines(reader.records()):
+            output.raw(line)
+    else:
+        for record in reader.records():
+            output.record(_row(record))
 
 
 def _row(record: Record) -> dict[str, object]:
     return {name: getattr(record, name) for name in COLUMNS}
 
 
-def _show(output: Output, run: RunReport, reader: JournalReader) -> None:
+def _show(output: Output, run: RunReport, reader: RunReader) -> None:
     """Show the summary, and the refunds that need attention up to a table's limit."""
     if run.going_on:
         output.say(f"{run.name} is in use: its run is going on")
-    output.text(outcome_table(run.outcomes, run.resume))
+    output.text(outcome_table(run.outcomes, run.steps))
     output.text(money_lines(run.sums.amounts, run.sums.counts))
     if run.requests:
         output.text([effort(run.requests, run.rate_limited, run.seconds)])
@@ -123,13 +145,15 @@ def _show(output: Output, run: RunReport, reader: JournalReader) -> None:
     output.table(RESULT_COLUMNS)
 
 
-def _write_page(
-    path: str, run: RunReport, reader: JournalReader, *, force: bool
-) -> None:
+def _refuse_same_file(path: str, journal: str) -> None:
+    page = Path(path)
+    if page.exists() and page.samefile(journal):
+        refuse(f"--html {path!r} is the journal itself")
+
+
+def _write_page(path: str, run: RunReport, reader: RunReader, *, force: bool) -> None:
     """Write the page, or refuse; what could not be written to its end is removed."""
     page = Path(path)
-    if page.exists() and page.samefile(run.name):
-        refuse(f"--html {path!r} is the journal itself")
     try:
         with page.open(
             "w" if force else "x", encoding="utf-8", errors="backslashreplace"

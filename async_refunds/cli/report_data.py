@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from async_refunds.results import CANCELED
 
 from .money import in_major_units
-from .summary import IN_FLIGHT, resume_command
+from .summary import IN_FLIGHT, next_steps
 from .tables import aligned, counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
-    from async_refunds.journal import JournalReader, Record
+    from async_refunds.journal import Record, Run, Tally
 
-    from .summary import Outcomes
+    from .summary import Outcomes, Steps
 
 
 class Sums:
@@ -54,19 +54,51 @@ class Sums:
         return ", ".join(f"{currency} {amount}" for currency, _, amount in self.rows())
 
 
+class RunReader(Protocol):
+    """Reads a run, wherever it is kept."""
+
+    @property
+    def run(self) -> Run:
+        """What it is about."""
+        ...
+
+    @property
+    def in_use(self) -> bool:
+        """Whether somebody is working on it now."""
+        ...
+
+    def tally(self) -> Tally:
+        """Return how far it is."""
+        ...
+
+    def records(self) -> Iterator[Record]:
+        """Yield what is known of each item, in input order."""
+        ...
+
+
 class RunReport:
     """What a run came to, as of now.
 
     Reads every record once: a hundred thousand take about a second.
 
     Args:
-        journal: The path of the journal, as the user typed it.
+        name: The path of the journal, or what else the user calls the run.
         reader: Reads it.
+        resume: The command that goes on with it.
+        steps: Returns what to do about each outcome, for the counts and that command.
     """
 
-    def __init__(self, journal: str, reader: JournalReader) -> None:
-        self.name = journal
-        self.resume = resume_command(journal, reader.run)
+    def __init__(
+        self,
+        name: str,
+        reader: RunReader,
+        *,
+        resume: str,
+        steps: Callable[[Outcomes, str], Steps] = next_steps,
+    ) -> None:
+        self.name = name
+        self.resume = resume
+        self._steps = steps
         self.run = reader.run
         self.going_on = reader.in_use
         tally = reader.tally()
@@ -89,6 +121,11 @@ class RunReport:
         """Tell whether the running process may be canceling a refund now."""
         unknown = record.outcome == "unknown" and record.seconds is None
         return self.going_on and unknown
+
+    @property
+    def steps(self) -> Steps:
+        """What to do about each outcome."""
+        return self._steps(self.outcomes, self.resume)
 
     @property
     def canceled(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import re
 from datetime import UTC, datetime
 from functools import cache
 from importlib import resources
@@ -22,7 +23,6 @@ from async_refunds.results import CANCELED
 from .money import in_major_units
 from .report_chart import over_time
 from .report_data import Sums
-from .summary import next_steps
 from .tables import counted, printable
 
 if TYPE_CHECKING:
@@ -98,6 +98,9 @@ COLUMNS: tuple[Column, ...] = (
 """A time is in Unix seconds: the browser writes it out for the rows that it shows."""
 
 
+_COMMAND = re.compile("`(.*)`")
+
+
 def html_page(report: RunReport, records: Iterable[Record]) -> Iterator[str]:
     """Yield the page, a part at a time.
 
@@ -166,7 +169,7 @@ def _attention(report: RunReport, records: Iterable[Record]) -> str:
     for record in records:
         if record.outcome in groups and not report.is_in_flight(record):
             groups[record.outcome].append(record)
-    steps = next_steps(report.outcomes, report.resume)
+    steps = report.steps
     shown = "".join(
         _group(report, outcome or "open", group, steps[outcome])
         for outcome, group in groups.items()
@@ -196,7 +199,7 @@ def _group(
     return (
         f'<section class="group {outcome}">'
         f'<h3 class="{outcome}">{len(records):,} {outcome}</h3>'
-        f"<p>{_step(report, step[:1].upper() + step[1:])}</p>{at_stake}"
+        f"<p>{_step(step[:1].upper() + step[1:])}</p>{at_stake}"
         + _table("lines", head, rows, numbers={2})
         + f'<p>{note}<button class="screen" data-outcome="{outcome}">'
         "Show in the table</button></p></section>"
@@ -230,11 +233,11 @@ def _money(report: RunReport) -> str:
 
 
 def _outcomes(report: RunReport) -> str:
-    steps = next_steps(report.outcomes, report.resume)
+    steps = report.steps
     rows = [(name, count) for name in steps if (count := report.outcomes[name])]
     lines = "".join(
         f'<tr><td class="word {name or "open"}">{name or "open"}</td>'
-        f'<td class="n">{count:,}</td><td>{_step(report, steps[name])}</td></tr>'
+        f'<td class="n">{count:,}</td><td>{_step(steps[name])}</td></tr>'
         for name, count in rows
     )
     return (
@@ -244,10 +247,9 @@ def _outcomes(report: RunReport) -> str:
     )
 
 
-def _step(report: RunReport, step: str) -> str:
-    """Return what to do, with the command in it set as code."""
-    code = f"<code>{_text(report.resume)}</code>"
-    return _text(step).replace(_text(f"`{report.resume}`"), code)
+def _step(step: str) -> str:
+    """Return what to do, with a command in it set as code."""
+    return _COMMAND.sub(r"<code>\1</code>", _text(step))
 
 
 def _empty_table(report: RunReport, columns: Iterable[Column]) -> str:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 Outcomes: TypeAlias = Counter[str | None]
 """The number of refunds of each outcome; ``None`` counts those without a result."""
 
+Steps: TypeAlias = dict[str | None, str]
+"""What to do about each outcome, in the order of a table."""
+
 IN_FLIGHT = "in flight"
 """Counts the refunds that a running process may be canceling."""
 
@@ -30,14 +33,8 @@ def resume_command(journal: str, run: Run) -> str:
     return shlex.join(words)
 
 
-def outcome_table(outcomes: Outcomes, resume: str | None) -> list[str]:
-    """Return a table of the outcomes and what to do about each.
-
-    Args:
-        outcomes: The counts.
-        resume: The command that continues the run, if there is a journal.
-    """
-    steps = next_steps(outcomes, resume)
+def outcome_table(outcomes: Outcomes, steps: Steps) -> list[str]:
+    """Return a table of the outcomes and what to do about each."""
     rows = [
         [outcome or "open", f"{outcomes[outcome]:,}", steps[outcome]]
         for outcome in steps
@@ -46,7 +43,7 @@ def outcome_table(outcomes: Outcomes, resume: str | None) -> list[str]:
     return aligned([["outcome", "refunds", "what to do"], *rows])
 
 
-def next_steps(outcomes: Outcomes, resume: str | None) -> dict[str | None, str]:
+def next_steps(outcomes: Outcomes, resume: str | None) -> Steps:
     """Return what to do about each outcome, in the order of a table.
 
     Args:

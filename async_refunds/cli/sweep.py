@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
@@ -21,6 +20,7 @@ from .lookup import REFUND_COLUMNS, show
 from .output import Output, interruptible, print_error, refuse
 from .progress import SearchProgress
 from .refund_list import RefundList
+from .spans import span_seconds
 from .start_batch import open_journal, open_output, run_batch
 from .tables import counted
 
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from async_refunds.client import RefundsClient
     from async_refunds.models import Refund
     from async_refunds.protocol.requests import CreatedRange
-
-_SPAN = re.compile(r"(\d{1,5})([smhdw])")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,28 +117,58 @@ no, or stdout broke (`| head`), 2 wrong usage, 3 the outcome of some is
 unknown, 130 interrupted. With --dry-run: 0 searched to the end."""
 
 
-@options.with_options
-def sweep(
-    *,
+class FilterOptions(options.OptionGroup, frozen=True, kw_only=True):
+    """Which refunds are searched for."""
+
     older_than: Annotated[
         str | None,
         typer.Option(
             metavar="SPAN", help="Those created longer ago than this: 14d, 36h, 2w."
         ),
-    ] = None,
+    ] = None
     expiring_within: Annotated[
         str | None,
         typer.Option(
             metavar="SPAN", help="Those that expire within this time: 3d, 12h."
         ),
-    ] = None,
+    ] = None
     since: Annotated[
         str, typer.Option(metavar="SPAN", help="How far back to search.")
-    ] = "180d",
+    ] = "180d"
     currency: Annotated[
         str | None,
         typer.Option(metavar="CUR,...", help="Only these currencies: jpy,eur."),
-    ] = None,
+    ] = None
+
+    def filter(self) -> Filter:
+        """Return which refunds the options mean, or refuse."""
+        if (self.older_than is None) == (self.expiring_within is None):
+            refuse("give --older-than or --expiring-within; nothing was sent")
+        # One moment for all bounds, so that they do not move during the search.
+        now = time.time()
+        window = span_seconds("--since", self.since)
+        created: CreatedRange = {"gte": int(now - window)}
+        expires_by = None
+        if self.older_than is not None:
+            age = span_seconds("--older-than", self.older_than)
+            if age >= window:
+                refuse(
+                    f"--older-than {self.older_than} is not within --since "
+                    f"{self.since}; nothing was sent"
+                )
+            created["lt"] = int(now - age)
+        if self.expiring_within is not None:
+            expires_by = now + span_seconds("--expiring-within", self.expiring_within)
+        currencies = frozenset[str]()
+        if self.currency is not None:
+            currencies = _currencies(self.currency)
+        return Filter(created=created, expires_by=expires_by, currencies=currencies)
+
+
+@options.with_options
+def sweep(
+    *,
+    which: FilterOptions,
     dry_run: options.DryRun = False,
     send: options.SendOptions,
     journal: options.Journal = None,
@@ -150,32 +177,18 @@ def sweep(
     batch: options.BatchOptions,
 ) -> None:
     """Cancel the refunds in requires_action that are old, or about to expire."""
-    wanted = _filter(older_than, expiring_within, since, currency)
+    wanted = which.filter()
     if not (send.yes or dry_run):
         preview.require_terminal()
     with ExitStack() as stack:
         matches = stack.enter_context(RefundList(connection.account))
         output = Output(written) if dry_run else open_output(stack, written, journal)
-        found = Found()
-
-        async def find() -> None:
-            async with options.connect(connection).client(output) as refunds:
-                await search(
-                    *(refunds, wanted, matches, found, output),
-                    account=connection.account,
-                    limit=send.limit,
-                    show_rows=dry_run,
-                )
-
-        try:
-            with interruptible(
-                lambda: f"{found.progress.incomplete}; nothing was canceled"
-            ):
-                asyncio.run(find())
-        except RefundsError as error:
-            print_error(f"{error}; nothing was canceled")
-            raise typer.Exit(NOT_ALL) from None
-        _show_found(output, found, send.limit)
+        find(
+            *(wanted, matches, output),
+            connection=connection,
+            limit=send.limit,
+            show_rows=dry_run,
+        )
         if dry_run and matches.count:
             output.say(f"nothing was canceled; to cancel them: {preview.act_command()}")
         if dry_run or not matches.count:
@@ -195,45 +208,45 @@ def sweep(
     raise typer.Exit(code)
 
 
-def _filter(
-    older_than: str | None,
-    expiring_within: str | None,
-    since: str,
-    currency: str | None,
-) -> Filter:
-    """Return which refunds the options mean, or refuse."""
-    if (older_than is None) == (expiring_within is None):
-        refuse("give --older-than or --expiring-within; nothing was sent")
-    # One moment for all bounds, so that they do not move during the search.
-    now = time.time()
-    window = _seconds("--since", since)
-    created: CreatedRange = {"gte": int(now - window)}
-    expires_by = None
-    if older_than is not None:
-        age = _seconds("--older-than", older_than)
-        if age >= window:
-            refuse(
-                f"--older-than {older_than} is not within --since {since}; nothing was "
-                "sent"
+def find(
+    wanted: Filter,
+    matches: RefundList,
+    output: Output,
+    *,
+    connection: options.ConnectionOptions,
+    limit: int | None,
+    show_rows: bool,
+) -> None:
+    """Search, show what was found, and end the command if the search fails.
+
+    Args:
+        wanted: Which refunds.
+        matches: Where they are added.
+        output: Where everything is written.
+        connection: To the API, and of which account.
+        limit: Stop at this many.
+        show_rows: Write each match, on a terminal the first ones.
+    """
+    found = Found()
+
+    async def run() -> None:
+        async with options.connect(connection).client(output) as refunds:
+            await search(
+                *(refunds, wanted, matches, found, output),
+                account=connection.account,
+                limit=limit,
+                show_rows=show_rows,
             )
-        created["lt"] = int(now - age)
-    if expiring_within is not None:
-        expires_by = now + _seconds("--expiring-within", expiring_within)
-    return Filter(
-        created=created,
-        expires_by=expires_by,
-        currencies=frozenset() if currency is None else _currencies(currency),
-    )
 
-
-def _seconds(option: str, text: str) -> int:
-    span = _SPAN.fullmatch(text)
-    if span is None:
-        refuse(
-            f"{option} must be a number with s, m, h, d or w, such as 14d, not "
-            f"{text!r}; nothing was sent"
-        )
-    return int(span[1]) * _SECONDS[span[2]]
+    try:
+        with interruptible(
+            lambda: f"{found.progress.incomplete}; nothing was canceled"
+        ):
+            asyncio.run(run())
+    except RefundsError as error:
+        print_error(f"{error}; nothing was canceled")
+        raise typer.Exit(NOT_ALL) from None
+    _show_found(output, found, limit)
 
 
 def _currencies(text: str) -> frozenset[str]:

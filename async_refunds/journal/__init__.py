@@ -1,6 +1,15 @@
 """What a batch has decided and learned, and where that is kept."""
 
-from .base import Claim, Journal, Record, Run, Tally, require_target
+from .base import (
+    Claim,
+    Journal,
+    LeaseLostError,
+    Leases,
+    Record,
+    Run,
+    Tally,
+    require_target,
+)
 from .factory import open_journal
 from .memory import WINDOW, MemoryJournal
 from .sqlite import JournalReader, SqliteJournal
@@ -9,6 +18,8 @@ __all__ = [
     "Claim",
     "Journal",
     "JournalReader",
+    "LeaseLostError",
+    "Leases",
     "MemoryJournal",
     "Record",
     "Run",

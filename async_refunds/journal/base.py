@@ -11,9 +11,23 @@ from async_refunds.errors import JournalError
 from async_refunds.results import CancelOutcome  # noqa: TC001 - a struct's field
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from async_refunds.results import CancelRequest, CancelResult
+
+
+class LeaseLostError(Exception):
+    """Some accounts belong to another process now, which goes on with the same keys.
+
+    No failure: whatever concerned other accounts was kept.
+
+    Args:
+        accounts: Those that this journal does not hold any more.
+    """
+
+    def __init__(self, accounts: Iterable[str | None]) -> None:
+        super().__init__("the leases of some accounts were lost")
+        self.accounts = frozenset(accounts)
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -105,11 +119,36 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     """Unix seconds of the last result."""
 
 
+class Leases(Protocol):
+    """The leases that this process holds, each for one account."""
+
+    on_lost: Callable[[str | None], object] | None
+    """Called with each account that somebody else has taken over."""
+
+    def may_send(self, stripe_account: str | None) -> bool:
+        """Tell whether a request for an account may go out now. Cheap.
+
+        ``False`` is not for ever: a database that was away may come back in time, with
+        the lease unchanged.
+        """
+        ...
+
+    def rate(self, stripe_account: str | None) -> float | None:
+        """Return the cancels a second that the last holder of the lease had found.
+
+        ``None`` if nobody knows.
+        """
+        ...
+
+
 class Journal(Protocol):
     """What a batch has decided and learned, item by item.
 
     An item is one refund of one account. When a method returns, what it did is kept as
     safely as this journal keeps anything. Several tasks may call it at the same time.
+
+    A journal of several machines holds a lease for each account that it works on, and
+    another process may take it over. The others hold every account for ever.
 
     Raises:
         JournalError: From any method, once the journal can no longer be used.
@@ -118,6 +157,11 @@ class Journal(Protocol):
     @property
     def run(self) -> Run | None:
         """What the journal is about; ``None`` if any client may use it."""
+        ...
+
+    @property
+    def leases(self) -> Leases | None:
+        """Those that are asked before each send; ``None`` if nobody shares the work."""
         ...
 
     def begin(self) -> None:
@@ -154,7 +198,8 @@ class Journal(Protocol):
 
         Returns:
             The items of each account. Fewer than its limit (or none) means that there
-            are no more for now; `add` may bring more.
+            are no more for now; `add` may bring more. An account that this journal does
+            not hold any more is left out.
 
         Raises:
             ValueError: A limit below 1.
@@ -162,7 +207,11 @@ class Journal(Protocol):
         ...
 
     async def rekey(self, claim: Claim) -> Claim:
-        """Give out the same item with a new key, which is kept."""
+        """Give out the same item with a new key, which is kept.
+
+        Raises:
+            LeaseLostError: Its account is not held any more; it has no new key.
+        """
         ...
 
     async def give_back(self, claims: Sequence[Claim]) -> None:
@@ -170,11 +219,18 @@ class Journal(Protocol):
 
         The next batch gets them. An item that an earlier batch may have sent stays
         ``maybe_sent``.
+
+        Raises:
+            LeaseLostError: Some accounts are not held any more; all else is kept.
         """
         ...
 
     async def settle(self, known: Sequence[tuple[Claim, CancelResult]]) -> None:
-        """Keep what became of items. An item that is settled stays as it is."""
+        """Keep what became of items. An item that is settled stays as it is.
+
+        Raises:
+            LeaseLostError: Some accounts are not held any more; all else is kept.
+        """
         ...
 
     async def accounts(self) -> list[str | None]:

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from .base import BatchGuard, Claim, Record, Tally, check_limits
+from .base import (
+    BatchGuard,
+    Claim,
+    Leases,
+    Record,
+    Tally,
+    check_limits,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +42,7 @@ class MemoryJournal(BatchGuard):
     """
 
     run = None  # any client may use it
+    leases: Leases | None = None  # nobody shares it
 
     def __init__(
         self,

@@ -22,8 +22,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", covariant=True)  # noqa: PLC0105 - one letter is the field's habit
 
-# The next attempt would meet the same certificate, proxy or closed session.
-_FINAL = frozenset({Cause.CERTIFICATE, Cause.CLOSED, Cause.PROXY_AUTHENTICATION})
+# The next attempt would meet the same certificate, proxy, closed session or permit.
+_FINAL = frozenset(
+    {
+        Cause.CERTIFICATE,
+        Cause.CLOSED,
+        Cause.PROXY_AUTHENTICATION,
+        Cause.NOT_PERMITTED,
+    }
+)
 
 # 408: a proxy gave up on a request that Stripe may have begun to execute.
 # 409: another request with the same idempotency key is in progress.
@@ -177,8 +184,8 @@ def classify(request: Request[T], reply: Reply) -> Classification[T]:
       Stripe API"). What is decided before that layer, such as a 401, may not repeat it.
       Such a refusal is no `Proof`: it may be a late answer to another request on
       the same connection. It is believed if a second answer, on another connection,
-      says the same and the refund, as read, is not canceled. A limiter's is believed
-      also if the read fails.
+      says the same and the refund, as read, is not canceled. Or if the read is refused
+      for the same reason.
 
     A no counts for the call only if no earlier attempt was ambiguous. The caller has to
     remember that.
@@ -196,7 +203,11 @@ def classify(request: Request[T], reply: Reply) -> Classification[T]:
     if not is_success(reply):
         return _classify_refusal(request, reply)
     value = decode_or_none(request.decoder, reply.body)
-    if value is None or not _answers(request, value):
+    if value is None or (
+        value.id != request.refund_id
+        if isinstance(value, Refund)
+        else not _leads_on(request, value)
+    ):
         # Cut, mangled, or about another refund: the right answer was lost on the way,
         # and Stripe repeats it for the same key.
         return Classification(reply, Outcome.AMBIGUOUS, retry=True)
@@ -206,11 +217,9 @@ def classify(request: Request[T], reply: Reply) -> Classification[T]:
     return Classification(reply, Outcome.DONE, retry=False, value=value)
 
 
-def _answers(request: Request[Any], value: object) -> bool:
-    if isinstance(value, Refund):
-        return value.id == request.refund_id
+def _leads_on(request: Request[Any], value: object) -> bool:
+    """Tell whether a page that is not the last one leads to another one."""
     if isinstance(value, RefundPage) and value.has_more:
-        # Such a page must lead to another one.
         return bool(value.data) and next_page(request, value).query != request.query
     return True
 

@@ -3,8 +3,7 @@
 The rows of the table are tried from the top. "Maybe sent" means that an attempt of this
 or an earlier call with the same key may have been executed without a clear answer; a
 refusal without `Proof` counts as such unless the read is refused alike. One that came
-twice counts as such if the read fails or finds the refund canceled, and a limiter's
-only if it finds it canceled.
+twice counts as such if the read fails otherwise, or finds the refund canceled.
 
 | maybe sent | last answer to the cancel        | refund as read  | outcome          |
 |------------|----------------------------------|-----------------|------------------|
@@ -119,10 +118,11 @@ def conclude(
         is_no = last.is_state_refusal and last.proof is Proof.KEY and canceled
     elif last.proof is Proof.KEY:
         is_no = True
-    elif last.proof is Proof.TWICE and (refund is not None or last.limit is not None):
-        is_no = not canceled
+    elif last.proof is Proof.TWICE:
+        found = refund is not None
+        is_no = not canceled if found else _is_refused_alike(last, read)
     else:
-        is_no = _is_refused_alike(last, read)
+        is_no = False
     decide = _conclude_no if is_no else _conclude_ambiguous
     return decide(request, last, read, attempts, stopped)
 

@@ -91,6 +91,8 @@ class Cause(enum.StrEnum):
     """The proxy wants other credentials (407 to CONNECT)."""
     CLOSED = "closed"
     """The session was closed."""
+    NOT_PERMITTED = "not_permitted"
+    """The permit to send was refused: another process may work on the account."""
     RESET = "reset"
     """The connection broke."""
     TIMEOUT = "timeout"

@@ -17,6 +17,8 @@ import aiohttp
 import msgspec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from aiohttp.client_proto import ResponseHandler
     from aiohttp.connector import Connection
     from aiohttp.tracing import Trace
@@ -30,6 +32,10 @@ class NotConnectedError(aiohttp.ClientConnectionError):
 
 class StaleConnectionError(aiohttp.ClientConnectionError):
     """The server speaks before it is asked, on one connection after the other."""
+
+
+class NotPermittedError(aiohttp.ClientConnectionError):
+    """The permit to send was refused when there was a connection to send on."""
 
 
 # A kept connection may be stale, and the next one too. If three are, the server greets
@@ -56,6 +62,9 @@ class SendEvidence(msgspec.Struct, eq=False):
     alone: bool = False
     """Whether the request needs a connection of its own, on which no late answer to
     another request can come. A borrowed session has no such thing."""
+    permit: Callable[[], bool] | None = None
+    """Asked once there is a connection, before the first byte; ``False`` sends nothing.
+    ``None`` permits everything."""
 
     @property
     def sent(self) -> bool:
@@ -107,6 +116,9 @@ class FreshConnector(aiohttp.TCPConnector):
                 raise NotConnectedError from None
             protocol = conn.protocol
             if protocol is not None and not protocol.should_close:
+                if evidence.permit is not None and not evidence.permit():
+                    conn.release()  # nothing was written: the next request may have it
+                    raise NotPermittedError
                 evidence.protocol = protocol
                 return conn
             conn.close()
@@ -212,6 +224,8 @@ class SendTracker(SendEvidence, eq=False):
             del request.send  # breaks a cycle that would wait for garbage collection
             if conn.protocol is None or conn.protocol.should_close:
                 raise StaleConnectionError
+            if self.permit is not None and not self.permit():
+                raise NotPermittedError
             self.protocol = conn.protocol
             return await send(conn)
 

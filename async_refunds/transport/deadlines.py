@@ -42,9 +42,18 @@ class Deadlines:
         self._pending: dict[Deadline, None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def start(self, seconds: float, now: float) -> Deadline:
-        """Return a deadline from now, to enter with ``with`` in the same task."""
-        task = asyncio.current_task()
+    def start(
+        self, seconds: float, now: float, task: asyncio.Task[Any] | None = None
+    ) -> Deadline:
+        """Return a deadline from now, to enter with ``with`` in the same task.
+
+        Args:
+            seconds: Until it expires.
+            now: The event loop's time.
+            task: The current one, if the caller has it at hand.
+        """
+        if task is None:
+            task = asyncio.current_task()
         if task is None:
             raise RuntimeError("async_refunds needs a running asyncio task")
         if seconds < self._seconds:

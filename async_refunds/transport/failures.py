@@ -11,7 +11,7 @@ import aiohttp
 from async_refunds.protocol.redaction import scrub
 from async_refunds.protocol.requests import Cause, TransportFailure
 
-from .connections import NotConnectedError, StaleConnectionError
+from .connections import NotConnectedError, NotPermittedError, StaleConnectionError
 
 # Not an error of its own: an earlier attempt may have been executed.
 CLOSED = TransportFailure(Cause.CLOSED, "the session is closed", sent=False)
@@ -47,6 +47,11 @@ _TABLE: tuple[tuple[tuple[type[Exception], ...], Cause, str], ...] = (
         "no connection: the server answers before it is asked",
     ),
     ((NotConnectedError,), Cause.CLOSED, "the session was closed"),
+    (
+        (NotPermittedError,),
+        Cause.NOT_PERMITTED,
+        "sending for this account is not permitted any more",
+    ),
     ((TimeoutError,), Cause.TIMEOUT, "no answer in time"),
     (
         (aiohttp.ClientPayloadError,),
@@ -68,6 +73,7 @@ BEFORE_SENDING = (
     aiohttp.ConnectionTimeoutError,
     aiohttp.ServerFingerprintMismatch,
     NotConnectedError,
+    NotPermittedError,
     StaleConnectionError,
 )
 

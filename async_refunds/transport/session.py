@@ -33,7 +33,7 @@ from .deadlines import Deadlines
 from .failures import BEFORE_SENDING, CLOSED, NO_CONNECTION_FREE, failure_for
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from async_refunds.protocol.requests import Reply, Request
 
@@ -185,13 +185,17 @@ class Session:
         self._request_headers[AUTHORIZATION] = authorization(api_key)
         self.key_generation += 1
 
-    def new_evidence(self, *, alone: bool = False) -> SendEvidence:
+    def new_evidence(
+        self, *, alone: bool = False, permit: Callable[[], bool] | None = None
+    ) -> SendEvidence:
         """Return what `send` fills in, which tells also of an attempt cut short.
 
         Args:
             alone: See `SendEvidence.alone`.
+            permit: See `SendEvidence.permit`.
         """
-        return SendEvidence(alone=alone) if self._owned else SendTracker(alone=alone)
+        evidence = SendEvidence if self._owned else SendTracker
+        return evidence(alone=alone, permit=permit)
 
     async def send(
         self,
@@ -206,7 +210,9 @@ class Session:
         has as long for its answer. And since that wait ends first, a time-out in it
         proves that nothing was sent.
         """
-        session, deadlines, limiter = self._session, self._deadlines, self._limiter
+        alone = evidence.alone and self._owned
+        session = self._session_of_single_use() if alone else self._session
+        deadlines, limiter = self._deadlines, self._limiter
         assert session is not None  # noqa: S101 - `open` comes before
         assert deadlines is not None  # noqa: S101
         assert limiter is not None  # noqa: S101
@@ -223,9 +229,7 @@ class Session:
         try:
             if self._closed or (not self._owned and session.closed):
                 return CLOSED
-            if evidence.alone and self._owned:
-                session = self._session_of_single_use()
-            with deadlines.start(seconds - waited, now + waited):
+            with deadlines.start(seconds - waited, now + waited, task):
                 evidence.key_generation = self.key_generation
                 evidence.requested = True
                 response = await session.request(
@@ -264,7 +268,8 @@ class Session:
         finally:
             # First without a call: a nearly full stack may have no room for one.
             limiter.free += 1
-            limiter.admit()
+            if limiter.waiters:
+                limiter.admit()
         if len(body) > BODY_LIMIT:
             text = f"the answer is over {BODY_LIMIT} bytes"
             return TransportFailure(Cause.TOO_LARGE, text, sent=True)

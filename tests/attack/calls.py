@@ -230,8 +230,10 @@ def _judge_no(
             or (
                 told.used is None
                 and key not in others
-                # What was there before the call began, a cancelled task has sent.
-                and world.books.first_at(name, key) >= told.began
+                # What came before or after the call, a cancelled task has sent.
+                and 0
+                <= world.books.first_at(name, key) - told.began
+                < told.seconds + 0.1
             )
         )
     ]
@@ -258,7 +260,11 @@ def _judge_keys(world: World, all_told: list[Told]) -> None:
         for key in keys:
             posts = [post for post in world.books.posts if post.key == key]
             users = sum(each.used in (key, None) for each in calls)
-            if len(posts) > most * max(users, 1):
+            # One more finds out whether a refusal without our key is ours.
+            nameless = any(post.nameless for post in posts)
+            strange = world.server.misplaced > 0 or "greets" in world.options
+            more = 1 if strange or nameless else 0
+            if len(posts) > (most + more) * max(users, 1):
                 world.report.add("more attempts than allowed", f"{len(posts)} of {key}")
             # Tracing that raises hides the answer with that header.
             shifted = world.server.misplaced or {"greets", "trace"} & {*world.options}

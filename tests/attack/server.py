@@ -139,6 +139,8 @@ class Server:
         if act.api not in _NEVER_REACHED:
             answer = self._answer(received, act.api)
             self.on_request(number, "executed", received)
+            if post is not None and answer.is_refusal:
+                post.nameless = "Idempotency-Key" not in dict(answer.headers)
         steps = self._steps(act, answer, received, post)
         self.lines.append(
             f"t={self.books.clock() - 1000:8.3f} {received.method} "

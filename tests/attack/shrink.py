@@ -7,20 +7,26 @@ Input", 2002), then each part that is left is made as usual as it can be.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from .script import Part, Script
+    from _typeshed import DataclassInstance
+
+Part = TypeVar("Part", bound="DataclassInstance")
+"""What a script is made of: this one's parts, or those of `tests.chaos`."""
 
 # Fields that say what a part is about: another value would be another part.
 _IDENTITY = frozenset({"refund", "number", "method", "name", "run", "kind"})
 
 
 def shrunk(
-    script: Script, fails: Callable[[Script], bool], *, tries: int = 400
-) -> Script:
+    script: tuple[Part, ...],
+    fails: Callable[[tuple[Part, ...]], bool],
+    *,
+    tries: int = 400,
+) -> tuple[Part, ...]:
     """Return a small script that still fails.
 
     Args:
@@ -30,13 +36,13 @@ def shrunk(
     """
     left = [tries]
 
-    def still_fails(smaller: Script) -> bool:
+    def still_fails(smaller: tuple[Part, ...]) -> bool:
         if not left[0]:
             return False
         left[0] -= 1
         return fails(smaller)
 
-    before: Script = ()
+    before: tuple[Part, ...] = ()
     while before != script and left[0]:
         before = script
         script = _fewer(script, still_fails)
@@ -44,7 +50,9 @@ def shrunk(
     return script
 
 
-def _fewer(script: Script, fails: Callable[[Script], bool]) -> Script:
+def _fewer(
+    script: tuple[Part, ...], fails: Callable[[tuple[Part, ...]], bool]
+) -> tuple[Part, ...]:
     pieces = 2
     while len(script) > 1:
         size = max(1, len(script) // pieces)
@@ -60,7 +68,9 @@ def _fewer(script: Script, fails: Callable[[Script], bool]) -> Script:
     return script
 
 
-def _simpler(script: Script, fails: Callable[[Script], bool]) -> Script:
+def _simpler(
+    script: tuple[Part, ...], fails: Callable[[tuple[Part, ...]], bool]
+) -> tuple[Part, ...]:
     for at in range(len(script)):
         for part in _plainer(script[at]):
             if part == script[at]:

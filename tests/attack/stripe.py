@@ -56,6 +56,8 @@ class Post:
     """Whether a definite no of Stripe's own went back whole."""
     final: bool = False
     """Whether it went back whole with `Stripe-Should-Retry: false`."""
+    nameless: bool = False
+    """Whether a refusal went back that does not repeat the key."""
 
 
 class Books:

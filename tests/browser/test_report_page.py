@@ -11,6 +11,7 @@ import pytest
 
 from async_refunds.cli.report_data import RunReport
 from async_refunds.cli.report_html import html_page
+from async_refunds.cli.summary import resume_command
 from async_refunds.journal import JournalReader
 from tests.support.answering import answering
 from tests.support.browser import needs_browser
@@ -68,9 +69,9 @@ async def written(folder: Path, results: Results, **how: Any) -> Path:  # noqa: 
     journal, path = folder / "run.sqlite3", folder / "run.html"
     await journal_with(journal, *results, **how)
     reader = JournalReader(journal)
-    path.write_text(
-        "".join(html_page(RunReport(journal.name, reader), reader.records()))
-    )
+    resume = resume_command(journal.name, reader.run)
+    report = RunReport(journal.name, reader, resume=resume)
+    path.write_text("".join(html_page(report, reader.records())))
     return path
 
 

@@ -308,6 +308,7 @@ async def test_journal_that_breaks_ends_the_run_with_what_to_do(tmp_path: Path) 
             gate.serve() as base_url,
             started(
                 *("cancel", *ids, "--journal", "run.sqlite3", "--concurrency", "2"),
+                *("--rate", "4"),  # the third one has to wait for longer than a commit
                 *("--base-url", base_url),
                 folder=tmp_path,
             ) as running,

@@ -21,11 +21,12 @@ from async_refunds.journal import (
     open_journal,
     require_target,
 )
+from async_refunds.journal.postgres import PostgresJournal
 from async_refunds.results import CancelOutcome, CancelRequest, CancelResult
 from tests.support.journals import claimed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable
     from pathlib import Path
 
 pytestmark = pytest.mark.asyncio(loop_factories=["real"])
@@ -33,25 +34,30 @@ pytestmark = pytest.mark.asyncio(loop_factories=["real"])
 RUN = Run("https://api.stripe.com", livemode=False)
 
 
-def in_memory(_: Path) -> Journal:
+async def in_memory(_: pytest.FixtureRequest) -> Journal:
     return MemoryJournal()
 
 
-def in_sqlite(folder: Path) -> Journal:
+async def in_sqlite(request: pytest.FixtureRequest) -> Journal:
+    folder: Path = request.getfixturevalue("tmp_path")
     return SqliteJournal.open(folder / "run.sqlite3", RUN)
 
 
-JOURNALS: dict[str, Callable[[Path], Journal]] = {
+async def in_postgres(request: pytest.FixtureRequest) -> Journal:
+    database: str = request.getfixturevalue("postgres_database")
+    return await PostgresJournal.open(database, RUN, name="run")
+
+
+JOURNALS: dict[str, Callable[[pytest.FixtureRequest], Awaitable[Journal]]] = {
     "memory": in_memory,
     "sqlite": in_sqlite,
+    "postgres": in_postgres,
 }
 
 
 @pytest_asyncio.fixture(params=JOURNALS, loop_scope="function")
-async def journal(
-    request: pytest.FixtureRequest, tmp_path: Path
-) -> AsyncGenerator[Journal]:
-    made = JOURNALS[request.param](tmp_path)
+async def journal(request: pytest.FixtureRequest) -> AsyncGenerator[Journal]:
+    made = await JOURNALS[request.param](request)
     yield made
     await made.close()
 

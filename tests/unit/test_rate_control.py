@@ -133,6 +133,7 @@ class Client:
         steady: bool = False,
         start: float = 0.0,
         rate: float | None = None,
+        start_rate: float | None = None,
         workers: int = 100,
         items: float = math.inf,
     ) -> None:
@@ -140,6 +141,7 @@ class Client:
         self.latency = latency
         self.steady = steady
         self.rate = rate
+        self.start_rate = start_rate
         self.workers = workers
         self.items = items
         self.busy = 0
@@ -154,7 +156,9 @@ class Client:
         sim.at(start, self.begin)
 
     def begin(self) -> None:
-        self.pace = RateController(rate=self.rate, now=self.sim.now)
+        self.pace = RateController(
+            rate=self.rate, start=self.start_rate, now=self.sim.now
+        )
         self.go()
 
     def go(self) -> None:
@@ -599,6 +603,41 @@ def test_search_goes_to_the_documented_limit_at_once_then_feels_its_way() -> Non
     while turn < 30:
         turn = pace.reserve(turn)
     assert 25.4 < pace.rate < 25.6
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("limit", [0.5, 5.0, 25.0, 100.0])
+def test_handover_costs_few_refusals(limit: float, seed: int) -> None:
+    """Two in ten seconds, then as few as at any time; and the pace is kept."""
+    sim = Sim(Emulated(limit), seed)
+    first = Client(sim, start=0.0)
+    sim.run(200.0)
+    first.items = 0
+    found = first.pace.found_rate
+    assert found == pytest.approx(limit, rel=0.1)
+    second = Client(sim, start=200.0, start_rate=found)
+    sim.run(260.0)
+    assert sum(at < 210.0 for at in second.refused) <= max(2, 0.01 * 10 * limit)
+    assert len(second.refused) <= max(2, 0.02 * len(second.sent))
+    assert len(second.ok) >= 0.9 * 60 * limit
+
+
+def test_found_rate_is_told_once_there_is_one_and_kept_in_bad_times() -> None:
+    pace = RateController(now=0.0)
+    assert pace.found_rate is None
+    pace.on_rate_limit(1.0)
+    assert pace.found_rate == pace.rate
+    found = pace.rate
+    for _ in range(20):
+        pace.on_failure(2.0)
+    assert pace.in_trouble
+    assert pace.found_rate == found
+    for _ in range(3):
+        pace.on_success(3.0)
+    for at in range(20):
+        pace.on_rate_limit(4.0 + at)
+    assert pace.rate < 1
+    assert pace.found_rate == pytest.approx(found, rel=0.1)
 
 
 def test_refusals_of_one_moment_are_one_event() -> None:

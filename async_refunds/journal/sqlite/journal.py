@@ -70,6 +70,8 @@ class SqliteJournal(BatchGuard):
         """
         return cls(os.fspath(path), *opened(path, run, clock))
 
+    leases = None  # nobody shares it
+
     @property
     def run(self) -> Run:
         """What the file says it is about."""

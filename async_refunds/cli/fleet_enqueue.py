@@ -1,0 +1,216 @@
+"""``fleet enqueue``: add refunds to a run of the fleet."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from async_refunds.protocol import validation
+
+from . import options, preview
+from .cancel import collect
+from .config import BASE_URL, mode_name
+from .exit_codes import DONE
+from .fleet_database import DatabaseOptions, connected
+from .options import OptionGroup, with_options
+from .output import Output, interruptible, refuse
+from .refund_list import RefundList
+from .tables import counted
+
+if TYPE_CHECKING:
+    from .fleet_database import Database
+
+# Rows of one statement. All are in one transaction: workers see none or all.
+_PAGE = 20_000
+_ENSURE = """
+SELECT async_refunds.ensure_run(%s, %s, %s, tenant => %s, priority => %s)
+"""
+_ENQUEUE = "SELECT async_refunds.enqueue(%s, %s, %s)"
+
+
+class TenantOptions(OptionGroup, frozen=True, kw_only=True):
+    """Whose refunds they are."""
+
+    tenant: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Whose key it needs: the workers of this tenant have it. For "
+            "platforms with the keys of several.",
+        ),
+    ] = "default"
+
+    def __post_init__(self) -> None:
+        """Check the name.
+
+        Raises:
+            ValueError: It has spaces, or is empty.
+        """
+        if self.tenant != "".join(self.tenant.split()) or not self.tenant:
+            raise ValueError("--tenant must be a name without spaces")
+
+
+class TargetOptions(TenantOptions, frozen=True, kw_only=True):
+    """Whose refunds they are, and where: which workers may take them."""
+
+    live: Annotated[
+        bool, typer.Option("--live", help="A run in live mode, which moves real money.")
+    ] = False
+    base_url: Annotated[str, typer.Option(metavar="URL", help="Where the API is.")] = (
+        BASE_URL
+    )
+
+    def __post_init__(self) -> None:
+        """Check each option.
+
+        Raises:
+            ValueError: A value that cannot be used.
+        """
+        TenantOptions.__post_init__(self)
+        _origin(self.base_url, livemode=self.live)
+
+
+RunOption = Annotated[
+    str, typer.Option("--run", metavar="NAME", help="The run that they belong to.")
+]
+
+
+class Target(msgspec.Struct, frozen=True):
+    """Where a run's refunds are canceled."""
+
+    base_url: str
+    livemode: bool
+    tenant: str
+
+    @property
+    def mode(self) -> str:
+        """``live`` or ``test``."""
+        return mode_name(self.livemode)
+
+
+def _origin(base_url: str, *, livemode: bool) -> str:
+    try:
+        return validation.base_url(base_url, plain_http=not livemode)
+    except ValueError as error:
+        raise ValueError(str(error).replace("base_url", "--base-url")) from None
+
+
+HELP = """Add refunds to a run; workers cancel them from then on.
+
+The run is made at the first time. What is in it already is not added again, so
+repeating the command adds nothing. All are added or none. No API key is
+needed; in live mode, more than one refund is asked about.
+
+From SQL, in the transaction of your own that decides it:
+SELECT async_refunds.enqueue('tonight', ARRAY['re_1...'], ARRAY['acct_1...'])
+
+Exit codes: 0 they are in the run, 1 the answer was no, or the database failed
+and none is, 2 wrong usage, or no connection, 130 interrupted, and none is."""
+
+
+@with_options
+def enqueue(
+    refund_ids: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="REFUND", help=options.REFUND_HELP),
+    ] = None,
+    *,
+    run: RunOption,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="The refunds, - for stdin, as `cancel --from` takes them.",
+        ),
+    ] = None,
+    skip_bad: Annotated[
+        bool,
+        typer.Option("--skip-bad", help="Skip lines of FILE that are not refunds."),
+    ] = False,
+    account: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ACCT", help="The connected account of those that name none."
+        ),
+    ] = None,
+    priority: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="Of a new run: the smallest number of an account first."
+        ),
+    ] = 0,
+    yes: Annotated[bool, typer.Option("--yes", help="Add without asking.")] = False,
+    target: TargetOptions,
+    database: DatabaseOptions,
+    form: options.Format,
+) -> None:
+    """Add refunds to a run; workers cancel them from then on."""
+    if not refund_ids and source is None:
+        refuse("give refunds, or --from FILE; nothing was added")
+    if account is not None:
+        try:
+            validation.account_id(account)
+        except ValueError as error:
+            refuse(str(error).replace("stripe_account", "--account"))
+    with ExitStack() as stack:
+        requests = stack.enter_context(RefundList(account))
+        notes = collect(requests, refund_ids or [], source, skip_bad=skip_bad)
+        origin = _origin(target.base_url, livemode=target.live)
+        where = Target(origin, target.live, target.tenant)
+        if where.livemode and requests.count > 1 and not yes:
+            preview.ask(
+                *(where, requests.count, 0), accounts=requests.accounts(), sums=()
+            )
+        connection = stack.enter_context(connected(database))
+        stack.enter_context(interruptible(lambda: "nothing was added"))
+        added = add(connection, run, where, priority, requests)
+        tell(Output(form), run, added, requests.count, notes)
+    raise typer.Exit(DONE)
+
+
+def add(
+    connection: Database,
+    run: str,
+    target: Target,
+    priority: int,
+    requests: RefundList,
+) -> int:
+    """Add refunds in one transaction, and return how many were not there.
+
+    Args:
+        connection: To the database.
+        run: Its name; it is made at the first time.
+        target: Where they are canceled.
+        priority: Of a run that is made.
+        requests: The refunds.
+    """
+    added, rows = 0, iter(requests)
+    with connection.transaction():
+        connection.execute(
+            _ENSURE,
+            (run, target.base_url, target.livemode, target.tenant, priority),
+        )
+        while page := list(islice(rows, _PAGE)):
+            ids = [each.refund_id for each in page]
+            accounts = [each.stripe_account or "" for each in page]
+            cursor = connection.execute(_ENQUEUE, (run, ids, accounts))
+            row = cursor.fetchone()
+            assert row is not None  # noqa: S101 - a function returns one row
+            added += int(str(row[0]))
+    return added
+
+
+def tell(output: Output, run: str, added: int, given: int, notes: list[str]) -> None:
+    """Say how many refunds were added, of those that were given."""
+    there = given - added
+    if not output.as_table:
+        output.record({"run": run, "added": added, "already_there": there})
+    more = f"; {there:,} were in it already" if there else ""
+    output.say(f"{counted(added, 'refund')} added to {run}{more}")
+    for note in notes:
+        output.say(note)

@@ -1,0 +1,52 @@
+"""``fleet init``: the tables of the fleet."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from async_refunds.errors import JournalError
+from async_refunds.journal.postgres.schema import VERSION, check_version, migrate
+
+from .exit_codes import DONE, NOT_ALL
+from .fleet_database import DatabaseOptions, connected
+from .options import Format, Quiet, with_options
+from .output import Output, print_error
+
+HELP = """Make the tables of the fleet, or bring them up to this release.
+
+They stand in a schema of their own, async_refunds, beside your tables. Run it
+with every upgrade, before the workers: it changes nothing if all is as it
+should be, and refuses the tables of a newer release. The user needs the right
+to create a schema; workers need less.
+
+Exit codes: 0 the tables are those of this release, 1 the database refused, or
+--check found others or none, 2 wrong usage, no connection, or a newer
+release's tables."""
+
+
+@with_options
+def init(
+    *,
+    check: Annotated[
+        bool, typer.Option("--check", help="Change nothing; only say what is there.")
+    ] = False,
+    database: DatabaseOptions,
+    quiet: Quiet = False,
+) -> None:
+    """Make the tables of the fleet, or bring them up to this release."""
+    output = Output(Format(quiet=quiet))
+    with connected(database, checked=False) as connection:
+        if check:
+            try:
+                check_version(connection)
+            except JournalError as error:
+                print_error(str(error))
+                raise typer.Exit(NOT_ALL) from None
+            output.say(f"the tables of async_refunds have version {VERSION}")
+        elif migrate(connection):
+            output.say(f"made the tables of async_refunds, version {VERSION}")
+        else:
+            output.say(f"nothing to do: the tables have version {VERSION}")
+    raise typer.Exit(DONE)

@@ -1,0 +1,177 @@
+"""``fleet pause``, ``resume``, ``retry``, ``prune``: what is done to runs by hand."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from async_refunds.journal.postgres import administration
+from async_refunds.journal.postgres.runs import RunReader
+
+from . import options
+from .exit_codes import DONE
+from .fleet_database import DatabaseOptions, RunArgument, connected
+from .options import Format, Quiet, with_options
+from .output import Output, interruptible, refuse
+from .report import ReportForm, write_report
+from .report_data import RunReport
+from .spans import span_seconds
+from .summary import exit_code, next_steps
+from .tables import counted
+
+if TYPE_CHECKING:
+    from .summary import Outcomes, Steps
+
+DEAD = "dead"
+OUTCOMES = ("failed", "not_cancelable", "unknown", DEAD)
+
+REPORT_HELP = """Show what became of each refund of a run, also while it is going on.
+
+As `async-refunds report` does for a journal: on a terminal the count of each
+outcome, what to do about it, what came back, and the refunds that need
+attention; otherwise every refund.
+
+Exit codes: 0 all are canceled, 1 some are not, stdout broke (`| head`), or the
+database failed, 2 no such run, or no connection, 3 the outcome of some is
+unknown, 130 interrupted."""
+
+PAUSE_HELP = """Let the workers begin nothing more of a run.
+
+What is under way is finished. Other runs go on. `fleet resume` goes on with it.
+
+Exit codes: 0 it is paused, 1 the database failed, 2 no such run, or no
+connection."""
+
+RESUME_HELP = """Let the workers go on with a paused run.
+
+Exit codes: 0 it is open, 1 the database failed, 2 no such run, or no
+connection."""
+
+RETRY_HELP = """Open refunds of a run again that were given up, and wake the workers.
+
+--outcome says which: failed (canceled nothing, for a reason that was fixed
+since), not_cancelable (its state forbade it, and may have changed: a bank that
+returns the money makes it wait again), unknown (asked for again at once, with
+the same key), dead (eight workers in turn ended while they had it: look into
+their logs first). Nothing is canceled twice.
+
+Exit codes: 0 they are open, also if there are none, 1 the database failed, 2
+wrong usage, no such run, or no connection."""
+
+PRUNE_HELP = """Delete results that are older than some time, of all runs.
+
+Open refunds stay, and so does what became known within the last day: Stripe
+still knows its keys. Write what you want to keep with `fleet report` first.
+
+Exit codes: 0 they are deleted, 1 the database failed, 2 wrong usage, or no
+connection, 130 interrupted with some deleted."""
+
+
+@with_options
+def report(run: RunArgument, *, form: ReportForm, database: DatabaseOptions) -> None:
+    """Show what became of each refund of a run."""
+    with (
+        interruptible(lambda: "the report is not complete; the run goes on"),
+        connected(database) as connection,
+    ):
+        reader = RunReader(connection, run)
+        again = shlex.join(["async-refunds", "fleet", "retry", run])
+        told = RunReport(run, reader, resume=again, steps=fleet_steps)
+        write_report(told, reader, form)
+    raise typer.Exit(exit_code(told.outcomes))
+
+
+def fleet_steps(outcomes: Outcomes, retry: str) -> Steps:
+    """Return what to do about each outcome, in the order of a table.
+
+    Args:
+        outcomes: The counts.
+        retry: The command that opens refunds again.
+    """
+    return {
+        **next_steps(outcomes, None),
+        "not_cancelable": (
+            f"nothing can be; if its state changes, `{retry} --outcome not_cancelable`"
+        ),
+        "failed": (
+            "not canceled: read the error, fix its cause, then "
+            f"`{retry} --outcome failed`"
+        ),
+        "unknown": "maybe canceled: a worker asks again; nothing is canceled twice",
+        None: "nothing yet: workers take it in turn (`async-refunds fleet status`)",
+    }
+
+
+@with_options
+def pause(run: RunArgument, *, database: DatabaseOptions, quiet: Quiet = False) -> None:
+    """Let the workers begin nothing more of a run."""
+    _set_state(run, "paused", database, quiet=quiet)
+
+
+@with_options
+def resume(
+    run: RunArgument, *, database: DatabaseOptions, quiet: Quiet = False
+) -> None:
+    """Let the workers go on with a paused run."""
+    _set_state(run, "open", database, quiet=quiet)
+
+
+def _set_state(
+    run: str,
+    state: Literal["open", "paused"],
+    database: DatabaseOptions,
+    *,
+    quiet: bool,
+) -> None:
+    with connected(database) as connection:
+        administration.set_state(connection, run, state)
+    Output(Format(quiet=quiet)).say(f"{run} is {state}")
+    raise typer.Exit(DONE)
+
+
+@with_options
+def retry(
+    run: RunArgument,
+    *,
+    outcome: Annotated[
+        str,
+        typer.Option(metavar="NAME,...", help=f"Which: {', '.join(OUTCOMES)}."),
+    ],
+    database: DatabaseOptions,
+    quiet: Quiet = False,
+) -> None:
+    """Open refunds of a run again that were given up, and wake the workers."""
+    names = {each.strip() for each in outcome.split(",")}
+    for name in names:
+        options.known("--outcome", name, OUTCOMES)
+    with connected(database) as connection:
+        opened = administration.retry(
+            connection, run, names - {DEAD}, dead=DEAD in names
+        )
+    Output(Format(quiet=quiet)).say(f"{counted(opened, 'refund')} of {run} opened")
+    raise typer.Exit(DONE)
+
+
+@with_options
+def prune(
+    *,
+    older_than: Annotated[
+        str,
+        typer.Option(metavar="SPAN", help="Those known for longer than this: 90d."),
+    ],
+    database: DatabaseOptions,
+    quiet: Quiet = False,
+) -> None:
+    """Delete results that are older than some time, of all runs."""
+    seconds = span_seconds("--older-than", older_than)
+    if seconds < administration.KEY_SECONDS:
+        refuse("--older-than must be a day at least: Stripe still knows the keys")
+    with (
+        connected(database) as connection,
+        interruptible(lambda: "some are deleted; repeat the command for the rest"),
+    ):
+        deleted = administration.prune(connection, seconds)
+    Output(Format(quiet=quiet)).say(f"{counted(deleted, 'result')} deleted")
+    raise typer.Exit(DONE)

@@ -1,0 +1,147 @@
+"""``fleet status``: who works on what, and how it is going."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from async_refunds.journal.postgres import runs as fleet
+
+from .exit_codes import DONE
+from .fleet_database import DatabaseOptions, connected
+from .options import Format, with_options
+from .output import Output, interruptible, refuse
+from .tables import aligned, counted, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from async_refunds.journal.postgres.runs import AccountStatus, RunStatus
+
+    from .fleet_database import Database
+
+_MAX_ROWS = 40
+"""Accounts of a table: a fleet may have thousands."""
+# Home, and erase what is below (ECMA-48): the table is drawn over the last one.
+_REDRAW = b"\x1b[H\x1b[J"
+_LONGEST_WORD = 40
+
+HELP = """Show who works on which account, and what is open.
+
+An account has the worker that holds it, the seconds since that was last heard
+of, the requests a second that Stripe allows it as far as was found, the open
+refunds, the time since the oldest was added, and the last word about one of
+them. --watch shows it again until Ctrl-C.
+
+Otherwise, and with --json: one object for each account. The view
+async_refunds.metrics has the same for a monitoring system.
+
+Exit codes: 0 shown, 1 the database failed, or stdout broke (`| head`), 2 wrong
+usage, or no connection, 130 interrupted; --watch ends so with 0."""
+
+
+@with_options
+def status(
+    *,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show it again and again, until Ctrl-C.")
+    ] = False,
+    every: Annotated[
+        float,
+        typer.Option(
+            "--every", metavar="SECONDS", min=0.1, help="How often, with --watch."
+        ),
+    ] = 2.0,
+    database: DatabaseOptions,
+    form: Format,
+) -> None:
+    """Show who works on which account, and what is open."""
+    output = Output(form)
+    if watch and not output.as_table:
+        refuse("--watch draws on a terminal; repeat the command for JSON")
+    with interruptible(lambda: "nothing was changed"), connected(database) as db:
+        if watch:
+            _watch(output, db, every)
+        elif output.as_table:
+            output.text(_lines(db))
+        else:
+            for account in fleet.accounts(db):
+                output.record(msgspec.structs.asdict(account))
+    raise typer.Exit(DONE)
+
+
+def _watch(output: Output, connection: Database, every: float) -> None:
+    try:
+        while True:
+            lines = _lines(connection)
+            output.raw(_REDRAW)
+            output.text(lines)
+            time.sleep(every)
+    except KeyboardInterrupt:
+        raise typer.Exit(DONE) from None
+
+
+def _lines(connection: Database) -> list[str]:
+    accounts, runs = fleet.accounts(connection), fleet.runs(connection)
+    lines = [*_runs(runs), *([""] if runs and accounts else []), *_accounts(accounts)]
+    return lines or ["nothing to do: `async-refunds fleet enqueue` adds refunds"]
+
+
+def _runs(runs: Sequence[RunStatus]) -> list[str]:
+    if not runs:
+        return []
+    rows = [
+        [
+            printable(each.name),
+            each.state,
+            f"{each.refunds:,}",
+            f"{each.refunds - each.settled - each.dead:,}",
+            f"{each.dead:,}",
+        ]
+        for each in runs
+    ]
+    return aligned([["run", "state", "refunds", "open", "given up"], *rows])
+
+
+def _accounts(accounts: Sequence[AccountStatus]) -> list[str]:
+    if not accounts:
+        return []
+    head = ["account", "worker", "heard of", "pace", "open", "oldest", "last word"]
+    rows = [_row(each) for each in accounts[:_MAX_ROWS]]
+    workers = {each.owner for each in accounts if each.owner}
+    total = sum(each.open for each in accounts)
+    more = len(accounts) - len(rows)
+    rest = f"; {counted(more, 'more account')}, --json has all" if more else ""
+    summary = (
+        f"{counted(total, 'refund')} open of {counted(len(accounts), 'account')}, "
+        f"{counted(len(workers), 'worker')}{rest}"
+    )
+    return [*aligned([head, *rows]), summary]
+
+
+def _row(each: AccountStatus) -> list[str]:
+    worker = each.owner or "nobody"
+    if each.waits is not None:
+        worker = f"waits {_span(each.waits)}"
+    word = printable(each.last_word or "")
+    if each.dead:
+        word = f"{counted(each.dead, 'refund')} given up; {word}".removesuffix("; ")
+    if len(word) > _LONGEST_WORD:
+        word = f"{word[: _LONGEST_WORD - 3]}..."
+    return [
+        each.stripe_account or "own",
+        printable(worker),
+        "" if each.lease_age is None else f"{each.lease_age:.0f} s ago",
+        "" if each.pace is None else f"{each.pace:.1f}/s",
+        f"{each.open:,}",
+        "" if each.oldest is None else _span(each.oldest),
+        word,
+    ]
+
+
+def _span(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

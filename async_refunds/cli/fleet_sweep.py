@@ -1,0 +1,65 @@
+"""``fleet sweep``: find the refunds that have waited too long; add them to a run."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import typer
+
+from . import options, preview
+from .exit_codes import DONE
+from .fleet_database import DatabaseOptions, connected
+from .fleet_enqueue import RunOption, Target, TenantOptions, add, tell
+from .options import with_options
+from .output import Output, interruptible
+from .refund_list import RefundList
+from .sweep import FilterOptions, find
+
+HELP = """Find refunds in requires_action that are old or expire soon; enqueue them.
+
+As `async-refunds sweep` searches, with the API key of STRIPE_API_KEY; the
+workers cancel what it adds. Run it every night: what is in the run already is
+not added again.
+
+Exit codes: 0 they are in the run, or none matches, 1 the search or the database
+failed and none is, or the answer was no, 2 wrong usage, or no connection, 130
+interrupted, and none is. With --dry-run: 0 searched to the end."""
+
+
+@with_options
+def sweep(
+    *,
+    run: RunOption,
+    which: FilterOptions,
+    dry_run: options.DryRun = False,
+    send: options.SendOptions,
+    tenant: TenantOptions,
+    connection: options.ConnectionOptions,
+    database: DatabaseOptions,
+    form: options.Format,
+) -> None:
+    """Add the refunds in requires_action that are old, or about to expire."""
+    wanted = which.filter()
+    if not (send.yes or dry_run):
+        preview.require_terminal()
+    output = Output(form)
+    with ExitStack() as stack:
+        matches = stack.enter_context(RefundList(connection.account))
+        # Before the search: it may take minutes.
+        db = None if dry_run else stack.enter_context(connected(database))
+        find(
+            *(wanted, matches, output),
+            connection=connection,
+            limit=send.limit,
+            show_rows=dry_run,
+        )
+        if db is None or not matches.count:
+            raise typer.Exit(DONE)
+        api = options.connect(connection, account=False)
+        if not send.yes:
+            preview.ask(api, matches.count, 0, accounts=matches.accounts(), sums=())
+        target = Target(api.base_url, api.livemode, tenant.tenant)
+        with interruptible(lambda: "nothing was added"):
+            added = add(db, run, target, 0, matches)
+        tell(output, run, added, matches.count, [])
+    raise typer.Exit(DONE)

@@ -1,0 +1,18 @@
+"""A journal in PostgreSQL, which several machines share."""
+
+from .connection import Database
+from .journal import PostgresJournal
+from .leases import Lease, Leases
+from .reader import AccountStatus, FleetReader
+from .schema import check_version, migrate
+
+__all__ = [
+    "AccountStatus",
+    "Database",
+    "FleetReader",
+    "Lease",
+    "Leases",
+    "PostgresJournal",
+    "check_version",
+    "migrate",
+]

@@ -1,0 +1,115 @@
+"""What an operator does to the runs of a fleet, while its workers go on.
+
+Each takes a synchronous connection in autocommit mode, as a command line has it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from async_refunds.errors import JournalError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from psycopg import Connection
+
+    Database = Connection[tuple[object, ...]]
+
+KEY_SECONDS = 86_400.0
+"""How long Stripe keeps a key at least, and so how long a result is never pruned:
+https://docs.stripe.com/api/idempotent_requests"""
+_PAGE = 10_000  # rows of one transaction, so that no worker waits long
+
+_SET_STATE = """
+WITH changed AS (
+    UPDATE async_refunds.runs SET state = %(state)s
+        WHERE name = %(run)s AND state IN ('open', 'paused')
+        RETURNING scope
+)
+SELECT pg_notify('async_refunds', scope) FROM changed
+"""
+_STATE = "SELECT state FROM async_refunds.runs WHERE name = %s"
+# Only what nobody has under way is written. A definite no of its state may have been
+# saved under its key, for a day: the next claim takes a new one.
+_RETRY = """
+WITH run AS (
+    SELECT run_id, scope FROM async_refunds.runs WHERE name = %(run)s
+), wanted AS (
+    SELECT i.run_id, i.account, i.refund_id FROM async_refunds.items i
+        JOIN run USING (run_id)
+        WHERE i.dead AND %(dead)s OR NOT i.dead AND i.outcome = ANY(%(outcomes)s)
+), opened AS (
+    UPDATE async_refunds.items i SET settled = false, dead = false, claims = 0,
+            claimed_by = NULL,
+            maybe_sent = maybe_sent AND outcome IS DISTINCT FROM 'not_cancelable'
+        FROM wanted w WHERE (i.settled OR i.dead) AND (i.run_id, i.account, i.refund_id)
+            = (w.run_id, w.account, w.refund_id)
+), woken AS (
+    UPDATE async_refunds.leases l SET not_before = '-infinity', takeovers = 0
+        FROM run WHERE l.scope = run.scope
+            AND l.account IN (SELECT account FROM wanted)
+)
+SELECT (SELECT count(*) FROM wanted), pg_notify('async_refunds', scope) FROM run
+"""
+_PRUNE = """
+DELETE FROM async_refunds.items WHERE ctid = ANY(ARRAY(
+    SELECT ctid FROM async_refunds.items
+        WHERE settled AND known_at < clock_timestamp() - make_interval(secs => %s)
+        LIMIT %s
+))
+"""
+
+
+def set_state(connection: Database, run: str, state: Literal["open", "paused"]) -> None:
+    """Pause a run, or open it again.
+
+    A worker claims no more of a paused run. What it has under way it finishes.
+
+    Raises:
+        JournalError: There is no such run, or it is closed.
+    """
+    if not connection.execute(_SET_STATE, {"run": run, "state": state}).fetchall():
+        found = connection.execute(_STATE, [run]).fetchone()
+        raise JournalError(
+            f"there is no run {run!r}" if found is None else f"{run!r} is closed"
+        )
+
+
+def retry(
+    connection: Database, run: str, outcomes: Collection[str], *, dead: bool = False
+) -> int:
+    """Open refunds of a run again, and let their accounts go on at once.
+
+    Args:
+        connection: To the database.
+        run: Its name.
+        outcomes: What became of them: ``failed``, ``not_cancelable`` or ``unknown``.
+        dead: Also those that were claimed too often without a result.
+
+    Returns:
+        How many are open now.
+
+    Raises:
+        JournalError: There is no such run.
+    """
+    given = {"run": run, "outcomes": sorted(outcomes), "dead": dead}
+    row = connection.execute(_RETRY, given).fetchone()
+    if row is None:
+        raise JournalError(f"there is no run {run!r}")
+    return int(str(row[0]))
+
+
+def prune(connection: Database, older_than: float) -> int:
+    """Delete the results that are older than so many seconds.
+
+    A run's row stays: its name, and the seed of its keys. Open refunds stay, and what
+    became known within a day, since Stripe still knows the keys.
+
+    Returns:
+        How many were deleted.
+    """
+    seconds, deleted = max(older_than, KEY_SECONDS), 0
+    while count := connection.execute(_PRUNE, [seconds, _PAGE]).rowcount:
+        deleted += count
+    return deleted

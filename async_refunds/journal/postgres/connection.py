@@ -1,0 +1,213 @@
+"""Connections to the database of a fleet, and how one that does not answer is ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import psycopg
+from psycopg import AsyncConnection, errors
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import TupleRow
+
+from async_refunds.errors import JournalError
+from async_refunds.protocol.redaction import scrub
+
+from .schema import EXISTS_QUERY, VERSION_QUERY, require_version
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Generator
+
+Connection: TypeAlias = AsyncConnection[TupleRow]
+
+TRANSIENT = (
+    psycopg.OperationalError,  # lost, shutting down, out of something, a deadlock
+    psycopg.InterfaceError,  # closed already
+    errors.ReadOnlySqlTransaction,  # a standby: the primary is another one now
+)
+"""What passes, so that the same statement is repeated on another connection."""
+
+_DEFAULTS = {
+    "application_name": "async_refunds",
+    "connect_timeout": "5",
+    # Of several hosts the primary.
+    "target_session_attrs": "read-write",
+    # A network that carries nothing is noticed, which takes hours by default.
+    "keepalives_idle": "5",
+    "keepalives_interval": "2",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "10000",
+}
+# The same on the side of the server: a client whose network is lost in the middle of a
+# statement does not keep its locks. Without effect on a Unix socket.
+_KEEPALIVES = """SELECT set_config('tcp_keepalives_idle', '5', false),
+    set_config('tcp_keepalives_interval', '2', false),
+    set_config('tcp_keepalives_count', '3', false)"""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0  # seconds between attempts to reconnect
+
+_logger = logging.getLogger("async_refunds")
+
+
+class Database:
+    """Where a fleet's tables are.
+
+    Args:
+        conninfo: As libpq has it: an address, ``key=value`` pairs, or nothing, and then
+            the variables ``PGHOST``, ``PGDATABASE``, ... count. It may hold a password,
+            and is never shown.
+    """
+
+    def __init__(self, conninfo: str = "") -> None:
+        self._conninfo = conninfo
+
+    def __repr__(self) -> str:
+        return "<Database>"
+
+    @property
+    def conninfo(self) -> str:
+        """With what we set where the user does not.
+
+        Raises:
+            JournalError: It is not what libpq understands.
+        """
+        try:
+            given = conninfo_to_dict(self._conninfo)
+            return make_conninfo("", **{**_DEFAULTS, **given})
+        except psycopg.ProgrammingError:
+            # Its text may have the password.
+            raise JournalError("the database's address cannot be understood") from None
+
+    async def connect(self) -> Connection:
+        """Connect, each statement a transaction of its own.
+
+        Raises:
+            JournalError: It has not the tables of this release.
+            psycopg.Error: It cannot be reached.
+        """
+        connection = await AsyncConnection.connect(self.conninfo, autocommit=True)
+        try:
+            await connection.execute(_KEEPALIVES)
+            cursor = await connection.execute(EXISTS_QUERY)
+            exists = (await cursor.fetchone()) == (True,)
+            version = await connection.execute(VERSION_QUERY) if exists else None
+            require_version(None if version is None else await version.fetchone())
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+
+class Link:
+    """A connection that is made again whenever it is lost, for one user at a time.
+
+    Args:
+        database: Where to.
+        patience: Seconds after which a statement without an answer counts as lost.
+    """
+
+    def __init__(self, database: Database, *, patience: float) -> None:
+        self._database = database
+        self._patience = patience
+        self._connection: Connection | None = None
+        self._closing = asyncio.Event()
+        self._using = asyncio.Lock()
+        self.reconnects = 0
+
+    async def repeat(
+        self, work: Callable[[Connection, bool], Awaitable[list[TupleRow]]]
+    ) -> list[TupleRow]:
+        """Do some work until it is done, however long the database is away.
+
+        Its second argument is whether an earlier attempt may have been committed. It is
+        not cancelled with its caller: a cancelled wait of psycopg waits for the server.
+
+        Raises:
+            JournalError: The tables are of another release, or the link was closed.
+            psycopg.Error: What does not pass: a mistake, or a lack of permission.
+        """
+        task = asyncio.ensure_future(self._repeat(work))
+        task.add_done_callback(_note_error)
+        return await asyncio.shield(task)
+
+    async def _repeat(
+        self, work: Callable[[Connection, bool], Awaitable[list[TupleRow]]]
+    ) -> list[TupleRow]:
+        in_doubt, pause = False, _FIRST_PAUSE
+        async with self._using:
+            while True:
+                sent = False
+                try:
+                    connection = await self._connected()
+                    sent = True
+                    with answering_within(self._patience, connection):
+                        return await work(connection, in_doubt)
+                except TRANSIENT as error:
+                    in_doubt = in_doubt or sent
+                    await self._drop()
+                    if self._closing.is_set():
+                        raise JournalError(
+                            f"the database is away: {scrub(str(error))}"
+                        ) from None
+                    _logger.warning(
+                        "the database is away, trying again: %s", scrub(str(error))
+                    )
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._closing.wait(), pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _connected(self) -> Connection:
+        if self._connection is None:
+            self._connection = await self._database.connect()
+            self.reconnects += 1
+        return self._connection
+
+    async def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()  # waits for nothing
+
+    async def close(self, *, within: float) -> None:
+        """Let what is under way end, for so many seconds, then close."""
+        giving_up = asyncio.get_running_loop().call_later(within, self._give_up)
+        try:
+            async with self._using:
+                self._closing.set()
+                await self._drop()
+        finally:
+            giving_up.cancel()
+
+    def _give_up(self) -> None:
+        self._closing.set()
+        if self._connection is not None:
+            hang_up(self._connection)
+
+
+def _note_error(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()  # else asyncio logs it if the caller was cancelled
+
+
+def hang_up(connection: psycopg.AsyncConnection[Any]) -> None:
+    """End a connection at once: who waits on it gets an `OperationalError`.
+
+    Cancelling the wait would send a request to cancel over a new connection, and wait
+    for that.
+    """
+    if connection.closed:
+        return
+    with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as end:
+        end.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def answering_within(seconds: float, connection: Connection) -> Generator[None]:
+    """Hang up if a block takes longer."""
+    timer = asyncio.get_running_loop().call_later(seconds, hang_up, connection)
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -1,0 +1,512 @@
+"""A journal in PostgreSQL: what several workers on several machines share."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from typing import TYPE_CHECKING, Self
+
+import msgspec
+import psycopg
+
+from async_refunds.errors import JournalError
+from async_refunds.journal.base import BatchGuard, LeaseLostError, Run, check_limits
+from async_refunds.journal.keys import DERIVATION, derive_key
+
+from .connection import Database, Link
+from .leases import SUSPICIOUS, TTL, Lease, Leases
+from .reader import FleetReader
+from .rows import KnownRow, LeasedClaim, UnsentRow, known_row, unsent_row
+from .statements import (
+    ACCOUNTS,
+    ADD,
+    CLAIM,
+    CLAIMED,
+    ENSURE_RUN,
+    GIVE_BACK,
+    HOLDERS,
+    REKEY,
+    RUN,
+    RUNS,
+    SETTLE,
+)
+from .writer import Operation, Writer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from async_refunds.journal.base import Claim, Record, Tally
+    from async_refunds.results import CancelRequest, CancelResult
+
+MOST_CLAIMS = 8
+"""After so many claims in turn without a result an item is dead: whoever has it ends.
+It is not claimed again until somebody asks for that."""
+_REMEMBERED = 100  # accounts that are not held any more
+_CLOSES_WITHIN = 5.0  # seconds
+_OVER, _POLL = 2.0, 0.2
+"""Seconds that a process waits for a lease beyond its TTL, and between two looks."""
+_PATIENCE = 30.0  # seconds without an answer
+
+
+class _RunRow(msgspec.Struct, frozen=True):
+    seed: bytes
+    created_at: float
+
+
+class _ClaimedRow(msgspec.Struct, frozen=True, gc=False):
+    """An item as `CLAIM` has it."""
+
+    run_id: str
+    refund_id: str
+    number: int
+    generation: int
+    claimed_at: float
+    sent_before: float | None
+    dead: bool
+
+
+class PostgresJournal(BatchGuard):
+    """A `Journal` of one scope. It writes for accounts whose lease is held, no others.
+
+    When a method has returned, what it did is committed; while the database is away it
+    waits, however long.
+
+    Args:
+        database: Where the tables are.
+        leases: Of the worker, closed by it.
+        clock: Gives Unix seconds.
+
+    Raises:
+        JournalError: From any method, if something cannot be written, or after `close`.
+        LeaseLostError: An account was taken over.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        leases: Leases,
+        *,
+        run: Run | None = None,
+        run_id: str | None = None,
+    ) -> None:
+        self.leases = leases
+        self._database = database
+        self._run, self._run_id = run, run_id
+        super().__init__()
+        self._link = Link(database, patience=_PATIENCE)
+        self._writer = Writer(self._link, leases.scope)
+        self._offset = 0.0
+        """Of this machine's clock from the database's, which all times are of."""
+        self._runs: dict[str, _RunRow] = {}
+        self._claims = 0
+        # By account, the lease's token and the last number claimed of each run.
+        self._after: dict[str | None, tuple[str, dict[str, int]]] = {}
+        # By account, what was given out and has no result yet.
+        self._given: dict[str | None, set[tuple[str, str]]] = {}
+        self._acquired: set[str | None] = set()  # in this batch
+        self._closed = False
+
+    @classmethod
+    async def open(
+        cls,
+        conninfo: str,
+        run: Run,
+        *,
+        name: str,
+        tenant: str = "default",
+        ttl: float = TTL,
+    ) -> Self:
+        """Open a run, or begin one, to work on it from this process alone.
+
+        Other runs are left alone. It takes the lease of each account of which it claims
+        items, so no worker of the fleet sends for it meanwhile.
+
+        Args:
+            conninfo: The database, as libpq has it.
+            run: What to begin, or to go on with.
+            name: Of the run.
+            tenant: Whose key it is, if there are several.
+            ttl: Seconds for which accounts stay taken if this process is killed.
+
+        Raises:
+            JournalError: The tables are of another release, the database cannot be
+                reached, or the run is on another server or mode.
+        """
+        database = Database(conninfo)
+        options = msgspec.json.encode(run.options).decode()
+        try:
+            connection = await database.connect()
+            try:
+                cursor = await connection.execute(
+                    ENSURE_RUN,
+                    {
+                        "name": name,
+                        "base_url": run.base_url,
+                        "livemode": run.livemode,
+                        "tenant": tenant,
+                        "options": options,
+                    },
+                )
+                ((run_id,),) = await cursor.fetchall()
+                cursor = await connection.execute(RUN, {"run_id": run_id})
+                ((scope, kept),) = await cursor.fetchall()
+            finally:
+                await connection.close()
+        except psycopg.Error as error:
+            raise JournalError(f"the journal cannot be opened: {error}") from None
+        owner = f"{socket.gethostname()} {os.getpid()}"
+        leases = Leases(database, scope, owner, ttl=ttl)
+        await leases.start()
+        run = msgspec.structs.replace(run, options=kept)
+        return cls(database, leases, run=run, run_id=run_id)
+
+    @property
+    def run(self) -> Run | None:
+        """What it is about: the run that was opened; ``None`` for a worker's."""
+        return self._run
+
+    @property
+    def transactions(self) -> int:
+        """How many statements were carried out so far."""
+        return self._writer.transactions
+
+    def begin(self) -> None:
+        """Begin a batch: every open item may be claimed, also one claimed before.
+
+        Raises:
+            JournalError: Another batch uses this object.
+        """
+        super().begin()
+        self._acquired.clear()
+
+    # --------------------------------------------------------------- operations
+
+    async def add(self, requests: Sequence[CancelRequest]) -> None:
+        """Add these items to the run that was opened.
+
+        Raises:
+            JournalError: They are none of Stripe's, or no run was opened.
+        """
+        if self._run_id is None:
+            raise JournalError("a worker adds no items: enqueue them")
+        if requests:
+            values = {
+                "run_id": self._run_id,
+                "ids": [request.refund_id for request in requests],
+                "given": [request.stripe_account for request in requests],
+            }
+            await self._writer.do(Operation(ADD, values))
+
+    async def claim(
+        self, limits: Mapping[str | None, int]
+    ) -> dict[str | None, list[Claim]]:
+        """Give out the next open items of some accounts; see `Journal.claim`.
+
+        Returns:
+            The items of each account that is held; the others are left out.
+
+        Raises:
+            ValueError: A limit below 1.
+        """
+        check_limits(limits)
+        claims: dict[str | None, list[Claim]] = {}
+        if self._run_id is not None:
+            await self._acquire(limits)
+            claims = {account: [] for account in limits}
+        self._forget_accounts()
+        wanted: dict[str | None, tuple[Lease, int]] = {}
+        for account, limit in limits.items():
+            if (lease := self.leases.get(account)) is not None:
+                claims[account] = []
+                wanted[account] = (lease, self._page(lease, limit))
+        while wanted:
+            wanted = await self._claim(wanted, claims)
+        return claims
+
+    async def rekey(self, claim: Claim) -> Claim:
+        """Give out the same item with a new key, which is kept.
+
+        Waits while a former holder of the account may have a request under way.
+
+        Raises:
+            LeaseLostError: The account was taken over, or the item is not there any
+                more as it was claimed.
+        """
+        assert isinstance(claim, LeasedClaim)  # noqa: S101 - it gives out no others
+        number = self._next_claim()
+        values = {
+            "account": claim.stripe_account or "",
+            "token": claim.token,
+            "run_id": claim.run_id,
+            "refund_id": claim.refund_id,
+            "generation": claim.generation,
+            "claim_number": number,
+            "grace": self.leases.grace,
+        }
+        while rows := await self._writer.do(Operation(REKEY, values)):
+            ((wait, claimed_at),) = rows
+            if claimed_at is not None:
+                created_at = claimed_at + self._offset
+                return msgspec.structs.replace(
+                    claim,
+                    idempotency_key=self._key(claim, claim.generation + 1),
+                    key_created_at=created_at,
+                    key_unused_until=created_at,
+                    maybe_sent=False,
+                    generation=claim.generation + 1,
+                    claim_number=number,
+                )
+            if not wait:
+                break
+            await asyncio.sleep(wait)
+        raise self._lost([(claim.stripe_account, claim.token)])
+
+    async def give_back(self, claims: Sequence[Claim]) -> None:
+        """Take back items that were never sent; the next holder gets them.
+
+        Raises:
+            LeaseLostError: Accounts were taken over. The others' are taken back.
+        """
+        rows = [unsent_row(claim) for claim in claims if isinstance(claim, LeasedClaim)]
+        await self._write(GIVE_BACK, claims, list(rows))
+
+    async def settle(self, known: Sequence[tuple[Claim, CancelResult]]) -> None:
+        """Keep what became of items. An item that is settled stays as it is.
+
+        Raises:
+            LeaseLostError: Accounts were taken over. The others' are kept.
+        """
+        claims = [claim for claim, _ in known]
+        rows = [
+            known_row(claim, result)
+            for claim, result in known
+            if isinstance(claim, LeasedClaim)
+        ]
+        await self._write(SETTLE, claims, list(rows))
+
+    async def accounts(self) -> list[str | None]:
+        """Return the accounts that have open items, ``None`` for the key's own.
+
+        Of a worker's journal those that it holds.
+        """
+        if self._run_id is None:
+            return self.leases.accounts
+        values = {"run_id": self._run_id}
+        rows = await self._writer.do(Operation(ACCOUNTS, values))
+        return [account or None for (account,) in rows]
+
+    # ------------------------------------------------------------------- claims
+
+    async def _acquire(self, accounts: Iterable[str | None]) -> None:
+        """Take the leases of accounts, each once in a batch.
+
+        Raises:
+            JournalError: A worker has one, and does not end.
+        """
+        missing = [account for account in accounts if account not in self._acquired]
+        for account in missing:
+            await self.leases.release(account, retry_later=False)
+        until = time.monotonic() + self.leases.ttl + _OVER
+        while missing:
+            taken = await self.leases.acquire(len(missing), only=missing)
+            self._acquired.update(lease.account for lease in taken)
+            missing = [account for account in missing if account not in self._acquired]
+            values = {"accounts": [account or "" for account in missing]}
+            held = await self._writer.do(Operation(HOLDERS, values))
+            if not held:
+                return  # there is nothing to do for them
+            if time.monotonic() > until:
+                account, owner = held[0]
+                raise JournalError(
+                    f"{owner} is at work for the account {account or 'itself'}: wait "
+                    "for its end"
+                )
+            await asyncio.sleep(_POLL)
+
+    def _page(self, lease: Lease, limit: int) -> int:
+        if self._run_id is not None or lease.takeovers < SUSPICIOUS:
+            return limit
+        return max(1, limit >> (lease.takeovers - SUSPICIOUS + 1))
+
+    async def _claim(
+        self,
+        wanted: dict[str | None, tuple[Lease, int]],
+        claims: dict[str | None, list[Claim]],
+    ) -> dict[str | None, tuple[Lease, int]]:
+        """Claim once, and return what is to be claimed again to fill the pages."""
+        number = self._next_claim()
+        pages = [
+            (account or "", most, self._cursor(lease))
+            for account, (lease, most) in wanted.items()
+        ]
+        values = {
+            "accounts": [account or "" for account in wanted],
+            "tokens": [lease.token for lease, _ in wanted.values()],
+            "wanted": msgspec.json.encode(pages).decode(),
+            "run_id": self._run_id,
+            "claim_number": number,
+            "grace": self.leases.grace,
+            "most_claims": MOST_CLAIMS,
+        }
+        rows = await self._writer.do(Operation(CLAIM, values, recall=CLAIMED))
+        await self._learn_runs({row[1] for row in rows if row[1] is not None})
+        missing: dict[str | None, int] = {}
+        for account, *item in rows:
+            if item[0] is not None:
+                lease, _ = wanted[account or None]
+                claim = self._given_out(lease, number, _ClaimedRow(*item))
+                if claim is None:
+                    missing[lease.account] = missing.get(lease.account, 0) + 1
+                else:
+                    claims[lease.account].append(claim)
+        held = {row[0] or None for row in rows}
+        if len(held) < len(wanted):
+            leases = [
+                lease for lease, _ in wanted.values() if lease.account not in held
+            ]
+            self._lost((lease.account, lease.token) for lease in leases)
+            for lease in leases:
+                claims.pop(lease.account, None)
+        return {each: (wanted[each][0], most) for each, most in missing.items()}
+
+    def _cursor(self, lease: Lease) -> dict[str, int]:
+        token, after = self._after.get(lease.account, ("", {}))
+        if token != lease.token:
+            after = {}
+            self._after[lease.account] = (lease.token, after)
+            self._given[lease.account] = set()
+        return after
+
+    def _forget_accounts(self) -> None:
+        """Forget what accounts that are not held any more were given."""
+        if len(self._after) > 2 * len(self.leases.accounts) + _REMEMBERED:
+            for account in [*self._after]:
+                if self.leases.get(account) is None:
+                    del self._after[account], self._given[account]
+
+    def _given_out(
+        self, lease: Lease, claim_number: int, item: _ClaimedRow
+    ) -> LeasedClaim | None:
+        """Return the claim of an item; ``None`` if it must not be given out."""
+        after, given = self._cursor(lease), self._given[lease.account]
+        after[item.run_id] = max(item.number, after.get(item.run_id, 0))
+        # A failover may have forgotten that it was given out.
+        if item.dead or (item.run_id, item.refund_id) in given:
+            return None
+        given.add((item.run_id, item.refund_id))
+        run = self._runs[item.run_id]
+        fresh = item.sent_before is None
+        created_at = item.claimed_at if item.sent_before is None else item.sent_before
+        created_at += self._offset
+        return LeasedClaim(
+            number=item.number,
+            refund_id=item.refund_id,
+            stripe_account=lease.account,
+            idempotency_key=derive_key(
+                run.seed, lease.account, item.refund_id, item.generation
+            ),
+            key_created_at=created_at,
+            maybe_sent=not fresh,
+            # No key of a run is older than the run.
+            key_unused_until=created_at if fresh else run.created_at + self._offset,
+            run_id=item.run_id,
+            generation=item.generation,
+            token=lease.token,
+            claim_number=claim_number,
+        )
+
+    def _key(self, claim: LeasedClaim, generation: int) -> str:
+        seed = self._runs[claim.run_id].seed
+        return derive_key(seed, claim.stripe_account, claim.refund_id, generation)
+
+    async def _learn_runs(self, run_ids: set[str]) -> None:
+        """Read the seeds of runs and, with the first, how far the clocks are apart."""
+        unknown = run_ids - self._runs.keys()
+        if not unknown:
+            return
+        rows = await self._writer.do(Operation(RUNS, {"runs": list(unknown)}))
+        for run_id, seed, derivation, created_at, now in rows:
+            if derivation > DERIVATION:
+                raise JournalError(
+                    f"a run derives its keys by rule {derivation}, and this release "
+                    f"knows rules up to {DERIVATION}: go on with a newer release"
+                )
+            if not self._runs:
+                self._offset = time.time() - now
+            self._runs[run_id] = _RunRow(bytes(seed), created_at)
+
+    def _next_claim(self) -> int:
+        self._claims += 1
+        return self._claims
+
+    # ------------------------------------------------------------------- writing
+
+    async def _write(
+        self,
+        statement: str,
+        claims: Sequence[Claim],
+        rows: list[KnownRow | UnsentRow],
+    ) -> None:
+        """Write rows of claims.
+
+        Raises:
+            LeaseLostError: Accounts were taken over. The others' rows are written.
+        """
+        if not rows:
+            return
+        held = {
+            (account or None, token)
+            for account, token in await self._writer.do(
+                Operation(statement, {}, rows=rows)
+            )
+        }
+        leases = {
+            (claim.stripe_account, claim.token)
+            for claim in claims
+            if isinstance(claim, LeasedClaim)
+        }
+        for claim in claims:
+            if isinstance(claim, LeasedClaim):
+                given = self._given.get(claim.stripe_account, set())
+                given.discard((claim.run_id, claim.refund_id))
+        if lost := leases - held:
+            raise self._lost(lost)
+
+    def _lost(self, leases: Iterable[tuple[str | None, str]]) -> LeaseLostError:
+        accounts: set[str | None] = set()
+        for account, token in leases:
+            accounts.add(account)
+            lease = self.leases.get(account)
+            if lease is not None and lease.token == token:
+                self.leases.lose(lease)
+        return LeaseLostError(accounts)
+
+    # ------------------------------------------------------------------ reading
+
+    def tally(self) -> Tally:
+        """Count the items. Blocks while they are read."""
+        return self._reader().tally()
+
+    def records(self) -> Iterator[Record]:
+        """Yield what is known of each item, by number. Blocks for each page."""
+        return self._reader().records()
+
+    def _reader(self) -> FleetReader:
+        return FleetReader(self._database, scope=self.leases.scope, run_id=self._run_id)
+
+    async def close(self) -> None:
+        """Keep what is not kept yet, and release what was opened with it."""
+        if self._closed:
+            return
+        self._closed = True
+        await self._writer.close(within=_CLOSES_WITHIN)
+        if self._run_id is not None:
+            await self.leases.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()

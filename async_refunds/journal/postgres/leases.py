@@ -1,0 +1,296 @@
+"""Which accounts this worker holds: nobody else sends for them meanwhile.
+
+A lease ends by the database's clock; what the worker goes by ends no later, on its own
+monotonic clock, counted from when a renewal was sent. So no clock has to be right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Self
+from uuid import uuid4
+
+import msgspec
+
+from async_refunds.protocol.redaction import scrub
+
+from .connection import Database, Link
+from .statements import ACQUIRE, ACQUIRED, RELEASE, RENEW
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import TracebackType
+
+    from .connection import Connection
+
+TTL = 30.0
+"""Seconds after which the account of a worker that was killed is free."""
+DEADLINE = 120.0
+"""Seconds that a request of a former holder may still be under way."""
+SUSPICIOUS = 3
+"""After so many unclean takeovers in turn a holder claims fewer at once: then few are
+claimed together with the item that ends whoever has it."""
+_RENEWALS = 3  # within each TTL, so that one may fail
+_CLOSES_WITHIN = 5.0  # seconds
+
+_logger = logging.getLogger("async_refunds")
+
+
+def monotonic() -> float:
+    """Return seconds that go on while the machine is suspended, where that is known."""
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """The right to work on an account until it ends, is released, or is taken over."""
+
+    account: str | None
+    """The connected account, ``None`` for the key's own."""
+    token: str
+    """A UUID of this holding: a counter would repeat after a failover."""
+    rate: float | None
+    """Requests a second at which the last holder was."""
+    takeovers: int = 0
+    """How many holders in turn ended without releasing it."""
+
+
+class Leases:
+    """The accounts of one scope that this worker holds, renewed by a task.
+
+    Args:
+        database: Where the leases are.
+        scope: Whose limits: ``tenant base_url mode``.
+        owner: How the worker is shown.
+        ttl: Seconds for which a lease is good without a renewal.
+        deadline: Seconds that a request may be under way: so long after the lease of a
+            worker that was killed has ended, no refund gets a new idempotency key.
+        clock: Gives monotonic seconds.
+        on_lost: Called with each account that somebody else has taken over.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        scope: str,
+        owner: str,
+        *,
+        ttl: float = TTL,
+        deadline: float = DEADLINE,
+        clock: Callable[[], float] = monotonic,
+        on_lost: Callable[[str | None], object] | None = None,
+    ) -> None:
+        self.scope, self.owner, self.ttl = scope, owner, ttl
+        self.grace = ttl + deadline
+        """Seconds after an unclean takeover in which no refund gets a new key."""
+        self.on_lost = on_lost
+        self._clock = clock
+        self._link = Link(database, patience=ttl)
+        self._held: dict[str | None, Lease] = {}
+        self._good_until: dict[str | None, float] = {}
+        self._rates: dict[str | None, float] = {}
+        self._renewing: asyncio.Task[None] | None = None
+        self._closing = asyncio.Event()
+
+    # ------------------------------------------------------ what a batch asks
+
+    def may_send(self, stripe_account: str | None) -> bool:
+        """Tell whether certainly nobody else sends for an account now."""
+        return self._clock() < self._good_until.get(stripe_account, 0.0)
+
+    def rate(self, stripe_account: str | None) -> float | None:
+        """Return the requests a second at which its former holder was."""
+        lease = self._held.get(stripe_account)
+        return None if lease is None else lease.rate
+
+    def note_rate(self, stripe_account: str | None, rate: float) -> None:
+        """Note where an account's pace is: kept with the next renewal."""
+        if stripe_account in self._held:
+            self._rates[stripe_account] = rate
+
+    @property
+    def accounts(self) -> list[str | None]:
+        """The accounts that it holds."""
+        return list(self._held)
+
+    def get(self, stripe_account: str | None) -> Lease | None:
+        """Return the lease of an account, ``None`` if it is not held."""
+        return self._held.get(stripe_account)
+
+    # ------------------------------------------------------------------- changes
+
+    async def acquire(
+        self, limit: int, *, only: Iterable[str | None] = ()
+    ) -> list[Lease]:
+        """Take some accounts that nobody holds and that have something to do.
+
+        Args:
+            limit: How many at most.
+            only: Of these; they are taken also where they were to wait.
+
+        Raises:
+            JournalError: The tables are of another release, or it was closed.
+        """
+        token, sent_at = str(uuid4()), 0.0
+        wanted = [account or "" for account in only]
+        values = {
+            "scope": self.scope,
+            "owner": self.owner,
+            "token": token,
+            "ttl": self.ttl,
+            "grace": self.grace,
+            "limit": limit,
+            "forced": bool(wanted),
+            "accounts": wanted,
+        }
+
+        async def work(connection: Connection, in_doubt: bool) -> list[Any]:  # noqa: FBT001 - as Link calls it
+            nonlocal sent_at
+            sent_at = self._clock()
+            if in_doubt:
+                found = await connection.execute(ACQUIRED, values)
+                if rows := await found.fetchall():
+                    return rows
+            return await (await connection.execute(ACQUIRE, values)).fetchall()
+
+        leases: list[Lease] = []
+        for account, rate, takeovers in await self._link.repeat(work):
+            lease = Lease(account or None, token, rate, takeovers)
+            self._held[lease.account] = lease
+            self._good_until[lease.account] = sent_at + self.ttl
+            leases.append(lease)
+        return leases
+
+    async def release(
+        self,
+        stripe_account: str | None,
+        *,
+        rate: float | None = None,
+        not_before: float = 0.0,
+        retry_later: bool = True,
+    ) -> None:
+        """Give an account back: the next worker may have it at once.
+
+        Args:
+            stripe_account: The account. Nothing happens if it is not held.
+            rate: Requests a second where its pace is, for the next holder.
+            not_before: Seconds for which nobody takes it: its key was refused.
+            retry_later: Whether what was left open with a result waits for a while,
+                longer each time.
+
+        Raises:
+            JournalError: The tables are of another release, or it was closed.
+        """
+        lease = self._held.pop(stripe_account, None)
+        if lease is None:
+            return
+        self._good_until.pop(stripe_account, None)
+        rate = self._rates.pop(stripe_account, None) if rate is None else rate
+        values = {
+            "scope": self.scope,
+            "account": stripe_account or "",
+            "token": lease.token,
+            "pace": rate,
+            "not_before": not_before,
+            "retry_later": retry_later,
+            "suspicious": SUSPICIOUS,
+        }
+
+        async def work(connection: Connection, _: bool) -> list[Any]:  # noqa: FBT001 - as Link calls it
+            await connection.execute(RELEASE, values)
+            return []
+
+        await self._link.repeat(work)
+
+    def lose(self, lease: Lease) -> None:
+        """Note that somebody else has taken an account over."""
+        if self._held.get(lease.account) is not lease:
+            return
+        del self._held[lease.account]
+        self._good_until.pop(lease.account, None)
+        self._rates.pop(lease.account, None)
+        _logger.warning(
+            "the account %s was taken over by another worker", lease.account or "itself"
+        )
+        if self.on_lost is not None:
+            self.on_lost(lease.account)
+
+    async def renew(self) -> None:
+        """Renew all leases now.
+
+        One that ended, and that nobody has taken since, lives on.
+        """
+        leases = sorted(self._held.values(), key=lambda lease: lease.account or "")
+        if not leases:
+            return
+        values = {
+            "scope": self.scope,
+            "ttl": self.ttl,
+            "accounts": [lease.account or "" for lease in leases],
+            "tokens": [lease.token for lease in leases],
+            "paces": [self._rates.get(lease.account) for lease in leases],
+        }
+        sent_at = 0.0
+
+        async def work(connection: Connection, _: bool) -> list[Any]:  # noqa: FBT001 - as Link calls it
+            nonlocal sent_at
+            sent_at = self._clock()
+            return await (await connection.execute(RENEW, values)).fetchall()
+
+        renewed = {account or None for (account,) in await self._link.repeat(work)}
+        for lease in leases:
+            if lease.account not in renewed:
+                self.lose(lease)
+            elif self._held.get(lease.account) is lease:
+                self._good_until[lease.account] = sent_at + self.ttl
+
+    # ------------------------------------------------------------------ life
+
+    async def start(self) -> None:
+        """Renew the leases from now on."""
+        if self._renewing is None:
+            self._renewing = asyncio.create_task(self._renew_on())
+
+    async def _renew_on(self) -> None:
+        while not self._closing.is_set():
+            try:
+                async with asyncio.timeout(self.ttl / _RENEWALS):
+                    await self._closing.wait()
+            except TimeoutError:
+                try:
+                    await self.renew()
+                except Exception as error:  # noqa: BLE001 - the leases end by themselves
+                    _logger.error(  # noqa: TRY400 - the text may hold too much
+                        "leases could not be renewed: %s", scrub(str(error))
+                    )
+
+    async def close(self, *, within: float = _CLOSES_WITHIN) -> None:
+        """Release what is held, and close. Takes no longer than so many seconds."""
+        self._closing.set()
+        until = self._clock() + within
+        releasing = [
+            asyncio.ensure_future(self.release(account)) for account in self.accounts
+        ]
+        if releasing:
+            await asyncio.wait(releasing, timeout=within)
+        await self._link.close(within=max(0.0, until - self._clock()))
+        for task in releasing:
+            task.cancel()
+        await asyncio.gather(*releasing, return_exceptions=True)
+        if self._renewing is not None:
+            await asyncio.wait([self._renewing])
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()

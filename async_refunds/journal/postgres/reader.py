@@ -1,0 +1,165 @@
+"""Read what a fleet has done, and change nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import psycopg
+
+from async_refunds.errors import JournalError
+from async_refunds.journal.base import Record, Tally
+from async_refunds.journal.keys import derive_key
+from async_refunds.protocol.redaction import scrub
+
+from .schema import check_version
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    from async_refunds.results import CancelOutcome
+
+    from .connection import Database
+
+_PAGE = 1000  # records; a page is read in some milliseconds
+
+# What is known of an item: `unknown` if a key may have been sent since its last result.
+_KNOWN = """CASE WHEN i.maybe_sent AND (i.outcome IS NULL OR i.outcome = 'failed')
+    THEN 'unknown' ELSE i.outcome END"""
+_CHOSEN = """FROM async_refunds.items i JOIN async_refunds.runs r USING (run_id)
+    WHERE (%(scope)s::text IS NULL OR r.scope = %(scope)s)
+        AND (%(run_id)s::uuid IS NULL OR r.run_id = %(run_id)s::uuid)"""
+_TALLY = f"""SELECT {_KNOWN}, count(*), count(*) FILTER (WHERE NOT i.settled),
+        coalesce(sum(i.attempts), 0)::bigint, coalesce(sum(i.rate_limited), 0)::bigint,
+        extract(epoch FROM min(i.claimed_at))::float8,
+        extract(epoch FROM max(i.known_at))::float8
+    {_CHOSEN} GROUP BY 1"""  # noqa: S608 - our own text
+_RECORDS = f"""SELECT i.number, i.refund_id, nullif(i.account, ''), {_KNOWN}, i.status,
+        i.idempotency_key, i.attempts, i.request_id, i.error, i.seconds, i.settled,
+        i.amount, i.currency, i.created, i.charge, i.payment_intent,
+        i.failure_balance_transaction, extract(epoch FROM i.known_at)::float8,
+        r.seed, i.generation
+    {_CHOSEN} AND i.number > %(after)s ORDER BY i.number LIMIT %(page)s"""  # noqa: S608 - our own text
+_STATUS = """SELECT scope, nullif(account, ''), owner, held, lease_age_seconds, pace,
+        takeovers, open, dead, oldest_open_seconds, last_word, last_at_seconds
+    FROM async_refunds.metrics
+    WHERE %(scope)s::text IS NULL OR scope = %(scope)s ORDER BY scope, account"""
+
+
+class AccountStatus(msgspec.Struct, frozen=True):
+    """How far the work on one account is. Ages are seconds, by the database's clock."""
+
+    scope: str
+    account: str | None
+    """The connected account, ``None`` for the key's own."""
+    owner: str | None
+    """Which worker holds it, or held it last if it ended without releasing it."""
+    held: bool
+    lease_age: float | None
+    """Since its last renewal."""
+    rate: float | None
+    """Requests a second, as of the last renewal."""
+    takeovers: int
+    """How often it was taken from a worker that had ended."""
+    open: int
+    """Items that are still to be canceled."""
+    dead: int
+    """Items that are not claimed again until somebody asks for it: each worker that had
+    them ended."""
+    oldest: float | None
+    """Since the oldest of both was added."""
+    last_word: str | None
+    """The error of the last result that has left an item open."""
+    last_word_age: float | None
+
+
+class FleetReader:
+    """A fleet's tables for reading. It connects for each call, and each page.
+
+    Args:
+        database: Where they are.
+        scope: Only of this one.
+        run_id: Only of this run.
+
+    Raises:
+        JournalError: From any method: the database cannot be read, or its tables are of
+            another release.
+    """
+
+    def __init__(
+        self, database: Database, *, scope: str | None = None, run_id: str | None = None
+    ) -> None:
+        self._database = database
+        self._values = {"scope": scope, "run_id": run_id}
+
+    def tally(self) -> Tally:
+        """Count the items."""
+        outcomes: Counter[CancelOutcome | None] = Counter()
+        left = requests = limited = 0
+        began: list[float] = []
+        ended: list[float] = []
+        for outcome, count, unsettled, sent, refused, first, last in self._rows(
+            _TALLY, self._values
+        ):
+            outcomes[outcome] += count
+            left, requests, limited = (
+                left + unsettled,
+                requests + sent,
+                limited + refused,
+            )
+            began += [] if first is None else [first]
+            ended += [] if last is None else [last]
+        return Tally(
+            open=left,
+            outcomes=outcomes,
+            requests=requests,
+            rate_limited=limited,
+            seconds=max(0.0, max(ended) - min(began)) if began and ended else 0.0,
+        )
+
+    def records(self) -> Iterator[Record]:
+        """Yield what is known of each item, by number, a page at a time.
+
+        While workers go on, each page is as of when it was read.
+        """
+        after = 0
+        while True:
+            values = {**self._values, "after": after, "page": _PAGE}
+            page = self._rows(_RECORDS, values)
+            for *fields, seed, generation in page:
+                yield _record(fields, bytes(seed), generation)
+            if len(page) < _PAGE:
+                return
+            after = page[-1][0]
+
+    def status(self) -> list[AccountStatus]:
+        """Return how far each account is that was ever enqueued."""
+        return [AccountStatus(*row) for row in self._rows(_STATUS, self._values)]
+
+    def _rows(self, query: str, values: dict[str, Any]) -> list[Any]:
+        with self._connected() as connection:
+            return connection.execute(query.encode(), values).fetchall()
+
+    @contextmanager
+    def _connected(self) -> Generator[psycopg.Connection[Any]]:
+        try:
+            with psycopg.connect(
+                self._database.conninfo, autocommit=True
+            ) as connection:
+                check_version(connection)
+                yield connection
+        except psycopg.Error as error:
+            raise JournalError(
+                f"the database cannot be read: {scrub(str(error))}"
+            ) from None
+
+
+def _record(fields: list[Any], seed: bytes, generation: int) -> Record:
+    record = Record(*fields)
+    if not generation or (record.settled and record.idempotency_key is not None):
+        return record
+    # The key that was claimed last: it is written with its result only.
+    key = derive_key(seed, record.stripe_account, record.refund_id, generation)
+    return msgspec.structs.replace(record, idempotency_key=key)

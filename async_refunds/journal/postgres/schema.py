@@ -1,0 +1,79 @@
+"""The tables of a fleet, and whether a database has those of this release."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from async_refunds.errors import JournalError
+
+if TYPE_CHECKING:
+    from psycopg import Connection
+
+VERSION = 1
+"""Of the tables in ``schema.sql``."""
+VERSION_QUERY = """SELECT schema_version, min_worker_version FROM async_refunds.meta"""
+EXISTS_QUERY = "SELECT to_regclass('async_refunds.meta') IS NOT NULL"
+# Any number, the same for every `migrate`: two at once take turns.
+_LOCK = "SELECT pg_advisory_xact_lock(6371642371)"
+_INIT = "run `async-refunds fleet init`"
+
+
+def migrate(connection: Connection[Any]) -> bool:
+    """Bring a database to the tables of this release. May be called again.
+
+    All or nothing happens, in a transaction of its own.
+
+    Returns:
+        Whether anything was changed.
+
+    Raises:
+        JournalError: Its tables are those of a newer release.
+        psycopg.Error: They cannot be made.
+    """
+    with connection.transaction():
+        connection.execute(_LOCK)
+        ((exists,),) = connection.execute(EXISTS_QUERY).fetchall()
+        if exists:
+            row = connection.execute(VERSION_QUERY).fetchone()
+            require_version(row, newest=VERSION)
+            return False
+        connection.execute(Path(__file__).with_name("schema.sql").read_bytes())
+        return True
+
+
+def check_version(connection: Connection[Any]) -> None:
+    """Refuse a database whose tables this release cannot work with.
+
+    Raises:
+        JournalError: It has none, or those of a newer release.
+        psycopg.Error: They cannot be read.
+    """
+    ((exists,),) = connection.execute(EXISTS_QUERY).fetchall()
+    require_version(connection.execute(VERSION_QUERY).fetchone() if exists else None)
+
+
+def require_version(row: tuple[int, int] | None, *, newest: int | None = None) -> None:
+    """Refuse tables by what `VERSION_QUERY` finds; ``None`` where there are none.
+
+    Args:
+        row: The version of the tables, and the oldest worker that may use them.
+        newest: The newest version of the tables that will do; without it their own word
+            counts.
+
+    Raises:
+        JournalError: They will not do.
+    """
+    if row is None:
+        raise JournalError(f"the database has no tables of async_refunds: {_INIT}")
+    version, least = row
+    if version < VERSION:
+        raise JournalError(
+            f"the tables of async_refunds have version {version}, and this release "
+            f"needs version {VERSION}: {_INIT}"
+        )
+    if least > VERSION or (newest is not None and version > newest):
+        raise JournalError(
+            f"the tables of async_refunds have version {version}, and this release "
+            f"knows versions up to {VERSION}: go on with a newer release"
+        )

@@ -1,0 +1,342 @@
+"""What a worker asks of the database. Each statement is a transaction of its own.
+
+A lease's token is checked with each write, under a lock that lets no other worker take
+the account over before the commit. Leases are locked in the order of their accounts, so
+that no two statements wait for each other in a circle. Each may be repeated when its
+commit is in doubt, without a second effect.
+"""
+
+from __future__ import annotations
+
+# Of an account, something that may be claimed now. `l` is its lease.
+_HAS_WORK = """EXISTS (
+    SELECT FROM async_refunds.runs r CROSS JOIN LATERAL (
+        SELECT FROM async_refunds.items i
+        WHERE i.run_id = r.run_id AND i.account = l.account
+            AND NOT i.settled AND NOT i.dead
+            AND (i.known_at IS NULL OR l.retry_at <= clock_timestamp()
+                OR %(forced)s::boolean)
+        LIMIT 1
+    ) i WHERE r.scope = l.scope AND r.state = 'open')"""
+
+ACQUIRE = f"""
+WITH history AS MATERIALIZED (SELECT async_refunds.note_timeline() AS timeline),
+free AS (
+    SELECT l.account FROM async_refunds.leases l
+    WHERE l.scope = %(scope)s AND l.until < clock_timestamp()
+        AND CASE WHEN %(forced)s::boolean THEN l.account = ANY (%(accounts)s::text[])
+            ELSE l.not_before <= clock_timestamp() END
+        AND {_HAS_WORK}
+    LIMIT %(limit)s
+    FOR NO KEY UPDATE OF l SKIP LOCKED
+)
+UPDATE async_refunds.leases l SET
+    token = %(token)s,
+    owner = %(owner)s,
+    until = clock_timestamp() + make_interval(secs => %(ttl)s),
+    acquired_at = clock_timestamp(),
+    renewed_at = clock_timestamp(),
+    timeline = history.timeline,
+    not_before = '-infinity',
+    retry_at = CASE WHEN %(forced)s::boolean THEN '-infinity' ELSE l.retry_at END,
+    takeovers = CASE WHEN l.token IS NULL THEN 0 ELSE l.takeovers + 1 END,
+    all_takeovers = l.all_takeovers + (l.token IS NOT NULL)::integer,
+    no_new_key_until = CASE WHEN l.token IS NULL THEN l.no_new_key_until
+        ELSE clock_timestamp() + make_interval(secs => %(grace)s) END
+FROM free, history WHERE l.scope = %(scope)s AND l.account = free.account
+RETURNING l.account, l.pace, l.takeovers"""  # noqa: S608 - our own text
+ACQUIRED = """SELECT account, pace, takeovers FROM async_refunds.leases
+    WHERE scope = %(scope)s AND token = %(token)s"""
+
+RENEW = """
+WITH history AS MATERIALIZED (SELECT async_refunds.note_timeline() AS timeline),
+held AS (
+    SELECT l.account, given.pace FROM async_refunds.leases l
+    JOIN unnest(%(accounts)s::text[], %(tokens)s::uuid[], %(paces)s::float8[])
+        AS given (account, token, pace)
+        ON l.scope = %(scope)s AND l.account = given.account
+            AND l.token = given.token
+    ORDER BY l.account
+    FOR NO KEY UPDATE OF l
+)
+UPDATE async_refunds.leases l SET
+    until = clock_timestamp() + make_interval(secs => %(ttl)s),
+    renewed_at = clock_timestamp(),
+    timeline = history.timeline,
+    pace = coalesce(held.pace, l.pace)
+FROM held, history WHERE l.scope = %(scope)s AND l.account = held.account
+RETURNING l.account"""
+
+# What this holder has left with a result waits one minute, then two, up to 15. While an
+# item is left that may be what ended the holders before, their number is kept.
+RELEASE = """
+UPDATE async_refunds.leases l SET
+    token = NULL,
+    owner = NULL,
+    until = '-infinity',
+    takeovers = CASE WHEN l.takeovers >= %(suspicious)s AND suspicious
+        THEN l.takeovers ELSE 0 END,
+    pace = coalesce(%(pace)s, l.pace),
+    not_before = CASE WHEN %(not_before)s > 0
+        THEN clock_timestamp() + make_interval(secs => %(not_before)s)
+        ELSE '-infinity' END,
+    retry_at = CASE WHEN l.retry_at > clock_timestamp() THEN l.retry_at WHEN left_open
+        THEN clock_timestamp() + make_interval(mins => least(15, 1 << l.retries))
+        ELSE '-infinity' END,
+    retries = CASE WHEN l.retry_at > clock_timestamp() THEN l.retries WHEN left_open
+        THEN least(l.retries + 1, 4) ELSE 0 END
+FROM (
+    SELECT %(retry_later)s::boolean AND EXISTS (
+        SELECT FROM async_refunds.runs r CROSS JOIN LATERAL (
+            SELECT FROM async_refunds.items i
+            WHERE i.run_id = r.run_id AND i.account = %(account)s
+                AND NOT i.settled AND NOT i.dead AND i.known_at IS NOT NULL
+            LIMIT 1
+        ) i WHERE r.scope = %(scope)s AND r.state = 'open'
+    ) AS left_open, EXISTS (
+        SELECT FROM async_refunds.items i JOIN async_refunds.runs r USING (run_id)
+        WHERE r.scope = %(scope)s AND r.state = 'open' AND i.account = %(account)s
+            AND NOT i.settled AND NOT i.dead AND i.claims >= %(suspicious)s
+    ) AS suspicious
+) found
+WHERE l.scope = %(scope)s AND l.account = %(account)s AND l.token = %(token)s"""
+
+# Which accounts a statement writes for. Not more, and none without its lock.
+_HELD = """held AS MATERIALIZED (
+    SELECT l.account, l.token
+    FROM unnest(%(accounts)s::text[], %(tokens)s::uuid[]) AS given (account, token)
+    JOIN async_refunds.leases l ON l.scope = %(scope)s AND l.account = given.account
+        AND l.token = given.token
+    ORDER BY l.account
+    FOR SHARE OF l
+)"""
+# Which history the database is in, and which items another one may have claimed. While
+# the first worker has not noted a new one, that is all of them.
+_HISTORY = """history AS MATERIALIZED (
+    SELECT now.at, now.timeline,
+        CASE WHEN now.timeline IS NULL THEN 0
+            ELSE coalesce(t.last_number, 9223372036854775807) END AS last_number,
+        CASE WHEN t.last_number > 0 THEN t.seen_at
+            WHEN now.timeline IS NULL OR t.last_number = 0 THEN '-infinity'
+            ELSE now.at END AS seen_at
+    FROM (SELECT clock_timestamp() AS at, async_refunds.timeline() AS timeline
+        OFFSET 0) now
+    LEFT JOIN async_refunds.timelines t USING (timeline)
+)"""
+_CLAIMED = """i.run_id::text, i.refund_id, i.number, i.generation,
+    extract(epoch FROM i.claimed_at)::float8,
+    extract(epoch FROM i.sent_before)::float8"""
+_OPEN = """i.run_id = r.run_id AND i.account = w.account AND NOT i.settled
+    AND NOT i.dead AND i.claimed_by IS DISTINCT FROM w.token
+    AND (i.known_at IS NULL OR w.retry_at <= w.at)
+    AND (i.maybe_sent OR i.outcome IS NULL OR w.may_make_keys)"""
+_FAILED = "(i.outcome = 'failed' AND i.attempts > 0) IS TRUE"
+
+
+def _next(phase: int, condition: str) -> str:
+    return f"""(SELECT i.ctid, i.run_id, i.number, r.priority, {phase} AS phase
+        FROM async_refunds.runs r CROSS JOIN LATERAL (
+            SELECT i.ctid, i.run_id, i.number FROM async_refunds.items i
+            WHERE {_OPEN} AND {condition}
+            ORDER BY i.number LIMIT w.most
+        ) i WHERE r.scope = %(scope)s AND r.state = 'open'
+            AND (%(run_id)s::uuid IS NULL OR r.run_id = %(run_id)s::uuid)
+        ORDER BY r.priority, i.number LIMIT w.most)"""  # noqa: S608 - our own text
+
+
+_AFTER = "coalesce((w.after ->> r.run_id::text)::bigint, 0)"
+# First what comes after the last claim, then what was added by a transaction that began
+# before that, then what an earlier holder asked for in vain. The index has the open
+# items by number: the first part does not read again what is under way, or was just
+# settled.
+CLAIM = f"""
+WITH {_HISTORY},
+held AS MATERIALIZED (
+    SELECT l.account, l.token, l.retry_at, l.no_new_key_until
+    FROM unnest(%(accounts)s::text[], %(tokens)s::uuid[]) AS given (account, token)
+    JOIN async_refunds.leases l ON l.scope = %(scope)s AND l.account = given.account
+        AND l.token = given.token
+    ORDER BY l.account
+    FOR SHARE OF l
+),
+wanted AS MATERIALIZED (
+    SELECT held.account, held.token, held.retry_at, history.at,
+        (given ->> 1)::integer AS most, given -> 2 AS after,
+        history.at >= greatest(held.no_new_key_until,
+            history.seen_at + make_interval(secs => %(grace)s)) AS may_make_keys
+    FROM held CROSS JOIN history
+    JOIN json_array_elements(%(wanted)s::json) AS given
+        ON given ->> 0 = held.account
+),
+next AS MATERIALIZED (
+    SELECT i.ctid, i.run_id, i.number, i.priority, i.phase, w.account
+    FROM wanted w CROSS JOIN LATERAL (
+        {_next(0, f"i.number > {_AFTER} AND NOT {_FAILED}")}
+        UNION ALL
+        {_next(1, f"i.number <= {_AFTER} AND NOT {_FAILED}")}
+        UNION ALL
+        {_next(2, _FAILED)}
+        LIMIT w.most
+    ) i
+),
+claimed AS (
+    UPDATE async_refunds.items i SET
+        generation = i.generation + (i.generation = 0
+            OR (NOT i.maybe_sent AND i.outcome IS NOT NULL))::integer,
+        sent_before = CASE WHEN i.maybe_sent THEN i.claimed_at
+            WHEN i.number <= history.last_number
+                AND i.timeline IS DISTINCT FROM history.timeline
+            THEN greatest(i.added_at, history.seen_at) END,
+        claimed_at = history.at,
+        maybe_sent = true,
+        dead = i.claims >= %(most_claims)s,
+        claims = i.claims + 1,
+        claimed_by = held.token,
+        claim_number = %(claim_number)s,
+        timeline = history.timeline
+    FROM held, history
+    WHERE i.ctid = ANY (ARRAY (SELECT ctid FROM next)) AND i.account = held.account
+    RETURNING i.*
+)
+SELECT held.account, {_CLAIMED}, i.dead
+FROM held
+LEFT JOIN (claimed i JOIN next USING (run_id, number, account))
+    ON i.account = held.account
+ORDER BY next.phase, next.priority, next.number"""  # noqa: S608 - our own text
+
+# The answer of a claim that was committed and whose answer was lost; nothing if it was
+# not, or found nothing.
+CLAIMED = f"""
+WITH held AS (
+    SELECT l.account, l.token
+    FROM unnest(%(accounts)s::text[], %(tokens)s::uuid[]) AS given (account, token)
+    JOIN async_refunds.leases l ON l.scope = %(scope)s AND l.account = given.account
+        AND l.token = given.token
+),
+claimed AS MATERIALIZED (
+    SELECT i.*, r.priority FROM held CROSS JOIN async_refunds.runs r
+    JOIN async_refunds.items i ON i.run_id = r.run_id AND i.account = held.account
+        AND NOT i.settled AND NOT i.dead
+    WHERE r.scope = %(scope)s AND i.claimed_by = held.token
+        AND i.claim_number = %(claim_number)s
+)
+SELECT held.account, {_CLAIMED}, i.dead
+FROM held LEFT JOIN claimed i USING (account)
+WHERE EXISTS (SELECT FROM claimed)
+ORDER BY {_FAILED}, i.priority, i.number"""  # noqa: S608 - our own text
+
+# A row that this holder has settled or given back already is left alone. After a
+# failover it may have forgotten the claim: then the claim's key counts.
+SETTLE = f"""
+WITH {_HELD},
+settled AS (
+    UPDATE async_refunds.items i SET
+        settled = known.settled,
+        maybe_sent = known.maybe_sent,
+        generation = greatest(i.generation, known.generation),
+        claims = 0,
+        claimed_by = held.token,
+        claim_number = NULL,
+        attempts = i.attempts + known.attempts,
+        rate_limited = i.rate_limited + known.rate_limited,
+        outcome = known.outcome,
+        status = coalesce(known.status, i.status),
+        idempotency_key = known.idempotency_key,
+        amount = coalesce(known.amount, i.amount),
+        currency = coalesce(known.currency, i.currency),
+        created = coalesce(known.created, i.created),
+        charge = coalesce(known.charge, i.charge),
+        payment_intent = coalesce(known.payment_intent, i.payment_intent),
+        failure_balance_transaction = coalesce(
+            known.failure_balance_transaction, i.failure_balance_transaction),
+        request_id = coalesce(known.request_id, i.request_id),
+        error = known.error,
+        seconds = known.seconds,
+        known_at = clock_timestamp()
+    FROM json_to_recordset(%(rows)s::json) AS known (
+        run_id uuid, account text, refund_id text, token uuid, generation integer,
+        settled boolean, maybe_sent boolean, attempts integer, rate_limited integer,
+        outcome text, status text, idempotency_key text, amount bigint, currency text,
+        created bigint, charge text, payment_intent text,
+        failure_balance_transaction text, request_id text, error text, seconds float8)
+    JOIN held USING (account, token)
+    WHERE i.run_id = known.run_id AND i.account = known.account
+        AND i.refund_id = known.refund_id AND NOT i.settled
+        AND NOT (i.claimed_by IS NOT DISTINCT FROM held.token
+            AND i.claim_number IS NULL)
+)
+SELECT account, token::text FROM held"""  # noqa: S608 - our own text
+
+# Never sent: as before the claim.
+GIVE_BACK = f"""
+WITH {_HELD},
+given_back AS (
+    UPDATE async_refunds.items i SET
+        maybe_sent = i.sent_before IS NOT NULL,
+        claimed_at = coalesce(i.sent_before, i.claimed_at),
+        claims = greatest(0, i.claims - 1),
+        claim_number = NULL
+    FROM json_to_recordset(%(rows)s::json) AS claim (
+        run_id uuid, account text, refund_id text, token uuid, claim_number bigint)
+    JOIN held USING (account, token)
+    WHERE i.run_id = claim.run_id AND i.account = claim.account
+        AND i.refund_id = claim.refund_id AND NOT i.settled
+        AND i.claimed_by = held.token AND i.claim_number = claim.claim_number
+)
+SELECT account, token::text FROM held"""  # noqa: S608 - our own text
+
+# Conditional on the generation that the claim had. While a former holder may have a
+# request under way, it says how many seconds that may take and changes nothing.
+REKEY = f"""
+WITH {_HISTORY},
+held AS MATERIALIZED (
+    SELECT l.account, l.token, greatest(0, extract(epoch FROM
+        greatest(l.no_new_key_until, h.seen_at + make_interval(secs => %(grace)s))
+        - h.at))::float8 AS wait
+    FROM async_refunds.leases l CROSS JOIN history h
+    WHERE l.scope = %(scope)s AND l.account = %(account)s AND l.token = %(token)s
+    FOR SHARE OF l
+),
+rekeyed AS (
+    UPDATE async_refunds.items i SET
+        generation = %(generation)s + 1,
+        claimed_at = history.at,
+        sent_before = NULL,
+        maybe_sent = true,
+        claimed_by = held.token,
+        claim_number = %(claim_number)s,
+        timeline = history.timeline
+    FROM held, history
+    WHERE held.wait = 0 AND i.run_id = %(run_id)s::uuid AND i.account = held.account
+        AND i.refund_id = %(refund_id)s AND NOT i.settled
+        AND (i.generation <= %(generation)s OR (
+            i.generation = %(generation)s + 1 AND i.claimed_by = held.token
+            AND i.claim_number = %(claim_number)s))
+    RETURNING extract(epoch FROM i.claimed_at)::float8 AS claimed_at
+)
+SELECT held.wait, rekeyed.claimed_at FROM held LEFT JOIN rekeyed ON true"""  # noqa: S608 - our own text
+
+RUNS = """SELECT run_id::text, seed, derivation, extract(epoch FROM created_at)::float8,
+    extract(epoch FROM clock_timestamp())::float8
+    FROM async_refunds.runs WHERE run_id = ANY (%(runs)s::uuid[])"""
+
+ADD = """SELECT async_refunds.enqueue(
+    (SELECT name FROM async_refunds.runs WHERE run_id = %(run_id)s::uuid),
+    %(ids)s::text[], %(given)s::text[])"""
+ENSURE_RUN = """SELECT async_refunds.ensure_run(%(name)s, %(base_url)s, %(livemode)s,
+    %(tenant)s, %(options)s::jsonb)::text"""
+RUN = """SELECT scope, options FROM async_refunds.runs
+    WHERE run_id = %(run_id)s::uuid"""
+# From account to account by the index, not over each of their items.
+ACCOUNTS = """WITH RECURSIVE names (name) AS (
+    SELECT min(account) FROM async_refunds.items
+        WHERE run_id = %(run_id)s::uuid AND NOT settled AND NOT dead
+    UNION ALL
+    SELECT (SELECT min(account) FROM async_refunds.items
+            WHERE run_id = %(run_id)s::uuid AND NOT settled AND NOT dead
+                AND account > name)
+        FROM names WHERE name IS NOT NULL)
+    SELECT name FROM names WHERE name IS NOT NULL"""
+HOLDERS = """SELECT account, owner FROM async_refunds.leases
+    WHERE scope = %(scope)s AND account = ANY (%(accounts)s::text[])
+        AND until >= clock_timestamp() ORDER BY account"""

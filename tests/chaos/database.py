@@ -1,0 +1,88 @@
+"""What the chaos reads of the fleet's database, by SQL of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tests.support.postgres_cluster import SUPERUSER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tests.support.postgres_cluster import PostgresNode
+
+DATABASE = "postgres"
+
+_ITEMS = """
+SELECT refund_id, account, settled, outcome, idempotency_key, generation
+FROM async_refunds.items ORDER BY number
+"""
+_SETTLED = "SELECT count(*) FROM async_refunds.items WHERE settled"
+_OPEN = "SELECT count(*) FROM async_refunds.items WHERE NOT settled"
+# Which row was written last shows in its hidden columns.
+_PRINT = """
+SELECT md5(string_agg(format('%s %s %s', ctid, xmin, items), ',' ORDER BY number))
+FROM async_refunds.items
+"""
+
+
+RUN = "chaos"
+
+
+async def migrate(node: PostgresNode) -> None:
+    """Make the fleet's tables, as an operator does."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "async_refunds", "fleet", "init", "--quiet"),
+        *("--database", f"host={node.folder} user={SUPERUSER} dbname={DATABASE}"),
+    )
+    if await process.wait():
+        raise RuntimeError("the tables are not made")
+
+
+async def enqueue(
+    node: PostgresNode, base_url: str, refunds: Iterable[tuple[str, str]]
+) -> None:
+    """Add refunds, as pairs of id and account, in a transaction of our own."""
+    ids, accounts = zip(*refunds, strict=True)
+    async with await node.connect(DATABASE) as connection, connection.transaction():
+        made = "SELECT async_refunds.ensure_run(%s, %s, false)"
+        await connection.execute(made, (RUN, base_url))
+        added = "SELECT async_refunds.enqueue(%s, %s, %s)"
+        await connection.execute(added, (RUN, list(ids), list(accounts)))
+
+
+@dataclass(frozen=True)
+class Item:
+    """What the database says of one refund."""
+
+    refund_id: str
+    account: str
+    settled: bool
+    outcome: str | None
+    key: str | None
+    generation: int
+
+
+async def items(node: PostgresNode) -> list[Item]:
+    """Return all items."""
+    async with await node.connect(DATABASE) as connection:
+        cursor = await connection.execute(_ITEMS)
+        return [Item(*row) for row in await cursor.fetchall()]
+
+
+async def settled(node: PostgresNode) -> int:
+    """Return how many items are settled."""
+    return int(await node.value(DATABASE, _SETTLED))
+
+
+async def open_items(node: PostgresNode) -> int:
+    """Return how many items are not settled."""
+    return int(await node.value(DATABASE, _OPEN))
+
+
+async def fingerprint(node: PostgresNode) -> str:
+    """Return what changes whenever any item is written."""
+    return str(await node.value(DATABASE, _PRINT))

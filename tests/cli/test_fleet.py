@@ -1,0 +1,484 @@
+"""The commands of ``fleet`` on a real PostgreSQL, as an operator types them."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+
+from async_refunds.emulator import Emulator
+from async_refunds.journal.keys import derive_key
+from tests.support.terminal import Ended, Screen, run, run_each, started
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.asyncio(loop_factories=["real"])
+
+HERE = "http://127.0.0.1:12111"
+
+
+class Fleet:
+    """A database, and the commands on it."""
+
+    def __init__(self, address: str) -> None:
+        self.environment = {"ASYNC_REFUNDS_DATABASE": address}
+        self._address = address
+
+    def __call__(self, *arguments: str) -> Any:  # noqa: ANN401 - an awaitable of Ended
+        return run("fleet", *arguments, key=None, environment=self.environment)
+
+    async def each(self, *commands: tuple[str, ...]) -> list[Ended]:
+        return await run_each(
+            *(("fleet", *command) for command in commands),
+            key=None,
+            environment=self.environment,
+        )
+
+    def rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        with psycopg.connect(self._address, autocommit=True) as connection:
+            cursor = connection.execute(query.encode(), values)
+            return cursor.fetchall() if cursor.description else []
+
+
+@pytest.fixture
+def fleet(postgres_database: str) -> Fleet:
+    return Fleet(postgres_database)
+
+
+def items(fleet: Fleet) -> list[tuple[str, str]]:
+    return fleet.rows(
+        "SELECT refund_id, account FROM async_refunds.items ORDER BY number"
+    )
+
+
+# -------------------------------------------------------------------------------- init
+
+
+async def test_tables_are_made_once_and_checked(postgres_empty_database: str) -> None:
+    fleet = Fleet(postgres_empty_database)
+    missing = await fleet("init", "--check")
+    assert missing.code == 1
+    assert "run `async-refunds fleet init`" in missing.err
+    assert (await fleet("pause", "tonight")).code == 2
+    made = await fleet("init")
+    assert (made.code, made.err) == (0, "made the tables of async_refunds, version 1\n")
+    again, checked, quiet = await fleet.each(
+        ("init",), ("init", "--check"), ("init", "-q")
+    )
+    assert (again.code, again.err) == (0, "nothing to do: the tables have version 1\n")
+    assert (checked.code, checked.err) == (
+        *(0, "the tables of async_refunds have version 1\n"),
+    )
+    assert (quiet.code, quiet.err) == (0, "")
+    fleet.rows(
+        "UPDATE async_refunds.meta SET schema_version = 9, min_worker_version = 9"
+    )
+    newer, refused, found = await fleet.each(
+        ("init",), ("enqueue", "re_1", "--run", "tonight"), ("init", "--check")
+    )
+    assert (newer.code, refused.code, found.code) == (2, 2, 1)
+    assert "go on with a newer release" in newer.err
+
+
+SECRET = "hunter2"
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        (f"postgres//u:{SECRET}@h/d", "is no address of a PostgreSQL database"),
+        (f"postgresql://u:{SECRET}@h/d?foo={SECRET}", "is no address"),
+        (f"postgresql://u:{SECRET}@127.0.0.1:1/d", "cannot be reached: connection"),
+    ],
+)
+async def test_database_that_is_not_there_is_told_without_its_password(
+    address: str, said: str
+) -> None:
+    ended = await run("fleet", "init", environment={"ASYNC_REFUNDS_DATABASE": address})
+    given = await run("fleet", "init", "--database", address)
+    for each in (ended, given):
+        assert (each.code, each.out) == (2, "")
+        assert said in each.err
+        assert SECRET not in each.err
+        assert len(each.err.splitlines()) == 1
+
+
+async def test_what_the_database_refuses_is_told_on_one_line(
+    postgres_empty_database: str,
+) -> None:
+    fleet = Fleet(postgres_empty_database)
+    fleet.rows("CREATE SCHEMA async_refunds")
+    fleet.rows("CREATE TABLE async_refunds.runs (mine text)")
+    ended = await fleet("init")
+    assert ended.code == 1
+    assert ended.err.startswith('async-refunds: the database: relation "runs" already')
+    assert len(ended.err.splitlines()) == 1
+
+
+async def test_missing_extra_is_named(tmp_path: Path) -> None:
+    (tmp_path / "psycopg.py").write_text("raise ModuleNotFoundError(name='psycopg')\n")
+    ended = await run(
+        *("fleet", "init"),
+        python=("-m", "async_refunds"),
+        environment={"PYTHONPATH": str(tmp_path)},
+    )
+    assert ended.code == 2
+    assert ended.err == (
+        "async-refunds: fleet needs psycopg, which the extra `postgres` installs: "
+        f"{sys.executable} -m pip install 'psycopg[binary]' procrastinate\n"
+    )
+    (tmp_path / "psycopg.py").write_text("raise ModuleNotFoundError(name='other')\n")
+    broken = await run(
+        *("fleet", "init"),
+        python=("-m", "async_refunds"),
+        environment={"PYTHONPATH": str(tmp_path)},
+    )
+    assert "ModuleNotFoundError" in broken.err
+
+
+# ----------------------------------------------------------------------------- enqueue
+
+
+async def test_refunds_are_added_once(fleet: Fleet, tmp_path: Path) -> None:
+    source = tmp_path / "ids.csv"
+    source.write_text("refund_id,stripe_account\nre_2,acct_2\nre_3,\nre_3,\n")
+    command = ("enqueue", "--run", "tonight", "--base-url", f"{HERE}/")
+    first = await fleet(*command, "re_1", "--account", "acct_1")
+    assert (first.code, first.err) == (0, "1 refund added to tonight\n")
+    assert first.lines == [{"run": "tonight", "added": 1, "already_there": 0}]
+    more = await fleet(*command, "--from", str(source), "--account", "acct_1")
+    assert more.err.splitlines() == [
+        "2 refunds added to tonight",
+        "1 line names a refund that was given before; each is canceled once",
+    ]
+    again = await fleet(*command, "re_4", "--from", str(source), "--account", "acct_1")
+    assert (
+        again.err.splitlines()[0] == "1 refund added to tonight; 2 were in it already"
+    )
+    assert items(fleet) == [
+        *(("re_1", "acct_1"), ("re_2", "acct_2")),
+        *(("re_3", "acct_1"), ("re_4", "acct_1")),
+    ]
+    run_row = "SELECT base_url, livemode, tenant, priority FROM async_refunds.runs"
+    assert fleet.rows(run_row) == [(HERE, False, "default", 0)]
+
+
+async def test_enqueue_refuses_before_it_adds(fleet: Fleet) -> None:
+    url = ("--base-url", HERE)
+    await fleet("enqueue", "--run", "tonight", "re_1", *url)
+    none, account, tenant, http, other, bad = await fleet.each(
+        ("enqueue", "--run", "tonight"),
+        ("enqueue", "--run", "tonight", "re_2", *url, "--account", "1"),
+        ("enqueue", "--run", "tonight", "re_2", *url, "--tenant", "a b"),
+        ("enqueue", "--run", "x", "re_2", "--live", "--base-url", "http://example.com"),
+        ("enqueue", "--run", "tonight", "re_2", *url, "--tenant", "shop2"),
+        ("enqueue", "--run", "tonight", "re_2", "ch_3", *url),
+    )
+    assert (
+        none.err == "async-refunds: give refunds, or --from FILE; nothing was added\n"
+    )
+    assert "--account must be" in account.err
+    assert "--tenant must be a name without spaces" in tenant.err
+    assert "--base-url must be https" in http.err
+    assert "the run 'tonight' is on 'default" in other.err
+    assert "nothing was sent" in bad.err
+    codes = [each.code for each in (none, account, tenant, http, bad)]
+    assert codes == [2] * 5
+    assert other.code == 1
+    assert items(fleet) == [("re_1", "")]
+
+
+async def test_live_refunds_are_asked_about(fleet: Fleet) -> None:
+    command = ("enqueue", "--run", "live", "re_1", "re_2", "--live")
+    refused = await fleet(*command)
+    assert refused.code == 2
+    assert "there is no terminal to ask on: add --yes" in refused.err
+    for answer, code in (("n\n", 1), ("y\n", 0)):
+        screen = Screen()
+        async with started(
+            *("fleet", *command),
+            key=None,
+            environment=fleet.environment,
+            stdin=screen.terminal,
+            stdout=screen.terminal,
+            stderr=screen.terminal,
+        ) as running:
+            showing = screen.reading()
+            await screen.asks("[y/N]")
+            screen.types(answer)
+            ended = await running.ended()
+            shown = await showing
+        assert ended.code == code
+        assert "live mode, https://api.stripe.com" in shown
+        assert "Cancel these 2 refunds? Real money moves." in shown
+        assert len(items(fleet)) == (2 if code == 0 else 0)
+    assert (await fleet(*command, "--yes")).err.startswith("0 refunds added to live")
+
+
+# -------------------------------------------------------------- pause, retry, and prune
+
+
+async def test_run_is_paused_and_resumed(fleet: Fleet) -> None:
+    await fleet("enqueue", "--run", "tonight", "re_1", "--base-url", HERE)
+    state = "SELECT state FROM async_refunds.runs"
+    paused = await fleet("pause", "tonight")
+    assert (paused.code, paused.err) == (0, "tonight is paused\n")
+    assert fleet.rows(state) == [("paused",)]
+    resumed = await fleet("resume", "tonight")
+    assert (resumed.code, resumed.err) == (0, "tonight is open\n")
+    assert fleet.rows(state) == [("open",)]
+    fleet.rows("UPDATE async_refunds.runs SET state = 'closed'")
+    none, closed, retried = await fleet.each(
+        ("pause", "tomorrow"),
+        ("resume", "tonight"),
+        ("retry", "tomorrow", "--outcome", "failed"),
+    )
+    assert (none.code, closed.code, retried.code) == (2, 2, 2)
+    assert none.err == "async-refunds: there is no run 'tomorrow'\n"
+    assert closed.err == "async-refunds: 'tonight' is closed\n"
+    assert retried.err == none.err
+
+
+async def test_what_was_given_up_is_opened_again(fleet: Fleet) -> None:
+    ids = ("re_1", "re_2", "re_3", "re_4", "re_5")
+    await fleet("enqueue", "--run", "tonight", *ids, "--base-url", HERE)
+    await fleet("enqueue", "--run", "other", "re_1", "--base-url", HERE)
+    for name, outcome in zip(ids[:3], ("canceled", "failed", "unknown"), strict=True):
+        fleet.rows(
+            "UPDATE async_refunds.items SET settled = true, outcome = %s "
+            "WHERE refund_id = %s",
+            *(outcome, name),
+        )
+    spoil = "UPDATE async_refunds.items SET dead = true, claims = 8"
+    fleet.rows(f"{spoil} WHERE refund_id = 're_4'")
+    wait = "UPDATE async_refunds.leases SET not_before = 'infinity', takeovers = 3"
+    fleet.rows(wait)
+    unknown = await fleet("retry", "tonight", "--outcome", "canceld")
+    assert unknown.code == 2
+    assert "known are dead, failed, not_cancelable, unknown" in unknown.err
+    none = await fleet("retry", "tonight", "--outcome", "not_cancelable")
+    assert (none.code, none.err) == (0, "0 refunds of tonight opened\n")
+    lease = "SELECT not_before = 'infinity', takeovers FROM async_refunds.leases"
+    assert fleet.rows(lease) == [(True, 3)]
+    some = await fleet("retry", "tonight", "--outcome", "failed, dead")
+    assert some.err == "2 refunds of tonight opened\n"
+    assert fleet.rows(lease) == [(False, 0)]
+    left = fleet.rows(
+        "SELECT refund_id, settled, dead, claims FROM async_refunds.items "
+        "JOIN async_refunds.runs USING (run_id) WHERE name = 'tonight' ORDER BY number"
+    )
+    assert left == [
+        *(("re_1", True, False, 0), ("re_2", False, False, 0)),
+        *(("re_3", True, False, 0), ("re_4", False, False, 0)),
+        ("re_5", False, False, 0),
+    ]
+
+
+async def test_old_results_are_pruned_and_nothing_else(fleet: Fleet) -> None:
+    ids = ("re_1", "re_2", "re_3")
+    await fleet("enqueue", "--run", "tonight", *ids, "--base-url", HERE)
+    known = (
+        "UPDATE async_refunds.items SET known_at = now() - make_interval(days => %s)"
+    )
+    fleet.rows(f"{known}, settled = true WHERE refund_id = 're_1'", 31)
+    fleet.rows(f"{known}, settled = true WHERE refund_id = 're_2'", 29)
+    fleet.rows(f"{known} WHERE refund_id = 're_3'", 99)
+    young = await fleet("prune", "--older-than", "23h")
+    assert young.code == 2
+    assert "a day at least: Stripe still knows the keys" in young.err
+    ended = await fleet("prune", "--older-than", "30d")
+    assert (ended.code, ended.err) == (0, "1 result deleted\n")
+    assert [name for name, _ in items(fleet)] == ["re_2", "re_3"]
+    assert (await fleet("prune", "--older-than", "4w")).err == "1 result deleted\n"
+    assert (await fleet("prune", "--older-than", "4w")).err == "0 results deleted\n"
+
+
+# ------------------------------------------------------------------ status, and report
+
+
+_SET = "UPDATE async_refunds.items SET"
+
+
+def know(fleet: Fleet, name: str, values: str) -> None:
+    fleet.rows(f"{_SET} {values} WHERE refund_id = %s", name)
+
+
+async def a_run(fleet: Fleet) -> None:
+    """Enqueue six refunds, and let five of them be as workers leave them."""
+    ids = [f"re_{number}" for number in range(1, 7)]
+    await fleet("enqueue", "--run", "tonight", *ids, "--base-url", HERE)
+    done = "attempts = 2, seconds = 0.5, known_at = added_at + interval '90 seconds'"
+    money = "amount = 1050, currency = 'eur', generation = 1"
+    settled = f"{done}, {money}, settled = true"
+    know(fleet, "re_1", f"{settled}, outcome = 'canceled', idempotency_key = 'k1'")
+    know(
+        fleet, "re_2", f"{settled}, outcome = 'not_cancelable', error = 'it is pending'"
+    )
+    know(fleet, "re_3", f"{done}, outcome = 'failed', error = 'no permission'")
+    know(fleet, "re_4", "generation = 2, claims = 1, maybe_sent = true")
+    know(fleet, "re_5", "dead = true, claims = 8")
+
+
+async def test_report_of_a_run(fleet: Fleet, tmp_path: Path) -> None:
+    await a_run(fleet)
+    page = tmp_path / "page.html"
+    command = ("report", "tonight")
+    lines, csv, html, both, none = await fleet.each(
+        command,
+        (*command, "--csv"),
+        (*command, "--html", str(page)),
+        (*command, "--csv", "--json"),
+        ("report", "tomorrow"),
+    )
+    assert (lines.code, csv.code, html.code, both.code, none.code) == (3, 3, 3, 2, 2)
+    assert none.err == "async-refunds: there is no run 'tomorrow'\n"
+    records = {each["refund_id"]: each for each in lines.lines}
+    outcomes = {name: each["outcome"] for name, each in records.items()}
+    assert outcomes == {
+        "re_1": "canceled",
+        "re_2": "not_cancelable",
+        "re_3": "failed",
+        "re_4": "unknown",
+        "re_5": None,
+        "re_6": None,
+    }
+    assert records["re_1"]["idempotency_key"] == "k1"
+    ((seed,),) = fleet.rows("SELECT seed FROM async_refunds.runs")
+    assert records["re_4"]["idempotency_key"] == derive_key(seed, None, "re_4", 2)
+    assert records["re_5"]["error"].startswith("given up: 8 workers in turn")
+    assert csv.out.count("\n") == 7
+    told = page.read_text()
+    assert "<code>async-refunds fleet retry tonight --outcome failed</code>" in told
+    shown = await on_terminal(fleet, *command)
+    assert "`async-refunds fleet retry tonight --outcome failed`" in shown
+    assert "6 requests in 0:01:30" in shown
+    assert "eur        1        10.50" in shown
+
+
+async def on_terminal(fleet: Fleet, *arguments: str) -> str:
+    screen = Screen()
+    async with started(
+        *("fleet", *arguments),
+        key=None,
+        environment=fleet.environment,
+        stdout=screen.terminal,
+    ) as running:
+        _, shown = await screen.shows(running)
+    return shown
+
+
+async def test_report_says_whether_a_worker_is_at_it(fleet: Fleet) -> None:
+    await a_run(fleet)
+    hold(fleet, seconds=60)
+    shown = await on_terminal(fleet, "report", "tonight")
+    assert "in flight" in shown
+    hold(fleet, seconds=-1)
+    assert "in flight" not in await on_terminal(fleet, "report", "tonight")
+
+
+def hold(fleet: Fleet, *, seconds: float) -> None:
+    fleet.rows(
+        "UPDATE async_refunds.leases SET token = gen_random_uuid(), owner = 'w1', "
+        "renewed_at = now(), pace = 12.5, until = now() + make_interval(secs => %s)",
+        seconds,
+    )
+
+
+async def test_status_shows_accounts_and_workers(fleet: Fleet) -> None:
+    empty = await on_terminal(fleet, "status")
+    assert empty.startswith("nothing to do: ")
+    await a_run(fleet)
+    await fleet("enqueue", "--run", "x", "re_9", "--account", "acct_9")
+    hold(fleet, seconds=60)
+    fleet.rows(
+        "UPDATE async_refunds.leases SET token = NULL, not_before = now() + interval "
+        "'50 s' WHERE account = 'acct_9'"
+    )
+    lines = (await fleet("status")).lines
+    first, second = lines
+    assert (first["stripe_account"], first["owner"], first["open"]) == (None, "w1", 3)
+    assert (first["dead"], first["pace"], first["waits"]) == (1, 12.5, None)
+    assert first["last_word"] == "no permission"
+    assert (second["stripe_account"], second["owner"]) == ("acct_9", None)
+    assert 40 < second["waits"] <= 50
+    shown = (await on_terminal(fleet, "status")).splitlines()
+    assert shown[0].split() == ["run", "state", "refunds", "open", "given", "up"]
+    assert shown[1].split() == ["tonight", "open", "6", "3", "1"]
+    assert "1 refund given up; no permission" in shown[5]
+    assert shown[6].startswith("acct_9   waits 0:00:")
+    assert shown[-1] == "4 refunds open of 2 accounts, 1 worker"
+
+
+async def test_status_is_watched_until_ctrl_c(fleet: Fleet) -> None:
+    await a_run(fleet)
+    refused = await fleet("status", "--watch")
+    assert refused.code == 2
+    assert "--watch draws on a terminal" in refused.err
+    screen = Screen()
+    async with started(
+        *("fleet", "status", "--watch", "--every", "0.1"),
+        key=None,
+        environment=fleet.environment,
+        stdout=screen.terminal,
+    ) as running:
+        showing = screen.reading()
+        await screen.asks("3 refunds open")
+        know(fleet, "re_6", "settled = true")
+        await screen.asks("2 refunds open")
+        running.process.send_signal(signal.SIGINT)
+        ended = await running.ended()
+        shown = await showing
+    assert ended.code == 0
+    assert shown.count("\x1b[H\x1b[J") >= 2
+
+
+# ------------------------------------------------------------------------------- sweep
+
+
+async def test_old_refunds_are_found_and_added(fleet: Fleet) -> None:
+    emulator = Emulator()
+    now, day = time.time(), 86_400
+    old = [
+        emulator.add_refund(created=int(now - age * day), account="acct_1")
+        for age in (20, 30)
+    ]
+    emulator.add_refund(created=int(now - 3 * day), account="acct_1")
+    async with emulator.serve() as base_url:
+        command = ("fleet", "sweep", "--run", "old", "--older-than", "14d")
+        to = ("--base-url", f"{base_url}/", "--account", "acct_1", "--yes")
+        how: Any = {"environment": fleet.environment}
+        dry, none, asked, spaced = await run_each(
+            (*command, *to, "--dry-run"),
+            (*command, *to, "--currency", "gbp"),
+            (*command, *to[:-1]),
+            (*command, *to, "--tenant", ""),
+            **how,
+        )
+        assert (dry.code, none.code, asked.code, spaced.code) == (0, 0, 2, 2)
+        assert items(fleet) == []
+        assert {each["id"] for each in dry.lines} == {*old}
+        ended = await run(*command, *to, "--max", "1", **how)
+        again = await run(*command, *to, **how)
+        screen = Screen()
+        async with started(
+            *(*command, *to[:-1]),
+            environment=fleet.environment,
+            stdin=screen.terminal,
+            stderr=screen.terminal,
+        ) as running:
+            showing = screen.reading()
+            await screen.asks("[y/N]")
+            screen.types("n\n")
+            refused = await running.ended()
+            await showing
+    assert refused.code == 1
+    assert ended.lines == [{"run": "old", "added": 1, "already_there": 0}]
+    assert again.lines == [{"run": "old", "added": 1, "already_there": 1}]
+    assert {*items(fleet)} == {(each, "acct_1") for each in old}
+    assert fleet.rows("SELECT base_url FROM async_refunds.runs") == [(base_url,)]
+    assert not emulator.books.cancel_requests

@@ -1,0 +1,267 @@
+"""The tables, and the functions by which others add refunds to a run."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any, LiteralString
+
+import psycopg
+import pytest
+from procrastinate.schema import SchemaManager
+
+from async_refunds.errors import JournalError
+from async_refunds.journal.postgres.schema import check_version, migrate
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+SCOPE = "default https://a.example test"
+
+
+@pytest.fixture
+def database(postgres_database: str) -> Generator[psycopg.Connection[Any]]:
+    with psycopg.connect(postgres_database, autocommit=True) as connection:
+        yield connection
+
+
+def rows(connection: psycopg.Connection[Any], query: LiteralString) -> list[Any]:
+    return connection.execute(query).fetchall()
+
+
+def test_tables_are_made_once_and_those_of_others_left_alone(
+    postgres_empty_database: str,
+) -> None:
+    with psycopg.connect(postgres_empty_database, autocommit=True) as connection:
+        connection.execute("CREATE TABLE items (number integer)")
+        with pytest.raises(JournalError, match="no tables of async_refunds: run"):
+            check_version(connection)
+        assert migrate(connection)
+        assert not migrate(connection)
+        check_version(connection)
+        others = rows(
+            connection,
+            "SELECT table_name FROM information_schema.tables"
+            " WHERE table_schema NOT IN"
+            " ('async_refunds', 'pg_catalog', 'information_schema')",
+        )
+        assert others == [("items",)]
+
+
+def test_two_may_make_the_tables_at_once(postgres_empty_database: str) -> None:
+    made: list[bool] = []
+
+    def make() -> None:
+        with psycopg.connect(postgres_empty_database, autocommit=True) as connection:
+            made.append(migrate(connection))
+
+    threads = [threading.Thread(target=make) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(made) == [False, False, True]
+
+
+def test_newer_tables_are_refused(database: psycopg.Connection[Any]) -> None:
+    database.execute("UPDATE async_refunds.meta SET schema_version = 2")
+    check_version(database)  # they say that this release may go on
+    with pytest.raises(JournalError, match="version 2, and this release knows"):
+        migrate(database)
+    database.execute("UPDATE async_refunds.meta SET min_worker_version = 2")
+    with pytest.raises(JournalError, match="go on with a newer release"):
+        check_version(database)
+    database.execute("UPDATE async_refunds.meta SET schema_version = 0")
+    with pytest.raises(JournalError, match="needs version 1: run"):
+        check_version(database)
+
+
+def test_run_is_made_once(database: psycopg.Connection[Any]) -> None:
+    ensure: LiteralString = (
+        "SELECT async_refunds.ensure_run('nightly', 'https://a.example', false)"
+    )
+    first = rows(database, ensure)
+    assert rows(database, ensure) == first
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="another name"):
+        rows(
+            database,
+            "SELECT async_refunds.ensure_run('nightly', 'https://a.example', true)",
+        )
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        rows(
+            database,
+            "SELECT async_refunds.create_run('nightly', 'https://a.example', false)",
+        )
+    ((scope, seed, state),) = rows(
+        database, "SELECT scope, seed, state FROM async_refunds.runs"
+    )
+    assert (scope, len(seed), state) == (SCOPE, 32, "open")
+
+
+@pytest.fixture
+def run(database: psycopg.Connection[Any]) -> str:
+    rows(
+        database,
+        "SELECT async_refunds.create_run('nightly', 'https://a.example', false)",
+    )
+    return "nightly"
+
+
+def added(
+    database: psycopg.Connection[Any],
+    run: str,
+    ids: list[Any] | None,
+    accounts: list[Any] | None = None,
+) -> int:
+    values = [run, ids, accounts]
+    query = "SELECT async_refunds.enqueue(%s, %s, %s)"
+    ((count,),) = database.execute(query, values).fetchall()
+    assert isinstance(count, int)
+    return count
+
+
+def items(database: psycopg.Connection[Any]) -> list[Any]:
+    query = "SELECT refund_id, account FROM async_refunds.items ORDER BY number"
+    return rows(database, query)
+
+
+def test_refunds_are_added_once_in_the_order_given(
+    database: psycopg.Connection[Any], run: str
+) -> None:
+    assert added(database, run, ["re_3", "re_1", "re_3"], [None, "", ""]) == 2
+    assert added(database, run, ["re_1", "re_1"], [None, "acct_1"]) == 1
+    assert added(database, run, ["re_2"]) == 1
+    assert added(database, run, ["re_3"]) == 0
+    assert added(database, run, []) == 0
+    assert added(database, run, None) == 0
+    assert items(database) == [
+        ("re_3", ""),
+        ("re_1", ""),
+        ("re_1", "acct_1"),
+        ("re_2", ""),
+    ]
+    leases = rows(
+        database, "SELECT scope, account, token FROM async_refunds.leases ORDER BY 2"
+    )
+    assert leases == [(SCOPE, "", None), (SCOPE, "acct_1", None)]
+
+
+@pytest.mark.parametrize(
+    ("ids", "accounts", "why"),
+    [
+        (["re_1", "sk_test_secret"], None, "id 2 is none of Stripe's"),
+        (["re_1", None], None, "id 2 is none"),
+        (["re_1"], ["sk_test_secret"], "account 1 is none"),
+        (["re_1", "re_2"], ["acct_1"], "there are 2 ids and 1 accounts"),
+    ],
+)
+def test_wrong_input_adds_nothing(
+    database: psycopg.Connection[Any],
+    run: str,
+    ids: list[Any],
+    accounts: list[Any] | None,
+    why: str,
+) -> None:
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match=why) as caught:
+        added(database, run, ids, accounts)
+    assert "secret" not in str(caught.value)
+    assert items(database) == []
+
+
+def test_unknown_or_closed_run_is_refused(
+    database: psycopg.Connection[Any], run: str
+) -> None:
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="no run 'daily'"):
+        added(database, "daily", ["re_1"])
+    database.execute("UPDATE async_refunds.runs SET state = 'closed'")
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="is closed"):
+        added(database, run, ["re_1"])
+
+
+def test_adding_is_part_of_the_callers_transaction_and_wakes_listeners_after_it(
+    postgres_database: str, database: psycopg.Connection[Any], run: str
+) -> None:
+    database.execute("LISTEN async_refunds")
+    with psycopg.connect(postgres_database) as caller:
+        added(caller, run, ["re_1"])
+        caller.rollback()
+        assert items(database) == []
+        added(caller, run, ["re_2"])
+        assert items(database) == []
+        caller.commit()
+    assert items(database) == [("re_2", "")]
+    assert [each.payload for each in database.notifies(timeout=5, stop_after=1)] == [
+        SCOPE
+    ]
+
+
+def test_adding_waits_for_no_worker_and_no_other_that_adds(
+    postgres_database: str, database: psycopg.Connection[Any], run: str
+) -> None:
+    added(database, run, ["re_1"])
+    with (
+        psycopg.connect(postgres_database) as worker,
+        psycopg.connect(postgres_database) as other,
+    ):
+        worker.execute("SELECT FROM async_refunds.leases FOR UPDATE")
+        added(other, run, ["re_2"])
+        database.execute("SET lock_timeout = '1s'")
+        assert added(database, run, ["re_3"]) == 1
+
+
+def test_two_that_add_the_same_in_other_orders_both_end(
+    postgres_database: str, run: str
+) -> None:
+    ids = [f"re_{number}" for number in range(300)]
+    counts: list[int] = []
+
+    def add(order: list[str]) -> None:
+        with psycopg.connect(postgres_database, autocommit=True) as connection:
+            counts.append(added(connection, run, order))
+
+    threads = [
+        threading.Thread(target=add, args=[order]) for order in (ids, ids[::-1]) * 3
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(counts) == 6
+    assert sum(counts) == 300
+
+
+def jobs(database: psycopg.Connection[Any]) -> list[Any]:
+    query = "SELECT task_name, args FROM procrastinate_jobs ORDER BY args->>'account'"
+    return rows(database, query)
+
+
+def test_procrastinate_gets_one_job_for_each_account(
+    postgres_database: str, database: psycopg.Connection[Any], run: str
+) -> None:
+    database.execute(SchemaManager.get_schema().encode())
+    added(database, run, ["re_1", "re_2", "re_1"], [None, None, "acct_1"])
+    expected = [
+        ("async_refunds.wake", {"scope": SCOPE, "account": ""}),
+        ("async_refunds.wake", {"scope": SCOPE, "account": "acct_1"}),
+    ]
+    assert jobs(database) == expected
+    added(database, run, ["re_3", "re_4"], [None, "acct_1"])
+    assert jobs(database) == expected, "they are queued, not done"
+    rows(database, "UPDATE procrastinate_jobs SET status = 'doing' RETURNING 1")
+    with psycopg.connect(postgres_database) as caller:
+        added(caller, run, ["re_5"])
+        database.execute("SET lock_timeout = '1s'")
+        assert added(database, run, ["re_6"]) == 1, "it does not wait for the other"
+    ((waiting,),) = rows(
+        database, "SELECT count(*) FROM procrastinate_jobs WHERE status = 'todo'"
+    )
+    assert waiting == 1
+
+
+def test_strange_table_of_that_name_fails_nobody(
+    database: psycopg.Connection[Any], run: str
+) -> None:
+    database.execute("CREATE TABLE procrastinate_jobs (id integer)")
+    notices: list[str | None] = []
+    database.add_notice_handler(lambda each: notices.append(each.message_primary))
+    assert added(database, run, ["re_1"]) == 1
+    assert "no job deferred" in str(notices)

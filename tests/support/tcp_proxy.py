@@ -1,0 +1,134 @@
+"""A port that stays the same while what is behind it fails, moves or falls silent."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Lingering for no time at all makes a close a reset.
+_RESET = struct.pack("ii", 1, 0)
+
+
+class TcpProxy:
+    """Carries connections from a port of the loopback to a Unix socket.
+
+    Args:
+        target: The Unix socket.
+
+    Attributes:
+        target: Where new connections go.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self._socket = _bound(0)
+        self.port: int = self._socket.getsockname()[1]
+        """Stays the same, also while connections are refused."""
+        self._server: asyncio.Server | None = None
+        self.ends: set[_End] = set()
+        """Both ends of each connection."""
+        self.held = False
+        """Whether no byte is carried."""
+        self._joining: set[asyncio.Task[None]] = set()
+
+    async def accept(self) -> None:
+        """Accept connections; until then they are refused."""
+        if self._server is None:
+            loop = asyncio.get_running_loop()
+            self._server = await loop.create_server(
+                lambda: _End(self), sock=self._socket
+            )
+
+    def refuse(self) -> None:
+        """Refuse connections from now on, and keep those there are."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+            self._socket = _bound(self.port)  # nobody else gets the port meanwhile
+
+    def cut(self) -> None:
+        """Reset every connection."""
+        for end in list(self.ends):
+            end.reset()
+
+    def hold(self) -> None:
+        """Carry no byte, and end no connection, as a broken network does."""
+        self.held = True
+        for end in self.ends:
+            end.transport.pause_reading()
+
+    def release(self) -> None:
+        """Carry again, and first what was sent meanwhile."""
+        self.held = False
+        for end in self.ends:
+            if end.peer is not None:
+                end.transport.resume_reading()
+
+    def close(self) -> None:
+        """Reset every connection, and free the port."""
+        self.refuse()
+        self.cut()
+        self._socket.close()
+
+    def join(self, end: _End) -> None:
+        """Connect a client that has come to the target."""
+        task = asyncio.get_running_loop().create_task(self._join(end))
+        self._joining.add(task)  # or it may be collected before it is done
+        task.add_done_callback(self._joining.discard)
+
+    async def _join(self, end: _End) -> None:
+        try:
+            await asyncio.get_running_loop().create_unix_connection(
+                lambda: _End(self, end), str(self.target)
+            )
+        except OSError:  # nobody listens there
+            end.reset()
+
+
+class _End(asyncio.Protocol):
+    """One end of a connection: the client's, or, with a peer, the server's."""
+
+    def __init__(self, proxy: TcpProxy, peer: _End | None = None) -> None:
+        self._proxy = proxy
+        self.peer = peer
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self._proxy.ends.add(self)
+        if self.peer is None:
+            self.transport.pause_reading()  # until there is where to carry it
+            self._proxy.join(self)
+            return
+        self.peer.peer = self
+        if self._proxy.held:
+            self.transport.pause_reading()
+        else:
+            self.peer.transport.resume_reading()
+
+    def data_received(self, data: bytes) -> None:
+        assert self.peer is not None
+        self.peer.transport.write(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._proxy.ends.discard(self)
+        if self.peer is not None:
+            self.peer.transport.close()  # neither side of PostgreSQL half-closes
+
+    def reset(self) -> None:
+        """End the connection at once."""
+        found = self.transport.get_extra_info("socket")
+        if found.family == socket.AF_INET and not self.transport.is_closing():
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.transport.abort()
+
+
+def _bound(port: int) -> socket.socket:
+    made = socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.bind(("127.0.0.1", port))
+    return made
