@@ -104,6 +104,13 @@ class ClaimPages:
             account.earlier = account.written
             account.pages = []
 
+    def last(self, stripe_account: str | None) -> int:
+        """Return the number of the last item that was given out; 0 if none was."""
+        account = self._accounts.get(stripe_account)
+        if account is None:
+            return 0
+        return (account.earlier[-1] if account.earlier else account.pages[-1].page).last
+
     def claimed_at(self, stripe_account: str | None, number: int) -> float | None:
         """Return when an item without facts was given out; ``None`` if it was not."""
         account = self._accounts.get(stripe_account)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
@@ -12,7 +12,7 @@ from async_refunds.journal.keys import derive_key
 
 from .bulk import in_bulks, repeated, write_rows
 from .errors import damaged
-from .rows import ITEM_COLUMNS, WRITTEN_COLUMNS, DamagedRowError, Facts, Item
+from .rows import ITEM_COLUMNS, WRITTEN_COLUMNS, DamagedRowError, Facts, Item, checksum
 from .schema import create, write_state
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ _NEXT = """SELECT json_group_array(
     FROM (SELECT number, refund_id, settled, facts, crc FROM items
         WHERE stripe_account IS ? AND settled = 0 AND number > ? AND failed_at = 0
         ORDER BY number LIMIT ?)"""
+_Next: TypeAlias = "tuple[int, str, int, str, int]"
 _decode_next = msgspec.json.Decoder(list[tuple[int, str, int, str, int]]).decode
 # Those that were asked for and failed, but in this batch.
 _NEXT_FAILED = f"""SELECT {ITEM_COLUMNS} FROM items
@@ -160,25 +161,21 @@ class Items:
         again: list[Item] = []
         begun: list[str | None] = []
         claims: dict[str | None, list[Claim]] = {}
-        for account, items in self._next(db, limits, now):
-            if first := [item for item in items if not item.has_facts]:
-                self._pages.add(account, first[-1].number, len(first), now)
-                begun.append(account)
-            again += [item for item in items if item.has_facts]
-            claims[account] = [
-                self._claim_again(item, now)
-                if item.has_facts
-                else self._claim_first(item, now)
-                for item in items
-            ]
+        for account, limit, rows in self._next(db, limits):
+            given = self._claim_rows(account, rows, now, again, begun)
+            if len(given) < limit:
+                failed = self._next_failed(db, account, limit - len(given), now)
+                given += [self._claim_again(item, now) for item in failed]
+                again += failed
+            claims[account] = given
         self._write(db, again)
         self._state.crc_sum += self._pages.write(db, begun)
         return claims
 
     def _next(
-        self, db: sqlite3.Connection, limits: Mapping[str | None, int], now: float
-    ) -> Iterator[tuple[str | None, list[Item]]]:
-        """Yield the next open items of accounts; those that had failed come last."""
+        self, db: sqlite3.Connection, limits: Mapping[str | None, int]
+    ) -> Iterator[tuple[str | None, int, list[_Next]]]:
+        """Yield the next open items of accounts, but those that had failed."""
         for part in in_bulks(list(limits.items())):
             wanted = [
                 value
@@ -187,25 +184,49 @@ class Items:
             ]
             (found,) = db.execute(repeated(_NEXT, len(part)), wanted)
             for (account, limit), encoded in zip(part, found, strict=True):
-                items = [
-                    self._checked(
-                        (
-                            number,
-                            refund_id,
-                            account,
-                            settled,
-                            0.0,
-                            bytes.fromhex(facts) or None,
-                            crc,
-                        )
-                    )
-                    for number, refund_id, settled, facts, crc in _decode_next(encoded)
-                ]
-                if items:
-                    self._last[account] = items[-1].number
-                if len(items) < limit:
-                    items += self._next_failed(db, account, limit - len(items), now)
-                yield account, items
+                rows = _decode_next(encoded)
+                if rows:
+                    self._last[account] = rows[-1][0]
+                yield account, limit, rows
+
+    def _claim_rows(
+        self,
+        account: str | None,
+        rows: list[_Next],
+        now: float,
+        again: list[Item],
+        begun: list[str | None],
+    ) -> list[Claim]:
+        """Give out items of an account.
+
+        Args:
+            account: ``None`` for the key's own.
+            rows: The items.
+            now: Unix seconds.
+            again: Gets the items that have facts now, to be written.
+            begun: Gets the account if its row in ``claims`` is to be written.
+        """
+        last, seed, first = self._pages.last(account), self._state.seed, 0
+        claims: list[Claim] = []
+        for number, refund_id, settled, facts, crc in rows:
+            if facts or number <= last or crc != checksum(refund_id, account):
+                row = (number, refund_id, account, settled, 0.0)
+                item = self._checked((*row, bytes.fromhex(facts) or None, crc))
+                claims.append(self._claim_again(item, now))
+                again.append(item)
+                continue
+            # For the first time: the row of its account tells that.
+            self._first[number] = crc
+            key = derive_key(seed, account, refund_id, 1)
+            claims.append(
+                Claim(number, refund_id, account, key, now, False, now)  # noqa: FBT003 - by place is faster: maybe_sent
+            )
+            first += 1
+        if first:
+            self._counts["unknown"] += first
+            self._pages.add(account, rows[-1][0], first, now)
+            begun.append(account)
+        return claims
 
     def _next_failed(
         self, db: sqlite3.Connection, account: str | None, limit: int, now: float
@@ -216,21 +237,6 @@ class Items:
         if rows:
             self._last_failed[account] = rows[-1][0]
         return [self._checked(row) for row in rows]
-
-    def _claim_first(self, item: Item, now: float) -> Claim:
-        """Give out an item for the first time: its account's row tells that."""
-        self._first[item.number] = item.crc
-        self._counts["unknown"] += 1
-        key = derive_key(self._state.seed, item.stripe_account, item.refund_id, 1)
-        return Claim(
-            item.number,
-            item.refund_id,
-            item.stripe_account,
-            key,
-            now,
-            maybe_sent=False,
-            key_unused_until=now,
-        )
 
     def _claim_again(self, item: Item, now: float) -> Claim:
         self._claimed[item.number] = item

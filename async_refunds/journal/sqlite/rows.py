@@ -20,6 +20,8 @@ from async_refunds.protocol.redaction import scrub
 from async_refunds.results import CancelOutcome  # noqa: TC001 - a struct's field
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from async_refunds.models import Refund
     from async_refunds.results import CancelResult
 
@@ -68,8 +70,9 @@ class Facts(msgspec.Struct, array_like=True, gc=False):
     @property
     def failed_at(self) -> float:
         """When it failed, if it was asked for and failed, and is open; else 0."""
-        failed = self.outcome == "failed" and self.attempts and not self.settled
-        return self.known_at or 0.0 if failed else 0.0
+        if self.outcome != "failed" or self.settled or not self.attempts:
+            return 0.0
+        return self.known_at or 0.0
 
     @property
     def known(self) -> CancelOutcome | None:
@@ -105,14 +108,19 @@ class Facts(msgspec.Struct, array_like=True, gc=False):
 
     def _see(self, refund: Refund) -> None:
         # Whatever a server puts into an answer has to fit into a row.
-        self.status = _word(refund.status) or self.status
-        self.amount, self.currency = _number(refund.amount), _word(refund.currency)
-        self.created = _number(refund.created)
-        self.charge = _word(id_of(refund.charge)) or self.charge
-        self.payment_intent = _word(id_of(refund.payment_intent)) or self.payment_intent
+        self.amount, self.created = _number(refund.amount), _number(refund.created)
+        status, self.currency, charge, payment_intent, transaction = _words(
+            refund.status,
+            refund.currency,
+            id_of(refund.charge),
+            id_of(refund.payment_intent),
+            id_of(refund.failure_balance_transaction),
+        )
+        self.status = status or self.status
+        self.charge = charge or self.charge
+        self.payment_intent = payment_intent or self.payment_intent
         self.failure_balance_transaction = (
-            _word(id_of(refund.failure_balance_transaction))
-            or self.failure_balance_transaction
+            transaction or self.failure_balance_transaction
         )
 
 
@@ -223,9 +231,13 @@ def _number(value: int) -> int | None:
     return value if abs(value) < 2**63 else None
 
 
-def _word(value: str | None) -> str | None:
-    """Return a word of Stripe's, with nothing in it that must not be kept."""
-    return None if value is None else scrub(value)[:_LONGEST]
+def _words(*values: str | None) -> Sequence[str | None]:
+    """Return words of Stripe's, with nothing in them that must not be kept."""
+    # One look at all of them: nearly always there is nothing to find.
+    text = " ".join([value for value in values if value])
+    if len(text) <= _LONGEST and scrub(text) == text:
+        return values
+    return [None if value is None else scrub(value)[:_LONGEST] for value in values]
 
 
 def _text(error: Exception) -> str:
