@@ -153,7 +153,9 @@ class Item(msgspec.Struct, gc=False):
         known = Facts()
         sound = identity == crc
         if facts is not None:
-            sound = type(facts) is bytes and zlib.crc32(facts, identity) == crc
+            # Without the first check, no bytes at all would match.
+            sound = bool(facts) and type(facts) is bytes
+            sound = sound and zlib.crc32(facts, identity) == crc
             known = _decode(facts) if sound else known
         if not sound or (settled, failed_at) != (known.settled, known.failed_at):
             raise DamagedRowError(f"item {number} does not match its checksum")
