@@ -437,6 +437,11 @@ def begin_call(
     )
 
 
+def deadline_of(refunds: RefundsClient) -> float:
+    """Return the seconds that a call of a client takes at most."""
+    return refunds._context.policy.deadline  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the client's own module
+
+
 def _headers(
     stripe_version: str, stripe_context: str | None, app_info: str | None
 ) -> dict[str, str]:

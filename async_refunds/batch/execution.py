@@ -323,7 +323,7 @@ class Execution:
         for task in tasks:
             task.cancel()
 
-    def _abandon(self) -> None:
+    def abandon(self) -> None:
         """Wait no more for a journal that does not answer."""
         error = JournalError(
             f"the journal did not answer for {_JOURNAL_GRACE:.0f} s: begin again with "
@@ -344,7 +344,7 @@ class Execution:
         self.stop()
         loop = asyncio.get_running_loop()
         giving_up = loop.call_later(_GRACE, self.interrupt)
-        abandoning = loop.call_later(_GRACE + _JOURNAL_GRACE, self._abandon)
+        abandoning = loop.call_later(_GRACE + _JOURNAL_GRACE, self.abandon)
         cancelled: asyncio.CancelledError | None = None
         try:
             while not self._finishing.done() or self._recorder.has_recorded:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import typer
 
-from . import fleet_enqueue, fleet_init, fleet_runs, fleet_status, fleet_sweep
+from . import (
+    fleet_enqueue,
+    fleet_init,
+    fleet_runs,
+    fleet_status,
+    fleet_sweep,
+    fleet_worker,
+)
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -12,6 +19,7 @@ for name, help_text, command in (
     ("init", fleet_init.HELP, fleet_init.init),
     ("enqueue", fleet_enqueue.HELP, fleet_enqueue.enqueue),
     ("sweep", fleet_sweep.HELP, fleet_sweep.sweep),
+    ("worker", fleet_worker.HELP, fleet_worker.worker),
     ("status", fleet_status.HELP, fleet_status.status),
     ("report", fleet_runs.REPORT_HELP, fleet_runs.report),
     ("pause", fleet_runs.PAUSE_HELP, fleet_runs.pause),

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import psycopg
 import typer
-from psycopg import conninfo
 
 from async_refunds.errors import JournalError
+from async_refunds.journal.postgres.connection import Database
 from async_refunds.journal.postgres.schema import check_version
 
 from .exit_codes import NOT_ALL
@@ -19,10 +19,7 @@ from .output import print_error, refuse
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-Database: TypeAlias = "psycopg.Connection[tuple[object, ...]]"
-
-# Seconds. libpq would wait for minutes where a firewall drops what is sent.
-_CONNECT_TIMEOUT = 10
+Connection: TypeAlias = "psycopg.Connection[tuple[object, ...]]"
 
 RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="The name given to enqueue --run.")
@@ -43,25 +40,21 @@ class DatabaseOptions(OptionGroup, frozen=True, kw_only=True):
     ] = None
 
     @property
-    def address(self) -> str:
-        """The address for libpq, with a limit to how long it takes to connect.
-
-        Refuses one that cannot be read. What libpq says of it has the password.
-        """
+    def address(self) -> Database:
+        """The database, or the command is refused."""
+        made = Database(self.database or "")
         try:
-            parts = conninfo.conninfo_to_dict(self.database or "")
-        except psycopg.Error:
+            _ = made.conninfo
+        except JournalError:
             refuse(
                 "--database, or ASYNC_REFUNDS_DATABASE, is no address of a PostgreSQL "
                 "database: postgresql://user@host/name, or host=... dbname=..."
             )
-        parts.setdefault("connect_timeout", _CONNECT_TIMEOUT)
-        parts.setdefault("application_name", "async-refunds")
-        return conninfo.make_conninfo("", **parts)
+        return made
 
 
 @contextmanager
-def connected(given: DatabaseOptions, *, checked: bool = True) -> Generator[Database]:
+def connected(given: DatabaseOptions, *, checked: bool = True) -> Generator[Connection]:
     """Connect until the end of the block, each statement a transaction of its own.
 
     Ends the command if the database cannot be reached, or fails in the block.
@@ -71,7 +64,7 @@ def connected(given: DatabaseOptions, *, checked: bool = True) -> Generator[Data
         checked: Refuse tables that this release cannot work with.
     """
     try:
-        connection = psycopg.connect(given.address, autocommit=True)
+        connection = psycopg.connect(given.address.conninfo, autocommit=True)
     except psycopg.OperationalError as error:
         refuse(f"the database cannot be reached: {_line(error)}")
     try:

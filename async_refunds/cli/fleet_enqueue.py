@@ -22,7 +22,7 @@ from .refund_list import RefundList
 from .tables import counted
 
 if TYPE_CHECKING:
-    from .fleet_database import Database
+    from .fleet_database import Connection
 
 # Rows of one statement. All are in one transaction: workers see none or all.
 _PAGE = 20_000
@@ -174,7 +174,7 @@ def enqueue(
 
 
 def add(
-    connection: Database,
+    connection: Connection,
     run: str,
     target: Target,
     priority: int,

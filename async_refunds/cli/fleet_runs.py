@@ -76,7 +76,7 @@ def report(run: RunArgument, *, form: ReportForm, database: DatabaseOptions) -> 
         interruptible(lambda: "the report is not complete; the run goes on"),
         connected(database) as connection,
     ):
-        reader = RunReader(connection, run)
+        reader = RunReader(connection, database.address, run)
         again = shlex.join(["async-refunds", "fleet", "retry", run])
         told = RunReport(run, reader, resume=again, steps=fleet_steps)
         write_report(told, reader, form)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from async_refunds.journal.postgres import runs as fleet
+from async_refunds.journal.postgres.reader import AccountStatus, FleetReader
+from async_refunds.journal.postgres.runs import RunStatus, runs
 
 from .exit_codes import DONE
 from .fleet_database import DatabaseOptions, connected
@@ -20,9 +21,7 @@ from .tables import aligned, counted, printable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from async_refunds.journal.postgres.runs import AccountStatus, RunStatus
-
-    from .fleet_database import Database
+    from .fleet_database import Connection
 
 _MAX_ROWS = 40
 """Accounts of a table: a fleet may have thousands."""
@@ -64,20 +63,23 @@ def status(
     if watch and not output.as_table:
         refuse("--watch draws on a terminal; repeat the command for JSON")
     with interruptible(lambda: "nothing was changed"), connected(database) as db:
+        reader = FleetReader(database.address)
         if watch:
-            _watch(output, db, every)
+            _watch(output, db, reader, every)
         elif output.as_table:
-            output.text(_lines(db))
+            output.text(_lines(db, reader))
         else:
-            for account in fleet.accounts(db):
+            for account in _busy(reader):
                 output.record(msgspec.structs.asdict(account))
     raise typer.Exit(DONE)
 
 
-def _watch(output: Output, connection: Database, every: float) -> None:
+def _watch(
+    output: Output, connection: Connection, reader: FleetReader, every: float
+) -> None:
     try:
         while True:
-            lines = _lines(connection)
+            lines = _lines(connection, reader)
             output.raw(_REDRAW)
             output.text(lines)
             time.sleep(every)
@@ -85,14 +87,19 @@ def _watch(output: Output, connection: Database, every: float) -> None:
         raise typer.Exit(DONE) from None
 
 
-def _lines(connection: Database) -> list[str]:
-    accounts, runs = fleet.accounts(connection), fleet.runs(connection)
-    lines = [*_runs(runs), *([""] if runs and accounts else []), *_accounts(accounts)]
+def _busy(reader: FleetReader) -> list[AccountStatus]:
+    """Return the accounts that have something left, or that a worker holds."""
+    return [each for each in reader.status() if each.open or each.dead or each.held]
+
+
+def _lines(connection: Connection, reader: FleetReader) -> list[str]:
+    there, accounts = _runs(runs(connection)), _accounts(_busy(reader))
+    lines = [*there, *([""] if there and accounts else []), *accounts]
     return lines or ["nothing to do: `async-refunds fleet enqueue` adds refunds"]
 
 
-def _runs(runs: Sequence[RunStatus]) -> list[str]:
-    if not runs:
+def _runs(there: Sequence[RunStatus]) -> list[str]:
+    if not there:
         return []
     rows = [
         [
@@ -102,7 +109,7 @@ def _runs(runs: Sequence[RunStatus]) -> list[str]:
             f"{each.refunds - each.settled - each.dead:,}",
             f"{each.dead:,}",
         ]
-        for each in runs
+        for each in there
     ]
     return aligned([["run", "state", "refunds", "open", "given up"], *rows])
 
@@ -112,7 +119,7 @@ def _accounts(accounts: Sequence[AccountStatus]) -> list[str]:
         return []
     head = ["account", "worker", "heard of", "pace", "open", "oldest", "last word"]
     rows = [_row(each) for each in accounts[:_MAX_ROWS]]
-    workers = {each.owner for each in accounts if each.owner}
+    workers = {each.owner for each in accounts if each.held}
     total = sum(each.open for each in accounts)
     more = len(accounts) - len(rows)
     rest = f"; {counted(more, 'more account')}, --json has all" if more else ""
@@ -124,7 +131,7 @@ def _accounts(accounts: Sequence[AccountStatus]) -> list[str]:
 
 
 def _row(each: AccountStatus) -> list[str]:
-    worker = each.owner or "nobody"
+    worker = each.owner if each.held and each.owner else "nobody"
     if each.waits is not None:
         worker = f"waits {_span(each.waits)}"
     word = printable(each.last_word or "")
@@ -135,8 +142,8 @@ def _row(each: AccountStatus) -> list[str]:
     return [
         each.stripe_account or "own",
         printable(worker),
-        "" if each.lease_age is None else f"{each.lease_age:.0f} s ago",
-        "" if each.pace is None else f"{each.pace:.1f}/s",
+        f"{each.lease_age:.0f} s ago" if each.held else "",
+        "" if each.rate is None else f"{each.rate:.1f}/s",
         f"{each.open:,}",
         "" if each.oldest is None else _span(each.oldest),
         word,

@@ -22,8 +22,10 @@ PACKAGE = Path(async_refunds.__path__[0])
 # Each room, and the rooms that it may import. A room is a folder or a top-level module.
 ROOMS: dict[str, set[str]] = {
     "cli": {"batch", "client", "emulator", "journal", "protocol", "results", "retry"}
-    | {"errors", "models", "version"},
+    | {"errors", "models", "version", "workers"},
     "integrations": {"models", "version"},
+    "workers": {"batch", "client", "journal", "telemetry", "protocol", "results"}
+    | {"errors"},
     "batch": {"telemetry", "client", "call", "journal", "retry", "protocol", "results"}
     | {"errors", "models"},
     "client": {"call", "credentials", "telemetry", "transport", "retry", "protocol"}

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def block(words: str) -> str:
 
 def test_every_block_is_known_to_a_test() -> None:
     assert len(PYTHON) == 8
-    assert len(BASH) == 2
+    assert len(BASH) == 3
     assert len(CONSOLE) == 3
 
 
@@ -183,6 +184,43 @@ def test_tonight_on_the_command_line(stripe_emulator: Emulator, tmp_path: Path) 
     assert all(stripe_emulator.books.cancellations[each] == 1 for each in ids)
 
 
+def test_fleet_on_the_command_line(
+    stripe_emulator: Emulator, postgres_empty_database: str, tmp_path: Path
+) -> None:
+    ids = stripe_emulator.seed_refunds(5)
+    (tmp_path / "ids.csv").write_text("\n".join(["id", *ids]))
+    lines = BASH[1].splitlines()
+    assert lines.pop(0).startswith("export ASYNC_REFUNDS_DATABASE=postgresql://")
+    environment = {
+        **os.environ,
+        "ASYNC_REFUNDS_DATABASE": postgres_empty_database,
+        "ASYNC_REFUNDS_BASE_URL": stripe_emulator.base_url,
+        "STRIPE_API_KEY": "sk_test_x",
+    }
+    shown: dict[str, str] = {}
+    worker: subprocess.Popen[bytes] | None = None
+    for line in lines:
+        _, fleet, command, *words = shlex.split(line, comments=True)
+        arguments = [sys.executable, "-m", "async_refunds", fleet, command, *words]
+        if command == "worker":
+            worker = subprocess.Popen(arguments, env=environment)  # noqa: S603 - our own command
+            while len(stripe_emulator.books.cancellations) < len(ids):
+                assert worker.poll() is None
+                time.sleep(0)
+            worker.terminate()
+            assert worker.wait(20) == 0
+            continue
+        ran = subprocess.run(  # noqa: S603 - our own command
+            arguments, cwd=tmp_path, env=environment, capture_output=True, check=False
+        )
+        assert ran.returncode == 0, (line, ran.stderr)
+        shown[command] = ran.stdout.decode()
+    assert worker is not None
+    told = [json.loads(each) for each in shown["report"].splitlines()]
+    assert [each["outcome"] for each in told] == ["canceled"] * len(ids)
+    assert all(stripe_emulator.books.cancellations[each] == 1 for each in ids)
+
+
 def test_webhook_closes_what_is_unknown(page: Page) -> None:
     page.run(block("on_webhook"))
     with pytest.raises(SignatureVerificationError):
@@ -220,7 +258,7 @@ def test_test_with_the_official_client(page: Page, stripe_emulator: Emulator) ->
 def test_emulator_is_set_over_http(stripe_emulator: Emulator) -> None:
     """A server of the command line answers the same."""
     address = stripe_emulator.base_url.removeprefix("http://")
-    lines = BASH[1].replace("localhost:12111", address).strip().splitlines()
+    lines = BASH[2].replace("localhost:12111", address).strip().splitlines()
     answers = [
         json.loads(subprocess.check_output(shlex.split(line)))  # noqa: S603 - ours
         for line in lines

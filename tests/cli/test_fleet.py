@@ -312,7 +312,8 @@ async def a_run(fleet: Fleet) -> None:
     """Enqueue six refunds, and let five of them be as workers leave them."""
     ids = [f"re_{number}" for number in range(1, 7)]
     await fleet("enqueue", "--run", "tonight", *ids, "--base-url", HERE)
-    done = "attempts = 2, seconds = 0.5, known_at = added_at + interval '90 seconds'"
+    times = "claimed_at = added_at, known_at = added_at + interval '90 s'"
+    done = f"attempts = 2, seconds = 0.5, {times}"
     money = "amount = 1050, currency = 'eur', generation = 1"
     settled = f"{done}, {money}, settled = true"
     know(fleet, "re_1", f"{settled}, outcome = 'canceled', idempotency_key = 'k1'")
@@ -402,9 +403,9 @@ async def test_status_shows_accounts_and_workers(fleet: Fleet) -> None:
     lines = (await fleet("status")).lines
     first, second = lines
     assert (first["stripe_account"], first["owner"], first["open"]) == (None, "w1", 3)
-    assert (first["dead"], first["pace"], first["waits"]) == (1, 12.5, None)
+    assert (first["dead"], first["rate"], first["waits"]) == (1, 12.5, None)
     assert first["last_word"] == "no permission"
-    assert (second["stripe_account"], second["owner"]) == ("acct_9", None)
+    assert (second["stripe_account"], second["held"]) == ("acct_9", False)
     assert 40 < second["waits"] <= 50
     shown = (await on_terminal(fleet, "status")).splitlines()
     assert shown[0].split() == ["run", "state", "refunds", "open", "given", "up"]

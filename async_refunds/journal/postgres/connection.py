@@ -139,6 +139,8 @@ class Link:
         in_doubt, pause = False, _FIRST_PAUSE
         async with self._using:
             while True:
+                if self._closing.is_set():
+                    raise JournalError("the connection to the database was closed")
                 sent = False
                 try:
                     connection = await self._connected()
@@ -148,10 +150,6 @@ class Link:
                 except TRANSIENT as error:
                     in_doubt = in_doubt or sent
                     await self._drop()
-                    if self._closing.is_set():
-                        raise JournalError(
-                            f"the database is away: {scrub(str(error))}"
-                        ) from None
                     _logger.warning(
                         "the database is away, trying again: %s", scrub(str(error))
                     )

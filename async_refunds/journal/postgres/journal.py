@@ -328,7 +328,8 @@ class PostgresJournal(BatchGuard):
     def _page(self, lease: Lease, limit: int) -> int:
         if self._run_id is not None or lease.takeovers < SUSPICIOUS:
             return limit
-        return max(1, limit >> (lease.takeovers - SUSPICIOUS + 1))
+        # A quarter each time: it is one before an innocent item counts as dead.
+        return max(1, limit >> 2 * (lease.takeovers - SUSPICIOUS + 1))
 
     async def _claim(
         self,
@@ -496,12 +497,16 @@ class PostgresJournal(BatchGuard):
     def _reader(self) -> FleetReader:
         return FleetReader(self._database, scope=self.leases.scope, run_id=self._run_id)
 
-    async def close(self) -> None:
-        """Keep what is not kept yet, and release what was opened with it."""
+    async def close(self, *, within: float = _CLOSES_WITHIN) -> None:
+        """Keep what is not kept yet, and release what was opened with it.
+
+        Args:
+            within: Seconds for the writes that wait, if the database is away.
+        """
         if self._closed:
             return
         self._closed = True
-        await self._writer.close(within=_CLOSES_WITHIN)
+        await self._writer.close(within=within)
         if self._run_id is not None:
             await self.leases.close()
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from .connection import Database
 
-_PAGE = 1000  # records; a page is read in some milliseconds
+_PAGE = 1000  # records that are fetched at a time
 
 # What is known of an item: `unknown` if a key may have been sent since its last result.
 _KNOWN = """CASE WHEN i.maybe_sent AND (i.outcome IS NULL OR i.outcome = 'failed')
@@ -37,22 +37,28 @@ _TALLY = f"""SELECT {_KNOWN}, count(*), count(*) FILTER (WHERE NOT i.settled),
         extract(epoch FROM max(i.known_at))::float8
     {_CHOSEN} GROUP BY 1"""  # noqa: S608 - our own text
 _RECORDS = f"""SELECT i.number, i.refund_id, nullif(i.account, ''), {_KNOWN}, i.status,
-        i.idempotency_key, i.attempts, i.request_id, i.error, i.seconds, i.settled,
+        i.idempotency_key, i.attempts, i.request_id,
+        CASE WHEN i.dead THEN 'given up: ' || i.claims
+            || ' workers in turn took it and ended without a result' ELSE i.error END,
+        i.seconds, i.settled,
         i.amount, i.currency, i.created, i.charge, i.payment_intent,
         i.failure_balance_transaction, extract(epoch FROM i.known_at)::float8,
         r.seed, i.generation
-    {_CHOSEN} AND i.number > %(after)s ORDER BY i.number LIMIT %(page)s"""  # noqa: S608 - our own text
-_STATUS = """SELECT scope, nullif(account, ''), owner, held, lease_age_seconds, pace,
-        takeovers, open, dead, oldest_open_seconds, last_word, last_at_seconds
-    FROM async_refunds.metrics
-    WHERE %(scope)s::text IS NULL OR scope = %(scope)s ORDER BY scope, account"""
+    {_CHOSEN} ORDER BY i.number"""  # noqa: S608 - our own text
+_STATUS = """SELECT m.scope, nullif(m.account, ''), m.owner, m.held,
+        m.lease_age_seconds, m.pace, m.takeovers, m.open, m.dead, m.oldest_open_seconds,
+        m.last_word, m.last_at_seconds,
+        CASE WHEN NOT m.held AND l.not_before > clock_timestamp()
+            THEN extract(epoch FROM l.not_before - clock_timestamp())::float8 END
+    FROM async_refunds.metrics m JOIN async_refunds.leases l USING (scope, account)
+    WHERE %(scope)s::text IS NULL OR m.scope = %(scope)s ORDER BY m.scope, m.account"""
 
 
 class AccountStatus(msgspec.Struct, frozen=True):
     """How far the work on one account is. Ages are seconds, by the database's clock."""
 
     scope: str
-    account: str | None
+    stripe_account: str | None
     """The connected account, ``None`` for the key's own."""
     owner: str | None
     """Which worker holds it, or held it last if it ended without releasing it."""
@@ -73,10 +79,12 @@ class AccountStatus(msgspec.Struct, frozen=True):
     last_word: str | None
     """The error of the last result that has left an item open."""
     last_word_age: float | None
+    waits: float | None
+    """Until somebody may take it: nothing can be canceled before. ``None``: at once."""
 
 
 class FleetReader:
-    """A fleet's tables for reading. It connects for each call, and each page.
+    """A fleet's tables for reading. It connects for each call.
 
     Args:
         database: Where they are.
@@ -120,19 +128,17 @@ class FleetReader:
         )
 
     def records(self) -> Iterator[Record]:
-        """Yield what is known of each item, by number, a page at a time.
-
-        While workers go on, each page is as of when it was read.
-        """
-        after = 0
-        while True:
-            values = {**self._values, "after": after, "page": _PAGE}
-            page = self._rows(_RECORDS, values)
-            for *fields, seed, generation in page:
+        """Yield what is known of each item, by number, as of one moment."""
+        # Sorted once, by the server, and held beyond its transaction: a slow reader
+        # keeps no old rows of the tables alive.
+        with (
+            self._connected() as connection,
+            connection.cursor("async_refunds_records", withhold=True) as cursor,
+        ):
+            cursor.itersize = _PAGE
+            cursor.execute(_RECORDS.encode(), self._values)
+            for *fields, seed, generation in cursor:
                 yield _record(fields, bytes(seed), generation)
-            if len(page) < _PAGE:
-                return
-            after = page[-1][0]
 
     def status(self) -> list[AccountStatus]:
         """Return how far each account is that was ever enqueued."""

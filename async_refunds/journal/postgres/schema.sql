@@ -275,6 +275,12 @@ CREATE VIEW async_refunds.metrics AS
             coalesce(i.open, 0) AS open, coalesce(i.dead, 0) AS dead,
             extract(epoch FROM clock_timestamp() - i.oldest)::float8
                 AS oldest_open_seconds,
+            CASE WHEN l.not_before > clock_timestamp()
+                THEN extract(epoch FROM l.not_before - clock_timestamp())::float8
+                END AS waits_seconds,
+            CASE WHEN l.retry_at > clock_timestamp()
+                THEN extract(epoch FROM l.retry_at - clock_timestamp())::float8
+                END AS retry_seconds,
             i.last_word,
             extract(epoch FROM clock_timestamp() - i.last_at)::float8
                 AS last_at_seconds

@@ -39,7 +39,7 @@ UPDATE async_refunds.leases l SET
     timeline = history.timeline,
     not_before = '-infinity',
     retry_at = CASE WHEN %(forced)s::boolean THEN '-infinity' ELSE l.retry_at END,
-    takeovers = CASE WHEN l.token IS NULL THEN 0 ELSE l.takeovers + 1 END,
+    takeovers = l.takeovers + (l.token IS NOT NULL)::integer,
     all_takeovers = l.all_takeovers + (l.token IS NOT NULL)::integer,
     no_new_key_until = CASE WHEN l.token IS NULL THEN l.no_new_key_until
         ELSE clock_timestamp() + make_interval(secs => %(grace)s) END

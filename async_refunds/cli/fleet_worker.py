@@ -1,0 +1,165 @@
+"""``fleet worker``: the process that cancels what is enqueued."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections import Counter
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from async_refunds.errors import JournalError
+from async_refunds.protocol import validation
+from async_refunds.workers import work
+
+from .config import Connection
+from .exit_codes import DONE
+from .fleet_database import DatabaseOptions  # noqa: TC001 - typer reads the hints
+from .fleet_enqueue import TargetOptions
+from .options import BatchOptions, Format, with_options
+from .output import Output, refuse
+from .tables import counted
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from async_refunds.results import CancelResult
+
+HELP = """Cancel what is enqueued, together with other workers, until it is stopped.
+
+Takes accounts that nobody works on, a few at a time, finds the pace that Stripe
+allows each, and goes on with what a worker that died has left, with the same
+idempotency keys. Only runs of its --tenant, --base-url and mode are its own.
+
+SIGTERM or Ctrl-C: it begins nothing more, waits for what is under way, and
+gives its accounts back, within ten seconds. A second one ends it at once: what
+was under way is asked for again by another worker, and nothing is canceled
+twice. While the database is away it waits for it.
+
+The API key comes from STRIPE_API_KEY. Warnings go to stderr; what became of
+each refund is in `fleet report`.
+
+Exit codes: 0 it was stopped, 2 wrong usage, or the tables are not those of this
+release."""
+
+_CONCURRENCY = 50
+_PATIENCE = 120.0
+
+
+class WorkerOptions(TargetOptions, frozen=True, kw_only=True):
+    """Whose refunds it cancels, where, and how it shares with others."""
+
+    context: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="The account, for an organization's key."),
+    ] = None
+    name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="What status calls it. [default: host and process]"
+        ),
+    ] = None
+    lease: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            help="How long others leave the accounts of a worker that is not heard of "
+            "any more to it. The same for all workers.",
+        ),
+    ] = 30.0
+
+    def __post_init__(self) -> None:
+        """Check each option.
+
+        Raises:
+            ValueError: A value that cannot be used.
+        """
+        TargetOptions.__post_init__(self)
+        validation.seconds("--lease", self.lease)
+
+
+@with_options
+def worker(
+    *,
+    given: WorkerOptions,
+    database: DatabaseOptions,
+    batch: BatchOptions,
+    form: Format,
+) -> None:
+    """Cancel what is enqueued, until it is stopped."""
+    output = Output(form)
+    api = Connection(live=given.live, base_url=given.base_url, context=given.context)
+    address = database.address.conninfo
+    _log_warnings(verbose=form.verbose)
+    outcomes: Counter[str] = Counter()
+
+    def count(result: CancelResult) -> None:
+        outcomes[result.outcome] += 1
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        async with api.client(output) as refunds:
+            with _stopped_by_signals(stop):
+                output.say(
+                    f"working at {api.base_url} in {api.mode} mode; Ctrl-C ends it"
+                )
+                await work(
+                    address,
+                    refunds,
+                    tenant=given.tenant,
+                    name=given.name,
+                    concurrency=batch.concurrency or _CONCURRENCY,
+                    ttl=given.lease,
+                    rate=batch.rate,
+                    patience=batch.patience or _PATIENCE,
+                    timeout=batch.timeout,
+                    stop=stop,
+                    on_result=count,
+                )
+
+    try:
+        asyncio.run(run())
+    except JournalError as error:
+        refuse(str(error))
+    except asyncio.CancelledError:
+        output.say("ended at once; other workers go on with what was under way")
+    told = ", ".join(f"{count:,} {name}" for name, count in outcomes.most_common())
+    total = counted(outcomes.total(), "result")
+    output.say(f"ended with {total}{': ' if told else ''}{told}")
+    raise typer.Exit(DONE)
+
+
+def _log_warnings(*, verbose: bool) -> None:
+    """Write warnings to stderr; with --verbose more is written there already."""
+    if verbose:
+        return
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger("async_refunds").addHandler(handler)
+
+
+@contextmanager
+def _stopped_by_signals(stop: asyncio.Event) -> Generator[None]:
+    """Set an event at the first signal, and cancel the task at the second."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None  # noqa: S101 - a coroutine runs in one
+
+    def end() -> None:
+        if stop.is_set():
+            task.cancel()
+        stop.set()
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    for number in numbers:
+        with suppress(NotImplementedError):  # Windows has none
+            loop.add_signal_handler(number, end)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            with suppress(NotImplementedError):
+                loop.remove_signal_handler(number)

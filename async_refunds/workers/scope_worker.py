@@ -1,0 +1,306 @@
+"""One batch on the accounts of one scope: wins their leases, and gives them back.
+
+A scope is what one API key works on: a tenant, a server and a mode.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from async_refunds import telemetry
+from async_refunds.batch.execution import Execution
+from async_refunds.errors import JournalError
+from async_refunds.journal.postgres.journal import PostgresJournal
+from async_refunds.journal.postgres.leases import Leases
+from async_refunds.protocol.error_mapping import describe_failure
+from async_refunds.protocol.redaction import scrub
+from async_refunds.protocol.requests import Response
+
+from .fair_share import FairShare, Presence
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from async_refunds.client import RefundsClient
+    from async_refunds.journal.postgres.connection import Database
+    from async_refunds.protocol.classification import Classification
+    from async_refunds.results import CancelResult
+
+_INTERVAL = 0.7
+"""Seconds between two looks for work, and within which a free account is found."""
+_GAP = 0.05
+"""Seconds between two looks at least, however often others say that there is work."""
+_LINGER = 1.0
+"""Seconds for which an account without work is kept: more of it often follows."""
+_REFUSED, _MOST_REFUSED = 60.0, 900.0
+"""Seconds for which an account waits whose key is refused, doubled each time."""
+_OUTAGE = 15.0
+"""The same while Stripe cannot be reached, or only fails."""
+_END_OF_CALLS, _END_OF_JOURNAL, _CLOSES_WITHIN = 4.0, 6.0, 1.0
+"""Seconds from the request to stop until the calls under way are broken off, and until
+the journal is not waited for any longer; then those until it and the leases are closed.
+In all less than the ten after which containers are killed."""
+
+
+class WorkerOptions(msgspec.Struct, frozen=True):
+    """How a worker works, whatever the scope."""
+
+    name: str
+    """How its leases are shown."""
+    identity: str
+    """Another one for each process."""
+    concurrency: int
+    rate: float | None
+    patience: float
+    timeout: float | None
+    deadline: float
+    """Seconds after which no request of a call is under way any more."""
+    ttl: float
+    """Seconds after which the accounts of a worker that was killed are free."""
+    on_result: Callable[[CancelResult], object] | None
+
+
+class ScopeWorker:
+    """Works on the accounts of a scope until it is stopped.
+
+    Args:
+        database: Where the journal is.
+        scope: ``tenant base_url mode``.
+        refunds: The client, with the key of the tenant.
+        options: Of the worker.
+        tell: Called when there is something new in `presence`.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        scope: str,
+        refunds: RefundsClient,
+        options: WorkerOptions,
+        tell: Callable[[], object],
+    ) -> None:
+        self.scope = scope
+        self._tell = tell
+        self._options = options
+        self._clock = asyncio.get_running_loop().time
+        self._leases = Leases(
+            database,
+            scope,
+            options.name,
+            ttl=options.ttl,
+            deadline=options.deadline,
+        )
+        self._journal = PostgresJournal(database, self._leases)
+        self._execution = Execution(
+            refunds,
+            (),
+            self._journal,
+            concurrency=options.concurrency,
+            rate=options.rate,
+            patience=options.patience,
+            timeout=options.timeout,
+            log_untaken=False,
+            on_idle=self._on_idle,
+        )
+        self._share = FairShare(most=2 * options.concurrency)
+        self._idle: dict[str | None, float] = {}  # and since when
+        self._reopened: dict[str | None, float] = {}  # idle since then, and asked again
+        self._leaving: dict[str | None, float] = {}  # and for how long nobody takes it
+        self._draining: set[str | None] = set()
+        self._refusals: dict[str | None, int] = {}  # of the key, in turn
+        self._may_have_more = False
+        self._hungry = False
+        self._timers: list[asyncio.TimerHandle] = []
+        self._news = asyncio.Event()
+        self._stopping = False
+
+    # ---------------------------------------------------------------- the others
+
+    def presence(self) -> Presence:
+        """Return what the other workers are told."""
+        return Presence(
+            self.scope, self._options.identity, self._at_work(), self._hungry
+        )
+
+    def _at_work(self) -> int:
+        """Return how many accounts it holds that are not about to be given back."""
+        away = self._idle.keys() | self._leaving.keys() | self._draining
+        return sum(account not in away for account in self._leases.accounts)
+
+    def hear(self, presence: Presence) -> None:
+        """Note what another worker tells."""
+        if presence.worker != self._options.identity:
+            self._share.hear(presence, self._clock())
+            if presence.hungry or presence.leaving:
+                self._news.set()
+
+    def wake(self) -> None:
+        """Look for work now."""
+        self._may_have_more = True
+        self._news.set()
+
+    # ------------------------------------------------------------------ the life
+
+    async def run(self) -> None:
+        """Work until `stop` is called.
+
+        Raises:
+            JournalError: The tables are of another release, or cannot be written.
+            RuntimeError: The client is closed.
+        """
+        self._journal.begin()
+        await self._leases.start()
+        sweeping = asyncio.create_task(self._sweep_on())
+        try:
+            async for result in self._execution.results():
+                if self._options.on_result is not None:
+                    telemetry.call_hook("on_result", self._options.on_result, result)
+        except JournalError:
+            if not self._stopping:
+                raise
+        finally:
+            self.stop()
+            await self._end(sweeping)
+
+    async def _end(self, sweeping: asyncio.Task[None]) -> None:
+        """Give the accounts back, and close."""
+        for timer in self._timers:
+            timer.cancel()
+        self._note_rates()
+        await self._journal.close(within=_CLOSES_WITHIN)
+        await self._leases.close(within=_CLOSES_WITHIN)
+        # Its wait for the database has ended with the leases.
+        await asyncio.wait([sweeping])
+        self._journal.end()
+        if (error := sweeping.exception()) is not None:
+            raise error
+
+    def stop(self) -> None:
+        """Begin nothing more; what is under way has some seconds to end."""
+        if self._stopping:
+            return
+        self._stopping = True
+        self._news.set()
+        loop = asyncio.get_running_loop()
+        self._execution.stop()
+        self._timers = [
+            loop.call_later(_END_OF_CALLS, self._execution.interrupt),
+            loop.call_later(_END_OF_JOURNAL, self._execution.abandon),
+        ]
+
+    # ---------------------------------------------------------------- the sweeps
+
+    async def _sweep_on(self) -> None:
+        try:
+            while not self._stopping:
+                self._news.clear()
+                if await self._sweep():
+                    continue
+                await asyncio.sleep(_GAP)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_INTERVAL - _GAP):
+                        await self._news.wait()
+        except JournalError:
+            if not self._stopping:
+                raise
+        finally:
+            self._execution.stop()
+
+    async def _sweep(self) -> bool:
+        """Give back and take accounts; return whether there may be more to take."""
+        self._note_rates()
+        await self._release()
+        now, held = self._clock(), self._at_work()
+        self._hand_over(self._share.hand_over(held, len(self._draining), now))
+        room = self._share.room(held, now)
+        if not room or self._stopping:
+            self._hungry = False
+            return False
+        taken = await self._leases.acquire(room)
+        for lease in taken:
+            self._forget(lease.account)
+            self._execution.open_account(lease.account)
+        hungry = not taken and bool(self._share.others(now))
+        if taken or hungry != self._hungry:
+            self._hungry = hungry
+            self._tell()
+        return len(taken) == room
+
+    def _note_rates(self) -> None:
+        for account in self._leases.accounts:
+            rate = self._execution.rate_of(account)
+            if rate is not None:
+                self._leases.note_rate(account, rate)
+
+    def _hand_over(self, count: int) -> None:
+        """Drain so many accounts, for workers that have none."""
+        away = self._idle.keys() | self._leaving.keys() | self._draining
+        held = [account for account in self._leases.accounts if account not in away]
+        for account in held[len(held) - count :]:
+            self._draining.add(account)
+            self._execution.drain_account(account)
+
+    def _on_idle(self, account: str | None) -> None:
+        closing = self._execution.closing_of(account)
+        rate = self._execution.rate_of(account)
+        if rate is not None:
+            self._leases.note_rate(account, rate)
+        if closing is None:
+            self._refusals.pop(account, None)
+        if closing is not None:
+            self._leaving[account] = self._wait_after(account, closing)
+            self._news.set()
+        elif account in self._draining:
+            self._leaving[account] = 0.0
+            self._news.set()
+        else:
+            self._idle[account] = self._reopened.pop(account, self._clock())
+
+    def _wait_after(
+        self, account: str | None, closing: Classification[object]
+    ) -> float:
+        """Return how long nobody is to take an account, and say why."""
+        if not isinstance(closing.reply, Response):
+            seconds, what = _OUTAGE, closing.reply.detail
+        else:
+            before = self._refusals.get(account, 0)
+            self._refusals[account] = before + 1
+            seconds = min(_REFUSED * 2**before, _MOST_REFUSED)
+            what = f"its key was refused ({describe_failure(closing)})"
+        telemetry.log(
+            logging.WARNING,
+            "%s: %s; nothing of it is sent for %.0f s",
+            account or "the key's own account",
+            scrub(what),
+            seconds,
+        )
+        return seconds
+
+    async def _release(self) -> None:
+        """Give back the accounts of which nothing is left to do for now."""
+        now, held = self._clock(), set(self._leases.accounts)
+        for account in (self._draining | self._reopened.keys()) - held:
+            self._forget(account)  # it was lost
+        for account, since in list(self._idle.items()):
+            if now - since >= _LINGER:
+                del self._idle[account]
+                self._leaving[account] = 0.0
+            elif self._may_have_more:
+                del self._idle[account]
+                self._reopened[account] = since
+                self._execution.open_account(account)
+        self._may_have_more = False
+        for account, not_before in list(self._leaving.items()):
+            await self._leases.release(account, not_before=not_before)
+            self._forget(account)
+
+    def _forget(self, account: str | None) -> None:
+        self._idle.pop(account, None)
+        self._reopened.pop(account, None)
+        self._leaving.pop(account, None)
+        self._draining.discard(account)

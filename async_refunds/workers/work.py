@@ -1,0 +1,250 @@
+"""`work`: one worker of a fleet, under whatever engine starts it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import uuid
+from contextlib import suppress
+from typing import TYPE_CHECKING, TypeAlias
+
+import psycopg
+
+from async_refunds import telemetry
+from async_refunds.client import RefundsClient, deadline_of
+from async_refunds.errors import JournalError
+from async_refunds.journal.postgres.connection import Database, answering_within
+from async_refunds.protocol import validation
+from async_refunds.protocol.redaction import scrub
+
+from .channel import Channel
+from .scope_worker import ScopeWorker, WorkerOptions
+from .supervisor import Supervisor, end
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from procrastinate import App
+
+    from async_refunds.results import CancelResult
+
+    from .fair_share import Presence
+
+Clients: TypeAlias = "RefundsClient | Callable[[str], RefundsClient | None]"
+"""A client; or what returns the one of a tenant, ``None`` if this worker has no key."""
+
+_SCOPES = """SELECT DISTINCT tenant, scope
+    FROM async_refunds.runs WHERE state = 'open' ORDER BY scope"""
+_INTERVAL = 5.0
+"""Seconds between two looks for tenants: notifications tell of most of them."""
+_PATIENCE = 5.0  # seconds for an answer
+_GOOD_BYE = 1.0  # seconds
+
+DEADLINE = 120.0
+"""Seconds for a call at most, where clients come and go."""
+
+
+async def work(
+    database: str,
+    refunds: Clients,
+    *,
+    tenant: str = "default",
+    name: str | None = None,
+    concurrency: int = 100,
+    rate: float | None = None,
+    ttl: float = 30.0,
+    patience: float = 120.0,
+    timeout: float | None = None,  # noqa: ASYNC109 - of each call, as the client has it
+    stop: asyncio.Event | None = None,
+    on_result: Callable[[CancelResult], object] | None = None,
+    app: App | None = None,
+) -> None:
+    """Work on the runs in a database, together with other workers, until told to stop.
+
+    Each account belongs to one worker at a time, which holds a lease for it. A worker
+    that is killed loses its accounts after ``ttl`` seconds to the others, which ask
+    again with the same keys. While the database is away, the worker waits, and sends
+    nothing once its leases have ended.
+
+    Args:
+        database: As libpq has it: an address, ``key=value`` pairs, or nothing for the
+            variables ``PGHOST``, ``PGDATABASE``, ... It may hold a password.
+        refunds: The client, with the key of the tenant; or a function that is given a
+            tenant and returns its client, or ``None`` if this worker has no key for it.
+            Each tenant gets a batch of its own.
+        tenant: Whose runs a single client works on.
+        name: How the worker is shown; the host's name and the process by default.
+        concurrency: The most refunds of a tenant under way at once.
+        rate: Requests a second for each account, in place of the limit that is found.
+        ttl: Seconds without a renewal after which others may take an account.
+        patience: Seconds for which a refund is tried again, as in `cancel_many`.
+        timeout: Seconds for each call, in place of the policy's deadline.
+        stop: Set it to end: what is under way ends, its results are kept and the
+            accounts given back, in less than ten seconds.
+        on_result: Called with each result, once it is kept.
+        app: A procrastinate app with the tasks of a fleet (`new_app`, `add_tasks`), to
+            be run beside: its jobs wake the worker, which needs none of them.
+
+    Raises:
+        JournalError: The database cannot be reached at the start, its tables are of
+            another release, or they cannot be written.
+        TypeError, ValueError: An argument that cannot be right.
+    """
+    if not (isinstance(refunds, RefundsClient) or callable(refunds)):
+        raise TypeError("refunds must be a RefundsClient, or a function of a tenant")
+    call_timeout = None if timeout is None else validation.seconds("timeout", timeout)
+    if call_timeout is not None:
+        deadline = call_timeout
+    else:
+        deadline = (
+            deadline_of(refunds) if isinstance(refunds, RefundsClient) else DEADLINE
+        )
+    options = WorkerOptions(
+        name=name or f"{socket.gethostname()} {os.getpid()}",
+        identity=uuid.uuid4().hex,
+        concurrency=validation.whole("concurrency", concurrency, least=1),
+        rate=None if rate is None else validation.rate("rate", rate),
+        patience=validation.seconds("patience", patience),
+        timeout=call_timeout,
+        deadline=deadline,
+        ttl=validation.seconds("ttl", ttl),
+        on_result=on_result,
+    )
+    fleet = _Worker(Database(database), refunds, tenant, options)
+    await fleet.run(stop or asyncio.Event(), app)
+
+
+class _Worker:
+    """The batches of one process, one for each tenant, and what they share."""
+
+    def __init__(
+        self, database: Database, refunds: Clients, tenant: str, options: WorkerOptions
+    ) -> None:
+        self._database = database
+        self._refunds = refunds
+        self._tenant = tenant
+        self._options = options
+        self._scopes: dict[str, ScopeWorker] = {}
+        self._refused: set[str] = set()  # scopes for which there is no client
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._news = asyncio.Event()
+        self._channel = Channel(
+            database,
+            presences=lambda: [each.presence() for each in self._scopes.values()],
+            on_work=self._on_work,
+            on_presence=self._on_presence,
+        )
+
+    async def run(self, stop: asyncio.Event, app: App | None) -> None:
+        await self._check_database()
+        if isinstance(self._refunds, RefundsClient):
+            self._begin(_scope(self._tenant, self._refunds), self._refunds)
+        listening = asyncio.create_task(self._channel.run())
+        stopping = asyncio.create_task(stop.wait())
+        looking = asyncio.create_task(self._look_for_tenants())
+        supervising = None
+        if app is not None:
+            supervisor = Supervisor(app, self._on_work)
+            supervising = asyncio.create_task(supervisor.run())
+        try:
+            ended = False
+            while not ended:
+                # One that begins while this waits is looked at a little later.
+                watched = [stopping, looking, *self._tasks]
+                done, _ = await asyncio.wait(
+                    watched, timeout=_INTERVAL, return_when=asyncio.FIRST_COMPLETED
+                )
+                ended = bool(done)
+        finally:
+            looking.cancel()
+            stopping.cancel()
+            for each in self._scopes.values():
+                each.stop()
+            if supervising is not None:
+                await end(supervising)
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+            self._channel.close(within=_GOOD_BYE)
+            await asyncio.wait([listening, looking])
+        for task in (*self._tasks, looking):
+            if not task.cancelled() and (error := task.exception()) is not None:
+                raise error
+
+    async def _check_database(self) -> None:
+        """Connect once: a mistake in the address is told at the start.
+
+        Raises:
+            JournalError: It cannot be used.
+        """
+        try:
+            connection = await self._database.connect()
+        except psycopg.Error as error:
+            raise JournalError(
+                f"the database cannot be reached: {scrub(str(error))}"
+            ) from None
+        await connection.close()
+
+    # ------------------------------------------------------------------ tenants
+
+    async def _look_for_tenants(self) -> None:
+        """Begin with each tenant of which there is an open run."""
+        if isinstance(self._refunds, RefundsClient):
+            await asyncio.Event().wait()  # there is but one
+            return
+        while True:
+            self._news.clear()
+            try:
+                await self._begin_all(self._refunds)
+            except psycopg.Error as error:
+                telemetry.log(
+                    logging.WARNING, "the database is away: %s", scrub(str(error))
+                )
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_INTERVAL):
+                    await self._news.wait()
+
+    async def _begin_all(
+        self, client_of: Callable[[str], RefundsClient | None]
+    ) -> None:
+        connection = await self._database.connect()
+        try:
+            with answering_within(_PATIENCE, connection):
+                rows = await (await connection.execute(_SCOPES)).fetchall()
+        finally:
+            await connection.close()
+        for tenant, scope in rows:
+            if scope in self._scopes or scope in self._refused:
+                continue
+            client = client_of(tenant)
+            if client is None or _scope(tenant, client) != scope:
+                self._refused.add(scope)
+                telemetry.log(
+                    logging.WARNING, "no key for %s: its runs wait for others", scope
+                )
+            else:
+                self._begin(scope, client)
+
+    def _begin(self, scope: str, refunds: RefundsClient) -> None:
+        worker = self._scopes[scope] = ScopeWorker(
+            self._database, scope, refunds, self._options, self._channel.tell
+        )
+        self._tasks.add(asyncio.create_task(worker.run()))
+
+    # ------------------------------------------------------------ notifications
+
+    def _on_work(self, scope: str) -> None:
+        if scope in self._scopes:
+            self._scopes[scope].wake()
+        elif scope not in self._refused:
+            self._news.set()
+
+    def _on_presence(self, presence: Presence) -> None:
+        if presence.scope in self._scopes:
+            self._scopes[presence.scope].hear(presence)
+
+
+def _scope(tenant: str, refunds: RefundsClient) -> str:
+    mode = "live" if refunds.livemode else "test"
+    return f"{tenant} {refunds.base_url} {mode}"

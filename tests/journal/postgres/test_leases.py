@@ -1,0 +1,222 @@
+"""Who holds an account: one worker at a time, as long as it lives and renews."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from async_refunds.errors import JournalError
+from async_refunds.journal.postgres import Database, Leases
+from tests.support.fleets import SCOPE, ids, until, worker
+
+if TYPE_CHECKING:
+    from tests.support.fleets import Fleet
+
+pytestmark = pytest.mark.asyncio(loop_factories=["real"])
+
+
+async def test_account_is_held_by_one_worker(fleet: Fleet) -> None:
+    fleet.add(["re_1"])
+    fleet.add(["re_1"], "acct_1")
+    async with worker(fleet.address) as one, worker(fleet.address, "two") as two:
+        assert await one.acquire() == {None, "acct_1"}
+        assert await two.acquire() == set()
+        assert one.leases.accounts == [None, "acct_1"]
+        await one.leases.release("acct_1", rate=7.5)
+        await one.leases.release("acct_1")  # nothing happens
+        (lease,) = await two.leases.acquire(10)
+        assert (lease.account, lease.rate, lease.takeovers) == ("acct_1", 7.5, 0)
+        assert two.leases.rate("acct_1") == 7.5
+        assert one.leases.rate("acct_1") is None
+
+
+async def test_workers_that_take_a_few_at_a_time_share(fleet: Fleet) -> None:
+    for number in range(9):
+        fleet.add(["re_1"], f"acct_{number}")
+    async with worker(fleet.address) as one, worker(fleet.address, "two") as two:
+        taken = [await each.acquire(2) for each in (one, two, one, two, one)]
+        assert [len(each) for each in taken] == [2, 2, 2, 2, 1]
+        assert len({account for each in taken for account in each}) == 9
+
+
+async def test_account_with_nothing_to_do_is_not_taken(fleet: Fleet) -> None:
+    fleet.add(["re_1"])
+    fleet.add(["re_1"], "acct_1", run="paused")
+    fleet.add(["re_1"], "acct_2")
+    fleet.do("UPDATE async_refunds.runs SET state = 'paused' WHERE name = 'paused'")
+    fleet.do("UPDATE async_refunds.items SET settled = true WHERE account = 'acct_2'")
+    async with worker(fleet.address) as one:
+        assert await one.acquire() == {None}
+        fleet.do("UPDATE async_refunds.runs SET state = 'open'")
+        assert await one.acquire() == {"acct_1"}
+
+
+async def test_account_of_a_killed_worker_is_taken_over(fleet: Fleet) -> None:
+    fleet.add(["re_1"])
+    async with worker(fleet.address) as one, worker(fleet.address, "two") as two:
+        await one.acquire()
+        one.leases.note_rate(None, 12.0)
+        await one.leases.renew()
+        fleet.expire()
+        (lease,) = await two.leases.acquire(10)
+        assert (lease.takeovers, lease.rate) == (1, 12.0)
+        await one.leases.renew()
+        assert one.lost == [None]
+        assert not one.leases.may_send(None)
+        await one.leases.release(None)
+        assert fleet.value("SELECT owner FROM async_refunds.leases") == "two"
+
+
+async def test_late_renewal_of_a_lease_that_nobody_took_lives_on(fleet: Fleet) -> None:
+    fleet.add(["re_1"])
+    async with worker(fleet.address) as one, worker(fleet.address, "two") as two:
+        await one.acquire()
+        fleet.expire()
+        one.clock.now += 1000
+        assert not one.leases.may_send(None)
+        await one.leases.renew()
+        assert one.leases.may_send(None)
+        assert one.lost == []
+        assert await two.acquire() == set()
+
+
+async def test_sends_stop_when_the_lease_ends_on_the_workers_own_clock(
+    fleet: Fleet,
+) -> None:
+    fleet.add(["re_1"])
+    async with worker(fleet.address, ttl=30) as one:
+        assert not one.leases.may_send(None)
+        await one.acquire()
+        one.clock.now += 29.9
+        assert one.leases.may_send(None)
+        one.clock.now += 0.2
+        assert not one.leases.may_send(None)
+        assert not one.leases.may_send("acct_1")
+        await one.leases.release(None)
+        one.clock.now -= 10
+        assert not one.leases.may_send(None)
+
+
+async def test_lease_counts_from_when_its_renewal_was_sent(fleet: Fleet) -> None:
+    fleet.add(["re_1"])
+    async with worker(fleet.address, ttl=30) as one:
+        await one.acquire()
+        fleet.do("BEGIN")
+        fleet.do("SELECT FROM async_refunds.leases FOR UPDATE")
+        renewing = asyncio.create_task(one.leases.renew())
+        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+        await until(lambda: fleet.value(waiting))
+        one.clock.now += 20  # the database takes long
+        fleet.do("COMMIT")
+        await renewing
+        one.clock.now += 9
+        assert one.leases.may_send(None)
+        one.clock.now += 2
+        assert not one.leases.may_send(None)
+
+
+async def test_task_renews_until_it_is_closed(fleet: Fleet) -> None:
+    fleet.add(["re_1"])
+    ends = "SELECT until FROM async_refunds.leases"
+    async with Leases(Database(fleet.address), SCOPE, "one", ttl=0.3) as leases:
+        await leases.start()  # it does already
+        await leases.acquire(1)
+        first = fleet.value(ends)
+        await until(lambda: fleet.value(ends) != first)
+        assert leases.may_send(None)
+    assert fleet.value("SELECT token FROM async_refunds.leases") is None
+    with pytest.raises(JournalError, match="was closed"):
+        await leases.acquire(1)
+
+
+async def test_account_whose_key_was_refused_waits(fleet: Fleet) -> None:
+    fleet.add(["re_1"])
+    async with worker(fleet.address) as one:
+        await one.acquire()
+        await one.leases.release(None, not_before=60)
+        assert await one.acquire() == set()
+        fleet.do("UPDATE async_refunds.leases SET not_before = clock_timestamp()")
+        assert await one.acquire() == {None}
+
+
+async def test_what_was_left_open_waits_longer_each_time_and_new_items_do_not(
+    fleet: Fleet,
+) -> None:
+    fleet.add(["re_1"])
+    waits = """SELECT round(extract(epoch FROM retry_at - clock_timestamp()) / 60)
+        FROM async_refunds.leases"""
+    async with worker(fleet.address) as one:
+        found: list[int] = []
+        for _ in range(6):
+            assert await one.acquire() == {None}
+            (claim,) = await one.claim()
+            await one.settle(claim, "failed")
+            await one.leases.release(None)
+            assert await one.acquire() == set()
+            found.append(int(fleet.value(waits)))
+            fleet.do("UPDATE async_refunds.leases SET retry_at = clock_timestamp()")
+        assert found == [1, 2, 4, 8, 15, 15]
+        await one.acquire()
+        await one.settle((await one.claim())[0], "failed")
+        await one.leases.release(None)
+        fleet.add(["re_2"])
+        assert await one.acquire() == {None}
+        (claim,) = await one.claim()
+        assert claim.refund_id == "re_2"
+        await one.settle(claim)
+        await one.leases.release(None)
+        assert int(fleet.value(waits)) == 15, "it goes on waiting"
+        fleet.do("UPDATE async_refunds.leases SET retry_at = clock_timestamp()")
+        await one.acquire()
+        await one.settle((await one.claim())[0])
+        await one.leases.release(None)
+        assert fleet.value("SELECT retries FROM async_refunds.leases") == 0
+
+
+async def test_item_that_ends_its_workers_is_isolated_and_then_dead(
+    fleet: Fleet,
+) -> None:
+    fleet.add(f"re_{number}" for number in range(64))
+    pages: list[int] = []
+    for _ in range(9):  # each claims, and is killed at its first item
+        async with worker(fleet.address) as one:
+            await one.acquire()
+            pages.append(len(await one.claim(limit=64)))
+            fleet.do("UPDATE async_refunds.leases SET owner = 'killed'")
+            one.leases.lose(one.leases.get(None))  # type: ignore[arg-type] # it has it
+        fleet.expire()
+    # The ninth finds the item dead, and takes the next one in its place.
+    assert pages == [64, 64, 64, 16, 4, 1, 1, 1, 1]
+    dead = "SELECT refund_id FROM async_refunds.items WHERE dead ORDER BY number"
+    assert fleet.rows(dead) == [("re_0",)]
+    async with worker(fleet.address) as one:
+        await one.acquire()
+        while claims := await one.claim(limit=64):
+            assert len(claims) == 1
+            for claim in claims:
+                await one.settle(claim)
+            await one.leases.release(None)
+            await one.acquire()
+            if one.leases.get(None) is None:
+                break
+    assert fleet.value("SELECT count(*) FROM async_refunds.items WHERE settled") == 63
+
+
+async def test_number_of_takeovers_is_forgotten_with_what_was_suspicious(
+    fleet: Fleet,
+) -> None:
+    fleet.add(["re_1", "re_2"])
+    async with worker(fleet.address) as one:
+        await one.acquire()
+        fleet.do("UPDATE async_refunds.leases SET takeovers = 3")
+        fleet.do("UPDATE async_refunds.items SET claims = 3 WHERE number = 2")
+        await one.leases.release(None)
+        assert fleet.value("SELECT takeovers FROM async_refunds.leases") == 3
+        await one.acquire()
+        assert ids(await one.claim(limit=8)) == ["re_1", "re_2"]
+        fleet.do("UPDATE async_refunds.leases SET takeovers = 3")
+        fleet.do("UPDATE async_refunds.items SET claims = 0")
+        await one.leases.release(None)
+        assert fleet.value("SELECT takeovers FROM async_refunds.leases") == 0

@@ -1,0 +1,147 @@
+"""Workers of a fleet without their batches: each has leases and a journal."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from async_refunds.journal.postgres import Database, Leases, PostgresJournal
+from async_refunds.results import CancelResult
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Iterable
+
+    from async_refunds.journal import Claim
+    from async_refunds.models import Attempt
+    from async_refunds.results import CancelOutcome
+
+URL = "https://a.example"
+SCOPE = f"default {URL} test"
+
+
+class Clock:
+    """A monotonic clock that goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Fleet:
+    """The database, as its owner sees it."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._connection = psycopg.connect(address, autocommit=True)
+
+    def rows(self, query: str, *values: object) -> list[Any]:
+        """Return what a query finds."""
+        return self._connection.execute(query.encode(), values).fetchall()
+
+    def value(self, query: str, *values: object) -> Any:  # noqa: ANN401 - as SQL has it
+        """Return the only value that it finds."""
+        ((value,),) = self.rows(query, *values)
+        return value
+
+    def do(self, statement: str, *values: object) -> None:
+        """Carry out a statement that returns nothing."""
+        self._connection.execute(statement.encode(), values)
+
+    def add(
+        self,
+        ids: Iterable[str],
+        account: str = "",
+        *,
+        run: str = "run",
+        priority: int = 0,
+    ) -> None:
+        """Add refunds of one account to a run."""
+        ids = list(ids)
+        self.do(
+            "SELECT async_refunds.ensure_run(%s, %s, false, priority => %s)",
+            *(run, URL, priority),
+        )
+        self.do(
+            "SELECT async_refunds.enqueue(%s, %s, %s)", run, ids, [account] * len(ids)
+        )
+
+    def expire(self) -> None:
+        """Let all leases end, as if their holders had been killed long ago."""
+        self.do(
+            "UPDATE async_refunds.leases SET until = clock_timestamp() - interval '1 s'"
+        )
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+
+class Worker:
+    """What a worker has of the journal."""
+
+    def __init__(self, leases: Leases, journal: PostgresJournal, clock: Clock) -> None:
+        self.leases, self.journal, self.clock = leases, journal, clock
+        self.lost: list[str | None] = []
+        leases.on_lost = self.lost.append
+
+    async def acquire(self, limit: int = 10) -> set[str | None]:
+        """Take accounts, and return which."""
+        return {lease.account for lease in await self.leases.acquire(limit)}
+
+    async def claim(self, account: str | None = None, limit: int = 10) -> list[Claim]:
+        """Claim of one account that is held."""
+        return (await self.journal.claim({account: limit}))[account]
+
+    async def settle(self, claim: Claim, outcome: CancelOutcome = "canceled") -> None:
+        """Keep a result."""
+        await self.journal.settle([(claim, result(claim, outcome))])
+
+
+@asynccontextmanager
+async def worker(
+    address: str, owner: str = "one", *, ttl: float = 30.0, deadline: float = 100.0
+) -> AsyncGenerator[Worker]:
+    """Give a worker, whose leases are not renewed by themselves."""
+    clock = Clock()
+    database = Database(address)
+    leases = Leases(database, SCOPE, owner, ttl=ttl, deadline=deadline, clock=clock)
+    journal = PostgresJournal(database, leases)
+    try:
+        yield Worker(leases, journal, clock)
+    finally:
+        await journal.close()
+        await leases.close()
+
+
+def result(
+    claim: Claim,
+    outcome: CancelOutcome = "canceled",
+    attempts: tuple[Attempt, ...] = (),
+) -> CancelResult:
+    """Return a result of a claim, open if it is unknown or failed."""
+    return CancelResult(
+        refund_id=claim.refund_id,
+        stripe_account=claim.stripe_account,
+        outcome=outcome,
+        idempotency_key=claim.idempotency_key,
+        attempts=attempts,
+        settled=outcome not in {"unknown", "failed"},
+    )
+
+
+def ids(claims: Iterable[Claim]) -> list[str]:
+    """Return the ids of claims."""
+    return [claim.refund_id for claim in claims]
+
+
+async def until(reached: Callable[[], object]) -> None:
+    """Wait until another process has come so far."""
+    while True:
+        if reached():
+            return
+        await asyncio.sleep(0.01)

@@ -1,0 +1,303 @@
+"""Workers of a fleet on a real database, in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+
+from async_refunds import JournalError, RefundsClient
+from async_refunds.emulator import Limits
+from async_refunds.workers import scope_worker, work
+from tests.support.batches import KEY, asked
+from tests.support.scripted import CANCELED, RE, refusal, scripted
+
+if TYPE_CHECKING:
+    from tests.workers.conftest import Fleet
+
+# The database is invisible to the loop whose time jumps.
+pytestmark = pytest.mark.asyncio(loop_factories=["real"])
+
+A, B, C, D = "acct_A", "acct_B", "acct_C", "acct_D"
+FAST = 2000.0
+TTL = 0.6
+
+
+def keys(fleet: Fleet, ids: list[str]) -> list[set[str | None]]:
+    return [set(asked(fleet.stripe, each)) for each in ids]
+
+
+async def test_worker_cancels_what_is_there_and_what_comes(fleet: Fleet) -> None:
+    ids = await fleet.seed(20, A) + await fleet.seed(20, None)
+    async with fleet.worker(rate=FAST):
+        await fleet.until_told(40)
+        ids += await fleet.seed(10, B)
+        await fleet.until_told(50)
+        # What is enqueued once more, or is there in another run, adds nothing.
+        await fleet.enqueue(ids[:1], A)
+    assert fleet.results.keys() == set(ids)
+    assert {each.outcome for each in fleet.results.values()} == {"canceled"}
+    assert fleet.stripe.books.requests["cancel"] == 50
+    assert await fleet.value("SELECT bool_and(settled) FROM async_refunds.items")
+    assert await fleet.owners() == {}
+
+
+async def test_more_of_an_account_within_a_second_goes_on_with_its_lease(
+    fleet: Fleet,
+) -> None:
+    token = "SELECT token FROM async_refunds.leases WHERE account = 'acct_A'"
+    await fleet.seed(2, A)
+    async with fleet.worker(rate=FAST):
+        await fleet.until_told(2)
+        before = await fleet.value(token)
+        await fleet.seed(2, A)
+        await fleet.until_told(4)
+        assert await fleet.value(token) == before
+        await fleet.until_found(f"SELECT ({token}) IS NULL")
+
+
+async def test_worker_begins_at_the_pace_of_the_last_holder_and_leaves_its_own(
+    fleet: Fleet,
+) -> None:
+    fleet.stripe.limits = Limits(endpoint_rate=8.0)
+    await fleet.seed(30, A)
+    await fleet.ask("UPDATE async_refunds.leases SET pace = 8")
+    async with fleet.worker():
+        await fleet.until_told(9)
+        await asyncio.sleep(0)
+        assert len(fleet.stripe.requests) <= 11, "at 20 a second there would be more"
+    assert fleet.stripe.books.rate_limited.total() <= 1
+    assert await fleet.value("SELECT pace FROM async_refunds.leases") == pytest.approx(
+        8.0, rel=0.05
+    )
+
+
+async def test_workers_share_the_accounts_also_one_that_comes_later(
+    fleet: Fleet,
+) -> None:
+    accounts = [f"acct_{n}" for n in range(8)]
+    ids = [each for name in accounts for each in await fleet.seed(40, name)]
+    async with fleet.worker("early", rate=20.0) as early:
+        await fleet.until_told(20)
+        assert set((await fleet.owners()).values()) == {"early"}
+        async with fleet.worker("late", rate=20.0) as late:
+            await fleet.until(lambda: len(late.results) > 20)
+            owners = list((await fleet.owners()).values())
+            assert 2 <= owners.count("late") <= 6
+            await fleet.until_told(len(ids))
+    assert fleet.results.keys() == set(ids)
+    assert early.results
+    assert max(fleet.stripe.books.cancellations.values()) == 1
+    assert all(len(each) == 1 for each in keys(fleet, ids))
+    assert fleet.stripe.books.requests["cancel"] == len(ids), "none asked for twice"
+
+
+async def test_accounts_of_a_worker_that_ends_go_to_the_others_at_once(
+    fleet: Fleet,
+) -> None:
+    ids = await fleet.seed(100, A)
+    async with fleet.worker("leaving", rate=50.0, ttl=600.0) as leaving:
+        await fleet.until_told(5)
+        async with fleet.worker("staying", rate=FAST, ttl=600.0) as staying:
+            await asyncio.sleep(0.5)  # until they know each other
+            assert not staying.results
+            await leaving.end()
+            told = len(leaving.results)
+            await fleet.until_told(100)
+    assert len(staying.results) == 100 - told
+    assert fleet.results.keys() == set(ids)
+    assert fleet.stripe.books.requests["cancel"] == 100
+
+
+async def test_worker_that_is_cut_off_loses_its_accounts_and_sends_nothing(
+    fleet: Fleet,
+) -> None:
+    ids = await fleet.seed(300, A)
+    async with (
+        fleet.network() as (network, address),
+        fleet.worker("cut off", database=address, rate=100.0, ttl=TTL) as cut_off,
+    ):
+        await fleet.until_told(10)
+        network.hold()
+        async with fleet.worker("other", rate=100.0, ttl=TTL) as other:
+            await fleet.until(lambda: other.results)
+            told = len(cut_off.results)
+            await fleet.until_told(told + 100)
+            assert len(cut_off.results) == told
+            network.release()
+            await fleet.until_told(300)
+            # It goes on with what comes.
+            await other.end()
+            more = await fleet.seed(5, A)
+            await fleet.until_told(305)
+            assert len(cut_off.results) >= told + 5
+    assert fleet.results.keys() == {*ids, *more}
+    assert max(fleet.stripe.books.cancellations.values()) == 1
+    assert all(len(each) == 1 for each in keys(fleet, ids))
+
+
+async def test_database_that_is_away_ends_no_worker_and_loses_no_lease(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = await fleet.seed(200, A)
+    async with (
+        fleet.network() as (network, address),
+        fleet.worker(database=address, rate=100.0, ttl=TTL) as worker,
+    ):
+        await fleet.until_told(10)
+        token = await fleet.value("SELECT token FROM async_refunds.leases")
+        network.refuse()
+        network.cut()
+        await asyncio.sleep(2 * TTL)
+        sent = len(fleet.stripe.requests)
+        await asyncio.sleep(TTL / 2)
+        assert len(fleet.stripe.requests) == sent, "nothing once the lease has ended"
+        assert not worker.task.done()
+        await network.accept()
+        await fleet.until_told(200)
+        assert await fleet.value("SELECT token FROM async_refunds.leases") == token
+    assert fleet.results.keys() == set(ids)
+    assert fleet.stripe.books.requests["cancel"] == 200
+    assert "away" in caplog.text
+
+
+async def test_worker_ends_in_time_while_the_database_is_away(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is known and not kept is in the log, and is asked for again."""
+    monkeypatch.setattr(scope_worker, "_END_OF_CALLS", 0.1)
+    monkeypatch.setattr(scope_worker, "_END_OF_JOURNAL", 0.2)
+    monkeypatch.setattr(scope_worker, "_CLOSES_WITHIN", 0.1)
+    ids = await fleet.seed(100, A)
+    async with (
+        fleet.network() as (network, address),
+        fleet.worker(database=address, rate=50.0, ttl=TTL) as worker,
+    ):
+        await fleet.until_told(5)
+        network.refuse()
+        network.cut()
+        await asyncio.sleep(0.3)
+        await worker.end()
+    told = fleet.results.keys()
+    unknown = {each for each in ids if asked(fleet.stripe, each)} - told
+    assert unknown
+    assert all(each in caplog.text for each in unknown)
+    async with fleet.worker("next", rate=FAST, ttl=TTL):
+        await fleet.until_told(100)
+    assert all(len(each) <= 1 for each in keys(fleet, ids))
+    assert max(fleet.stripe.books.cancellations.values()) == 1
+
+
+async def test_call_that_does_not_end_is_broken_off_at_the_end(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scope_worker, "_END_OF_CALLS", 0.1)
+    fleet.stripe.faults.script("stall")
+    (stalled,) = await fleet.seed(1, A)
+    async with fleet.worker() as worker:
+        await fleet.until(lambda: asked(fleet.stripe, stalled))
+        await worker.end()
+    assert fleet.results[stalled].outcome == "unknown"
+    assert await fleet.owners() == {}
+    async with fleet.worker("next", rate=FAST):
+        # Left with a result, it waits a minute. Asked for now, it has the same key.
+        await fleet.ask("UPDATE async_refunds.leases SET retry_at = '-infinity'")
+        await fleet.until(lambda: len(fleet.workers[1].results) == 1)
+    assert fleet.workers[1].results[0].outcome == "canceled"
+    assert len(set(asked(fleet.stripe, stalled))) == 1
+
+
+async def test_account_whose_key_is_refused_waits_and_says_so(
+    postgres_database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    from tests.workers.conftest import Fleet  # noqa: PLC0415
+
+    async with scripted(refusal(401)) as server:
+        fleet = Fleet(postgres_database, None, server.url)  # type: ignore[arg-type]
+        await fleet.ask("SELECT async_refunds.create_run('run', %s, false)", server.url)
+        await fleet.enqueue([f"re_{n}" for n in range(200)], A)
+        async with fleet.worker(rate=FAST):
+            await fleet.until_found(_REFUSED)
+            sent = len(server.received)
+            server.cancels[:] = [CANCELED]
+            await fleet.enqueue([RE], B)
+            await fleet.until(lambda: RE in fleet.results)
+            assert fleet.results[RE].outcome == "canceled"
+            assert len(server.received) == sent + 1
+    assert sent < 30
+    assert "acct_A: its key was refused (HTTP status 401)" in caplog.text
+    assert "for 60 s" in caplog.text
+    assert not any(record.levelno >= logging.ERROR for record in caplog.records)
+
+
+_REFUSED = """SELECT not_before > clock_timestamp() + interval '50 s'
+    FROM async_refunds.leases WHERE account = 'acct_A'"""
+
+
+async def test_each_tenant_has_its_own_client(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that comes later, and one for which this worker has no key."""
+    async with RefundsClient(KEY, base_url=fleet.base_url) as ours:
+        known = {"ours": ours, "elsewhere": RefundsClient(KEY)}
+        for tenant in ("ours", "theirs", "elsewhere"):
+            await fleet.ask(_RUN_OF, tenant, fleet.base_url, tenant)
+        ids = fleet.stripe.seed_refunds(10)
+        await fleet.enqueue(ids[:5], None, "ours")
+        await fleet.enqueue(ids[5:], None, "theirs")
+        async with fleet.hosted(known.get, rate=FAST):
+            await fleet.until_told(5)
+            await fleet.ask(_RUN_OF, "later", fleet.base_url, "later")
+            known["later"] = ours
+            more = await fleet.enqueue(fleet.stripe.seed_refunds(2), None, "later")
+            await fleet.until_told(7)
+    assert fleet.results.keys() == {*ids[:5], *more}
+    assert "no key for theirs " in caplog.text
+    assert "no key for elsewhere " in caplog.text
+
+
+_RUN_OF = "SELECT async_refunds.create_run(%s, %s, false, %s)"
+
+
+async def test_mistakes_are_told_at_the_start(
+    fleet: Fleet, postgres_empty_database: str
+) -> None:
+    async with RefundsClient(KEY, base_url=fleet.base_url) as refunds:
+        with pytest.raises(JournalError, match="cannot be reached"):
+            await work("host=/nowhere password=secret", refunds)
+        with pytest.raises(JournalError, match="no tables"):
+            await work(postgres_empty_database, refunds)
+        with pytest.raises(TypeError, match="RefundsClient"):
+            await work(fleet.database, "sk_test_4eC39HqLyjWDarjtT1zdp7dc")  # type: ignore[arg-type]
+        for options in ({"concurrency": 0}, {"ttl": 0.0}, {"timeout": -1.0}):
+            with pytest.raises(ValueError, match="must be"):
+                await work(fleet.database, refunds, **options)  # type: ignore[arg-type]
+
+
+async def test_worker_ends_when_its_tables_are_replaced_by_newer_ones(
+    fleet: Fleet,
+) -> None:
+    await fleet.seed(500, A)
+    async with RefundsClient(KEY, base_url=fleet.base_url) as refunds:
+        working = asyncio.create_task(work(fleet.database, refunds, rate=50.0, ttl=TTL))
+        await fleet.until(lambda: fleet.stripe.requests)
+        await fleet.ask(
+            "UPDATE async_refunds.meta SET schema_version = 99, min_worker_version = 99"
+        )
+        await fleet.ask(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE application_name = 'async_refunds' AND datname = current_database()"
+        )
+        with pytest.raises(JournalError, match="newer release"):
+            await working
+
+
+async def test_closed_client_ends_the_worker(fleet: Fleet) -> None:
+    await fleet.seed(5, A)
+    refunds = RefundsClient(KEY, base_url=fleet.base_url)
+    await refunds.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        await work(fleet.database, refunds)
+    assert await fleet.owners() == {}
