@@ -175,6 +175,9 @@ class Link:
             if connecting.cancelled():
                 raise JournalError(_CLOSED)
             self._connection = connecting.result()
+            if self._closing.is_set():
+                await self._drop()
+                raise JournalError(_CLOSED)
         return self._connection
 
     async def _drop(self) -> None:
