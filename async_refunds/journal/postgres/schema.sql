@@ -219,17 +219,16 @@ BEGIN
         SELECT nextval('async_refunds.item_numbers') AS number, id,
                 coalesce(account, '') COLLATE "C" AS account
             FROM unnest(ids, accounts) AS given (id, account)
-    ), first AS (
-        SELECT min(number) AS number, account, id FROM numbered GROUP BY account, id
     ), inserted AS (
         INSERT INTO async_refunds.items (run_id, account, refund_id, number)
-            SELECT found.run_id, account, id, number FROM first
-                ORDER BY account, id COLLATE "C"
+            SELECT found.run_id, account, id, number FROM numbered
+                ORDER BY account, id COLLATE "C", number
             ON CONFLICT DO NOTHING
             RETURNING account
     )
-    SELECT count(*), coalesce(array_agg(DISTINCT account), '{}')
-        INTO added, touched FROM inserted;
+    SELECT coalesce(sum(count), 0), coalesce(array_agg(account), '{}')
+        INTO added, touched
+        FROM (SELECT account, count(*) FROM inserted GROUP BY account) AS counted;
     IF added = 0 THEN
         RETURN 0;
     END IF;
