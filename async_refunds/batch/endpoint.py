@@ -97,8 +97,8 @@ class Endpoint:
         self.pace = pace
         self._clock = clock
         self._under_way = under_way
-        self._line = asyncio.Lock()  # first come, first served
-        # Made when a call waits: a platform has thousands of accounts.
+        # Both are made when a call waits: a platform has thousands of accounts.
+        self._line: asyncio.Lock | None = None  # first come, first served
         self._moved: asyncio.Event | None = None
         self.outage: Outage | None = None
         """The failures since the last success, if any."""
@@ -145,6 +145,7 @@ class Endpoint:
         Returns:
             Whether it was taken: not if the endpoint is closed.
         """
+        self._line = self._line or asyncio.Lock()
         self.waiting += 1
         try:
             async with self._line:

@@ -124,12 +124,12 @@ async def test_parts_of_two_moments_are_never_taken_for_a_journal(
     """As a copy has them that is made while a commit writes the file."""
     moments: list[tuple[bytes, list[Record]]] = []
     async with SqliteJournal.open(path, RUN) as journal:
-        await journal.add(items(0, 200))
-        claims = await claimed(journal, None, 100)
+        await journal.add(items(0, 400))
+        claims = await claimed(journal, None, 300)
         for _ in range(4):
             moments.append((contents(path), list(journal.records())))
             # On pages of their own, whose size stays.
-            for at in (0, 50, 99):
+            for at in (0, 150, 299):
                 claims[at] = await journal.rekey(claims[at])
     mixed = tmp_path / "mixed.sqlite3"
     right = refusals = 0

@@ -499,11 +499,9 @@ class PostgresJournal(BatchGuard):
     async def close(self, *, within: float = _CLOSES_WITHIN) -> None:
         """Keep what is not kept yet, and release what was opened with it.
 
-        If the database is away, it is waited for so many seconds; who waits for a write
-        then gets a `JournalError`.
-
         Args:
-            within: Seconds for the writes that wait, if the database is away.
+            within: Seconds for the writes that wait, if the database is away. Who waits
+                for one then gets a `JournalError`.
         """
         if self._closed:
             return

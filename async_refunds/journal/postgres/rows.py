@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from async_refunds.journal.base import Claim
-from async_refunds.journal.sqlite.rows import Item
+from async_refunds.journal.sqlite.rows import Facts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,7 +67,7 @@ class UnsentRow(msgspec.Struct, gc=False):
 
 def known_row(claim: LeasedClaim, result: CancelResult) -> KnownRow:
     """Return the row of a result."""
-    item = Item(0, claim.refund_id, claim.stripe_account)
+    item = Facts()
     item.learn(result, 0.0, claimed_as_sent=claim.maybe_sent)
     return KnownRow(
         claim.run_id,
@@ -75,8 +75,8 @@ def known_row(claim: LeasedClaim, result: CancelResult) -> KnownRow:
         claim.refund_id,
         claim.token,
         claim.generation,
-        bool(item.settled),
-        bool(item.maybe_sent),
+        item.settled,
+        item.maybe_sent,
         item.attempts,
         sum(attempt.status == _TOO_MANY for attempt in result.attempts),
         item.outcome,

@@ -2,7 +2,7 @@
 
 The file alone is the journal. What a commit has written is copied from the ``-wal``
 into it before the caller learns of the commit, so that a lost ``-wal`` loses nothing.
-The sum of the items' checksums, which each commit writes, shows a file that was copied
+The sum of all checksums, which each commit writes, shows a file that was copied
 in the middle of that.
 """
 
@@ -19,6 +19,7 @@ from async_refunds.errors import JournalError
 from async_refunds.journal.base import require_target
 from async_refunds.journal.keys import DERIVATION
 
+from .claim_pages import ClaimPages
 from .errors import UNREADABLE, explained
 from .items import Items
 from .lock import Lock
@@ -65,7 +66,8 @@ def opened(
         _prepare(db)
         state = _migrated(db, place) if version == 1 else kept or begun
         assert state is not None  # noqa: S101 - a file without a run is refused
-        items = Items(place, state, made=version > 0, clock=clock)
+        pages = ClaimPages.read(db, place) if version else ClaimPages()
+        items = Items(place, state, pages, made=version > 0, clock=clock)
         writer = Writer(place, lock, db, items)
     except BaseException as error:
         if db is not None:

@@ -2,54 +2,50 @@
 
 from __future__ import annotations
 
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
 from async_refunds.errors import JournalError
 from async_refunds.journal.base import Claim
+from async_refunds.journal.keys import derive_key
 
+from .bulk import in_bulks, repeated, write_rows
 from .errors import damaged
-from .rows import DamagedRowError, Item
-from .schema import columns_of, create, write_state
+from .rows import ITEM_COLUMNS, WRITTEN_COLUMNS, DamagedRowError, Facts, Item, checksum
+from .schema import create, write_state
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from async_refunds.journal.base import Tally
     from async_refunds.results import CancelOutcome, CancelResult
 
+    from .claim_pages import ClaimPages
     from .rows import RunState
 
-_COLUMNS = columns_of(Item)
-_ADD = "INSERT OR IGNORE INTO items (refund_id, stripe_account, crc) VALUES (?, ?, ?)"
+_ADD = "INSERT OR IGNORE INTO items (refund_id, stripe_account, crc)"
 _ADDED = "SELECT count(*), coalesce(sum(crc), 0) FROM items WHERE number > ?"
-# The index of open items has them by account and number. IS finds NULL too.
-_NEXT = f"""SELECT {_COLUMNS} FROM items
-    WHERE stripe_account IS ? AND settled = 0 AND number > ?
-    AND NOT (outcome IS 'failed' AND attempts > 0)
-    ORDER BY number LIMIT ?"""  # noqa: S608 - our own names
+# As one value, which takes one step. The index of open items has them by account and
+# number. IS finds NULL too.
+_NEXT = """SELECT json_group_array(
+        json_array(number, refund_id, settled, hex(facts), crc))
+    FROM (SELECT number, refund_id, settled, facts, crc FROM items
+        WHERE stripe_account IS ? AND settled = 0 AND number > ? AND failed_at = 0
+        ORDER BY number LIMIT ?)"""
+_Next: TypeAlias = "tuple[int, str, int, str, int]"
+_decode_next = msgspec.json.Decoder(list[tuple[int, str, int, str, int]]).decode
 # Those that were asked for and failed, but in this batch.
-_NEXT_FAILED = f"""SELECT {_COLUMNS} FROM items
+_NEXT_FAILED = f"""SELECT {ITEM_COLUMNS} FROM items
     WHERE stripe_account IS ? AND settled = 0 AND number > ?
-    AND outcome IS 'failed' AND attempts > 0 AND known_at NOT BETWEEN ? AND ?
+    AND failed_at > 0 AND failed_at NOT BETWEEN ? AND ?
     ORDER BY number LIMIT ?"""  # noqa: S608 - our own names
-_ONE = f"SELECT {_COLUMNS} FROM items WHERE number = ?"  # noqa: S608 - our own names
-# What a claim changes, apart from all that a result may: none of it is in an index.
-_KEY = """UPDATE items SET maybe_sent = ?, generation = ?, idempotency_key = ?,
-    key_created_at = ?, crc = ? WHERE number = ?"""
-_CHANGING = tuple(
-    name
-    for name in Item.__struct_fields__[3:]
-    if name not in {"generation", "key_created_at"}
-)
-_RESULT = f"""UPDATE items SET {", ".join(f"{name} = ?" for name in _CHANGING)}
-    WHERE number = ?"""  # noqa: S608 - our own names
-_result_of = attrgetter(*_CHANGING, "number")
-_key_of = attrgetter(
-    *("maybe_sent", "generation", "idempotency_key", "key_created_at", "crc", "number")
+_ONE = f"SELECT {ITEM_COLUMNS} FROM items WHERE number = ?"  # noqa: S608 - our own names
+# The row is there: of what is inserted only the number counts.
+_WRITE = f"INSERT INTO items ({', '.join(WRITTEN_COLUMNS)}, number, refund_id)"
+_WRITTEN = "ON CONFLICT (number) DO UPDATE SET " + ", ".join(
+    f"{name} = excluded.{name}" for name in WRITTEN_COLUMNS
 )
 _OWN = """SELECT EXISTS (SELECT 1 FROM items
     WHERE stripe_account IS NULL AND settled = 0)"""
@@ -70,15 +66,23 @@ class Items:
     Args:
         place: Its name.
         state: Of its run.
+        pages: Of its claims.
         made: Whether the file has the tables yet.
         clock: Gives Unix seconds.
     """
 
     def __init__(
-        self, place: str, state: RunState, *, made: bool, clock: Callable[[], float]
+        self,
+        place: str,
+        state: RunState,
+        pages: ClaimPages,
+        *,
+        made: bool,
+        clock: Callable[[], float],
     ) -> None:
         self._place = place
         self._state = state
+        self._pages = pages
         self._clock = clock
         self.made = made
         self.kept: Tally = state.tally
@@ -88,13 +92,17 @@ class Items:
         self._last: dict[str | None, int] = {}
         self._last_failed: dict[str | None, int] = {}
         self._began_at = clock()
-        self._claimed: dict[int, Item] = {}  # as written
+        self._claimed: dict[int, Item] = {}  # as written, of those that have facts
+        # The checksums of those that were given out for the first time, by number.
+        self._first: dict[int, int] = {}
         self._at_work_since: float | None = None
 
     def start(self) -> None:
         """Begin a batch: claims begin again with the oldest items."""
         self._last.clear()
         self._claimed.clear()
+        self._first.clear()
+        self._pages.begin()
         self._last_failed.clear()
         self._began_at = self._clock()
         self._at_work_since = None
@@ -123,20 +131,20 @@ class Items:
 
     # -------------------------------------------------------------- operations
 
-    def insert(self, db: sqlite3.Connection, rows: Iterable[tuple[Any, ...]]) -> None:
+    def insert(self, db: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
         """Insert the rows of new items, those that are there already left out."""
-        db.executemany(_ADD, rows)
+        write_rows(db, _ADD, rows)
 
     def count_new(self, db: sqlite3.Connection) -> int:
         """Count the items inserted since the last time, and return how many."""
         ((count, total),) = db.execute(_ADDED, (self._state.items,))
         self._state.items += count
         self._state.open += count
-        self._state.item_sum += total
+        self._state.crc_sum += total
         added: int = count
         return added
 
-    def add(self, db: sqlite3.Connection, rows: Iterable[tuple[Any, ...]]) -> None:
+    def add(self, db: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
         """Add items, those that are there already left out."""
         self.insert(db, rows)
         self.count_new(db)
@@ -150,58 +158,106 @@ class Items:
         time must not keep the others from their turn.
         """
         now = self._clock()
-        keyed: list[Item] = []
-        claims = {
-            account: self._claim(db, account, limit, now, keyed)
-            for account, limit in limits.items()
-        }
-        self._write(db, keyed, _KEY, _key_of)
+        again: list[Item] = []
+        begun: list[str | None] = []
+        claims: dict[str | None, list[Claim]] = {}
+        for account, limit, rows in self._next(db, limits):
+            given = self._claim_rows(account, rows, now, again, begun)
+            if len(given) < limit:
+                failed = self._next_failed(db, account, limit - len(given), now)
+                given += [self._claim_again(item, now) for item in failed]
+                again += failed
+            claims[account] = given
+        self._write(db, again)
+        self._state.crc_sum += self._pages.write(db, begun)
         return claims
 
-    def _claim(
+    def _next(
+        self, db: sqlite3.Connection, limits: Mapping[str | None, int]
+    ) -> Iterator[tuple[str | None, int, list[_Next]]]:
+        """Yield the next open items of accounts, but those that had failed."""
+        for part in in_bulks(list(limits.items())):
+            wanted = [
+                value
+                for account, limit in part
+                for value in (account, self._last.get(account, 0), limit)
+            ]
+            (found,) = db.execute(repeated(_NEXT, len(part)), wanted)
+            for (account, limit), encoded in zip(part, found, strict=True):
+                rows = _decode_next(encoded)
+                if rows:
+                    self._last[account] = rows[-1][0]
+                yield account, limit, rows
+
+    def _claim_rows(
         self,
-        db: sqlite3.Connection,
-        stripe_account: str | None,
-        limit: int,
+        account: str | None,
+        rows: list[_Next],
         now: float,
-        keyed: list[Item],
+        again: list[Item],
+        begun: list[str | None],
     ) -> list[Claim]:
-        """Return the claims of one account, and add the items to those to write."""
-        last = self._last.get(stripe_account, 0)
-        rows = db.execute(_NEXT, (stripe_account, last, limit)).fetchall()
-        if rows:
-            self._last[stripe_account] = rows[-1][0]
-        if len(rows) < limit:
-            last = self._last_failed.get(stripe_account, 0)
-            values = (stripe_account, last, self._began_at, now, limit - len(rows))
-            failed = db.execute(_NEXT_FAILED, values).fetchall()
-            if failed:
-                self._last_failed[stripe_account] = failed[-1][0]
-            rows += failed
+        """Give out items of an account.
+
+        Args:
+            account: ``None`` for the key's own.
+            rows: The items.
+            now: Unix seconds.
+            again: Gets the items that have facts now, to be written.
+            begun: Gets the account if its row in ``claims`` is to be written.
+        """
+        last, seed, first = self._pages.last(account), self._state.seed, 0
         claims: list[Claim] = []
-        for item in map(self._checked, rows):
-            maybe_sent = bool(item.maybe_sent)
-            if maybe_sent:
-                # No key of a run is older than the run.
-                claims.append(_claim_of(item, unused_until=self._state.created_at))
-                # It is about to be sent again: that is what its age counts from.
-                item.key_created_at = now
-            else:
-                self._rekey(item, now)
-                claims.append(_claim_of(item))
-            keyed.append(item)
-            self._claimed[item.number] = item
+        for number, refund_id, settled, facts, crc in rows:
+            if facts or number <= last or crc != checksum(refund_id, account):
+                row = (number, refund_id, account, settled, 0.0)
+                item = self._checked((*row, bytes.fromhex(facts) or None, crc))
+                claims.append(self._claim_again(item, now))
+                again.append(item)
+                continue
+            # For the first time: the row of its account tells that.
+            self._first[number] = crc
+            key = derive_key(seed, account, refund_id, 1)
+            claims.append(
+                Claim(number, refund_id, account, key, now, False, now)  # noqa: FBT003 - by place is faster: maybe_sent
+            )
+            first += 1
+        if first:
+            self._counts["unknown"] += first
+            self._pages.add(account, rows[-1][0], first, now)
+            begun.append(account)
         return claims
+
+    def _next_failed(
+        self, db: sqlite3.Connection, account: str | None, limit: int, now: float
+    ) -> list[Item]:
+        last = self._last_failed.get(account, 0)
+        values = (account, last, self._began_at, now, limit)
+        rows = db.execute(_NEXT_FAILED, values).fetchall()
+        if rows:
+            self._last_failed[account] = rows[-1][0]
+        return [self._checked(row) for row in rows]
+
+    def _claim_again(self, item: Item, now: float) -> Claim:
+        self._claimed[item.number] = item
+        if not item.facts.maybe_sent:
+            self._rekey(item, now)
+            return _claim_of(item)
+        # No key of a run is older than the run.
+        claim = _claim_of(item, unused_until=self._state.created_at)
+        # It is about to be sent again: that is what its age counts from.
+        item.facts.key_created_at = now
+        return claim
 
     def rekey(self, db: sqlite3.Connection, claim: Claim) -> Claim:
         """Give out the same item with a new key."""
         item = self._found(db, claim)
-        if item.settled:
+        if item.facts.settled:
             raise JournalError(
                 f"item {claim.number} is settled: it gets no other idempotency key"
             )
         self._rekey(item, self._clock())
-        self._write(db, [item], _KEY, _key_of)
+        self._write(db, [item])
         return _claim_of(item)
 
     def give_back(self, db: sqlite3.Connection, claims: Sequence[Claim]) -> None:
@@ -209,12 +265,12 @@ class Items:
         items: list[Item] = []
         for claim in claims:
             item = self._found(db, claim)
-            if not (claim.maybe_sent or item.settled):
-                before = item.known
-                item.maybe_sent = 0
-                self._count(before, item.known)
+            if not (claim.maybe_sent or item.facts.settled):
+                before = item.facts.known
+                item.facts.maybe_sent = False
+                self._count(before, item.facts.known)
                 items.append(item)
-        self._write(db, items, _KEY, _key_of)
+        self._write(db, items)
 
     def settle(
         self, db: sqlite3.Connection, known: Sequence[tuple[Claim, CancelResult]]
@@ -224,17 +280,17 @@ class Items:
         items: list[Item] = []
         for claim, result in known:
             item = self._found(db, claim)
-            if item.settled:
+            if item.facts.settled:
                 continue
-            before = item.known
-            item.learn(result, now, claimed_as_sent=claim.maybe_sent)
-            self._count(before, item.known)
+            before = item.facts.known
+            item.facts.learn(result, now, claimed_as_sent=claim.maybe_sent)
+            self._count(before, item.facts.known)
             items.append(item)
-            state.open -= item.settled
+            state.open -= item.facts.settled
             state.requests += len(result.attempts)
             for attempt in result.attempts:
                 state.rate_limited += attempt.status == _TOO_MANY
-        self._write(db, items, _RESULT, _result_of)
+        self._write(db, items)
         for item in items:
             self._claimed.pop(item.number, None)
 
@@ -247,24 +303,41 @@ class Items:
     # ------------------------------------------------------------------- items
 
     def _checked(self, row: tuple[Any, ...]) -> Item:
+        """Return the item of a row, with its key if an earlier batch gave it out."""
         try:
-            return Item.read(row)
+            item = Item.read(row)
         except DamagedRowError as error:
             raise damaged(self._place, str(error)) from error
+        if not item.has_facts:
+            claimed_at = self._pages.claimed_at(item.stripe_account, item.number)
+            if claimed_at is not None:
+                item.new_key(self._state.seed, claimed_at)
+        return item
 
     def _found(self, db: sqlite3.Connection, claim: Claim) -> Item:
-        item = self._claimed.get(claim.number)
+        """Return the item of a claim."""
+        number = claim.number
+        if (crc := self._first.get(number)) is not None:
+            facts = Facts(
+                maybe_sent=True,
+                generation=1,
+                idempotency_key=claim.idempotency_key,
+                key_created_at=claim.key_created_at,
+            )
+            account = claim.stripe_account
+            return Item(number, claim.refund_id, account, facts, identity=crc, crc=crc)
+        item = self._claimed.get(number)
         if item is None:
-            rows = db.execute(_ONE, (claim.number,)).fetchall()
+            rows = db.execute(_ONE, (number,)).fetchall()
             if not rows:
-                raise damaged(self._place, f"item {claim.number} is missing")
-            item = self._claimed[claim.number] = self._checked(rows[0])
+                raise damaged(self._place, f"item {number} is missing")
+            item = self._claimed[number] = self._checked(rows[0])
         return item
 
     def _rekey(self, item: Item, now: float) -> None:
-        before = item.known
+        before = item.facts.known
         item.new_key(self._state.seed, now)
-        self._count(before, item.known)
+        self._count(before, item.facts.known)
 
     def _count(self, before: CancelOutcome | None, after: CancelOutcome | None) -> None:
         if before is not None:
@@ -272,35 +345,29 @@ class Items:
         if after is not None:
             self._counts[after] += 1
 
-    def _write(
-        self,
-        db: sqlite3.Connection,
-        items: list[Item],
-        statement: str,
-        values_of: Callable[[Item], tuple[Any, ...]],
-    ) -> None:
-        change = 0
+    def _write(self, db: sqlite3.Connection, items: list[Item]) -> None:
+        change = -sum([item.crc for item in items])
+        rows = [item.row() for item in items]
+        self._state.crc_sum += change + sum([item.crc for item in items])
+        write_rows(db, _WRITE, rows, _WRITTEN)
         for item in items:
-            change -= item.crc
-            item.seal()
-            change += item.crc
-        self._state.item_sum += change
-        db.executemany(statement, map(values_of, items))
+            if self._first.pop(item.number, None) is not None:
+                self._pages.leave(item.stripe_account, item.number)
 
 
 def _claim_of(item: Item, *, unused_until: float | None = None) -> Claim:
     """Return the claim of an item, whose key may have been sent since a time or not."""
     # An item that may have been sent, or that got a key just now, has one.
-    assert item.idempotency_key is not None  # noqa: S101
-    assert item.key_created_at is not None  # noqa: S101
+    assert item.facts.idempotency_key is not None  # noqa: S101
+    assert item.facts.key_created_at is not None  # noqa: S101
     return Claim(
         item.number,
         item.refund_id,
         item.stripe_account,
-        item.idempotency_key,
-        item.key_created_at,
+        item.facts.idempotency_key,
+        item.facts.key_created_at,
         maybe_sent=unused_until is not None,
         key_unused_until=(
-            item.key_created_at if unused_until is None else unused_until
+            item.facts.key_created_at if unused_until is None else unused_until
         ),
     )

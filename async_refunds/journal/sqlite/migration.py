@@ -8,21 +8,27 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from async_refunds.journal.base import Run
-from async_refunds.results import CancelOutcome
 
 from .errors import damaged
-from .rows import Item, RunState
-from .schema import TABLES, create, places_of, write_state
+from .rows import WRITTEN_COLUMNS, Facts, Item, RunState, checksum
+from .schema import TABLES, create, write_state
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterator
 
-# In the order of `Item`'s fields after the number. A key counts as the first one.
+    from async_refunds.results import CancelOutcome
+
+# The facts in the order of their fields. A key counts as the first one.
 _ITEMS = """SELECT refund_id, stripe_account, settled, asked,
     idempotency_key IS NOT NULL, idempotency_key, keyed_at, attempts, outcome, status,
     NULL, NULL, NULL, NULL, NULL, NULL, request_id, error, seconds, known_at
     FROM items_1 ORDER BY number"""
+
+_INSERT = f"""INSERT INTO items
+    (stripe_account, {", ".join(WRITTEN_COLUMNS)}, number, refund_id)
+    VALUES (?, ?, ?, ?, ?, ?, ?)"""  # noqa: S608 - our own names
+_NOTHING = Facts()
 
 
 def read_run(db: sqlite3.Connection, place: str) -> Run:
@@ -64,20 +70,26 @@ def migrate(db: sqlite3.Connection, place: str) -> None:
     counts: Counter[CancelOutcome] = Counter()
 
     def rows() -> Iterator[tuple[Any, ...]]:
-        for number, row in enumerate(db.execute(_ITEMS), 1):
-            item = Item(number, *row)
-            msgspec.convert(item.outcome, CancelOutcome | None)
-            item.seal()
-            yield msgspec.structs.astuple(item)
+        for number, (refund_id, account, *known) in enumerate(db.execute(_ITEMS), 1):
+            # Not strict: SQLite has 0 and 1 for false and true.
+            facts = msgspec.convert(known, Facts, strict=False)
+            identity = checksum(refund_id, account)
+            item = Item(number, refund_id, account, facts, identity, identity)
+            row = (
+                item.row()
+                if facts != _NOTHING
+                else (0, 0.0, None, identity, number, refund_id)
+            )
+            yield (account, *row)
             state.items += 1
-            state.open += not item.settled
-            state.item_sum += item.crc
-            state.requests += item.attempts
-            if item.known is not None:
-                counts[item.known] += 1
+            state.open += not facts.settled
+            state.crc_sum += item.crc
+            state.requests += facts.attempts
+            if facts.known is not None:
+                counts[facts.known] += 1
 
     try:
-        db.executemany(f"INSERT INTO items VALUES ({places_of(Item)})", rows())  # noqa: S608 - a number of placeholders
+        db.executemany(_INSERT, rows())
         state.outcomes = msgspec.json.encode(counts).decode()
     except (ValueError, TypeError) as error:  # a value that version 1 never wrote
         raise damaged(place, str(error)) from error

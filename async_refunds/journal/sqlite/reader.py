@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from async_refunds.errors import JournalError
 
 from . import file
+from .claim_pages import ClaimPages
 from .errors import UNREADABLE, damaged, explained
 from .lock import is_held
 from .migration import migrate
-from .rows import DamagedRowError, Item
-from .schema import columns_of, read_state
+from .rows import ITEM_COLUMNS, DamagedRowError, Item
+from .schema import read_state
 
 if TYPE_CHECKING:
     import os
@@ -23,9 +24,7 @@ if TYPE_CHECKING:
     from async_refunds.journal.base import Record, Run, Tally
 
 _PAGE = 1000  # records; a page is read in some milliseconds
-_SELECT = (
-    f"SELECT {columns_of(Item)} FROM items WHERE number > ? ORDER BY number LIMIT ?"  # noqa: S608 - our own names
-)
+_SELECT = f"SELECT {ITEM_COLUMNS} FROM items WHERE number > ? ORDER BY number LIMIT ?"  # noqa: S608 - our own names
 
 
 def all_records(read: Callable[[int], list[Record]]) -> Iterator[Record]:
@@ -46,13 +45,25 @@ def read_page(db: sqlite3.Connection, place: str, after: int) -> list[Record]:
         JournalError: They are damaged.
         sqlite3.Error: They cannot be read.
     """
-    records: list[Record] = []
+    items: list[Item] = []
     for row in db.execute(_SELECT, (after, _PAGE)):
         try:
-            records.append(Item.read(row).record())
+            items.append(Item.read(row))
         except DamagedRowError as error:
             raise damaged(place, str(error)) from error
-    return records
+    if not all(item.has_facts for item in items):
+        _see_claims(db, place, items)
+    return [item.record() for item in items]
+
+
+def _see_claims(db: sqlite3.Connection, place: str, items: list[Item]) -> None:
+    """Give the items that have no facts, and were given out, their keys."""
+    pages, seed = ClaimPages.read(db, place), read_state(db, place).seed
+    for item in items:
+        if not item.has_facts:
+            claimed_at = pages.claimed_at(item.stripe_account, item.number)
+            if claimed_at is not None:
+                item.new_key(seed, claimed_at)
 
 
 def _copy(db: sqlite3.Connection, copy: sqlite3.Connection, target: str) -> None:

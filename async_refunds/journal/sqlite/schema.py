@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from async_refunds.errors import JournalError
 
+from .claim_pages import ClaimPages
 from .errors import damaged
-from .rows import DamagedRowError, Item, RunState, checksum
+from .rows import ITEM_COLUMNS, DamagedRowError, Item, RunState
 
 if TYPE_CHECKING:
     import sqlite3
@@ -33,7 +34,7 @@ TABLES = {
         items INTEGER NOT NULL,
         open INTEGER NOT NULL,
         outcomes TEXT NOT NULL,
-        item_sum INTEGER NOT NULL,
+        crc_sum INTEGER NOT NULL,
         requests INTEGER NOT NULL,
         rate_limited INTEGER NOT NULL,
         seconds REAL NOT NULL,
@@ -44,23 +45,14 @@ TABLES = {
         refund_id TEXT NOT NULL,
         stripe_account TEXT,
         settled INTEGER NOT NULL DEFAULT 0,
-        maybe_sent INTEGER NOT NULL DEFAULT 0,
-        generation INTEGER NOT NULL DEFAULT 0,
-        idempotency_key TEXT,
-        key_created_at REAL,
-        attempts INTEGER NOT NULL DEFAULT 0,
-        outcome TEXT,
-        status TEXT,
-        amount INTEGER,
-        currency TEXT,
-        created INTEGER,
-        charge TEXT,
-        payment_intent TEXT,
-        failure_balance_transaction TEXT,
-        request_id TEXT,
-        error TEXT,
-        seconds REAL,
-        known_at REAL,
+        failed_at REAL NOT NULL DEFAULT 0,
+        facts BLOB,
+        crc INTEGER NOT NULL
+    )""",
+    "claims": """CREATE TABLE claims (
+        id INTEGER PRIMARY KEY,
+        stripe_account TEXT,
+        pages BLOB NOT NULL,
         crc INTEGER NOT NULL
     )""",
     "own_items": """CREATE UNIQUE INDEX own_items ON items (refund_id)
@@ -72,22 +64,14 @@ TABLES = {
 }
 
 
-def columns_of(row: type[Item | RunState]) -> str:
-    """Return the columns of a table, in the order of its row's fields."""
-    return ", ".join(row.__struct_fields__)
-
-
-def places_of(row: type[Item | RunState]) -> str:
-    """Return as many placeholders as a row has columns."""
-    return ", ".join("?" * len(row.__struct_fields__))
-
-
-_ITEMS = f"SELECT {columns_of(Item)} FROM items ORDER BY number"  # noqa: S608 - our own names
+_STATE_COLUMNS = ", ".join(RunState.__struct_fields__)
+_STATE_PLACES = ", ".join("?" * len(RunState.__struct_fields__))
+_ITEMS = f"SELECT {ITEM_COLUMNS} FROM items ORDER BY number"  # noqa: S608 - our own names
 _SUMS = """SELECT count(*), coalesce(max(number), 0), coalesce(sum(crc), 0)
-    FROM items"""
-_READ_STATE = f"SELECT {columns_of(RunState)} FROM run"  # noqa: S608 - our own names
-_INSERT_STATE = f"INSERT INTO run VALUES ({places_of(RunState)})"  # noqa: S608 - a number of placeholders
-_WRITE_STATE = f"UPDATE run SET ({columns_of(RunState)}) = ({places_of(RunState)})"  # noqa: S608 - our own names
+    + (SELECT coalesce(sum(crc), 0) FROM claims) FROM items"""
+_READ_STATE = f"SELECT {_STATE_COLUMNS} FROM run"  # noqa: S608 - our own names
+_INSERT_STATE = f"INSERT INTO run VALUES ({_STATE_PLACES})"  # noqa: S608 - a number of placeholders
+_WRITE_STATE = f"UPDATE run SET ({_STATE_COLUMNS}) = ({_STATE_PLACES})"  # noqa: S608 - our own names
 
 
 def version_of(db: sqlite3.Connection, place: str) -> int:
@@ -156,7 +140,7 @@ def read_state(db: sqlite3.Connection, place: str) -> RunState:
 def check(db: sqlite3.Connection, place: str, *, whole: bool) -> RunState:
     """Read a file of this version through, and return its run.
 
-    The pages, the tables, and the sum of all items' checksums have to be as they were
+    The pages, the tables, and the sum of all checksums have to be as they were
     written. So a file that was cut short, or whose parts are of different moments, is
     found out at the start and not after a thousand refunds.
 
@@ -182,18 +166,21 @@ def check(db: sqlite3.Connection, place: str, *, whole: bool) -> RunState:
         ((count, last, total),) = [_summed(db, place)] if whole else db.execute(_SUMS)
     finally:
         db.execute("ROLLBACK")
-    if not state.items == count == last or total != state.item_sum:
+    if not state.items == count == last or total != state.crc_sum:
         raise damaged(place, "its items are not those of the last commit")
     return state
 
 
 def _summed(db: sqlite3.Connection, place: str) -> tuple[int, int, int]:
     """Return what `_SUMS` does, each item held against its checksum."""
-    count = last = total = 0
-    for number, *values, crc in db.execute(_ITEMS):
-        if checksum(*values) != crc:
-            raise damaged(place, f"item {number} does not match its checksum")
-        count, last, total = count + 1, number, total + crc
+    count = last = 0
+    total = ClaimPages.read(db, place).crc_sum
+    for row in db.execute(_ITEMS):
+        try:
+            item = Item.read(row)
+        except DamagedRowError as error:
+            raise damaged(place, str(error)) from error
+        count, last, total = count + 1, item.number, total + item.crc
     return count, last, total
 
 
