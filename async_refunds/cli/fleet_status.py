@@ -70,7 +70,7 @@ def status(
             output.text(_lines(db, reader))
         else:
             for account in _busy(reader):
-                output.record(msgspec.structs.asdict(account))
+                output.record(_record(account))
     raise typer.Exit(DONE)
 
 
@@ -90,6 +90,12 @@ def _watch(
 def _busy(reader: FleetReader) -> list[AccountStatus]:
     """Return the accounts that have something left, or that a worker holds."""
     return [each for each in reader.status() if each.open or each.dead or each.held]
+
+
+def _record(each: AccountStatus) -> dict[str, object]:
+    fields = msgspec.structs.asdict(each)
+    # Named as in all other output.
+    return {"stripe_account": fields.pop("account"), **fields}
 
 
 def _lines(connection: Connection, reader: FleetReader) -> list[str]:
@@ -132,15 +138,16 @@ def _accounts(accounts: Sequence[AccountStatus]) -> list[str]:
 
 def _row(each: AccountStatus) -> list[str]:
     worker = each.owner if each.held and each.owner else "nobody"
-    if each.waits is not None:
-        worker = f"waits {_span(each.waits)}"
+    waits = each.waits if each.waits is not None else each.retries_in
+    if waits is not None and not each.held:
+        worker = f"waits {_span(waits)}"
     word = printable(each.last_word or "")
     if each.dead:
         word = f"{counted(each.dead, 'refund')} given up; {word}".removesuffix("; ")
     if len(word) > _LONGEST_WORD:
         word = f"{word[: _LONGEST_WORD - 3]}..."
     return [
-        each.stripe_account or "own",
+        each.account or "own",
         printable(worker),
         f"{each.lease_age:.0f} s ago" if each.held else "",
         "" if each.rate is None else f"{each.rate:.1f}/s",

@@ -6,9 +6,10 @@ never woken finds the work anyway, within a second.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import procrastinate
+from procrastinate.jobs import Status
 
 from async_refunds.journal.postgres.connection import Database
 
@@ -46,6 +47,7 @@ def new_app(database: str = "", *, connections: int = 4) -> App:
             min_size=1,
             max_size=connections,
             timeout=_POOL_PATIENCE,
+            kwargs={"application_name": "async_refunds procrastinate"},
         )
     )
     add_tasks(app)
@@ -92,7 +94,8 @@ def context_of(wake: Callable[[str], object]) -> dict[str, Any]:
 async def _wake(context: JobContext, scope: str, account: str) -> None:
     """Let the worker of this process look for work."""
     del account  # the worker looks for all that it can take
-    wake = context.additional_context.get(_WAKES)
+    values: dict[str, Any] = cast("Any", context).additional_context
+    wake: Callable[[str], object] | None = values.get(_WAKES)
     if wake is not None:
         wake(scope)
 
@@ -104,6 +107,4 @@ async def _tidy(context: JobContext, timestamp: int) -> None:
     for job in await manager.get_stalled_jobs(
         queue=QUEUE, seconds_since_heartbeat=_STALLED
     ):
-        await manager.finish_job(
-            job, status=procrastinate.jobs.Status.FAILED, delete_job=True
-        )
+        await manager.finish_job(job, status=Status.FAILED, delete_job=True)

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
+import psycopg
 
 from async_refunds import telemetry
 from async_refunds.batch.execution import Execution
@@ -41,7 +42,7 @@ _REFUSED, _MOST_REFUSED = 60.0, 900.0
 """Seconds for which an account waits whose key is refused, doubled each time."""
 _OUTAGE = 15.0
 """The same while Stripe cannot be reached, or only fails."""
-_END_OF_CALLS, _END_OF_JOURNAL, _CLOSES_WITHIN = 4.0, 6.0, 1.0
+_END_OF_CALLS, _END_OF_JOURNAL, _CLOSES_WITHIN = 3.0, 4.5, 1.0
 """Seconds from the request to stop until the calls under way are broken off, and until
 the journal is not waited for any longer; then those until it and the leases are closed.
 In all less than the ten after which containers are killed."""
@@ -205,9 +206,11 @@ class ScopeWorker:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_INTERVAL - _GAP):
                         await self._news.wait()
-        except JournalError:
+        except (psycopg.Error, JournalError) as error:
             if not self._stopping:
-                raise
+                raise JournalError(
+                    f"the leases could not be taken: {scrub(str(error))}"
+                ) from None
         finally:
             self._execution.stop()
 

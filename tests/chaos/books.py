@@ -85,6 +85,9 @@ class Books:
     """Those that an account's limit refused."""
     faults: list[str] = field(default_factory=list[str])
     """What the client sent that no client should."""
+    doubtful: set[str] = field(default_factory=set[str])
+    """The keys of requests whose sender got no definite no: Stripe may have carried one
+    out, or still do, as far as the sender can tell."""
     in_flight: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
     """The keys of requests that are under way, by account."""
     _saved: dict[tuple[str, str], tuple[str, Answer]] = field(
@@ -111,6 +114,18 @@ class Books:
             if each.key and each.key not in found[each.refund_id]:
                 found[each.refund_id].append(each.key)
         return found
+
+    def second_keys(self) -> dict[str, list[str]]:
+        """Return the keys of each refund that got another key too early.
+
+        After a definite no to all that was sent with a key, a new one is right: Stripe
+        may have saved the answer to the old one.
+        """
+        return {
+            name: keys
+            for name, keys in self.keys().items()
+            if any(key in self.doubtful for key in keys[:-1])
+        }
 
     def shared_keys(self) -> list[str]:
         """Return the keys that came for several refunds."""

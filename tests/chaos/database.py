@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 DATABASE = "postgres"
 
 _ITEMS = """
-SELECT refund_id, account, settled, outcome, idempotency_key, generation
+SELECT refund_id, account, settled, outcome, idempotency_key, generation, error
 FROM async_refunds.items ORDER BY number
 """
 _SETTLED = "SELECT count(*) FROM async_refunds.items WHERE settled"
@@ -33,13 +33,24 @@ RUN = "chaos"
 
 
 async def migrate(node: PostgresNode) -> None:
-    """Make the fleet's tables, as an operator does."""
+    """Make the fleet's tables."""
+    await _operate(node, "init")
+
+
+async def retry(node: PostgresNode) -> None:
+    """Let workers go on with what they left open."""
+    await _operate(node, "retry", RUN, "--outcome", "failed,unknown")
+
+
+async def _operate(node: PostgresNode, *words: str) -> None:
+    """Do something to the fleet as an operator does."""
+    address = f"host={node.folder} user={SUPERUSER} dbname={DATABASE}"
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "async_refunds", "fleet", "init", "--quiet"),
-        *("--database", f"host={node.folder} user={SUPERUSER} dbname={DATABASE}"),
+        *(sys.executable, "-m", "async_refunds", "fleet", *words),
+        *("--quiet", "--database", address),
     )
-    if await process.wait():
-        raise RuntimeError("the tables are not made")
+    if code := await process.wait():
+        raise RuntimeError(f"fleet {words[0]} ended with {code}")
 
 
 async def enqueue(
@@ -64,6 +75,7 @@ class Item:
     outcome: str | None
     key: str | None
     generation: int
+    error: str | None = None
 
 
 async def items(node: PostgresNode) -> list[Item]:

@@ -89,6 +89,8 @@ class Report:
     takeovers: list[Takeover] = field(default_factory=list[Takeover])
     lost: list[int] = field(default_factory=list[int])
     """Settled rows that each failover lost."""
+    renewed: int = 0
+    """Refunds that got another key after a definite no."""
     refunds: int = 0
     requests: int = 0
     limited: int = 0
@@ -123,8 +125,9 @@ def _judge_books(report: Report, books: Books) -> None:
             report.add("never canceled", f"{name} of {refund.account}: {keys[name]}")
         if len(refund.executed) > 1:
             report.add("canceled twice", f"{name}: {refund.executed}")
-        if len(keys.get(name, ())) > 1:
-            report.add("two keys for one refund", f"{name}: {keys[name]}")
+    for name, several in books.second_keys().items():
+        report.add("two keys for one refund", f"{name}: {several}")
+    report.renewed = sum(len(several) > 1 for several in keys.values())
     for key in books.shared_keys():
         report.add("one key for several refunds", key)
     for fault in books.faults:

@@ -31,6 +31,7 @@ _POLL = 0.02
 # Seconds that a run may take without any disaster, beyond what its pace needs.
 _PATIENCE = 60.0
 _RATES = (5.0, 25.0, 25.0, 100.0)
+_IMPATIENT = 3.0
 _LOST = 50
 """Settled rows that a failover loses at least, if there are as many left."""
 _ZOMBIE_LOOKS = 2.0
@@ -149,10 +150,18 @@ def _time_limit(books: Books, script: Script) -> float:
 
 
 async def _all_kept(run: Run) -> None:
-    """Wait until everything is canceled, and the database knows it."""
+    """Wait until everything is canceled, and the database knows it.
+
+    An operator who does not wait minutes opens now and then what workers gave up.
+    """
+    clock = run.books.clock
+    retried = clock()
     while True:
         if run.share == 1.0 and not await database.open_items(run.cluster.primary):
             return
+        if clock() - retried > _IMPATIENT:
+            await database.retry(run.cluster.primary)
+            retried = clock()
         await asyncio.sleep(5 * _POLL)
 
 

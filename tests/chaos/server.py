@@ -35,6 +35,8 @@ _OF_READS = ("reset_before", "reset_after", "503", "slow", "cut_body", "proxy_50
 # How often a request for one refund may fail: then it is answered, so that chance alone
 # gives no refund up.
 _MOST_FAULTS = 3
+# Answers that say that nothing was carried out, nor will be.
+_REFUSALS = frozenset({400, 401, 403, 404, 429})
 _RESET = struct.pack("ii", 1, 0)
 _KEY_PREFIX = "sk_test_chaos_"
 _PAGE = b"<html><h1>502 Bad Gateway</h1></html>"
@@ -79,12 +81,16 @@ class StripeServer:
             await asyncio.gather(*self._late)
 
     async def _handle(self, received: web.BaseRequest) -> web.StreamResponse:
-        request = self._noted(received)
+        request, books = self._noted(received), self.books
+        refused = False
         try:
-            return await self._answered(received, request)
+            response = await self._answered(received, request)
+            refused = response.status in _REFUSALS and not _is_cut_off(received)
         finally:
-            place = request.account, request.worker
-            self.books.answered[place] = self.books.clock()
+            if request.key and not refused:
+                books.doubtful.add(request.key)
+            books.answered[request.account, request.worker] = books.clock()
+        return response
 
     async def _answered(
         self, received: web.BaseRequest, request: Request
@@ -187,6 +193,10 @@ class StripeServer:
         task = asyncio.create_task(land())
         self._late.add(task)
         task.add_done_callback(self._late.discard)
+
+
+def _is_cut_off(received: web.BaseRequest) -> bool:
+    return received.transport is None or received.transport.is_closing()
 
 
 def _plain(answer: Answer) -> web.Response:

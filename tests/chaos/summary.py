@@ -35,6 +35,7 @@ class Summary:
 
     runs: int = 0
     refunds: int = 0
+    renewed: int = 0
     requests: int = 0
     limited: int = 0
     told: Counter[str] = field(default_factory=Counter[str])
@@ -50,6 +51,7 @@ class Summary:
         """Add one run."""
         self.runs += 1
         self.refunds += report.refunds
+        self.renewed += report.renewed
         self.requests += report.requests
         self.limited += report.limited
         self.told += report.told
@@ -63,6 +65,7 @@ class Summary:
     def lines(self) -> Iterator[str]:
         """Yield the figures, a line each."""
         yield f"refunds      {self.refunds}, told {dict(self.told)}"
+        yield f"new keys     {self.renewed}, each after a definite no"
         yield f"requests     {self.requests}, {self.limited} of them limited"
         yield f"disasters    {dict(self.done.most_common())}"
         yield f"rows lost    {self.lost}"

@@ -33,6 +33,7 @@ async def test_books_agree_with_what_the_client_was_told() -> None:
     assert books.canceled == 60
     assert all(len(each.executed) == 1 for each in books.refunds.values())
     assert all(len(keys) == 1 for keys in books.keys().values())
+    assert not books.second_keys()
     assert not books.shared_keys()
     assert not books.faults
     assert {each.worker for each in books.requests} == {"w1"}
@@ -58,6 +59,7 @@ async def test_books_see_what_must_not_be() -> None:
         await asyncio.gather(*(refunds.cancel(name) for name in others))
     assert books.keys()[first] == ["a", "b"]
     assert books.refunds[first].executed == ["a", "b"]
+    assert books.second_keys() == {first: ["a", "b"]}
     assert books.shared_keys() == ["a"]
     assert books.refunds[second].status == "requires_action"
     assert books.canceled == 8

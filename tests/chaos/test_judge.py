@@ -78,11 +78,27 @@ def test_run_without_a_fault_has_no_findings(case: Case) -> None:
 
 
 def two_keys(case: Case) -> None:
+    case.books.doubtful.add("key0")
     case.cancel(FIRST, "another", "w2", 104.0)
+
+
+def new_key_after_a_no(case: Case) -> None:
+    case.books.requests.insert(
+        0, Request(99.0, "w1", "POST", ACCOUNT, FIRST, "refused")
+    )
 
 
 def shared_key(case: Case) -> None:
     case.cancel(SECOND, "key0", "w1", 104.0)
+
+
+def test_new_key_after_a_definite_no_is_right(case: Case) -> None:
+    case.all_well()
+    new_key_after_a_no(case)
+    assert not case.found()
+    assert case.report.renewed == 1
+    case.books.doubtful.add("refused")
+    assert case.found() == {"two keys for one refund"}
 
 
 def never(case: Case) -> None:

@@ -34,6 +34,8 @@ class TcpProxy:
         """Both ends of each connection."""
         self.held = False
         """Whether no byte is carried."""
+        self.losing_answer = False
+        """Whether the next bytes from the target are lost, and their connection."""
         self._joining: set[asyncio.Task[None]] = set()
 
     async def accept(self) -> None:
@@ -61,6 +63,13 @@ class TcpProxy:
         self.held = True
         for end in self.ends:
             end.transport.pause_reading()
+
+    def lose_next_answer(self) -> None:
+        """Reset the connection on which the next answer comes, in place of carrying it.
+
+        What was asked for is done: a commit is in doubt.
+        """
+        self.losing_answer = True
 
     def release(self) -> None:
         """Carry again, and first what was sent meanwhile."""
@@ -96,6 +105,7 @@ class _End(asyncio.Protocol):
     def __init__(self, proxy: TcpProxy, peer: _End | None = None) -> None:
         self._proxy = proxy
         self.peer = peer
+        self._of_target = peer is not None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -112,6 +122,11 @@ class _End(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         assert self.peer is not None
+        if self._of_target and self._proxy.losing_answer:
+            self._proxy.losing_answer = False
+            self.peer.reset()
+            self.reset()
+            return
         self.peer.transport.write(data)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -1,6 +1,7 @@
 """A journal in PostgreSQL, which several machines share."""
 
 from .connection import Database
+from .enqueue import enqueue
 from .journal import PostgresJournal
 from .leases import Lease, Leases
 from .reader import AccountStatus, FleetReader
@@ -14,5 +15,6 @@ __all__ = [
     "Leases",
     "PostgresJournal",
     "check_version",
+    "enqueue",
     "migrate",
 ]

@@ -46,7 +46,8 @@ WITH run AS (
         FROM wanted w WHERE (i.settled OR i.dead) AND (i.run_id, i.account, i.refund_id)
             = (w.run_id, w.account, w.refund_id)
 ), woken AS (
-    UPDATE async_refunds.leases l SET not_before = '-infinity', takeovers = 0
+    UPDATE async_refunds.leases l SET not_before = '-infinity',
+            retry_at = '-infinity', retries = 0, takeovers = 0
         FROM run WHERE l.scope = run.scope
             AND l.account IN (SELECT account FROM wanted)
 )

@@ -47,7 +47,11 @@ _DEFAULTS = {
 _KEEPALIVES = """SELECT set_config('tcp_keepalives_idle', '5', false),
     set_config('tcp_keepalives_interval', '2', false),
     set_config('tcp_keepalives_count', '3', false)"""
+PATIENCE = 30.0
+"""Seconds after which a statement without an answer counts as lost."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0  # seconds between attempts to reconnect
+
+_CLOSED = "the connection to the database was closed"
 
 _logger = logging.getLogger("async_refunds")
 
@@ -81,8 +85,11 @@ class Database:
             # Its text may have the password.
             raise JournalError("the database's address cannot be understood") from None
 
-    async def connect(self) -> Connection:
+    async def connect(self, *, patience: float = PATIENCE) -> Connection:
         """Connect, each statement a transaction of its own.
+
+        Args:
+            patience: Seconds that the database has for an answer.
 
         Raises:
             JournalError: It has not the tables of this release.
@@ -90,11 +97,12 @@ class Database:
         """
         connection = await AsyncConnection.connect(self.conninfo, autocommit=True)
         try:
-            await connection.execute(_KEEPALIVES)
-            cursor = await connection.execute(EXISTS_QUERY)
-            exists = (await cursor.fetchone()) == (True,)
-            version = await connection.execute(VERSION_QUERY) if exists else None
-            require_version(None if version is None else await version.fetchone())
+            with answering_within(patience, connection):
+                await connection.execute(_KEEPALIVES)
+                cursor = await connection.execute(EXISTS_QUERY)
+                exists = (await cursor.fetchone()) == (True,)
+                version = await connection.execute(VERSION_QUERY) if exists else None
+                require_version(None if version is None else await version.fetchone())
         except BaseException:
             await connection.close()
             raise
@@ -109,13 +117,13 @@ class Link:
         patience: Seconds after which a statement without an answer counts as lost.
     """
 
-    def __init__(self, database: Database, *, patience: float) -> None:
+    def __init__(self, database: Database, *, patience: float = PATIENCE) -> None:
         self._database = database
         self._patience = patience
         self._connection: Connection | None = None
+        self._connecting: asyncio.Task[Connection] | None = None
         self._closing = asyncio.Event()
         self._using = asyncio.Lock()
-        self.reconnects = 0
 
     async def repeat(
         self, work: Callable[[Connection, bool], Awaitable[list[TupleRow]]]
@@ -140,7 +148,7 @@ class Link:
         async with self._using:
             while True:
                 if self._closing.is_set():
-                    raise JournalError("the connection to the database was closed")
+                    raise JournalError(_CLOSED)
                 sent = False
                 try:
                     connection = await self._connected()
@@ -159,8 +167,17 @@ class Link:
 
     async def _connected(self) -> Connection:
         if self._connection is None:
-            self._connection = await self._database.connect()
-            self.reconnects += 1
+            self._connecting = asyncio.create_task(
+                self._database.connect(patience=self._patience)
+            )
+            try:
+                self._connection = await self._connecting
+            except asyncio.CancelledError:
+                if self._closing.is_set():
+                    raise JournalError(_CLOSED) from None
+                raise
+            finally:
+                self._connecting = None
         return self._connection
 
     async def _drop(self) -> None:
@@ -180,6 +197,8 @@ class Link:
 
     def _give_up(self) -> None:
         self._closing.set()
+        if self._connecting is not None:
+            self._connecting.cancel()
         if self._connection is not None:
             hang_up(self._connection)
 

@@ -47,7 +47,6 @@ _REMEMBERED = 100  # accounts that are not held any more
 _CLOSES_WITHIN = 5.0  # seconds
 _OVER, _POLL = 2.0, 0.2
 """Seconds that a process waits for a lease beyond its TTL, and between two looks."""
-_PATIENCE = 30.0  # seconds without an answer
 
 
 class _RunRow(msgspec.Struct, frozen=True):
@@ -95,7 +94,7 @@ class PostgresJournal(BatchGuard):
         self._database = database
         self._run, self._run_id = run, run_id
         super().__init__()
-        self._link = Link(database, patience=_PATIENCE)
+        self._link = Link(database)
         self._writer = Writer(self._link, leases.scope)
         self._offset = 0.0
         """Of this machine's clock from the database's, which all times are of."""
@@ -501,14 +500,15 @@ class PostgresJournal(BatchGuard):
         """Keep what is not kept yet, and release what was opened with it.
 
         Args:
-            within: Seconds for the writes that wait, if the database is away.
+            within: Seconds for the writes that wait, if the database is away. Who waits
+                for one then gets a `JournalError`.
         """
         if self._closed:
             return
         self._closed = True
         await self._writer.close(within=within)
         if self._run_id is not None:
-            await self.leases.close()
+            await self.leases.close(within=within)
 
     async def __aenter__(self) -> Self:
         return self

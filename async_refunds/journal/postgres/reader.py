@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from .connection import Database
 
-_PAGE = 1000  # records that are fetched at a time
+_PAGE = 1000  # records
 
 # What is known of an item: `unknown` if a key may have been sent since its last result.
 _KNOWN = """CASE WHEN i.maybe_sent AND (i.outcome IS NULL OR i.outcome = 'failed')
@@ -45,20 +45,18 @@ _RECORDS = f"""SELECT i.number, i.refund_id, nullif(i.account, ''), {_KNOWN}, i.
         i.failure_balance_transaction, extract(epoch FROM i.known_at)::float8,
         r.seed, i.generation
     {_CHOSEN} ORDER BY i.number"""  # noqa: S608 - our own text
-_STATUS = """SELECT m.scope, nullif(m.account, ''), m.owner, m.held,
-        m.lease_age_seconds, m.pace, m.takeovers, m.open, m.dead, m.oldest_open_seconds,
-        m.last_word, m.last_at_seconds,
-        CASE WHEN NOT m.held AND l.not_before > clock_timestamp()
-            THEN extract(epoch FROM l.not_before - clock_timestamp())::float8 END
-    FROM async_refunds.metrics m JOIN async_refunds.leases l USING (scope, account)
-    WHERE %(scope)s::text IS NULL OR m.scope = %(scope)s ORDER BY m.scope, m.account"""
+_STATUS = """SELECT scope, nullif(account, ''), owner, held, lease_age_seconds, pace,
+        takeovers, open, dead, oldest_open_seconds, waits_seconds, retry_seconds,
+        last_word, last_at_seconds
+    FROM async_refunds.metrics
+    WHERE %(scope)s::text IS NULL OR scope = %(scope)s ORDER BY scope, account"""
 
 
 class AccountStatus(msgspec.Struct, frozen=True):
     """How far the work on one account is. Ages are seconds, by the database's clock."""
 
     scope: str
-    stripe_account: str | None
+    account: str | None
     """The connected account, ``None`` for the key's own."""
     owner: str | None
     """Which worker holds it, or held it last if it ended without releasing it."""
@@ -76,11 +74,14 @@ class AccountStatus(msgspec.Struct, frozen=True):
     them ended."""
     oldest: float | None
     """Since the oldest of both was added."""
+    waits: float | None
+    """Until somebody may take it: its key was refused. ``None`` if nothing is in the
+    way."""
+    retries_in: float | None
+    """Until what was left open with a result is asked for again."""
     last_word: str | None
     """The error of the last result that has left an item open."""
     last_word_age: float | None
-    waits: float | None
-    """Until somebody may take it: nothing can be canceled before. ``None``: at once."""
 
 
 class FleetReader:
@@ -128,12 +129,14 @@ class FleetReader:
         )
 
     def records(self) -> Iterator[Record]:
-        """Yield what is known of each item, by number, as of one moment."""
-        # Sorted once, by the server, and held beyond its transaction: a slow reader
-        # keeps no old rows of the tables alive.
+        """Yield what is known of each item, by number, all as of one moment.
+
+        They are sorted once by the database, and brought from there a page at a time.
+        """
+        # Held outside of a transaction: a slow reader is in the way of no vacuum.
         with (
             self._connected() as connection,
-            connection.cursor("async_refunds_records", withhold=True) as cursor,
+            connection.cursor("records", withhold=True) as cursor,
         ):
             cursor.itersize = _PAGE
             cursor.execute(_RECORDS.encode(), self._values)

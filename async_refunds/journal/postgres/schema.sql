@@ -200,12 +200,14 @@ BEGIN
             cardinality(ids), cardinality(accounts)
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    -- The text of a wrong one is not shown: a key may have come in by mistake.
-    SELECT CASE WHEN id ~ '^(re|pyr)_[A-Za-z0-9_]{1,251}$' THEN 'account' ELSE 'id' END
-        || ' ' || place INTO wrong
+    -- The text of a wrong one is not shown: a key may have come in by mistake. A length
+    -- within the pattern would make it a hundred times as slow.
+    SELECT CASE WHEN id ~ '^(?:re|pyr)_[A-Za-z0-9_]+$' AND length(id) <= 255
+            THEN 'account' ELSE 'id' END || ' ' || place INTO wrong
         FROM unnest(ids, accounts) WITH ORDINALITY AS given (id, account, place)
-        WHERE id IS NULL OR id !~ '^(re|pyr)_[A-Za-z0-9_]{1,251}$'
-            OR (account <> '' AND account !~ '^acct_[A-Za-z0-9_]{1,250}$')
+        WHERE id IS NULL OR id !~ '^(?:re|pyr)_[A-Za-z0-9_]+$' OR length(id) > 255
+            OR account <> '' AND
+                (account !~ '^acct_[A-Za-z0-9_]+$' OR length(account) > 255)
         LIMIT 1;
     IF wrong IS NOT NULL THEN
         RAISE EXCEPTION '% is none of Stripe''s: nothing is added', wrong
@@ -217,17 +219,16 @@ BEGIN
         SELECT nextval('async_refunds.item_numbers') AS number, id,
                 coalesce(account, '') COLLATE "C" AS account
             FROM unnest(ids, accounts) AS given (id, account)
-    ), first AS (
-        SELECT min(number) AS number, account, id FROM numbered GROUP BY account, id
     ), inserted AS (
         INSERT INTO async_refunds.items (run_id, account, refund_id, number)
-            SELECT found.run_id, account, id, number FROM first
-                ORDER BY account, id COLLATE "C"
+            SELECT found.run_id, account, id, number FROM numbered
+                ORDER BY account, id COLLATE "C", number
             ON CONFLICT DO NOTHING
             RETURNING account
     )
-    SELECT count(*), coalesce(array_agg(DISTINCT account), '{}')
-        INTO added, touched FROM inserted;
+    SELECT coalesce(sum(count), 0), coalesce(array_agg(account), '{}')
+        INTO added, touched
+        FROM (SELECT account, count(*) FROM inserted GROUP BY account) AS counted;
     IF added = 0 THEN
         RETURN 0;
     END IF;

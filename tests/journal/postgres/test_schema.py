@@ -150,6 +150,11 @@ def test_refunds_are_added_once_in_the_order_given(
     [
         (["re_1", "sk_test_secret"], None, "id 2 is none of Stripe's"),
         (["re_1", None], None, "id 2 is none"),
+        (["re_"], None, "id 1 is none"),
+        (["re_1 "], None, "id 1 is none"),
+        (["re_1\n"], None, "id 1 is none"),
+        (["re_" + 253 * "x"], None, "id 1 is none"),
+        (["re_1"], ["acct_" + 251 * "x"], "account 1 is none"),
         (["re_1"], ["sk_test_secret"], "account 1 is none"),
         (["re_1", "re_2"], ["acct_1"], "there are 2 ids and 1 accounts"),
     ],

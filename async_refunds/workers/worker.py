@@ -40,7 +40,7 @@ _SCOPES = """SELECT DISTINCT tenant, scope
 _INTERVAL = 5.0
 """Seconds between two looks for tenants: notifications tell of most of them."""
 _PATIENCE = 5.0  # seconds for an answer
-_GOOD_BYE = 1.0  # seconds
+_GOOD_BYE = 0.5  # seconds
 
 DEADLINE = 120.0
 """Seconds for a call at most, where clients come and go."""
@@ -164,10 +164,12 @@ class _Worker:
                 each.stop()
             if supervising is not None:
                 await end(supervising)
-            if self._tasks:
-                await asyncio.wait(self._tasks)
+            await asyncio.gather(*self._tasks, return_exceptions=True)
             self._channel.close(within=_GOOD_BYE)
-            await asyncio.wait([listening, looking])
+            await asyncio.wait([listening, looking], timeout=2 * _GOOD_BYE)
+            # It may be connecting over a network that carries nothing.
+            listening.cancel()
+            await asyncio.wait([listening, looking], timeout=_GOOD_BYE)
         for task in (*self._tasks, looking):
             if not task.cancelled() and (error := task.exception()) is not None:
                 raise error
@@ -190,13 +192,11 @@ class _Worker:
 
     async def _look_for_tenants(self) -> None:
         """Begin with each tenant of which there is an open run."""
-        if isinstance(self._refunds, RefundsClient):
-            await asyncio.Event().wait()  # there is but one
-            return
         while True:
             self._news.clear()
             try:
-                await self._begin_all(self._refunds)
+                if not isinstance(self._refunds, RefundsClient):
+                    await self._begin_all(self._refunds)
             except psycopg.Error as error:
                 telemetry.log(
                     logging.WARNING, "the database is away: %s", scrub(str(error))
