@@ -170,7 +170,7 @@ class Bench:
             running: dict[str, Future[Any]] = {part: work[part]() for part in parts}
             for part, future in running.items():
                 told = future.result()
-                if isinstance(told, tuple):
+                if part == "pace":
                     self.log, told = told
                 yield part, told
 
