@@ -169,8 +169,8 @@ class Bench:
             }
             running = {part: work[part]() for part in parts}
             for part, future in running.items():
-                told = future.result()
-                if isinstance(told, tuple):
+                told: Any = future.result()
+                if part == "pace":
                     self.log, told = told
                 yield part, told
 
