@@ -167,7 +167,7 @@ class Bench:
                     batch_kills.kills, self._asked.kills, self._folder
                 ),
             }
-            running = {part: work[part]() for part in parts}
+            running: dict[str, Future[Any]] = {part: work[part]() for part in parts}
             for part, future in running.items():
                 told: Any = future.result()
                 if part == "pace":
