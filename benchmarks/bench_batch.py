@@ -169,7 +169,7 @@ class Bench:
             }
             running: dict[str, Future[Any]] = {part: work[part]() for part in parts}
             for part, future in running.items():
-                told = future.result()
+                told: Any = future.result()
                 if part == "pace":
                     self.log, told = told
                 yield part, told
