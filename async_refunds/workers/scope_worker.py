@@ -298,8 +298,9 @@ class ScopeWorker:
                 self._reopened[account] = since
                 self._execution.open_account(account)
         self._may_have_more = False
-        for account, not_before in list(self._leaving.items()):
-            await self._leases.release(account, not_before=not_before)
+        leaving = self._leaving.copy()
+        await self._leases.release_all(leaving)
+        for account in leaving:
             self._forget(account)
 
     def _forget(self, account: str | None) -> None:

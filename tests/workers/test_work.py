@@ -80,11 +80,11 @@ async def test_workers_share_the_accounts_also_one_that_comes_later(
 ) -> None:
     accounts = [f"acct_{n}" for n in range(8)]
     ids = [each for name in accounts for each in await fleet.seed(25, name)]
-    async with fleet.worker("early", rate=20.0) as early:
+    async with fleet.worker("early", rate=10.0) as early:
         await fleet.until_told(20)
         assert set((await fleet.owners()).values()) == {"early"}
-        async with fleet.worker("late", rate=20.0) as late:
-            await fleet.until(lambda: len(late.results) > 20)
+        async with fleet.worker("late", rate=10.0) as late:
+            await fleet.until(lambda: len(late.results) > 4)
             owners = list((await fleet.owners()).values())
             assert 2 <= owners.count("late") <= 6
             await fleet.until_told(len(ids))

@@ -20,7 +20,7 @@ from .connection import Database, Link
 from .statements import ACQUIRE, ACQUIRED, RELEASE, RENEW
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from types import TracebackType
 
     from .connection import Connection
@@ -186,17 +186,37 @@ class Leases:
         Raises:
             JournalError: The tables are of another release, or it was closed.
         """
-        lease = self._held.pop(stripe_account, None)
-        if lease is None:
+        if rate is not None:
+            self.note_rate(stripe_account, rate)
+        await self.release_all({stripe_account: not_before}, retry_later=retry_later)
+
+    async def release_all(
+        self, accounts: Mapping[str | None, float], *, retry_later: bool = True
+    ) -> None:
+        """Give accounts back; see `release`.
+
+        Args:
+            accounts: The accounts, and for how many seconds nobody takes each.
+            retry_later: See `release`.
+
+        Raises:
+            JournalError: The tables are of another release, or it was closed.
+        """
+        leases: list[tuple[Lease, float | None, float]] = []
+        for account in sorted(accounts, key=lambda account: account or ""):
+            lease = self._held.pop(account, None)
+            self._good_until.pop(account, None)
+            rate = self._rates.pop(account, None)
+            if lease is not None:
+                leases.append((lease, rate, accounts[account]))
+        if not leases:
             return
-        self._good_until.pop(stripe_account, None)
-        rate = self._rates.pop(stripe_account, None) if rate is None else rate
         values = {
             "scope": self.scope,
-            "account": stripe_account or "",
-            "token": lease.token,
-            "pace": rate,
-            "not_before": not_before,
+            "accounts": [lease.account or "" for lease, _, _ in leases],
+            "tokens": [lease.token for lease, _, _ in leases],
+            "paces": [rate for _, rate, _ in leases],
+            "not_before": [seconds for _, _, seconds in leases],
             "retry_later": retry_later,
             "suspicious": SUSPICIOUS,
         }
@@ -273,15 +293,13 @@ class Leases:
         """Release what is held, and close. Takes no longer than so many seconds."""
         self._closing.set()
         until = self._clock() + within
-        releasing = [
-            asyncio.ensure_future(self.release(account)) for account in self.accounts
-        ]
-        if releasing:
-            await asyncio.wait(releasing, timeout=within)
+        releasing = asyncio.ensure_future(
+            self.release_all(dict.fromkeys(self.accounts, 0.0))
+        )
+        await asyncio.wait([releasing], timeout=within)
         await self._link.close(within=max(0.0, until - self._clock()))
-        for task in releasing:
-            task.cancel()
-        await asyncio.gather(*releasing, return_exceptions=True)
+        releasing.cancel()
+        await asyncio.gather(releasing, return_exceptions=True)
         if self._renewing is not None:
             await asyncio.wait([self._renewing])
 

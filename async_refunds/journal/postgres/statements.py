@@ -70,36 +70,50 @@ RETURNING l.account"""
 # What this holder has left with a result waits one minute, then two, up to 15. While an
 # item is left that may be what ended the holders before, their number is kept.
 RELEASE = """
+WITH held AS MATERIALIZED (
+    SELECT l.account, given.pace, given.not_before
+    FROM unnest(%(accounts)s::text[], %(tokens)s::uuid[], %(paces)s::float8[],
+        %(not_before)s::float8[]) AS given (account, token, pace, not_before)
+    JOIN async_refunds.leases l ON l.scope = %(scope)s AND l.account = given.account
+        AND l.token = given.token
+    ORDER BY l.account
+    FOR NO KEY UPDATE OF l
+),
+found AS MATERIALIZED (
+    SELECT held.*, %(retry_later)s::boolean AND EXISTS (
+        SELECT FROM async_refunds.runs r CROSS JOIN LATERAL (
+            SELECT FROM async_refunds.items i
+            WHERE i.run_id = r.run_id AND i.account = held.account
+                AND NOT i.settled AND NOT i.dead AND i.known_at IS NOT NULL
+            LIMIT 1
+        ) i WHERE r.scope = %(scope)s AND r.state = 'open'
+    ) AS left_open, EXISTS (
+        SELECT FROM async_refunds.runs r CROSS JOIN LATERAL (
+            SELECT FROM async_refunds.items i
+            WHERE i.run_id = r.run_id AND i.account = held.account
+                AND NOT i.settled AND NOT i.dead AND i.claims >= %(suspicious)s
+            LIMIT 1
+        ) i WHERE r.scope = %(scope)s AND r.state = 'open'
+    ) AS suspicious
+    FROM held
+)
 UPDATE async_refunds.leases l SET
     token = NULL,
     owner = NULL,
     until = '-infinity',
-    takeovers = CASE WHEN l.takeovers >= %(suspicious)s AND suspicious
+    takeovers = CASE WHEN l.takeovers >= %(suspicious)s AND found.suspicious
         THEN l.takeovers ELSE 0 END,
-    pace = coalesce(%(pace)s, l.pace),
-    not_before = CASE WHEN %(not_before)s > 0
-        THEN clock_timestamp() + make_interval(secs => %(not_before)s)
+    pace = coalesce(found.pace, l.pace),
+    not_before = CASE WHEN found.not_before > 0
+        THEN clock_timestamp() + make_interval(secs => found.not_before)
         ELSE '-infinity' END,
     retry_at = CASE WHEN l.retry_at > clock_timestamp() THEN l.retry_at WHEN left_open
         THEN clock_timestamp() + make_interval(mins => least(15, 1 << l.retries))
         ELSE '-infinity' END,
     retries = CASE WHEN l.retry_at > clock_timestamp() THEN l.retries WHEN left_open
         THEN least(l.retries + 1, 4) ELSE 0 END
-FROM (
-    SELECT %(retry_later)s::boolean AND EXISTS (
-        SELECT FROM async_refunds.runs r CROSS JOIN LATERAL (
-            SELECT FROM async_refunds.items i
-            WHERE i.run_id = r.run_id AND i.account = %(account)s
-                AND NOT i.settled AND NOT i.dead AND i.known_at IS NOT NULL
-            LIMIT 1
-        ) i WHERE r.scope = %(scope)s AND r.state = 'open'
-    ) AS left_open, EXISTS (
-        SELECT FROM async_refunds.items i JOIN async_refunds.runs r USING (run_id)
-        WHERE r.scope = %(scope)s AND r.state = 'open' AND i.account = %(account)s
-            AND NOT i.settled AND NOT i.dead AND i.claims >= %(suspicious)s
-    ) AS suspicious
-) found
-WHERE l.scope = %(scope)s AND l.account = %(account)s AND l.token = %(token)s"""
+FROM found
+WHERE l.scope = %(scope)s AND l.account = found.account"""
 
 # Which accounts a statement writes for. Not more, and none without its lock.
 _HELD = """held AS MATERIALIZED (
@@ -145,6 +159,9 @@ def _next(phase: int, condition: str) -> str:
 
 
 _AFTER = "coalesce((w.after ->> r.run_id::text)::bigint, 0)"
+# A row for each account that is held, and one for each item, none of which is joined to
+# another: a thousand items of a hundred accounts would be compared a hundred million
+# times.
 # First what comes after the last claim, then what was added by a transaction that began
 # before that, then what an earlier holder asked for in vain. The index has the open
 # items by number: the first part does not read again what is under way, or was just
@@ -169,7 +186,7 @@ wanted AS MATERIALIZED (
         ON given ->> 0 = held.account
 ),
 next AS MATERIALIZED (
-    SELECT i.ctid, i.run_id, i.number, i.priority, i.phase, w.account
+    SELECT i.ctid, i.priority, i.phase, w.account, w.token
     FROM wanted w CROSS JOIN LATERAL (
         {_next(0, f"i.number > {_AFTER} AND NOT {_FAILED}")}
         UNION ALL
@@ -191,18 +208,20 @@ claimed AS (
         maybe_sent = true,
         dead = i.claims >= %(most_claims)s,
         claims = i.claims + 1,
-        claimed_by = held.token,
+        claimed_by = next.token,
         claim_number = %(claim_number)s,
         timeline = history.timeline
-    FROM held, history
-    WHERE i.ctid = ANY (ARRAY (SELECT ctid FROM next)) AND i.account = held.account
-    RETURNING i.*
+    FROM next, history WHERE i.ctid = next.ctid
+    RETURNING next.account, {_CLAIMED}, i.dead, next.phase, next.priority
 )
-SELECT held.account, {_CLAIMED}, i.dead
-FROM held
-LEFT JOIN (claimed i JOIN next USING (run_id, number, account))
-    ON i.account = held.account
-ORDER BY next.phase, next.priority, next.number"""  # noqa: S608 - our own text
+SELECT account, run_id, refund_id, number, generation, claimed_at, sent_before, dead
+FROM (
+    SELECT account, NULL, NULL, NULL::bigint, NULL::integer, NULL::float8, NULL::float8,
+        NULL::boolean, NULL::integer, NULL::integer FROM held
+    UNION ALL SELECT * FROM claimed
+) AS found (account, run_id, refund_id, number, generation, claimed_at, sent_before,
+    dead, phase, priority)
+ORDER BY phase, priority, number"""  # noqa: S608 - our own text
 
 # The answer of a claim that was committed and whose answer was lost; nothing if it was
 # not, or found nothing.
