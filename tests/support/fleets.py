@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from async_refunds.models import Attempt
     from async_refunds.results import CancelOutcome
 
+_FAR_TOO_LONG = 30.0  # seconds
 URL = "https://a.example"
 SCOPE = f"default {URL} test"
 
@@ -140,8 +141,11 @@ def ids(claims: Iterable[Claim]) -> list[str]:
 
 
 async def until(reached: Callable[[], object]) -> None:
-    """Wait until another process has come so far."""
-    while True:
-        if reached():
-            return
-        await asyncio.sleep(0.01)
+    """Wait until another process has come so far.
+
+    Raises:
+        TimeoutError: It does not, in far more time than it can take.
+    """
+    async with asyncio.timeout(_FAR_TOO_LONG):
+        while not reached():  # noqa: ASYNC110 - it sets no event of ours
+            await asyncio.sleep(0.01)

@@ -277,17 +277,17 @@ class Leases:
             self._renewing = asyncio.create_task(self._renew_on())
 
     async def _renew_on(self) -> None:
-        while not self._closing.is_set():
+        closing = asyncio.ensure_future(self._closing.wait())
+        while True:
+            await asyncio.wait([closing], timeout=self.ttl / _RENEWALS)
+            if closing.done():
+                return
             try:
-                async with asyncio.timeout(self.ttl / _RENEWALS):
-                    await self._closing.wait()
-            except TimeoutError:
-                try:
-                    await self.renew()
-                except Exception as error:  # noqa: BLE001 - the leases end by themselves
-                    _logger.error(  # noqa: TRY400 - the text may hold too much
-                        "leases could not be renewed: %s", scrub(str(error))
-                    )
+                await self.renew()
+            except Exception as error:  # noqa: BLE001 - the leases end by themselves
+                _logger.error(  # noqa: TRY400 - the text may hold too much
+                    "leases could not be renewed: %s", scrub(str(error))
+                )
 
     async def close(self, *, within: float = _CLOSES_WITHIN) -> None:
         """Release what is held, and close. Takes no longer than so many seconds."""

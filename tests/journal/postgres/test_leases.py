@@ -150,7 +150,7 @@ async def test_task_renews_until_it_is_closed(fleet: Fleet) -> None:
     ends = "SELECT until FROM async_refunds.leases"
     async with Leases(Database(fleet.address), SCOPE, "one", ttl=0.3) as leases:
         await leases.start()  # it does already
-        await leases.acquire(1)
+        assert [lease.account for lease in await leases.acquire(1)] == [None]
         first = fleet.value(ends)
         await until(lambda: fleet.value(ends) != first)
         assert leases.may_send(None)
