@@ -14,7 +14,7 @@ import sys
 import time
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -23,11 +23,12 @@ if not __package__:  # run by its path, whose folder is first in the search path
 
 from async_refunds import CancelRequest, RefundsClient
 from async_refunds.batch import Batch
+from benchmarks import drawing
 from benchmarks.batch_child import CONCURRENCY, KEY
 from benchmarks.canned import canned_server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 WORK = ((1, 10_000.0), (100, 25.0), (1000, 25.0))
 """Accounts, and the requests a second that each may send."""
@@ -49,6 +50,15 @@ class Throughput(msgspec.Struct, frozen=True):
     def rate(self) -> float:
         """Items a second."""
         return self.items / self.seconds
+
+
+class Cost(msgspec.Struct, frozen=True):
+    """What an item costs over so many accounts, in microseconds of CPU."""
+
+    accounts: int
+    without: float
+    kept: float
+    """With a journal."""
 
 
 def requests(accounts: int, items: int) -> Iterator[CancelRequest]:
@@ -92,9 +102,16 @@ def measured(
     return msgspec.json.decode(told.stdout, type=Throughput)
 
 
-def accounts(rounds: int, seconds: float, folder: Path) -> dict[str, float]:
+def _cpu(runs: Sequence[Throughput]) -> float:
+    return statistics.median(each.cpu / each.items for each in runs) * 1e6
+
+
+def accounts(
+    rounds: int, seconds: float, folder: Path
+) -> tuple[list[Cost], dict[str, float]]:
     """Return the items a second with and without a journal, and their CPU."""
     found: dict[str, float] = {}
+    costs: list[Cost] = []
     paths = (folder / f"accounts-{number}.sqlite3" for number in count())
     with canned_server() as base_url:
         for many, rate in WORK:
@@ -105,19 +122,30 @@ def accounts(rounds: int, seconds: float, folder: Path) -> dict[str, float]:
                 kept.append(measured(base_url, next(paths), many, rate, seconds))
             plain = statistics.median(each.rate for each in without)
             journaled = statistics.median(each.rate for each in kept)
+            cost = Cost(many, _cpu(without), _cpu(kept))
             name = f"{many} accounts" if many > 1 else "1 account"
             found |= {
                 f"items/s, {name}, without a journal": plain,
                 f"items/s, {name}, with one": journaled,
                 f"% of the limit, {name}, with one": 100 * journaled / many / rate,
                 f"with / without, {name}": journaled / plain,
-                f"µs CPU that a journal adds, {name}": 1e6
-                * (
-                    statistics.median(each.cpu / each.items for each in kept)
-                    - statistics.median(each.cpu / each.items for each in without)
-                ),
+                f"µs CPU that a journal adds, {name}": cost.kept - cost.without,
             }
-    return found
+            costs.append(cost)
+    return costs, found
+
+
+def draw(costs: Sequence[Cost], axes: Any) -> None:  # noqa: ANN401 - see `drawing.bars`
+    """Draw what an item costs with a journal and without, by the number of accounts."""
+    names: list[str] = []
+    lengths: list[float] = []
+    for cost in costs:
+        for name, length in (("without", cost.without), ("with", cost.kept)):
+            names.append(f"{name} a journal, {cost.accounts:,} accounts")
+            lengths.append(length)
+    labels = [f"{length:.0f} µs" for length in lengths]
+    drawing.bars(axes, names, lengths, labels, ours="with a")
+    axes.set_xlabel("µs of CPU an item")
 
 
 if __name__ == "__main__":

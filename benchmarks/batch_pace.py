@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from async_refunds import RefundsClient
 from async_refunds.batch import Batch
@@ -18,7 +18,6 @@ from benchmarks.batch_child import KEY
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
-    from pathlib import Path
 
     from async_refunds.emulator import ReceivedRequest
 
@@ -140,36 +139,34 @@ async def _browned_out(seconds: float) -> dict[str, float]:
     }
 
 
-def draw(log: Sequence[ReceivedRequest], half: float, path: Path) -> None:
-    """Write the requests of each second, let in and refused, over the limit."""
+def draw(log: Sequence[ReceivedRequest], half: float, axes: Any) -> None:  # noqa: ANN401 - see `drawing.bars`
+    """Draw the requests of each second, let in and refused, over the limit."""
     began = log[0].received_at
     seconds = range(int(2 * half))
-    title = "Does a batch find the limit, and the half of it?"
-    with drawing.sheet(path, title, size=(8, 3.5)) as (axes,):
-        passed = [_count(log, began, each, each + 1, 200) for each in seconds]
-        refused = [_count(log, began, each, each + 1, 429) for each in seconds]
-        axes.bar(
-            seconds, passed, width=1, align="edge", label="canceled", color=drawing.OURS
-        )
-        axes.bar(
-            seconds,
-            refused,
-            width=1,
-            align="edge",
-            bottom=passed,
-            label="answered 429",
-            color=drawing.BAD,
-        )
-        limits = [LIMIT if each < half else LIMIT / 2 for each in (*seconds, 2 * half)]
-        axes.step(
-            (*seconds, 2 * half),
-            limits,
-            where="post",
-            linewidth=2,
-            color=drawing.LINE,
-            label="the limit",
-        )
-        axes.set_xlabel("seconds")
-        axes.set_ylabel("requests a second")
-        axes.set_ylim(0, LIMIT * 1.2)
-        axes.legend(loc="lower left", ncols=3)
+    passed = [_count(log, began, each, each + 1, 200) for each in seconds]
+    refused = [_count(log, began, each, each + 1, 429) for each in seconds]
+    axes.bar(
+        seconds, passed, width=1, align="edge", label="canceled", color=drawing.OURS
+    )
+    axes.bar(
+        seconds,
+        refused,
+        width=1,
+        align="edge",
+        bottom=passed,
+        label="answered 429",
+        color=drawing.BAD,
+    )
+    limits = [LIMIT if each < half else LIMIT / 2 for each in (*seconds, 2 * half)]
+    axes.step(
+        (*seconds, 2 * half),
+        limits,
+        where="post",
+        linewidth=2,
+        color=drawing.LINE,
+        label="the limit",
+    )
+    axes.set_xlabel("seconds of a run whose limit halves")
+    axes.set_ylabel("requests a second")
+    axes.set_ylim(0, LIMIT * 1.2)
+    axes.legend(loc="lower left", ncols=3)

@@ -4,33 +4,45 @@ Parts, each of which can be asked for alone: ``journal`` (CPU and memory per ite
 one and without), ``accounts`` (items a second over 1, 100 and 1,000 accounts),
 ``resume`` (how long until a run of many goes on), ``pace`` (against a limit that halves
 in mid-run, and two clients at once), ``brownout`` (every answer 503 for a while),
-``kills`` (killed again and again under faults).
+``kills`` (killed again and again under faults). The last three wait most of their time,
+so they run side by side once all else is measured.
 """
 
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if not __package__:  # run by its path, whose folder is first in the search path
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from async_refunds import CancelRequest, RefundsClient
+import msgspec
+
+from async_refunds import CancelRequest, CancelResult, RefundsClient
 from async_refunds.batch import Batch
-from async_refunds.journal import JournalReader, Run, SqliteJournal
-from benchmarks import batch_accounts, batch_child, batch_kills, batch_pace, report
+from async_refunds.journal import Claim, Run, SqliteJournal
+from benchmarks import (
+    batch_accounts,
+    batch_child,
+    batch_kills,
+    batch_pace,
+    drawing,
+    report,
+)
 from benchmarks.canned import canned_server
 from benchmarks.harness import in_turn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
+    from concurrent.futures import Future
 
     from async_refunds.emulator import ReceivedRequest
 
@@ -56,6 +68,16 @@ class Report(report.Report, frozen=True, kw_only=True):
     parts: dict[str, dict[str, float]]
 
 
+class Size(msgspec.Struct, frozen=True):
+    """A run of so many items, with a journal."""
+
+    items: int
+    cpu: float
+    """Microseconds an item."""
+    memory: float
+    """The peak, in MB."""
+
+
 class Bench:
     """A run of the parts that were asked for."""
 
@@ -64,11 +86,15 @@ class Bench:
         self._folder = folder
         self.log: list[ReceivedRequest] = []
         """The requests of the part ``pace``."""
+        self.costs: list[batch_accounts.Cost] = []
+        """By the number of accounts."""
+        self.sizes: list[Size] = []
+        """Runs of different lengths."""
 
     def journal(self) -> dict[str, float]:
         """Return what a journal adds to an item, and what memory many items take."""
         few, many = min(1000, self._asked.items), self._asked.items
-        sample = min(50_000, many)
+        sample = min(20_000, many)
         paths = (self._folder / f"cost-{number}.sqlite3" for number in count())
         with canned_server() as base_url:
             turns = in_turn(
@@ -82,26 +108,32 @@ class Bench:
             without, kept = (
                 [turn.cpu / sample * 1e6 for turn in each] for each in turns.values()
             )
-            small = batch_child.measured(base_url, self._folder / "few.sqlite3", few)
-            large = batch_child.measured(
-                base_url, self._folder / "many.sqlite3", many, _ACCOUNTS
-            )
+            for items in sorted({few, max(few, many // 10), many}):
+                path = self._folder / f"size-{items}.sqlite3"
+                spread = 1 if items == few else _ACCOUNTS
+                run = batch_child.measured(base_url, path, items, spread)
+                cpu = run.cpu / items * 1e6
+                self.sizes.append(Size(items, cpu, run.memory / 1e6))
+        small, large = self.sizes[0], self.sizes[-1]
         return {
             "µs CPU an item without a journal": statistics.median(without),
             "µs CPU an item with one": statistics.median(kept),
             "µs CPU that a journal adds": statistics.median(
                 more - less for more, less in zip(kept, without, strict=True)
             ),
-            f"MB, {few} items": small.memory / 1e6,
-            f"MB, {many} items of {_ACCOUNTS} accounts": large.memory / 1e6,
-            "MB between them": (large.memory - small.memory) / 1e6,
-            f"s, {many} items": large.seconds,
+            f"MB, {few} items": small.memory,
+            f"MB, {many} items of {_ACCOUNTS} accounts": large.memory,
+            "MB between them": large.memory - small.memory,
+            f"µs CPU an item, {many} items of {_ACCOUNTS} accounts": large.cpu,
         }
 
     def accounts(self) -> dict[str, float]:
         """Return the items a second over many accounts, with a journal and without."""
-        seconds = min(10.0, float(self._asked.seconds))
-        return batch_accounts.accounts(self._asked.rounds, seconds, self._folder)
+        seconds = min(8.0, float(self._asked.seconds))
+        self.costs, found = batch_accounts.accounts(
+            self._asked.rounds, seconds, self._folder
+        )
+        return found
 
     def resume(self) -> dict[str, float]:
         """Return how long it takes until a run of many items goes on."""
@@ -112,18 +144,7 @@ class Bench:
             with SqliteJournal.open(path, run) as store:
                 store.load(CancelRequest(each) for each in batch_child.ids(items))
             loaded = time.perf_counter() - began
-            # Half of them are settled, as after a kill in the midst.
-            half = subprocess.Popen(  # noqa: S603 - our own module, by this interpreter
-                batch_child.command(base_url, path, 0), stdout=subprocess.DEVNULL
-            )
-            while half.poll() is None and _settled(path) < items // 2:
-                time.sleep(0.5)
-            half.kill()
-            half.wait()
-            if _settled(path) == items:
-                raise SystemExit(
-                    "resume: all were settled before the kill; more --items"
-                )
+            asyncio.run(_settle_half(path, items))
             return {
                 f"s to load {items} items": loaded,
                 "s from the start of the batch to its first result": asyncio.run(
@@ -131,23 +152,71 @@ class Bench:
                 ),
             }
 
-    def pace(self) -> dict[str, float]:
-        """Return what share of a limit gets through, before and after it halves."""
-        self.log, found = batch_pace.pace(self._asked.seconds)
-        return found
+    def waiting(self, parts: Sequence[str]) -> Iterator[tuple[str, dict[str, float]]]:
+        """Yield what these parts found, which run side by side.
 
-    def brownout(self) -> dict[str, float]:
-        """Return what it costs when every answer is a 503 for a while in mid-run."""
-        return batch_pace.brownout(self._asked.seconds)
+        Each is a process of its own. A fork would have our threads' locks.
+        """
+        seconds = self._asked.seconds
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(len(WAITING), mp_context=spawn) as pool:
+            work: dict[str, Callable[[], Future[Any]]] = {
+                "pace": lambda: pool.submit(batch_pace.pace, seconds),
+                "brownout": lambda: pool.submit(batch_pace.brownout, seconds),
+                "kills": lambda: pool.submit(
+                    batch_kills.kills, self._asked.kills, self._folder
+                ),
+            }
+            running: dict[str, Future[Any]] = {part: work[part]() for part in parts}
+            for part, future in running.items():
+                told: Any = future.result()
+                if part == "pace":
+                    self.log, told = told
+                yield part, told
 
-    def kills(self) -> dict[str, float]:
-        """Return what was lost or done twice by runs that were killed."""
-        return batch_kills.kills(self._asked.kills, self._folder)
+    def draw(self, path: Path) -> None:
+        """Draw what was measured, a panel for each of three questions."""
+        panels: list[Callable[[Any], None]] = []
+        if self.log:
+            panels.append(
+                lambda axes: batch_pace.draw(self.log, self._asked.seconds, axes)
+            )
+        if self.costs:
+            panels.append(lambda axes: batch_accounts.draw(self.costs, axes))
+        if self.sizes:
+            panels.append(self._draw_sizes)
+        size = (8.0, 3.5 * len(panels))
+        with drawing.sheet(path, QUESTION, size=size, panels=len(panels)) as sheet:
+            for draw, axes in zip(panels, sheet, strict=True):
+                draw(axes)
+
+    def _draw_sizes(self, axes: Any) -> None:  # noqa: ANN401 - see `drawing.bars`
+        names = [f"{each.items:,} items" for each in self.sizes]
+        costs = [each.cpu for each in self.sizes]
+        labels = [f"{each.cpu:.0f} µs, {each.memory:.0f} MB" for each in self.sizes]
+        drawing.bars(axes, names, costs, labels, ours="")
+        axes.set_xlabel("µs of CPU an item with a journal, and the peak of memory")
 
 
-def _settled(path: Path) -> int:
-    tally = JournalReader(path).tally()
-    return tally.outcomes.total() - tally.open
+async def _settle_half(path: Path, items: int) -> None:
+    """Claim and settle half of the items, and leave some claimed as a kill does."""
+    page = max(1, min(5000, items // 4))
+    async with SqliteJournal.open(path) as journal:
+        journal.begin()
+        for _ in range(max(1, items // 2 // page)):
+            claims = (await journal.claim({None: page}))[None]
+            known = [(claim, _canceled(claim)) for claim in claims]
+            await journal.settle(known)
+        await journal.claim({None: min(page, batch_child.CONCURRENCY)})
+
+
+def _canceled(claim: Claim) -> CancelResult:
+    return CancelResult(
+        refund_id=claim.refund_id,
+        stripe_account=claim.stripe_account,
+        outcome="canceled",
+        idempotency_key=claim.idempotency_key,
+    )
 
 
 async def _first(base_url: str, path: Path) -> float:
@@ -165,10 +234,8 @@ PARTS: dict[str, Callable[[Bench], dict[str, float]]] = {
     "journal": Bench.journal,
     "accounts": Bench.accounts,
     "resume": Bench.resume,
-    "pace": Bench.pace,
-    "brownout": Bench.brownout,
-    "kills": Bench.kills,
 }
+WAITING = ("pace", "brownout", "kills")
 
 
 def flags() -> Flags:
@@ -176,8 +243,8 @@ def flags() -> Flags:
     parser = report.parser(QUESTION, rounds=3)
     parser.add_argument(
         "--parts",
-        type=report.some_of(tuple(PARTS)),
-        default=",".join(PARTS),
+        type=report.some_of((*PARTS, *WAITING)),
+        default=",".join((*PARTS, *WAITING)),
         help="by commas; default: %(default)s",
     )
     for name, default, words in (
@@ -187,9 +254,22 @@ def flags() -> Flags:
     ):
         parser.add_argument(name, type=report.count, default=default, help=words)
     asked = report.read(parser, Flags)
-    if asked.plot is not None and "pace" not in asked.parts:
-        parser.error("--plot draws the part pace, which is not asked for")
+    if asked.plot is not None and not {"pace", "accounts", "journal"} & {*asked.parts}:
+        parser.error("--plot draws pace, accounts and journal: ask for one of them")
     return asked
+
+
+def measured(
+    bench: Bench, parts: Sequence[str]
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yield what each part found, those that wait at the end."""
+    for part in parts:
+        if part in PARTS:
+            report.say(f"{part} ...")
+            yield part, PARTS[part](bench)
+    if waiting := [part for part in WAITING if part in parts]:
+        report.say(f"{', '.join(waiting)} ...")
+        yield from bench.waiting(waiting)
 
 
 def main() -> None:
@@ -201,13 +281,10 @@ def main() -> None:
         print(report.heading(QUESTION, how), flush=True)
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(asked, Path(name))
-        for part in asked.parts:
-            report.say(f"{part} ...")
-            found[part] = PARTS[part](bench)
+        for part, figures in measured(bench, asked.parts):
+            found[part] = figures
             if not asked.json:
-                lines = (
-                    f"{value:12.2f}  {what}" for what, value in found[part].items()
-                )
+                lines = (f"{value:12.2f}  {what}" for what, value in figures.items())
                 print("\n".join(("", part, *lines)), flush=True)
     whole = Report(
         question=QUESTION,
@@ -220,9 +297,7 @@ def main() -> None:
         },
         parts=found,
     )
-    report.finish(
-        asked, whole, lambda path: batch_pace.draw(bench.log, asked.seconds, path)
-    )
+    report.finish(asked, whole, bench.draw)
 
 
 if __name__ == "__main__":

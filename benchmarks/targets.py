@@ -130,6 +130,46 @@ TARGETS = (
         unit="",
     ),
     Target(
+        "a batch over 100 accounts with a journal, of the limit",
+        "batch",
+        ("accounts: % of the limit, 100 accounts, with one",),
+        95.0,
+        unit="%",
+        at_least=True,
+    ),
+    Target(
+        "items a second with a journal to those without, 1 account",
+        "batch",
+        ("accounts: with / without, 1 account",),
+        0.7,
+        at_least=True,
+    ),
+    Target(
+        "the same, 1,000 accounts",
+        "batch",
+        ("accounts: with / without, 1000 accounts",),
+        0.6,
+        at_least=True,
+    ),
+    Target(
+        "CPU that a journal adds to an item, 1 / 100 / 1,000 accounts",
+        "batch",
+        (
+            "accounts: µs CPU that a journal adds, 1 account",
+            "accounts: µs CPU that a journal adds, 100 accounts",
+            "accounts: µs CPU that a journal adds, 1000 accounts",
+        ),
+        30.0,
+        unit="µs",
+    ),
+    Target(
+        "memory of the largest batch, over 5,000 accounts, over that of 1,000 refunds",
+        "batch",
+        ("journal: MB between them",),
+        30.0,
+        unit="MB",
+    ),
+    Target(
         "memory of a call in flight over bare aiohttp's, its connection / waiting",
         "memory",
         (

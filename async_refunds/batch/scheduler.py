@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 # what stands before Stripe is over by then.
 _SILENCE = 5.0
 
-# Claims held in memory over all accounts: ten megabytes, the journal's rows included.
-_CLAIMS = 10_000
+# Claims held in memory over all accounts: what a process sends in a second or two.
+_CLAIMS = 5_000
 # Items that the journal may be ahead of the claims. All of a usual input, so that a run
 # that is killed has it; of one without an end, what a large platform sends in seconds.
 _AHEAD = 100_000

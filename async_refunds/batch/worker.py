@@ -94,12 +94,12 @@ class CancelWorker:
             conclusion = await self._settle_expired_key(item)
             if conclusion is not None:
                 return self._end_call(item, conclusion, passing=conclusion.passing)
-        call = self._begin_call(item)
-        conclusion = await call.call.cancel(_cancel_of(item))
+        pacing, call = self._begin_call(item)
+        conclusion = await call.cancel(_cancel_of(item))
         item.call = None
         item.maybe_sent = conclusion.outcome == "unknown"
         # A settling read that the pace held back may be made by a later call.
-        passing = conclusion.passing or call.read_refused
+        passing = conclusion.passing or pacing.read_refused
         return self._end_call(item, conclusion, passing=passing)
 
     def last_known(self, item: Item) -> CancelResult | None:
@@ -120,14 +120,22 @@ class CancelWorker:
         )
         return self._result(item, conclusion)
 
-    def _begin_call(self, item: Item) -> _ItemCall:
+    def _begin_call(self, item: Item) -> tuple[_CallPacing, Call]:
         give_up_at = item.began_at + self._patience
-        call = _ItemCall(
-            self._refunds, self._scheduler, item, self._timeout, give_up_at
+        permit = self._scheduler.permit_of(item)
+        pacing = _CallPacing(self._refunds, self._scheduler, item, give_up_at, permit)
+        call = begin_call(
+            self._refunds,
+            self._timeout,
+            maybe_sent=item.maybe_sent,
+            remembered=time.time() - item.claim.key_unused_until < _KEY_SECONDS,
+            observer=pacing,
+            retry_gate=pacing,
+            permit=permit,
         )
         item.calls += 1
-        item.call = call.call
-        return call
+        item.call = call
+        return pacing, call
 
     async def _settle_expired_key(self, item: Item) -> Conclusion | None:
         """Read what became of a key that Stripe may have forgotten.
@@ -137,19 +145,19 @@ class CancelWorker:
         """
         request = _cancel_of(item)
         reading = settling_read(request)
-        call = self._begin_call(item)
+        pacing, call = self._begin_call(item)
         conclusion: Conclusion | None
         try:
-            if not await call.wait(reading, 0.0, call.call.deadline):
+            if not await pacing.wait(reading, 0.0, call.deadline):
                 raise APITimeoutError("no time left for the read")
-            read = await call.call.read(reading)
+            read = await call.read(reading)
         except RefundsError as error:
             why = f"its key is over a day old, and it could not be read ({error})"
             conclusion = conclude_interrupted(request, item.attempts, why)
         else:
             if read.value is not None:
                 key = item.claim.idempotency_key
-                call.call.attach_last_response(read.value, read.reply, key)
+                call.attach_last_response(read.value, read.reply, key)
             conclusion = conclude_expired_key(request, read, item.attempts)
             if conclusion is None:
                 item.claim = await self._journal.rekey(item.claim)
@@ -222,18 +230,18 @@ class CancelWorker:
         )
 
 
-class _ItemCall:
-    """One call for an item: reports its attempts to the scheduler, and paces it.
+class _CallPacing:
+    """Reports the attempts of a call for an item to the scheduler, and paces it.
+
+    It does not know its call, which knows it: with its answer, a cycle takes 5 KB until
+    the garbage collector comes, and with many accounts it comes once for thousands.
 
     Args:
         refunds: The client.
         scheduler: Of the batch.
         item: The item.
-        timeout: Seconds for the call; ``None`` is the client's own.
         give_up_at: On the event loop's clock, when the item's patience is over.
-
-    Raises:
-        RuntimeError: The client is closed, or of another event loop.
+        permit: Tells whether a request of it may still be sent; see `Call`.
     """
 
     def __init__(
@@ -241,9 +249,10 @@ class _ItemCall:
         refunds: RefundsClient,
         scheduler: Scheduler,
         item: Item,
-        timeout: float | None,
         give_up_at: float,
+        permit: Callable[[], bool] | None,
     ) -> None:
+        self._permit = permit
         self._refunds = refunds
         self._scheduler = scheduler
         self._clock = asyncio.get_running_loop().time
@@ -251,15 +260,6 @@ class _ItemCall:
         self._give_up_at = give_up_at
         self.read_refused = False
         """Whether the pace let no settling read out."""
-        self.call: Call = begin_call(
-            refunds,
-            timeout,
-            maybe_sent=item.maybe_sent,
-            remembered=time.time() - item.claim.key_unused_until < _KEY_SECONDS,
-            observer=self,
-            retry_gate=self,
-            permit=scheduler.permit_of(item),
-        )
 
     def attempt_finished(
         self,
@@ -298,7 +298,7 @@ class _ItemCall:
             seconds,
             observer=self,
             retry_gate=self,
-            permit=self.call.permit,
+            permit=self._permit,
         )
         return (await call.read(reading)).value
 

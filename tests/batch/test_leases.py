@@ -584,7 +584,7 @@ async def test_batch_without_an_end_of_leases_ends_when_one_is_lost() -> None:
     journal.hold(A)
     async with client(stripe) as refunds:
         await journal.enqueue(seeded(stripe, 100, A), A)
-        told = 0
+        told = sent = 0
         async for _ in cancel_many(refunds, (), journal=journal, rate=10.0):
             told += 1
             if told == 20:

@@ -16,6 +16,7 @@ from async_refunds import (
     RetryPolicy,
     cancel_many,
 )
+from async_refunds.call import Call
 from tests.support.batches import KEY, client, emulator
 
 if TYPE_CHECKING:
@@ -78,3 +79,18 @@ async def test_batch_lets_go_of_what_it_asked_for_again(
     assert asked_again > 2
     await asyncio.sleep(1)
     assert errors() == before
+
+
+async def test_item_of_a_batch_goes_without_the_garbage_collector() -> None:
+    stripe = emulator()
+    ids = stripe.seed_refunds(30)
+    gc.collect()
+    gc.disable()
+    try:
+        async with client(stripe) as refunds:
+            async for result in cancel_many(refunds, ids):
+                assert result.outcome == "canceled"
+            calls = sum(isinstance(each, Call) for each in gc.get_objects())
+    finally:
+        gc.enable()
+    assert calls == 0

@@ -67,6 +67,10 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 def _tell(report: Report) -> None:
     for finding in report.findings[:10]:
         print(f"  == {finding.kind}: {finding.text}")
+    for line in report.left[:10]:
+        print(f"  left: {line}")
+    if report.findings:
+        print(report.log)
 
 
 def _one(options: argparse.Namespace, script: Script) -> int:
@@ -81,7 +85,6 @@ def _one(options: argparse.Namespace, script: Script) -> int:
         script = shrunk(script, fails, tries=30)
         report = played(script, name)
     print(shown(script))
-    print(report.log)
     print(figures(report))
     _tell(report)
     return 1 if report.findings else 0

@@ -22,6 +22,13 @@ FROM async_refunds.items ORDER BY number
 """
 _SETTLED = "SELECT count(*) FROM async_refunds.items WHERE settled"
 _OPEN = "SELECT count(*) FROM async_refunds.items WHERE NOT settled"
+_LEFT = """
+SELECT to_jsonb(l) || jsonb_build_object('now', clock_timestamp(),
+        'open', count(*), 'sent', count(*) FILTER (WHERE i.maybe_sent),
+        'its own', count(*) FILTER (WHERE i.claimed_by = l.token))
+    FROM async_refunds.items i JOIN async_refunds.leases l USING (account)
+    WHERE NOT i.settled GROUP BY l.scope, l.account
+"""
 # Which row was written last shows in its hidden columns.
 _PRINT = """
 SELECT md5(string_agg(format('%s %s %s', ctid, xmin, items), ',' ORDER BY number))
@@ -49,7 +56,12 @@ async def _operate(node: PostgresNode, *words: str) -> None:
         *(sys.executable, "-m", "async_refunds", "fleet", *words),
         *("--quiet", "--database", address),
     )
-    if code := await process.wait():
+    try:
+        code = await process.wait()
+    except asyncio.CancelledError:
+        process.kill()
+        raise
+    if code:
         raise RuntimeError(f"fleet {words[0]} ended with {code}")
 
 
@@ -98,3 +110,10 @@ async def open_items(node: PostgresNode) -> int:
 async def fingerprint(node: PostgresNode) -> str:
     """Return what changes whenever any item is written."""
     return str(await node.value(DATABASE, _PRINT))
+
+
+async def left(node: PostgresNode) -> list[str]:
+    """Return for people what is open, and who holds it."""
+    async with await node.connect(DATABASE) as connection:
+        cursor = await connection.execute(_LEFT)
+        return [str(row[0]) for row in await cursor.fetchall()]

@@ -49,6 +49,8 @@ class End:
     worker: str
     code: int
     seconds: float
+    at_start: bool = False
+    """Whether the signal came before it worked: then it has nothing to give back."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ class Report:
     limited: int = 0
     seconds: float = 0.0
     timed_out: bool = False
+    left: list[str] = field(default_factory=list[str])
+    """What was open when the time was over, and who held it."""
     log: str = ""
     """The ends of the workers' logs, for people."""
 
@@ -157,7 +161,7 @@ def _judge_workers(report: Report, workers: Sequence[Worker]) -> None:
     for worker in workers:
         _judge_log(report, worker)
     for end in report.ends:
-        if end.code:
+        if end.code and not end.at_start:
             report.add("a worker that does not end well", f"{end}")
         if end.seconds > _ENDS_WITHIN:
             report.add("a worker that ends late", f"{end}")

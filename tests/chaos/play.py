@@ -13,7 +13,7 @@ from tests.support.postgres_cluster import postgres_cluster
 from . import database
 from .books import Books, account_id, refund_id
 from .judge import PASSWORD, End, Moment, Report, Zombie, judge
-from .script import LEASE, Disaster, options_of
+from .script import DEADLINE, LEASE, Disaster, options_of
 from .server import StripeServer
 from .workers import Workers
 
@@ -32,6 +32,7 @@ _POLL = 0.02
 _PATIENCE = 60.0
 _RATES = (5.0, 25.0, 25.0, 100.0)
 _IMPATIENT = 3.0
+_NEARLY = 0.9
 _LOST = 50
 """Settled rows that a failover loses at least, if there are as many left."""
 _ZOMBIE_LOOKS = 2.0
@@ -46,6 +47,9 @@ class Run:
     books: Books
     workers: Workers
     report: Report
+    disasters: list[asyncio.Task[None]] = field(
+        default_factory=list[asyncio.Task[None]]
+    )
     database: asyncio.Lock = field(default_factory=asyncio.Lock)
     """What befalls the database comes one after the other."""
 
@@ -83,7 +87,9 @@ async def play(
     """
     options = options_of(script)
     loop = asyncio.get_running_loop()
-    books = _books(seed, int(options["accounts"]), int(options["refunds"]))
+    books = _books(
+        seed, int(options["accounts"]), int(options["refunds"]), options["rate"]
+    )
     server = StripeServer(books, seed=seed, share=options["faults"])
     report = Report()
     async with AsyncExitStack() as stack:
@@ -106,23 +112,27 @@ async def play(
         try:
             async with asyncio.timeout(_time_limit(books, script)):
                 async with asyncio.TaskGroup() as group:
+                    operating = group.create_task(_operate(run))
                     for part in _disasters(script):
-                        group.create_task(_befall(run, part))
-                await _all_kept(run)
+                        run.disasters.append(group.create_task(_befall(run, part)))
+                    await asyncio.gather(*run.disasters)
+                    await _all_kept(run)
+                    operating.cancel()
         except TimeoutError:
             report.timed_out = True
+            report.left = await database.left(cluster.primary)
         report.seconds = loop.time() - began
         report.items = await database.items(cluster.primary)
-        await _end_workers(run)
+        await asyncio.gather(*(_end_worker(run, each) for each in workers.present))
         report.faults_met = server.faults_met
     judge(report, books, workers.all)
     return report
 
 
-def _books(seed: str, accounts: int, refunds: int) -> Books:
+def _books(seed: str, accounts: int, refunds: int, rate: float) -> Books:
     chance = random.Random(f"{seed} accounts")  # noqa: S311 - no secret
     names = [account_id(number) for number in range(accounts)]
-    rates = {name: chance.choice(_RATES) for name in names}
+    rates = {name: rate or chance.choice(_RATES) for name in names}
     books = Books(asyncio.get_running_loop().time, rates)
     # Busy accounts and idle ones.
     weights = [chance.choice((1, 1, 2, 4)) for _ in names]
@@ -133,7 +143,12 @@ def _books(seed: str, accounts: int, refunds: int) -> Books:
 
 def _environment(cluster: PostgresCluster) -> dict[str, str]:
     address = cluster.dsn(database.DATABASE).replace("@", f":{PASSWORD}@", 1)
-    return {"ASYNC_REFUNDS_DATABASE": address, "ASYNC_REFUNDS_LEASE": str(LEASE)}
+    return {
+        "ASYNC_REFUNDS_DATABASE": address,
+        "ASYNC_REFUNDS_LEASE": str(LEASE),
+        # After an unclean takeover no refund gets a new key for so long.
+        "ASYNC_REFUNDS_TIMEOUT": str(DEADLINE),
+    }
 
 
 def _disasters(script: Script) -> list[Disaster]:
@@ -145,36 +160,33 @@ def _time_limit(books: Books, script: Script) -> float:
         sum(each.account == account for each in books.refunds.values()) / rate
         for account, rate in books.rates.items()
     )
-    lasting = sum(part.seconds + 2 * LEASE for part in _disasters(script))
+    lasting = sum(part.seconds + LEASE + DEADLINE for part in _disasters(script))
     return _PATIENCE + 2 * slowest + lasting
 
 
 async def _all_kept(run: Run) -> None:
-    """Wait until everything is canceled, and the database knows it.
-
-    An operator who does not wait minutes opens now and then what workers gave up.
-    """
-    clock = run.books.clock
-    retried = clock()
+    """Wait until everything is canceled, and the database knows it."""
     while True:
         if run.share == 1.0 and not await database.open_items(run.cluster.primary):
             return
-        if clock() - retried > _IMPATIENT:
-            await database.retry(run.cluster.primary)
-            retried = clock()
         await asyncio.sleep(5 * _POLL)
 
 
-async def _end_workers(run: Run) -> None:
-    """End all workers as an operator does, and note how long that takes."""
+async def _operate(run: Run) -> None:
+    """Open now and then what workers gave up, as one who does not wait minutes does."""
+    while True:
+        await asyncio.sleep(_IMPATIENT)
+        if run.share > _NEARLY:
+            async with run.database:
+                await database.retry(run.cluster.primary)
+
+
+async def _end_worker(run: Run, worker: Worker) -> None:
+    """End a worker as an operator does, and note how long that takes."""
     clock = run.books.clock
-
-    async def end(worker: Worker) -> None:
-        began = clock()
-        code = await worker.end()
-        run.report.ends.append(End(worker.name, code, clock() - began))
-
-    await asyncio.gather(*(end(worker) for worker in run.workers.present))
+    began, at_start = clock(), not worker.works
+    code = await worker.end()
+    run.report.ends.append(End(worker.name, code, clock() - began, at_start))
 
 
 # --------------------------------------------------------------------------- disasters
@@ -207,9 +219,7 @@ async def _kill(run: Run, worker: Worker, seconds: float) -> None:
 
 async def _end(run: Run, worker: Worker, seconds: float) -> None:
     with run.noted("end", worker.name):
-        began = run.books.clock()
-        code = await worker.end()
-        run.report.ends.append(End(worker.name, code, run.books.clock() - began))
+        await _end_worker(run, worker)
     await asyncio.sleep(seconds)
     await run.workers.start()
 

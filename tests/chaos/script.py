@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 LEASE = 3.0
 """Seconds that a lease of the chaos lasts: short, so that a run is."""
 
+DEADLINE = 10.0
+"""Seconds that a call of a worker may take."""
+
 
 @dataclass(frozen=True)
 class Option:
@@ -39,7 +42,14 @@ class Disaster:
 Part: TypeAlias = Option | Disaster
 Script: TypeAlias = tuple[Part, ...]
 
-OPTIONS = {"workers": 3.0, "accounts": 20.0, "refunds": 400.0, "faults": 0.2}
+# A rate of 0 gives each account a limit of its own.
+OPTIONS = {
+    "workers": 3.0,
+    "accounts": 20.0,
+    "refunds": 400.0,
+    "faults": 0.2,
+    "rate": 0.0,
+}
 
 # By name: how often it is drawn, and the seconds it lasts: for a worker that ends,
 # until another one is started.
@@ -56,6 +66,8 @@ KINDS: dict[str, tuple[float, tuple[float, float]]] = {
     "failover": (4, (0.0, 0.0)),
 }
 _MOST_DISASTERS = 5
+_ALONE = 3
+"""Each so many-th run has one disaster."""
 
 
 def drawn(seed: int, number: int, without: Collection[str] = ()) -> Script:
@@ -67,6 +79,8 @@ def drawn(seed: int, number: int, without: Collection[str] = ()) -> Script:
         without: Kinds that are left out.
     """
     chance = random.Random(f"chaos {seed} {number}")  # noqa: S311 - no secret
+    if number % _ALONE == 0:
+        return _one_worker(chance, without)
     kinds = [kind for kind in KINDS if kind not in without]
     weights = [KINDS[kind][0] for kind in kinds]
     parts: list[Part] = []
@@ -76,6 +90,15 @@ def drawn(seed: int, number: int, without: Collection[str] = ()) -> Script:
         at = round(chance.uniform(0.02, 0.85), 3)
         parts.append(Disaster(kind, at, chance.randrange(3), seconds))
     return tuple(sorted(parts, key=lambda each: getattr(each, "at", 0.0)))
+
+
+def _one_worker(chance: random.Random, without: Collection[str]) -> Script:
+    """One thing befalls one worker, while all accounts are slow: so it can be timed."""
+    seconds = {"kill": 2 * LEASE, "end": LEASE, "freeze": 10 * LEASE}
+    kind = chance.choice([kind for kind in seconds if kind not in without])
+    at = round(chance.uniform(0.1, 0.3), 3)
+    disaster = Disaster(kind, at, chance.randrange(3), seconds[kind])
+    return (Option("rate", 5.0), Option("refunds", 1200.0), disaster)
 
 
 def options_of(script: Script) -> dict[str, float]:

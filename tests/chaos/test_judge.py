@@ -244,7 +244,7 @@ def test_takeover_in_the_middle_of_another_disaster_is_not_judged(case: Case) ->
 
 def test_same_case_is_the_same_script() -> None:
     assert drawn(5, 3) == drawn(5, 3) != drawn(5, 4)
-    assert options_of(drawn(5, 3))["workers"] == 3
+    assert options_of(drawn(5, 4))["workers"] == 3
     kinds = {part.kind for number in range(60) for part in _disasters(drawn(1, number))}
     assert {"failover", "kill", "freeze", "end", "database silent"} <= kinds
     assert "failover" not in {

@@ -34,6 +34,11 @@ class Worker:
         """Whether it runs, frozen or not."""
         return self.process.returncode is None
 
+    @property
+    def works(self) -> bool:
+        """Whether it has said that it works."""
+        return "working at" in self.log.read_text(errors="replace")
+
     def kill(self) -> None:
         """Kill it."""
         self._signal(signal.SIGKILL)

@@ -7,10 +7,12 @@ import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from async_refunds.errors import JournalError
 from async_refunds.journal import JournalReader, Run, SqliteJournal
+from async_refunds.models import Refund
 from async_refunds.results import CancelRequest, CancelResult
 from tests.support.journals import claimed
 
@@ -218,3 +220,34 @@ async def test_facts_of_another_shape_are_damage(path: Path, facts: str) -> None
         other.execute(f"UPDATE items SET facts = {facts}")  # noqa: S608 - as above
     with pytest.raises(JournalError, match=r"is damaged.*item 1 does not match"):
         SqliteJournal.open(path)
+
+
+async def test_result_of_an_item_that_was_not_given_out_is_kept(path: Path) -> None:
+    """As of a run whose journal was put back to an earlier copy."""
+    async with SqliteJournal.open(path, RUN) as journal:
+        await journal.add(requests(2))
+        early = path.with_name("early.sqlite3")
+        shutil.copy(path, early)
+        claims = await claimed(journal, ACCOUNT, 1)
+    async with SqliteJournal.open(early) as journal:
+        await journal.settle([canceled(claims[0])])
+        assert journal.tally().outcomes == {"canceled": 1, None: 1}
+        (record, _) = journal.records()
+    assert (record.outcome, record.idempotency_key) == ("canceled", keys(claims)[0])
+
+
+async def test_address_in_one_word_of_an_answer_is_not_kept(path: Path) -> None:
+    refund = Refund(
+        *("re_0", "refund", 1, "jpy", 1_700_000_000),
+        status="jane@customer.example",
+        charge="ch_1",
+        failure_balance_transaction="txn_" + "1" * 600,
+    )
+    async with SqliteJournal.open(path, RUN) as journal:
+        await journal.add(requests(1))
+        (claim,) = await claimed(journal, ACCOUNT, 1)
+        known = msgspec.structs.replace(canceled(claim)[1], refund=refund)
+        await journal.settle([(claim, known)])
+        (record,) = journal.records()
+    assert (record.status, record.charge) == ("[e-mail]", "ch_1")
+    assert record.failure_balance_transaction == "txn_" + "1" * 496

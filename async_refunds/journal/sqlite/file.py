@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _LOCK_WAIT = 5.0
 """Seconds to wait for another connection's lock: that of a reader is short."""
-_CACHE = 8_000  # KiB; ids come in no order, so the index's pages are wanted again
+_CACHE = 4_000  # KiB; ids come in no order, so the index's pages are wanted again
 
 _HEADER = 100
 """Bytes at the start of any database (https://www.sqlite.org/fileformat.html). SQLite
