@@ -167,17 +167,17 @@ class Link:
 
     async def _connected(self) -> Connection:
         if self._connection is None:
-            self._connecting = asyncio.create_task(
+            connecting = self._connecting = asyncio.create_task(
                 self._database.connect(patience=self._patience)
             )
-            try:
-                self._connection = await self._connecting
-            except asyncio.CancelledError:
-                if self._closing.is_set():
-                    raise JournalError(_CLOSED) from None
-                raise
-            finally:
-                self._connecting = None
+            await asyncio.wait([connecting])
+            self._connecting = None
+            if connecting.cancelled():
+                raise JournalError(_CLOSED)
+            self._connection = connecting.result()
+            if self._closing.is_set():
+                await self._drop()
+                raise JournalError(_CLOSED)
         return self._connection
 
     async def _drop(self) -> None:
@@ -214,9 +214,10 @@ def hang_up(connection: psycopg.AsyncConnection[Any]) -> None:
     Cancelling the wait would send a request to cancel over a new connection, and wait
     for that.
     """
-    if connection.closed:
-        return
-    with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as end:
+    with (
+        suppress(OSError, psycopg.OperationalError),  # it is closed already
+        socket.socket(fileno=os.dup(connection.fileno())) as end,
+    ):
         end.shutdown(socket.SHUT_RDWR)
 
 

@@ -233,7 +233,7 @@ class PostgresJournal(BatchGuard):
             LeaseLostError: The account was taken over, or the item is not there any
                 more as it was claimed.
         """
-        assert isinstance(claim, LeasedClaim)  # noqa: S101 - it gives out no others
+        claim = _leased(claim)
         number = self._next_claim()
         values = {
             "account": claim.stripe_account or "",
@@ -268,8 +268,8 @@ class PostgresJournal(BatchGuard):
         Raises:
             LeaseLostError: Accounts were taken over. The others' are taken back.
         """
-        rows = [unsent_row(claim) for claim in claims if isinstance(claim, LeasedClaim)]
-        await self._write(GIVE_BACK, claims, list(rows))
+        leased = [_leased(claim) for claim in claims]
+        await self._write(GIVE_BACK, leased, [unsent_row(claim) for claim in leased])
 
     async def settle(self, known: Sequence[tuple[Claim, CancelResult]]) -> None:
         """Keep what became of items. An item that is settled stays as it is.
@@ -277,13 +277,9 @@ class PostgresJournal(BatchGuard):
         Raises:
             LeaseLostError: Accounts were taken over. The others' are kept.
         """
-        claims = [claim for claim, _ in known]
-        rows = [
-            known_row(claim, result)
-            for claim, result in known
-            if isinstance(claim, LeasedClaim)
-        ]
-        await self._write(SETTLE, claims, list(rows))
+        leased = [(_leased(claim), result) for claim, result in known]
+        rows = [known_row(claim, result) for claim, result in leased]
+        await self._write(SETTLE, [claim for claim, _ in leased], rows)
 
     async def accounts(self) -> list[str | None]:
         """Return the accounts that have open items, ``None`` for the key's own.
@@ -446,8 +442,8 @@ class PostgresJournal(BatchGuard):
     async def _write(
         self,
         statement: str,
-        claims: Sequence[Claim],
-        rows: list[KnownRow | UnsentRow],
+        claims: Sequence[LeasedClaim],
+        rows: Sequence[KnownRow | UnsentRow],
     ) -> None:
         """Write rows of claims.
 
@@ -462,16 +458,10 @@ class PostgresJournal(BatchGuard):
                 Operation(statement, {}, rows=rows)
             )
         }
-        leases = {
-            (claim.stripe_account, claim.token)
-            for claim in claims
-            if isinstance(claim, LeasedClaim)
-        }
         for claim in claims:
-            if isinstance(claim, LeasedClaim):
-                given = self._given.get(claim.stripe_account, set())
-                given.discard((claim.run_id, claim.refund_id))
-        if lost := leases - held:
+            given = self._given.get(claim.stripe_account, set())
+            given.discard((claim.run_id, claim.refund_id))
+        if lost := {(claim.stripe_account, claim.token) for claim in claims} - held:
             raise self._lost(lost)
 
     def _lost(self, leases: Iterable[tuple[str | None, str]]) -> LeaseLostError:
@@ -515,3 +505,8 @@ class PostgresJournal(BatchGuard):
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+def _leased(claim: Claim) -> LeasedClaim:
+    assert isinstance(claim, LeasedClaim)  # noqa: S101 - it gives out no others
+    return claim

@@ -34,6 +34,8 @@ SUSPICIOUS = 3
 claimed together with the item that ends whoever has it."""
 _RENEWALS = 3  # within each TTL, so that one may fail
 _CLOSES_WITHIN = 5.0  # seconds
+_PATIENCE = 10.0
+"""Seconds for an answer at least: with less a slow database would never answer."""
 
 _logger = logging.getLogger("async_refunds")
 
@@ -88,7 +90,7 @@ class Leases:
         """Seconds after an unclean takeover in which no refund gets a new key."""
         self.on_lost = on_lost
         self._clock = clock
-        self._link = Link(database, patience=ttl)
+        self._link = Link(database, patience=max(ttl, _PATIENCE))
         self._held: dict[str | None, Lease] = {}
         self._good_until: dict[str | None, float] = {}
         self._rates: dict[str | None, float] = {}

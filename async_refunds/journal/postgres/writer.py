@@ -15,7 +15,7 @@ from async_refunds.protocol.redaction import scrub
 from .rows import KnownRow, UnsentRow, encoded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from .connection import Connection, Link
 
@@ -44,7 +44,7 @@ class Operation:
         self,
         statement: str,
         values: dict[str, Any],
-        rows: list[KnownRow | UnsentRow] | None = None,
+        rows: Sequence[KnownRow | UnsentRow] | None = None,
         recall: str | None = None,
     ) -> None:
         self.statement, self.values = statement, values
@@ -137,7 +137,7 @@ def _awaited(operations: list[Operation]) -> list[Operation]:
     return [each for each in operations if not each.done.done()]
 
 
-def _values_of(rows: list[KnownRow | UnsentRow]) -> dict[str, Any]:
+def _values_of(rows: Sequence[KnownRow | UnsentRow]) -> dict[str, Any]:
     leases = {(row.account, row.token) for row in rows}
     return {
         "accounts": [account for account, _ in leases],

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from async_refunds.errors import JournalError
 from async_refunds.journal.postgres import Database, Leases
+from async_refunds.journal.postgres.leases import monotonic
 from tests.support.fleets import SCOPE, ids, until, worker
 
 if TYPE_CHECKING:
@@ -115,6 +117,32 @@ async def test_lease_counts_from_when_its_renewal_was_sent(fleet: Fleet) -> None
         assert one.leases.may_send(None)
         one.clock.now += 2
         assert not one.leases.may_send(None)
+
+
+async def test_what_is_not_held_is_neither_noted_nor_lost(fleet: Fleet) -> None:
+    fleet.add(["re_1"])
+    async with worker(fleet.address) as one:
+        (old,) = await one.leases.acquire(1)
+        await one.leases.release(None)
+        one.leases.note_rate(None, 5.0)
+        await one.leases.acquire(1)
+        one.leases.lose(old)
+        assert one.lost == []
+        await one.leases.renew()
+        assert fleet.value("SELECT pace FROM async_refunds.leases") is None
+        (held,) = [one.leases.get(account) for account in one.leases.accounts]
+        assert held is not None
+        one.leases.on_lost = None
+        one.leases.lose(held)
+        assert one.leases.accounts == []
+
+
+async def test_clock_goes_on_while_the_machine_is_suspended_where_that_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert monotonic() > 0
+    monkeypatch.delattr(time, "CLOCK_BOOTTIME", raising=False)
+    assert abs(monotonic() - time.monotonic()) < 60
 
 
 async def test_task_renews_until_it_is_closed(fleet: Fleet) -> None:

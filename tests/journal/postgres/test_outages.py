@@ -242,6 +242,49 @@ async def test_close_does_not_wait_for_a_database_that_is_away(fleet: Fleet) -> 
         fleet.expire()
 
 
+async def test_close_does_not_wait_for_a_connection_that_is_not_made(
+    fleet: Fleet,
+) -> None:
+    async with proxied(fleet) as (proxy, address):
+        link = Link(Database(address))
+        proxy.hold()
+        working = asyncio.create_task(link.repeat(no_work))
+        await until(lambda: proxy.ends)
+        await link.close(within=0.05)
+        with pytest.raises(JournalError, match="was closed"):
+            await working
+
+
+async def no_work(connection: Any, in_doubt: bool) -> list[Any]:  # noqa: ANN401, FBT001 - as Link calls it
+    raise AssertionError((connection, in_doubt))
+
+
+async def test_database_without_tables_or_with_newer_ones_is_told(
+    postgres_empty_database: str, fleet: Fleet
+) -> None:
+    run = Run(URL, livemode=False)
+    with pytest.raises(JournalError, match="no tables of async_refunds: run"):
+        await PostgresJournal.open(postgres_empty_database, run, name="run")
+    fleet.do("UPDATE async_refunds.meta SET min_worker_version = 2")
+    with pytest.raises(JournalError, match="go on with a newer release"):
+        await PostgresJournal.open(fleet.address, run, name="run")
+
+
+async def test_worker_learns_of_newer_tables_when_it_connects_again(
+    fleet: Fleet,
+) -> None:
+    fleet.add(["re_1"])
+    async with worker(fleet.address) as one:
+        await one.acquire()
+        fleet.do("UPDATE async_refunds.meta SET min_worker_version = 2")
+        fleet.do(
+            """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                WHERE application_name = 'async_refunds'"""
+        )
+        with pytest.raises(JournalError, match="go on with a newer release"):
+            await one.leases.renew()
+
+
 async def test_mistake_is_raised_and_not_repeated(
     fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:
