@@ -49,9 +49,6 @@ release."""
 
 _CONCURRENCY = 50
 _PAUSE = 1.0  # seconds between two looks for a database that is away
-# It cannot be reached, starts, or ends.
-# https://www.postgresql.org/docs/current/errcodes-appendix.html
-_AWAY = (None, "57P01", "57P03")
 _PATIENCE = 120.0
 
 
@@ -132,8 +129,6 @@ def worker(
         asyncio.run(run())
     except JournalError as error:
         refuse(str(error))
-    except psycopg.Error as error:
-        refuse(f"the database: {told_by(error)}")
     except asyncio.CancelledError:
         output.say("ended at once; other workers go on with what was under way")
     told = ", ".join(f"{count:,} {name}" for name, count in outcomes.most_common())
@@ -147,15 +142,13 @@ async def _answers(database: Database, stop: asyncio.Event, output: Output) -> b
 
     Raises:
         JournalError: It has not the tables of this release.
-        psycopg.Error: It refuses the user, or there is no such database.
     """
     said = False
     while not stop.is_set():
         try:
             connection = await database.connect()
         except psycopg.OperationalError as error:
-            if error.sqlstate not in _AWAY:
-                raise
+            # libpq tells no code by which what passes could be told from a wrong name.
             if not said:
                 output.warn(f"waiting for the database: {told_by(error)}")
             said = True

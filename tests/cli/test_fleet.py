@@ -550,15 +550,13 @@ async def test_worker_waits_for_the_database_and_refuses_the_wrong_one(
     fleet: Fleet, postgres_empty_database: str
 ) -> None:
     to = ("fleet", "worker", "--base-url", HERE)
-    empty, unknown, lease = await run_each(
+    empty, lease = await run_each(
         (*to, "--database", postgres_empty_database),
-        (*to, "--database", f"{postgres_empty_database} dbname=nobody"),
         (*to, "--lease", "0"),
         environment=fleet.environment,
     )
-    assert [empty.code, unknown.code, lease.code] == [2, 2, 2]
+    assert [empty.code, lease.code] == [2, 2]
     assert "run `async-refunds fleet init`" in empty.err
-    assert 'the database: database "nobody" does not exist' in unknown.err
     assert "--lease must be" in lease.err
     away = {"ASYNC_REFUNDS_DATABASE": "postgresql://127.0.0.1:1/nobody"}
     async with started(*to, "--verbose", environment=away) as worker:
