@@ -287,7 +287,9 @@ async def test_worker_ends_when_its_tables_are_replaced_by_newer_ones(
     await fleet.seed(500, A)
     async with RefundsClient(KEY, base_url=fleet.base_url) as refunds:
         working = asyncio.create_task(work(fleet.database, refunds, rate=50.0, ttl=TTL))
-        await fleet.until(lambda: fleet.stripe.requests)
+        await fleet.until_found(
+            "SELECT count(*) > 3 FROM async_refunds.items WHERE settled"
+        )
         await fleet.ask(
             "UPDATE async_refunds.meta SET schema_version = 99, min_worker_version = 99"
         )
