@@ -139,6 +139,10 @@ class Execution:
         """
         self._scheduler.open(account)
 
+    def works_on(self, account: str | None) -> bool:
+        """Tell whether an account is open: neither idle nor dropped since."""
+        return self._scheduler.works_on(account)
+
     def drop_account(self, account: str | None) -> None:
         """Forget an account whose lease is lost.
 

@@ -202,6 +202,11 @@ class Scheduler:
         elif queue is None or not queue.draining:
             self.extend([account])
 
+    def works_on(self, account: str | None) -> bool:
+        """Tell whether an account is open: neither forgotten nor dropped since."""
+        queue = self._queues.get(account)
+        return queue is not None and (queue.reopening or not queue.dropped)
+
     def drop(self, accounts: Iterable[str | None]) -> None:
         """Forget accounts whose leases are lost. Another process goes on with them.
 

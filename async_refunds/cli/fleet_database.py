@@ -66,7 +66,7 @@ def connected(given: DatabaseOptions, *, checked: bool = True) -> Generator[Conn
     try:
         connection = psycopg.connect(given.address.conninfo, autocommit=True)
     except psycopg.OperationalError as error:
-        refuse(f"the database cannot be reached: {_line(error)}")
+        refuse(f"the database cannot be reached: {told_by(error)}")
     try:
         with connection:
             if checked:
@@ -75,11 +75,11 @@ def connected(given: DatabaseOptions, *, checked: bool = True) -> Generator[Conn
     except JournalError as error:
         refuse(str(error))
     except psycopg.Error as error:
-        print_error(f"the database: {_line(error)}")
+        print_error(f"the database: {told_by(error)}")
         raise typer.Exit(NOT_ALL) from None
 
 
-def _line(error: psycopg.Error) -> str:
+def told_by(error: psycopg.Error) -> str:
     """Return what the server or libpq says, on one line."""
     text = error.diag.message_primary or str(error)
     return " ".join(text.split())

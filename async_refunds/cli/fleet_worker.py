@@ -9,6 +9,7 @@ from collections import Counter
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated
 
+import psycopg
 import typer
 
 from async_refunds.errors import JournalError
@@ -17,7 +18,7 @@ from async_refunds.workers import work
 
 from .config import Connection
 from .exit_codes import DONE
-from .fleet_database import DatabaseOptions  # noqa: TC001 - typer reads the hints
+from .fleet_database import DatabaseOptions, told_by
 from .fleet_enqueue import TargetOptions
 from .options import BatchOptions, Format, with_options
 from .output import Output, refuse
@@ -26,6 +27,7 @@ from .tables import counted
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from async_refunds.journal.postgres.connection import Database
     from async_refunds.results import CancelResult
 
 HELP = """Cancel what is enqueued, together with other workers, until it is stopped.
@@ -46,6 +48,7 @@ Exit codes: 0 it was stopped, 2 wrong usage, or the tables are not those of this
 release."""
 
 _CONCURRENCY = 50
+_PAUSE = 1.0  # seconds between two looks for a database that is away
 _PATIENCE = 120.0
 
 
@@ -92,7 +95,7 @@ def worker(
     """Cancel what is enqueued, until it is stopped."""
     output = Output(form)
     api = Connection(live=given.live, base_url=given.base_url, context=given.context)
-    address = database.address.conninfo
+    address = database.address
     _log_warnings(verbose=form.verbose)
     outcomes: Counter[str] = Counter()
 
@@ -106,8 +109,10 @@ def worker(
                 output.say(
                     f"working at {api.base_url} in {api.mode} mode; Ctrl-C ends it"
                 )
+                if not await _answers(address, stop, output):
+                    return
                 await work(
-                    address,
+                    address.conninfo,
                     refunds,
                     tenant=given.tenant,
                     name=given.name,
@@ -130,6 +135,30 @@ def worker(
     total = counted(outcomes.total(), "result")
     output.say(f"ended with {total}{': ' if told else ''}{told}")
     raise typer.Exit(DONE)
+
+
+async def _answers(database: Database, stop: asyncio.Event, output: Output) -> bool:
+    """Wait for the database, and tell whether it came before the signal to stop.
+
+    Raises:
+        JournalError: It has not the tables of this release.
+    """
+    said = False
+    while not stop.is_set():
+        try:
+            connection = await database.connect()
+        except psycopg.OperationalError as error:
+            # libpq tells no code by which what passes could be told from a wrong name.
+            if not said:
+                output.warn(f"waiting for the database: {told_by(error)}")
+            said = True
+        else:
+            await connection.close()
+            return True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PAUSE):
+                await stop.wait()
+    return False
 
 
 def _log_warnings(*, verbose: bool) -> None:

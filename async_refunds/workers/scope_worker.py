@@ -218,6 +218,7 @@ class ScopeWorker:
         """Give back and take accounts; return whether there may be more to take."""
         self._note_rates()
         await self._release()
+        self._go_on()
         now, held = self._clock(), self._at_work()
         self._hand_over(self._share.hand_over(held, len(self._draining), now))
         room = self._share.room(held, now)
@@ -233,6 +234,17 @@ class ScopeWorker:
             self._hungry = hungry
             self._tell()
         return len(taken) == room
+
+    def _go_on(self) -> None:
+        """Open what is held and not worked on.
+
+        An account may be lost and won again before a result of the first time is
+        refused. The batch drops it then, though the new lease is good.
+        """
+        away = self._idle.keys() | self._leaving.keys() | self._draining
+        for account in self._leases.accounts:
+            if account not in away and not self._execution.works_on(account):
+                self._execution.open_account(account)
 
     def _note_rates(self) -> None:
         for account in self._leases.accounts:

@@ -71,6 +71,15 @@ class Files:
         if before and not left:
             self.forgotten = True
 
+    def note_what_is_left(self) -> None:
+        """Look at what a run has left behind that lost its file while it went on.
+
+        SQLite removes the -wal when it closes a file, also one that is not there.
+        """
+        lost = any(each.endswith("(main) in use") for each in self.done)
+        if lost and not any(self._size(suffix) for suffix in FILES[:2]):
+            self.forgotten = True
+
     def _size(self, suffix: str) -> int:
         path = self.at(suffix)
         return path.stat().st_size if path.is_file() else 0

@@ -102,6 +102,7 @@ class JournalCase:
     # --------------------------------------------------------------------------- a run
 
     async def _run(self, number: int) -> None:
+        self.files.note_what_is_left()
         for part in self._of(number, Damage):
             if part.kind not in ("alias", "pair") and not self._is_live(part):
                 self.files.damage(part, live=False)

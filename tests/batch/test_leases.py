@@ -510,20 +510,38 @@ async def test_accounts_that_have_gone_leave_nothing_in_memory() -> None:
 async def test_result_whose_lease_is_lost_makes_room_for_others() -> None:
     """A slow caller bounds the results that wait; the lost ones do not count."""
     stripe = emulator()
+    stripe.latency = 1.0
     async with fleet(stripe, concurrency=2) as batch:
+        for number in range(1, 4):
+            account = f"acct_{number}"
+            await batch.journal.enqueue(seeded(stripe, 2, account), account)
+            batch.open(account)
+            while len(stripe.requests) < 2 * number:  # noqa: ASYNC110 - of the emulator
+                await asyncio.sleep(0.1)
+            batch.journal.take_away(account)
+            await asyncio.sleep(5.0)
+            assert not batch.results
         others = seeded(stripe, 20, B)
-        for _ in range(3):
-            await batch.journal.enqueue(seeded(stripe, 2, A), A)
-            batch.open(A)
-            batch.journal.answering.clear()
-            await asyncio.sleep(1.0)
-            batch.journal.take_away(A)
-            batch.journal.answering.set()
-            await asyncio.sleep(1.0)
         await batch.journal.enqueue(others, B)
         batch.open(B)
         await batch.until_idle()
-        assert set(others) <= batch.outcomes.keys()
+        await batch.until_told(20)
+        assert set(others) == batch.outcomes.keys()
+
+
+async def test_result_of_an_account_that_was_dropped_is_neither_kept_nor_told() -> None:
+    """Also where the journal would still take it."""
+    stripe = emulator()
+    stripe.latency = 1.0
+    async with fleet(stripe) as batch:
+        await batch.journal.enqueue(seeded(stripe, 3, A), A)
+        batch.open(A)
+        await asyncio.sleep(0.5)
+        batch.execution.drop_account(A)
+        await asyncio.sleep(5.0)
+        assert stripe.requests
+        assert not batch.results
+        assert not batch.journal.settled
 
 
 async def test_new_key_that_the_lease_forbids_drops_the_account() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import sys
 import time
@@ -12,7 +13,14 @@ import pytest
 
 from async_refunds.emulator import Emulator
 from async_refunds.journal.keys import derive_key
-from tests.support.terminal import Ended, Screen, run, run_each, started
+from tests.support.terminal import (
+    Ended,
+    Screen,
+    emulator_of,
+    run,
+    run_each,
+    started,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -483,3 +491,79 @@ async def test_old_refunds_are_found_and_added(fleet: Fleet) -> None:
     assert {*items(fleet)} == {(each, "acct_1") for each in old}
     assert fleet.rows("SELECT base_url FROM async_refunds.runs") == [(base_url,)]
     assert not emulator.books.cancel_requests
+
+
+# ------------------------------------------------------------------------------ worker
+
+
+async def test_worker_cancels_what_is_enqueued_until_it_is_ended(fleet: Fleet) -> None:
+    emulator, ids = emulator_of(30)
+    async with emulator.serve() as base_url:
+        to = ("--base-url", base_url)
+        async with started(
+            "fleet", "worker", *to, environment=fleet.environment
+        ) as worker:
+            await worker.says("working at http://127.0.0.1:.* in test mode")
+            await fleet("enqueue", "--run", "tonight", *ids, *to)
+            await until(fleet, "SELECT bool_and(settled) FROM async_refunds.items")
+            worker.process.send_signal(signal.SIGTERM)
+            ended = await worker.ended()
+    assert ended.code == 0
+    assert ended.err.splitlines()[-1] == "ended with 30 results: 30 canceled"
+    assert emulator.books.cancellations == dict.fromkeys(ids, 1)
+    assert (await fleet("report", "tonight")).code == 0
+    held = "SELECT count(*) FROM async_refunds.leases WHERE token IS NOT NULL"
+    assert fleet.rows(held) == [(0,)]
+
+
+async def until(fleet: Fleet, query: str) -> None:
+    """Wait until a query finds what is true."""
+    async with asyncio.timeout(30):
+        while fleet.rows(query) != [(True,)]:  # noqa: ASYNC110 - of the database
+            await asyncio.sleep(0.05)
+
+
+async def test_worker_tells_of_a_refused_key_and_a_second_signal_ends_it_at_once(
+    fleet: Fleet,
+) -> None:
+    emulator, ids = emulator_of(3)
+    emulator.faults.load("stall=1")
+    async with emulator.serve() as base_url:
+        to = ("--base-url", base_url)
+        await fleet("enqueue", "--run", "tonight", *ids, *to)
+        async with started(
+            *("fleet", "worker", *to, "--name", "night"),
+            environment=fleet.environment,
+        ) as worker:
+            await until(fleet, "SELECT bool_or(maybe_sent) FROM async_refunds.items")
+            ((owner,),) = fleet.rows("SELECT owner FROM async_refunds.leases")
+            worker.process.send_signal(signal.SIGTERM)
+            await worker.sleeps()
+            worker.process.send_signal(signal.SIGINT)
+            ended = await worker.ended()
+    assert owner == "night"
+    assert ended.code == 0
+    assert "ended at once; other workers go on with what was under way" in ended.err
+
+
+async def test_worker_waits_for_the_database_and_refuses_the_wrong_one(
+    fleet: Fleet, postgres_empty_database: str
+) -> None:
+    to = ("fleet", "worker", "--base-url", HERE)
+    empty, lease = await run_each(
+        (*to, "--database", postgres_empty_database),
+        (*to, "--lease", "0"),
+        environment=fleet.environment,
+    )
+    assert [empty.code, lease.code] == [2, 2]
+    assert "run `async-refunds fleet init`" in empty.err
+    assert "--lease must be" in lease.err
+    away = {"ASYNC_REFUNDS_DATABASE": "postgresql://127.0.0.1:1/nobody"}
+    async with started(*to, "--verbose", environment=away) as worker:
+        await worker.says("waiting for the database: ")
+        await worker.sleeps()
+        worker.process.send_signal(signal.SIGTERM)
+        ended = await worker.ended()
+    assert ended.code == 0
+    assert ended.err.splitlines()[-1] == "ended with 0 results"
+    assert ended.err.count("waiting for the database") == 1

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from async_refunds import JournalError, RefundsClient
+from async_refunds.batch.execution import Execution
 from async_refunds.emulator import Limits
 from async_refunds.workers import scope_worker, work
 from async_refunds.workers.fair_share import FairShare
@@ -285,7 +287,9 @@ async def test_worker_ends_when_its_tables_are_replaced_by_newer_ones(
     await fleet.seed(500, A)
     async with RefundsClient(KEY, base_url=fleet.base_url) as refunds:
         working = asyncio.create_task(work(fleet.database, refunds, rate=50.0, ttl=TTL))
-        await fleet.until(lambda: fleet.stripe.requests)
+        await fleet.until_found(
+            "SELECT count(*) > 3 FROM async_refunds.items WHERE settled"
+        )
         await fleet.ask(
             "UPDATE async_refunds.meta SET schema_version = 99, min_worker_version = 99"
         )
@@ -432,3 +436,31 @@ async def test_words_of_others_that_are_not_understood_are_ignored(
 
 
 _OTHER = '{"scope": "x y z", "worker": "w", "held": 1, "hungry": true, "new": 1}'
+
+
+async def test_worker_whose_own_lease_has_ended_does_not_take_it_from_itself(
+    fleet: Fleet,
+) -> None:
+    """As after a database that stood still: the token is still its own."""
+    ids = await fleet.seed(120, A)
+    async with fleet.worker(rate=60.0, ttl=600.0):
+        await fleet.until_told(10)
+        token = "SELECT token FROM async_refunds.leases"
+        before = await fleet.value(token)
+        await fleet.ask("UPDATE async_refunds.leases SET until = '-infinity'")
+        await fleet.until_told(len(ids))
+        assert await fleet.value(token) == before
+    assert all(len(each) == 1 for each in keys(fleet, ids))
+
+
+async def test_account_that_is_held_and_not_worked_on_is_opened_again(
+    fleet: Fleet,
+) -> None:
+    """As when it was lost, won again, and only then a result of before was refused."""
+    ids = await fleet.seed(60, A)
+    async with fleet.worker(rate=60.0, ttl=600.0):
+        await fleet.until_told(5)
+        (batch,) = [each for each in gc.get_objects() if isinstance(each, Execution)]
+        batch.drop_account(A)
+        await fleet.until_told(len(ids))
+    assert all(len(each) == 1 for each in keys(fleet, ids))

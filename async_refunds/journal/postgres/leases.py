@@ -156,7 +156,9 @@ class Leases:
                 found = await connection.execute(ACQUIRED, values)
                 if rows := await found.fetchall():
                     return rows
-            return await (await connection.execute(ACQUIRE, values)).fetchall()
+            held = [account or "" for account in self._held]
+            cursor = await connection.execute(ACQUIRE, {**values, "held": held})
+            return await cursor.fetchall()
 
         leases: list[Lease] = []
         for account, rate, takeovers in await self._link.repeat(work):

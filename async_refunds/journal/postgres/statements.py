@@ -24,6 +24,8 @@ WITH history AS MATERIALIZED (SELECT async_refunds.note_timeline() AS timeline),
 free AS (
     SELECT l.account FROM async_refunds.leases l
     WHERE l.scope = %(scope)s AND l.until < clock_timestamp()
+        -- What ended while nobody could renew it lives on under its token.
+        AND l.account <> ALL (%(held)s::text[])
         AND CASE WHEN %(forced)s::boolean THEN l.account = ANY (%(accounts)s::text[])
             ELSE l.not_before <= clock_timestamp() END
         AND {_HAS_WORK}
