@@ -63,8 +63,9 @@ _ROOM_SHARE, _ROOM_LIMIT = 0.1, 1.0
 _TOO_MANY_REQUESTS = 429
 
 # Frames of the stack that a call needs: a cancel over a new connection takes 22 awaits,
-# one with a retry, a read and tracing 26, and hooks and logging come on top.
-_FRAMES = 40
+# one with a retry, a read and tracing 26, and hooks and logging come on top. While it
+# is traced, each await takes two.
+_FRAMES = 60
 
 
 def need_stack() -> None:
