@@ -15,6 +15,7 @@ from async_refunds import (
     OutcomeUnknownError,
     RefundsClient,
     RefundsError,
+    RetryPolicy,
     __version__,
 )
 from async_refunds.transport.connections import closes_coroutine
@@ -334,11 +335,12 @@ async def test_close_in_the_midst_of_a_call_leaves_an_unknown_outcome() -> None:
 
 
 def test_second_event_loop_gets_a_clear_error() -> None:
-    refunds = RefundsClient(KEY, base_url="http://127.0.0.1:1")
+    never = RetryPolicy(max_retries=0)
+    refunds = RefundsClient(KEY, base_url="http://127.0.0.1:1", retry=never)
 
     async def use(error: type[Exception], words: str) -> None:
         with pytest.raises(error, match=words):
-            await refunds.cancel(RE, timeout=0.01)
+            await refunds.cancel(RE)
 
     asyncio.run(use(APIConnectionError, "no connection"))
     asyncio.run(use(RuntimeError, "another event loop"))

@@ -515,7 +515,7 @@ async def test_results_outlive_the_terminal_of_many(tmp_path: Path) -> None:
 
 async def test_journal_with_no_room_for_the_ids_is_refused(tmp_path: Path) -> None:
     emulator, ids = emulator_of(0)
-    (tmp_path / "ids.txt").write_text("".join(f"re_{n:0100}\n" for n in range(5000)))
+    (tmp_path / "ids.txt").write_text("".join(f"re_{n:0100}\n" for n in range(10_000)))
     del ids
     async with emulator.serve() as base_url:
         ended = await run(
@@ -528,11 +528,12 @@ async def test_journal_with_no_room_for_the_ids_is_refused(tmp_path: Path) -> No
     assert not emulator.requests
 
 
-# No file of this process gets larger than 256 KiB; the list itself stays in memory.
+# No file of this process gets larger than 1 MiB, which what coverage keeps needs too; the
+# list itself stays in memory.
 SMALL_DISK = """
 import resource, runpy, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (262_144, 262_144))
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_048_576, 1_048_576))
 sys.argv += ["--base-url", sys.argv.pop(1)]
 runpy.run_module("async_refunds", run_name="__main__", alter_sys=True)
 """
