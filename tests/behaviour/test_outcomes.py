@@ -31,6 +31,7 @@ from async_refunds import (
 )
 from async_refunds.client import begin_call
 from async_refunds.protocol.requests import cancel_request
+from tests.conftest import JumpingEventLoop
 from tests.support.scripted import (
     CANCELED,
     CUT,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from aiohttp.connector import Connection
     from aiohttp.tracing import Trace
 
+    from async_refunds.models import Attempt
     from async_refunds.protocol.requests import Request
 
 WAITING = seen("requires_action")
@@ -384,6 +386,23 @@ async def test_refusal_without_our_key_is_asked_for_twice_also_without_retries(
             await refunds.cancel(RE)
     assert caught.value.status_code == status
     assert server.methods() == "POST POST GET"
+
+
+async def test_refusal_is_not_asked_for_twice_where_no_time_is_left() -> None:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, JumpingEventLoop)
+
+    def wait(_: Attempt) -> None:
+        loop.jump(79.0)
+
+    never = RetryPolicy(max_retries=0)
+    async with (
+        scripted(UNCONFIRMED[401], reads=[WAITING]) as server,
+        server.client(retry=never, on_attempt=wait) as refunds,
+    ):
+        with pytest.raises(OutcomeUnknownError):
+            await refunds.cancel(RE)
+    assert server.methods().count("POST") == 1
 
 
 async def test_refusal_that_came_once_is_not_proven_by_a_read_that_is_refused() -> None:

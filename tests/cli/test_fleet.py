@@ -116,6 +116,13 @@ async def test_database_that_is_not_there_is_told_without_its_password(
         assert len(each.err.splitlines()) == 1
 
 
+async def test_help_names_each_command(fleet: Fleet) -> None:
+    ended = await fleet("--help")
+    assert (ended.code, ended.err) == (0, "")
+    for command in ("init", "enqueue", "worker", "status", "report", "prune"):
+        assert f"\n  {command} " in ended.out
+
+
 async def test_what_the_database_refuses_is_told_on_one_line(
     postgres_empty_database: str,
 ) -> None:

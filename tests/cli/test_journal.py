@@ -528,7 +528,7 @@ async def test_journal_with_no_room_for_the_ids_is_refused(tmp_path: Path) -> No
     assert not emulator.requests
 
 
-# No file of this process gets larger than 1 MiB, which what coverage keeps needs too; the
+# No file of this process gets larger than 1 MiB; coverage keeps less than that, and the
 # list itself stays in memory.
 SMALL_DISK = """
 import resource, runpy, signal, sys
