@@ -2,8 +2,8 @@
 
 The rows of the table are tried from the top. "Maybe sent" means that an attempt of this
 or an earlier call with the same key may have been executed without a clear answer; a
-refusal without `Proof` counts as such unless the read is refused alike. One that came
-twice counts as such if the read fails otherwise, or finds the refund canceled.
+refusal without `Proof` counts as such. So does one that came twice, if the read finds
+the refund canceled or fails, unless it is refused for the same reason.
 
 | maybe sent | last answer to the cancel        | refund as read  | outcome          |
 |------------|----------------------------------|-----------------|------------------|

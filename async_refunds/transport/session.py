@@ -210,7 +210,8 @@ class Session:
         has as long for its answer. And since that wait ends first, a time-out in it
         proves that nothing was sent.
         """
-        alone = evidence.alone and self._owned
+        # None is made that nobody would close any more.
+        alone = evidence.alone and self._owned and not self._closed
         session = self._session_of_single_use() if alone else self._session
         deadlines, limiter = self._deadlines, self._limiter
         assert session is not None  # noqa: S101 - `open` comes before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import ssl
 from typing import TYPE_CHECKING, Any
@@ -403,6 +404,23 @@ async def test_refusal_is_not_asked_for_twice_where_no_time_is_left() -> None:
         with pytest.raises(OutcomeUnknownError):
             await refunds.cancel(RE)
     assert server.methods().count("POST") == 1
+
+
+async def test_client_that_was_closed_opens_no_connection_for_a_second_answer() -> None:
+    closing: list[asyncio.Task[None]] = []
+
+    def close(_: Attempt) -> None:
+        if not closing:
+            closing.append(asyncio.create_task(refunds.close()))
+
+    async with scripted(UNCONFIRMED[401]) as server:
+        refunds = server.client(on_attempt=close)
+        with pytest.raises(OutcomeUnknownError):
+            await refunds.cancel(RE)
+        await asyncio.gather(*closing)
+        assert server.methods() == "POST"
+    sessions = [s for s in gc.get_objects() if isinstance(s, aiohttp.ClientSession)]
+    assert all(session.closed for session in sessions)
 
 
 async def test_refusal_that_came_once_is_not_proven_by_a_read_that_is_refused() -> None:

@@ -14,6 +14,7 @@ import psycopg
 from async_refunds.errors import JournalError
 from async_refunds.journal.base import BatchGuard, LeaseLostError, Run, check_limits
 from async_refunds.journal.keys import DERIVATION, derive_key
+from async_refunds.protocol.redaction import scrub
 
 from .connection import Database, Link
 from .leases import SUSPICIOUS, TTL, Lease, Leases
@@ -154,7 +155,9 @@ class PostgresJournal(BatchGuard):
             finally:
                 await connection.close()
         except psycopg.Error as error:
-            raise JournalError(f"the journal cannot be opened: {error}") from None
+            raise JournalError(
+                f"the journal cannot be opened: {scrub(str(error))}"
+            ) from None
         owner = f"{socket.gethostname()} {os.getpid()}"
         leases = Leases(database, scope, owner, ttl=ttl)
         await leases.start()
@@ -314,10 +317,8 @@ class PostgresJournal(BatchGuard):
                 return  # there is nothing to do for them
             if time.monotonic() > until:
                 account, owner = held[0]
-                raise JournalError(
-                    f"{owner} is at work for the account {account or 'itself'}: wait "
-                    "for its end"
-                )
+                whose = account or "the key's own account"
+                raise JournalError(f"{owner} works on {whose}: wait for its end")
             await asyncio.sleep(_POLL)
 
     def _page(self, lease: Lease, limit: int) -> int:

@@ -237,7 +237,8 @@ class Leases:
         self._good_until.pop(lease.account, None)
         self._rates.pop(lease.account, None)
         _logger.warning(
-            "the account %s was taken over by another worker", lease.account or "itself"
+            "%s: another worker has taken it over",
+            lease.account or "the key's own account",
         )
         if self.on_lost is not None:
             self.on_lost(lease.account)

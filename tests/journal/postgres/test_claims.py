@@ -406,7 +406,7 @@ async def test_run_alone_waits_for_a_lease_and_says_who_has_it(fleet: Fleet) -> 
     ):
         await one.acquire()
         claiming = asyncio.create_task(alone.claim({None: 5}))
-        with pytest.raises(JournalError, match="host 1 is at work for the account its"):
+        with pytest.raises(JournalError, match="host 1 works on the key's own account"):
             await claiming
         fleet.expire()
         found = await alone.claim({None: 5})
