@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from async_refunds.journal.base import Claim
-from async_refunds.journal.sqlite.rows import Facts
+from async_refunds.journal.facts import Facts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

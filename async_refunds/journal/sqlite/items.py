@@ -8,11 +8,12 @@ import msgspec
 
 from async_refunds.errors import JournalError
 from async_refunds.journal.base import Claim
+from async_refunds.journal.facts import Facts
 from async_refunds.journal.keys import derive_key
 
 from .bulk import in_bulks, repeated, write_rows
 from .errors import damaged
-from .rows import ITEM_COLUMNS, WRITTEN_COLUMNS, DamagedRowError, Facts, Item, checksum
+from .rows import ITEM_COLUMNS, WRITTEN_COLUMNS, DamagedRowError, Item, checksum
 from .schema import create, write_state
 
 if TYPE_CHECKING:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from async_refunds.journal.base import Run
+from async_refunds.journal.facts import Facts
 
 from .errors import damaged
-from .rows import WRITTEN_COLUMNS, Facts, Item, RunState, checksum
+from .rows import WRITTEN_COLUMNS, Item, RunState, checksum
 from .schema import TABLES, create, write_state
 
 if TYPE_CHECKING:
