@@ -20,10 +20,10 @@ _LONGEST = 500  # characters of an error's text; Stripe's are a sentence or two
 
 
 class Facts(msgspec.Struct, array_like=True, gc=False):
-    """What is known of an item. A row has them as one value, MessagePack's array.
+    """What is known of an item.
 
-    One value is bound and read faster than twenty columns are, and its checksum needs
-    no second encoding.
+    SQLite's journal keeps it as one value, MessagePack's array: that is bound and read
+    faster than twenty columns are, and its checksum needs no second encoding.
     """
 
     settled: bool = False
