@@ -48,7 +48,7 @@ class Report(report.Report, frozen=True, kw_only=True):
 
 def flags() -> Flags:
     """Read the command line."""
-    parser = report.parser(QUESTION, rounds=9)
+    parser = report.parser(QUESTION, rounds=5)
     parser.add_argument(
         "--calls", type=report.count, default=1000, help="of each client in each round"
     )
