@@ -214,7 +214,7 @@ def classify(request: Request[T], reply: Reply) -> Classification[T]:
     if key is not None and getattr(value, "status", None) != "canceled":
         # No documented answer is like this, and the saved answer would come again.
         return Classification(reply, Outcome.AMBIGUOUS, retry=False)
-    return Classification(reply, Outcome.DONE, retry=False, value=value)
+    return Classification(reply, Outcome.DONE, False, value)  # noqa: FBT003 - keywords cost
 
 
 def _leads_on(request: Request[Any], value: object) -> bool:

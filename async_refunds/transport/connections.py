@@ -107,9 +107,11 @@ class FreshConnector(aiohttp.TCPConnector):
         """Return a connection on which nothing has arrived yet."""
         evidence = send_evidence.get()
         evidence.started = True
-        for _ in range(_MAX_TRIES):
+        tries = 0
+        while True:
             try:
-                conn = await super().connect(req, traces, timeout)
+                # `super()` costs more; this is the way of every request.
+                conn = await aiohttp.TCPConnector.connect(self, req, traces, timeout)
             except asyncio.CancelledError:
                 if is_cancelled():
                     raise
@@ -122,7 +124,9 @@ class FreshConnector(aiohttp.TCPConnector):
                 evidence.protocol = protocol
                 return conn
             conn.close()
-        raise StaleConnectionError
+            tries += 1
+            if tries == _MAX_TRIES:
+                raise StaleConnectionError
 
 
 class ConnectionLimiter:

@@ -33,7 +33,7 @@ from .deadlines import Deadlines
 from .failures import BEFORE_SENDING, CLOSED, NO_CONNECTION_FREE, failure_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from async_refunds.protocol.requests import Reply, Request
 
@@ -99,6 +99,7 @@ class Session:
         self._origin = URL(origin)
         self._session = borrowed
         self._owned = borrowed is None
+        self._evidence_class = SendEvidence if self._owned else SendTracker
         # An own session carries the headers itself, which is cheaper than merging them
         # into each request.
         own = dict(headers)
@@ -194,8 +195,7 @@ class Session:
             alone: See `SendEvidence.alone`.
             permit: See `SendEvidence.permit`.
         """
-        evidence = SendEvidence if self._owned else SendTracker
-        return evidence(alone=alone, permit=permit)
+        return self._evidence_class(alone=alone, permit=permit)
 
     async def send(
         self,
@@ -233,18 +233,8 @@ class Session:
             with deadlines.start(seconds - waited, now + waited, task):
                 evidence.key_generation = self.key_generation
                 evidence.requested = True
-                response = await session.request(
-                    request.method,
-                    self._url_of(request),
-                    data=request.form,
-                    headers=self._headers_of(request),
-                    allow_redirects=False,
-                    raise_for_status=False,
-                    auto_decompress=True,
-                    timeout=self._timeout_of(connect_seconds - waited),
-                    middlewares=(evidence,)
-                    if isinstance(evidence, SendTracker)
-                    else (),
+                response = await self._request(
+                    session, request, connect_seconds - waited, evidence
                 )
                 try:
                     content = response.content
@@ -280,6 +270,36 @@ class Session:
             # The answer to this request may still arrive on the connection.
             evidence.abandon_connection()
         return Response(status, headers, body, waited)
+
+    def _request(
+        self,
+        session: aiohttp.ClientSession,
+        request: Request[Any],
+        connect_seconds: float,
+        evidence: SendEvidence,
+    ) -> Awaitable[aiohttp.ClientResponse]:
+        """Return what sends a request once awaited."""
+        if not isinstance(evidence, SendTracker):
+            # Each argument costs, and a session of ours has the others by default.
+            return session.request(
+                request.method,
+                self._url_of(request),
+                data=request.form,
+                headers=self._headers_of(request),
+                allow_redirects=False,
+                timeout=self._timeout_of(connect_seconds),
+            )
+        return session.request(
+            request.method,
+            self._url_of(request),
+            data=request.form,
+            headers=self._headers_of(request),
+            allow_redirects=False,
+            raise_for_status=False,
+            auto_decompress=True,
+            timeout=self._timeout_of(connect_seconds),
+            middlewares=(evidence,),
+        )
 
     def _url_of(self, request: Request[Any]) -> URL:
         url = self._origin.with_path(request.path, encoded=True)

@@ -8,18 +8,16 @@ may have been executed.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import sys
 from logging import DEBUG
 from time import time
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from . import telemetry
-from .errors import APIConnectionError, RefundsError
-from .models import Attempt, CallRecord, CallStart, LastResponse, attach
-from .protocol.classification import (
+from async_refunds import telemetry
+from async_refunds.errors import APIConnectionError, RefundsError
+from async_refunds.models import Attempt, CallRecord, CallStart, LastResponse, attach
+from async_refunds.protocol.classification import (
     Classification,
     Outcome,
     Proof,
@@ -28,21 +26,34 @@ from .protocol.classification import (
     is_success,
     request_id,
 )
-from .protocol.error_mapping import error_for, subject
-from .protocol.outcome import Conclusion, conclude, conclude_interrupted, needs_read
-from .protocol.requests import Cause, Response, TransportFailure, settling_read
-from .retry import retrying
-from .telemetry import logger
+from async_refunds.protocol.error_mapping import error_for, subject
+from async_refunds.protocol.outcome import (
+    Conclusion,
+    conclude,
+    conclude_interrupted,
+    needs_read,
+)
+from async_refunds.protocol.requests import (
+    Cause,
+    Response,
+    TransportFailure,
+    settling_read,
+)
+from async_refunds.retry import retrying
+from async_refunds.telemetry import logger
+
+from .stack import need_stack
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .models import Refund
-    from .protocol.requests import Reply, Request
-    from .retry import RetryBudget, RetryPolicy, StopReason
-    from .telemetry import CallStartHook
-    from .transport.connections import SendEvidence
-    from .transport.session import Session
+    from async_refunds.models import Refund
+    from async_refunds.protocol.requests import Reply, Request
+    from async_refunds.retry import StopReason
+    from async_refunds.telemetry import CallStartHook
+    from async_refunds.transport.connections import SendEvidence
+
+    from .context import CallContext, CallObserver, RetryGate
 
 T = TypeVar("T")
 
@@ -62,111 +73,6 @@ _ROOM_SHARE, _ROOM_LIMIT = 0.1, 1.0
 
 _TOO_MANY_REQUESTS = 429
 
-# Frames of the stack that a call needs: a cancel over a new connection takes 22 awaits,
-# one with a retry, a read and tracing 26, and hooks and logging come on top. While it
-# is traced, each await takes two.
-_FRAMES = 60
-
-
-def need_stack() -> None:
-    """Make sure that `_FRAMES` frames of the stack are free; 0.3 microseconds.
-
-    A stack that fills up in the middle of a call breaks more than the call: asyncio
-    marks the future of the next request that waits for a connection as done, has no
-    room to wake its task, and forgets it.
-
-    Raises:
-        RecursionError: They are not free.
-    """
-    try:
-        # In a third of the stack: while it is traced, a frame counts for two.
-        sys._getframe(sys.getrecursionlimit() // 3)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to call so deep costs a microsecond
-    except ValueError:  # there are not so many in use
-        return
-    _take_frames(_FRAMES)
-
-
-def _take_frames(count: int) -> object:
-    return count and _take_frames(count - 1)
-
-
-class CallObserver(Protocol):
-    """Sees each attempt of a call, such as the scheduler of a batch."""
-
-    def attempt_finished(
-        self,
-        request: Request[Any],
-        classification: Classification[Any],
-        attempt: Attempt,
-    ) -> None:
-        """Record an attempt and what it proves."""
-        ...
-
-
-class RetryGate(Protocol):
-    """Decides when a retry of a call, or its settling read, may go out."""
-
-    async def wait(self, request: Request[Any], seconds: float, until: float) -> bool:
-        """Sleep at least so long, then wait until the request may go out.
-
-        Not beyond ``until``, a time on the event loop's clock: no attempt can start
-        after that.
-
-        Returns:
-            Whether it may go out. If not, the call ends with what it knows.
-        """
-        ...
-
-
-class Credentials(Protocol):
-    """Gives the session an API key that may change while the client is in use."""
-
-    async def load(self, seconds: float) -> None:
-        """Give the session its first key, unless it has one, within so many seconds."""
-        ...
-
-    async def renew(self, generation: int, seconds: float) -> bool:
-        """Replace the key of a generation that was refused; return whether it could.
-
-        See `Session.key_generation`.
-        """
-        ...
-
-
-class InProgress:
-    """Counts the calls in progress, and lets a closing client wait for their end."""
-
-    __slots__ = ("calls", "idle")
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self.idle: asyncio.Event | None = None
-        """Set when the last call ends; there only while something waits for it."""
-
-    async def wait_idle(self, seconds: float) -> None:
-        """Wait until no call is in progress, at most so long."""
-        if not self.calls:
-            return
-        if self.idle is None:
-            self.idle = asyncio.Event()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.idle.wait(), seconds)
-
-
-class CallContext(msgspec.Struct, frozen=True):
-    """What the calls of one client share."""
-
-    session: Session
-    policy: RetryPolicy
-    budget: RetryBudget | None
-    attempt_timeout: float
-    on_attempt: Callable[[Attempt], object] | None
-    on_call: Callable[[CallRecord], object] | None
-    on_call_start: CallStartHook | None
-    credentials: Credentials | None
-    """``None`` if the session has a key that stays the same."""
-    in_progress: InProgress
-
 
 class Call(msgspec.Struct, eq=False):
     """One awaited method of the client."""
@@ -182,6 +88,8 @@ class Call(msgspec.Struct, eq=False):
     """Seconds for everything: each attempt, each sleep, the settling read."""
     maybe_sent_before: bool = False
     """Whether an earlier call may have sent the same key, and Stripe remembers it."""
+    maybe_sent: bool = False
+    """Whether a cancel with this call's key may have been executed unnoticed."""
     observer: CallObserver | None = None
     retry_gate: RetryGate | None = None
     permit: Callable[[], bool] | None = None
@@ -190,8 +98,6 @@ class Call(msgspec.Struct, eq=False):
     """Every request so far, oldest first."""
     stopped: StopReason | None = None
     """Why no further retry came."""
-    maybe_sent: bool = False
-    """Whether a cancel with this call's key may have been executed unnoticed."""
     in_flight: bool = False
     """Whether a cancel was handed to the session, and what it did is not accounted for
     by `maybe_sent` or by a refusal that counts by itself."""
