@@ -93,7 +93,9 @@ class Execution:
         if leases is not None:
             leases.on_lost = self.drop_account
         self._scheduler = Scheduler(
-            new_pace=lambda start: RateController(rate=rate, start=start, now=clock()),
+            new_pace=lambda start: RateController(
+                rate=rate, start=start, alone=leases is not None, now=clock()
+            ),
             clock=clock,
             workers=concurrency,
             service=refunds.base_url,

@@ -90,6 +90,9 @@ _CALM = 5.0
 that takes its share, and a deep cut of one of them would keep them apart."""
 _MARGIN, _HALF = 0.95, 0.5
 """The new rate, of the share that got through, and its least share of the old one."""
+_LEAST_SHARE = 0.2
+"""The least share where nobody else asks, at the first 429s and for the next holder.
+Nothing may get through for a moment, and the way up from far below a limit is long."""
 _REGAIN = 0.35
 """Requests a second, per second, on the way back up after that, until the first 429: an
 estimate from eight answers may be a third too low, and a limit of 25/s that has halved
@@ -147,6 +150,8 @@ class RateController:
             changes it; trouble slows it as any other. ``None`` finds the limit.
         start: Requests a second with which the search begins: what another process has
             found, so that it grows from there as slowly as it would have there.
+        alone: Whether no other process that finds its pace shares the limit: then what
+            gets through at the first 429s is the limit, and no neighbour's share.
         now: The time.
 
     Raises:
@@ -154,7 +159,9 @@ class RateController:
     """
 
     __slots__ = (
+        "_alone",
         "_answers",
+        "_at_first",
         "_began_at",
         "_calm",
         "_ceiling",
@@ -167,6 +174,7 @@ class RateController:
         "_fresh_answers",
         "_fresh_refused",
         "_good_rate",
+        "_passed",
         "_rate",
         "_refused",
         "_refused_in_a_row",
@@ -180,12 +188,18 @@ class RateController:
     )
 
     def __init__(
-        self, *, rate: float | None = None, start: float | None = None, now: float
+        self,
+        *,
+        rate: float | None = None,
+        start: float | None = None,
+        alone: bool = False,
+        now: float,
     ) -> None:
         for given in (rate, start):
             if given is not None and not 0 < given < math.inf:
                 raise ValueError("rate must be a positive number of requests a second")
         self._fixed = rate is not None
+        self._alone = alone
         self._rate = rate or start or _START
         self._slot = now - 1 / self._rate  # the last one, by plan
         self._window = now  # when the rate in use was last measured
@@ -198,8 +212,10 @@ class RateController:
         self._began_at = now
         self._cut_at = -math.inf
         self._was_calm = False  # before the last cut
+        self._at_first = False  # whether that was the first one, and nobody else asks
         self._answers = self._refused = 0  # since the cut, and 429s of these
         self._fresh_answers = self._fresh_refused = 0  # of what went out after it
+        self._passed = math.inf  # requests a second that got through before it
         self._refused_in_a_row = 0
         self._refused_since = now
         self._good_rate = self._rate  # before the 429s in a row
@@ -220,14 +236,29 @@ class RateController:
     def found_rate(self) -> float | None:
         """The rate with which another process may begin; ``None`` if none is found yet.
 
-        That of before, while nothing gets through or the service fails.
+        That of before, while nothing gets through or the service fails. While the rate
+        is far above the limit and still on its way down, what gets through of it: the
+        other process has no way down to go, and no refusals on it.
         """
         if self._resume_at is not None:
             return self._resume_at
         # Still on its way to where it begins to feel for the limit.
         if self._cut_at == -math.inf and self._rate < self._ceiling:
             return None
-        return self._rate
+        return self._rate if self._fixed else min(self._rate, self._getting_through())
+
+    def _getting_through(self) -> float:
+        """Return the requests a second that get through, if many do not; or infinity.
+
+        By what went out since the last cut, and before it while that is too little.
+        """
+        if self._fresh_answers < _ANSWERS:
+            return self._passed
+        if self._fresh_refused < _REFUSALS:
+            return math.inf
+        # One less: of few answers so many more may have got through.
+        share = 1 - (self._fresh_refused - 1) / self._fresh_answers
+        return self._rate * max(_LEAST_SHARE, share)
 
     @property
     def concurrency(self) -> float:
@@ -304,10 +335,10 @@ class RateController:
             self._begin_event(now, since)
         elif self._has_fallen():
             passed = 1 - self._fresh_refused / self._fresh_answers
-            before = self._rate
-            self._cut(now, max(_HALF, _MARGIN * passed))
+            before, least = self._rate, _LEAST_SHARE if self._at_first else _HALF
+            self._cut(now, max(least, _MARGIN * passed))
             self._ceiling, self._climb = _MARGIN * before, _REGAIN
-            self._was_calm = False
+            self._was_calm = self._at_first = False
         else:
             self._calm -= _PENANCE / max(_KNEE, self._rate)
 
@@ -322,11 +353,13 @@ class RateController:
         elif since < 2 * _EVENT and share > _SOME:
             cut = _DEEP_CUT if share > _MOST else _PERSISTENT_CUT
         self._was_calm = min(since, now - self._began_at) >= _CALM
+        self._at_first = self._alone and self._cut_at == -math.inf
         self._cut(now, cut)
         if cut < _CUT and not regaining:
             self._ceiling = (self._rate + before) / 2
 
     def _cut(self, now: float, factor: float) -> None:
+        self._passed = self._getting_through()
         self._rate = self._ceiling = max(_LEAST, self._rate * factor)
         self._climb = _RETURN
         self._calm = 0.0
@@ -337,7 +370,7 @@ class RateController:
     def _has_fallen(self) -> bool:
         """Tell whether the limit fell, by what went out after the cut of this event."""
         return (
-            self._was_calm
+            (self._was_calm or self._at_first)
             and self._fresh_refused >= _REFUSALS
             and self._fresh_answers >= _ANSWERS
             and self._fresh_refused > _FALLEN * self._fresh_answers

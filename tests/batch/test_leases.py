@@ -463,7 +463,7 @@ async def test_refused_key_hands_its_account_back_and_the_others_go_on() -> None
 
 
 async def test_takeover_begins_at_the_rate_that_was_found() -> None:
-    """The limit is 5 a second; without what was found, 30 and more are refused."""
+    """The limit is 5 a second; without what was found, a dozen are refused."""
     refused: list[int] = []
     rates: list[float | None] = []
     for start in (None, 5.0):
@@ -475,7 +475,7 @@ async def test_takeover_begins_at_the_rate_that_was_found() -> None:
             await batch.until_told(150)
             refused.append(stripe.books.rate_limited.total())
             rates.append(batch.execution.rate_of(A))
-    assert refused[0] > 20
+    assert 8 < refused[0] < 20
     assert refused[1] <= 5
     assert rates == [pytest.approx(5.0, rel=0.15)] * 2
 

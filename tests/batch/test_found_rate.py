@@ -1,0 +1,120 @@
+"""What the next holder of an account begins with, whenever the last one ends."""
+
+from __future__ import annotations
+
+import heapq
+
+import pytest
+
+from async_refunds.batch.rate_control import RateController
+
+LATENCY = 0.1
+
+
+class Bucket:
+    """Stripe's limit: a bucket that holds what one second lets through."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        self.room, self.at = max(rate, 1.0), 0.0
+
+    def lets_in(self, now: float) -> bool:
+        room = min(max(self.rate, 1.0), self.room + (now - self.at) * self.rate)
+        self.at = now
+        self.room = room - (room >= 1)
+        return room >= 1
+
+
+def refusals(
+    pace: RateController, bucket: Bucket, begin: float, end: float
+) -> list[float]:
+    """Ask at a pace from one time to another; return when the refusals came."""
+    answers: list[tuple[float, float, bool]] = []
+    refused: list[float] = []
+    now = begin
+    while now < end:
+        while answers and answers[0][0] <= now:
+            at, sent_at, passed = heapq.heappop(answers)
+            if passed:
+                pace.on_success(at, sent_at)
+            else:
+                pace.on_rate_limit(at, sent_at)
+                refused.append(at)
+        if pace.free_at <= now:
+            pace.reserve(now)
+            heapq.heappush(answers, (now + LATENCY, now, bucket.lets_in(now)))
+        now = min([max(pace.free_at, now), *(at for at, _, _ in answers[:1])])
+    return refused
+
+
+@pytest.mark.parametrize("limit", [5.0, 8.0, 25.0])
+@pytest.mark.parametrize("seconds", [1.5, 2.0, 3.0, 4.0, 6.0, 9.0, 60.0])
+@pytest.mark.parametrize("rest", [0.2, 3.0])
+@pytest.mark.parametrize("alone", [False, True])
+def test_handover_in_the_middle_of_the_search_costs_few_refusals(
+    limit: float,
+    seconds: float,
+    rest: float,
+    alone: bool,  # noqa: FBT001 - a parameter
+) -> None:
+    """Five at most in the next seconds, and no pace far below the limit."""
+    bucket = Bucket(limit)
+    first = RateController(alone=alone, now=0.0)
+    refusals(first, bucket, 0.0, seconds)
+    begin = seconds + rest
+    second = RateController(start=first.found_rate, alone=alone, now=begin)
+    assert len(refusals(second, bucket, begin, begin + 3.0)) <= 5
+    assert second.rate >= 0.8 * limit
+
+
+@pytest.mark.parametrize(("limit", "most"), [(5.0, 12), (8.0, 10), (15.0, 8)])
+def test_search_of_one_that_is_alone_goes_down_at_once(limit: float, most: int) -> None:
+    bucket = Bucket(limit)
+    pace = RateController(alone=True, now=0.0)
+    refused = refusals(pace, bucket, 0.0, 30.0)
+    assert len(refused) <= most
+    assert pace.rate == pytest.approx(limit, rel=0.15)
+    # With a neighbour it would be the neighbour's share that is missing.
+    cautious = RateController(now=0.0)
+    assert len(refusals(cautious, Bucket(limit), 0.0, 30.0)) > most
+
+
+def test_one_that_is_alone_goes_down_so_far_once() -> None:
+    """Later on it is as cautious as any other: a limit may be shared after all."""
+    pace = RateController(alone=True, now=0.0)
+    for number in range(8):
+        pace.on_rate_limit(0.1 * number, 0.1 * number)
+    first = pace.rate
+    assert first < 0.3 * 20
+    for number in range(20):
+        pace.on_rate_limit(2.0 + 0.01 * number, 2.0)
+    assert pace.rate >= 0.5 * first
+
+
+def test_fixed_rate_is_what_the_next_one_begins_with() -> None:
+    bucket = Bucket(5.0)
+    pace = RateController(rate=50.0, now=0.0)
+    assert len(refusals(pace, bucket, 0.0, 3.0)) > 50
+    assert pace.found_rate == 50.0
+
+
+def test_next_one_begins_no_lower_than_a_fifth_when_nothing_gets_through() -> None:
+    pace = RateController(now=0.0)
+    for number in range(9):
+        pace.on_rate_limit(0.1 * number, 0.1 * number)
+    assert pace.found_rate == pytest.approx(0.2 * pace.rate)
+
+
+def test_few_answers_change_nothing() -> None:
+    """What went out after a cut is little at first: then what was before counts."""
+    bucket = Bucket(5.0)
+    pace = RateController(now=0.0)
+    refusals(pace, bucket, 0.0, 1.3)
+    assert pace.rate > 19
+    before = pace.found_rate
+    assert before is not None
+    assert before < 8
+    pace.on_rate_limit(1.45, 1.44)  # the next event: the rate is cut
+    assert pace.rate < 19
+    assert pace.found_rate is not None
+    assert pace.found_rate < 8
