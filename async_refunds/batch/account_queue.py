@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from async_refunds.protocol.classification import (
@@ -72,6 +73,7 @@ class AccountQueue:
         "_clock",
         "_closed_by",
         "_closed_until",
+        "_ended",
         "_exhausted",
         "_has_answered",
         "_leases",
@@ -133,6 +135,7 @@ class AccountQueue:
         self._made_reads: Endpoint | None = None
         self._closed_by: Classification[Any] | None = None
         self._closed_until = math.inf
+        self._ended: asyncio.Event | None = None  # made when a call sleeps
         self._refused = _NOBODY  # since a cancel was not
         self._has_answered = False
         self._charge_locks = ChargeLocks()
@@ -235,18 +238,27 @@ class AccountQueue:
         self._pending.clear()
         self._exhausted = True
         self._cancels.closed = self._reads.closed = True
+        self._wake_sleepers()
         self.notify()
 
     def drain(self) -> list[Claim]:
         """Begin nothing more; return the claims that no worker has taken.
 
         The items that wait for another call are given out at once, to end without one.
+        A call ends with the attempt that is under way, and perhaps a read to settle it.
         """
         self.draining = self._exhausted = True
         unsent = self.unsent
         self._pending.clear()
+        self._cancels.closed = True
+        self._wake_sleepers()
         self.notify()
         return unsent
+
+    def _wake_sleepers(self) -> None:
+        """End the sleeps of calls between two attempts: no other one follows."""
+        if self._ended is not None:
+            self._ended.set()
 
     # -------------------------------------------------------------------- claims
 
@@ -378,7 +390,7 @@ class AccountQueue:
     def _reopen(self) -> None:
         self._closed_by = self._cancels.outage = None
         self._closed_until = math.inf
-        self._cancels.closed = self.dropped
+        self._cancels.closed = self.dropped or self.draining
 
     # ------------------------------------------------------------------- replies
 
@@ -413,7 +425,7 @@ class AccountQueue:
             endpoint.record_limit(limit, attempt)
         if cancel:
             self._charge_locks.note(item, locked=limit is Limit.LOCK)
-        if self._cancels.closed and self._cancels.outage is None:
+        if self._closed_until < math.inf and self._cancels.outage is None:
             self._reopen()
         if isinstance(reply, Response):
             self._has_answered = True
@@ -462,13 +474,17 @@ class AccountQueue:
         """
         cancel = request.method == "POST"
         endpoint = self._cancels if cancel else self._reads
+        if self._ends_before(endpoint, seconds):
+            return False
         if self._clock() + seconds > until and (
             seconds or (self._has_answered and not endpoint.is_free)
         ):
             return False
         self._leave()
         try:
-            await asyncio.sleep(seconds)
+            await self._sleep(seconds)
+            if seconds and self._ends_before(endpoint, seconds):
+                return False
             async with asyncio.timeout_at(until):
                 if cancel:
                     await self._charge_locks.acquire(item)
@@ -482,9 +498,31 @@ class AccountQueue:
             self._changed(self)  # new items may have waited for this one
         return not endpoint.closed
 
+    def _ends_before(self, endpoint: Endpoint, seconds: float) -> bool:
+        """Tell whether a call is to end without a request that would be the next.
+
+        While the account is drained, only what may settle a call at once goes out.
+        """
+        if self.dropped:
+            return True
+        if not self.draining:
+            return False
+        return endpoint is self._cancels or seconds > 0 or not endpoint.is_free
+
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep, but not beyond the end of the account."""
+        if not seconds:
+            await asyncio.sleep(0)
+            return
+        self._ended = self._ended or asyncio.Event()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._ended.wait()
+
     def needs_charge(self, item: Item) -> bool:
         """Tell whether only the item's charge can tell what it has to wait for."""
-        return self._charge_locks.needs_charge(item)
+        ends = self.dropped or self.draining
+        return not ends and self._charge_locks.needs_charge(item)
 
     def learn_charge(self, item: Item, charge: str | None) -> None:
         """Note the charge of an item; ``None`` if it could not be learned."""

@@ -219,9 +219,14 @@ class Scheduler:
                 self._forget_if_idle(queue)
 
     def drain(self, account: str | None) -> None:
-        """Begin nothing more of an account; see what is under way to its end."""
+        """Begin nothing more of an account; see what is under way to its end.
+
+        One that was dropped and was to begin anew does not.
+        """
         queue = self._queues.get(account)
-        if queue is not None and not (queue.draining or queue.dropped):
+        if queue is not None and queue.dropped:
+            queue.reopening = False
+        elif queue is not None and not queue.draining:
             self._return_claims(queue, queue.drain())
             self._forget_if_idle(queue)
 
@@ -379,6 +384,11 @@ class Scheduler:
         """Tell whether another call for an item may begin, now or later."""
         queue = self._queue_of(item)
         return not (self._stopped or queue.draining or queue.closed_by is not None)
+
+    def hands_over(self, item: Item) -> bool:
+        """Tell whether what is open of an item is left to the next holder."""
+        queue = self._queue_of(item)
+        return queue.draining and queue.closed_by is None
 
     def permit_of(self, item: Item) -> Callable[[], bool] | None:
         """Return what its calls ask before each send."""

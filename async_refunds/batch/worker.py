@@ -79,7 +79,7 @@ class CancelWorker:
 
         Returns:
             What became of it, or ``None`` if the scheduler has it back, for another
-            call.
+            call or another holder of its account.
 
         Raises:
             RuntimeError: The client is closed, or of another event loop.
@@ -89,7 +89,7 @@ class CancelWorker:
         if closing is not None:
             return self._result(item, self._conclude_closed(item, closing))
         if item.known is not None and not self._scheduler.may_begin(item):
-            return item.known
+            return self._end(item, item.known)
         if _is_stale(item):
             conclusion = await self._settle_expired_key(item)
             if conclusion is not None:
@@ -192,12 +192,10 @@ class CancelWorker:
         if _lacks_permit(item):
             return self._end_without_permit(item)
         not_before = self._clock() + _BETWEEN_CALLS.backoff(item.calls)
-        if (
-            not passing
-            or not self._scheduler.may_begin(item)
-            or not_before >= item.began_at + self._patience
-        ):
+        if not passing or not_before >= item.began_at + self._patience:
             return item.known
+        if not self._scheduler.may_begin(item):
+            return self._end(item, item.known)
         self._scheduler.put_back(item, not_before)
         return None
 
@@ -209,9 +207,26 @@ class CancelWorker:
         if all(attempt.failure == Cause.NOT_PERMITTED for attempt in item.attempts):
             self._scheduler.return_claim(item)
             return None
+        assert item.known is not None  # noqa: S101 - its call has ended
         if not self._scheduler.may_begin(item):
-            return item.known
+            return self._end(item, item.known)
         self._scheduler.put_back(item, self._clock())
+        return None
+
+    def _end(self, item: Item, known: CancelResult) -> CancelResult | None:
+        """Return what is known of an item that is worth another call and gets none.
+
+        Returns:
+            ``None`` if the next holder of its account makes that call, at once and with
+            the same key. A result would make it wait, as one of which patience is over.
+        """
+        if not self._scheduler.hands_over(item):
+            return known
+        if item.maybe_sent:
+            # The journal has it as claimed, which says that it may have been sent.
+            self._scheduler.release(item)
+        else:
+            self._scheduler.return_claim(item)
         return None
 
     def _result(self, item: Item, conclusion: Conclusion) -> CancelResult:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 A, B = "acct_A", "acct_B"
 ONCE = RetryPolicy(max_retries=0)
+PATIENT = 50_000.0
+SLOW = RetryPolicy(initial_delay=6000.0, max_delay=6000.0, deadline=PATIENT)
+"""Between two attempts lies more than a test sees."""
 WAITING = answer(body=refund_json("requires_action"))
 
 
@@ -244,9 +247,7 @@ async def test_permit_that_ends_with_its_account(end: str) -> None:
         assert batch.idle == ([] if end == "drop" else [A])
 
 
-async def test_drained_item_that_may_not_be_asked_again_is_told_as_it_is_known() -> (
-    None
-):
+async def test_drained_item_that_may_not_be_asked_again_is_left_to_the_next() -> None:
     async with (
         scripted("reset", reads=[WAITING]) as server,
         server.client() as refunds,
@@ -258,9 +259,15 @@ async def test_drained_item_that_may_not_be_asked_again_is_told_as_it_is_known()
         batch.journal.silent.add(A)
         batch.execution.drain_account(A)
         await batch.until_idle()
-        await batch.until_told(1)
         assert server.methods() == "POST"
-        assert batch.outcomes == {RE: "unknown"}
+        assert not batch.results
+        assert not batch.journal.given_back, "it may have been sent"
+        server.cancels[:] = [CANCELED]
+        batch.journal.silent.clear()
+        batch.open(A)
+        await batch.until_told(1)
+        assert batch.outcomes == {RE: "canceled"}
+        assert len(set(server.cancel_keys)) == 1
 
 
 async def test_account_that_has_more_when_it_is_told_idle_goes_on() -> None:
@@ -404,9 +411,78 @@ async def test_drained_account_asks_for_no_waiting_item_again() -> None:
         sent = len(stripe.requests)
         batch.execution.drain_account(A)
         await batch.until_idle()
-        await batch.until_told(3)
         assert len(stripe.requests) == sent
-        assert batch.outcomes == dict.fromkeys(ids, "unknown")
+        assert not batch.results, "nothing came of them yet"
+        # The next holder asks at once, and with the same keys.
+        stripe.faults.clear()
+        batch.open(A)
+        await batch.until_told(3)
+        assert batch.outcomes == dict.fromkeys(ids, "canceled")
+        assert all(len(set(asked(stripe, each))) == 1 for each in ids)
+
+
+@pytest.mark.parametrize("end", ["drain", "drop"])
+async def test_call_between_two_attempts_ends_with_its_account(end: str) -> None:
+    """It does not sleep to the end, nor does it ask again."""
+    stripe = emulator()
+    stripe.faults.storm(1.0, names=["503"])
+    async with fleet(stripe, retry=SLOW, patience=PATIENT) as batch:
+        ids = seeded(stripe, 5, A)
+        await batch.journal.enqueue(ids, A)
+        batch.open(A)
+        while len(asked_of(stripe, ids)) < 5:  # noqa: ASYNC110 - of the emulator
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        ended_at = asyncio.get_running_loop().time()
+        if end == "drain":
+            batch.execution.drain_account(A)
+            await batch.until_idle()
+        else:
+            batch.journal.take_away(A)
+            batch.journal.notice(A)
+            while batch.execution.figures().under_way:  # noqa: ASYNC110 - of the batch
+                await asyncio.sleep(0.01)
+        assert asyncio.get_running_loop().time() - ended_at < 0.5
+        assert len(asked_of(stripe, ids)) == 5
+        assert not batch.results
+
+
+async def test_drained_call_is_settled_by_a_read_and_kept() -> None:
+    """Its request was carried out, and the answer lost."""
+    async with (
+        scripted("reset", reads=[CANCELED]) as server,
+        server.client(retry=SLOW) as refunds,
+        long_batch(refunds, patience=PATIENT) as batch,
+    ):
+        await batch.journal.enqueue([RE], A)
+        batch.open(A)
+        await server.received_at_least(1)
+        await asyncio.sleep(0.1)
+        batch.execution.drain_account(A)
+        await batch.until_idle()
+        assert server.methods() == "POST GET"
+        await batch.until_told(1)
+        assert batch.outcomes == {RE: "canceled"}
+
+
+async def test_drained_item_that_a_limit_refused_is_given_back() -> None:
+    """It was certainly not carried out: it is as if it had not been claimed."""
+    stripe = emulator()
+    stripe.faults.script("rate_429")
+    async with fleet(stripe, retry=SLOW, patience=PATIENT) as batch:
+        (refund_id,) = seeded(stripe, 1, A)
+        await batch.journal.enqueue([refund_id], A)
+        batch.open(A)
+        while not asked(stripe, refund_id):  # noqa: ASYNC110 - of the emulator
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        batch.execution.drain_account(A)
+        await batch.until_idle()
+        assert [each.refund_id for each in batch.journal.given_back] == [refund_id]
+        assert not batch.results
+        batch.open(A)
+        await batch.until_told(1)
+        assert batch.outcomes == {refund_id: "canceled"}
 
 
 async def test_account_is_drained_while_the_journal_looks_for_claims() -> None:
@@ -460,6 +536,52 @@ async def test_refused_key_hands_its_account_back_and_the_others_go_on() -> None
         batch.open(B)
         await batch.until_idle(2)
         assert len(server.received) == sent + 1
+
+
+@pytest.mark.parametrize(
+    ("late", "outcome"),
+    [(CANCELED, "canceled"), (refusal(503), "unknown")],
+    ids=["canceled", "unknown"],
+)
+async def test_answer_that_comes_after_the_key_was_refused_opens_nothing(
+    late: bytes, outcome: str
+) -> None:
+    """It is told, and the account waits as one whose key is refused."""
+    no = refusal(401, type="invalid_request_error")
+    async with (
+        scripted("stall", no, reads=[WAITING]) as server,
+        server.client() as refunds,
+        long_batch(refunds) as batch,
+    ):
+        await batch.journal.enqueue([RE, *(f"re_{n}" for n in range(20))], A)
+        batch.open(A)
+        await server.received_at_least(4)
+        await asyncio.sleep(5.0)
+        assert not batch.idle
+        server.say(late)
+        await batch.until_idle()
+        assert batch.closings[A] is not None
+        assert batch.outcomes[RE] == outcome
+
+
+async def test_account_that_was_to_begin_anew_does_not_when_it_is_drained() -> None:
+    async with (
+        scripted("stall") as server,
+        server.client(attempt_timeout=5.0) as refunds,
+        long_batch(refunds) as batch,
+    ):
+        await batch.journal.enqueue(["re_1"], A)
+        batch.open(A)
+        await server.received_at_least(1)
+        batch.journal.take_away(A)
+        batch.execution.drop_account(A)
+        batch.open(A)
+        assert batch.execution.works_on(A)
+        batch.execution.drain_account(A)
+        assert not batch.execution.works_on(A)
+        await asyncio.sleep(60.0)
+        assert server.methods() == "POST"
+        assert not batch.results
 
 
 async def test_takeover_begins_at_the_rate_that_was_found() -> None:
