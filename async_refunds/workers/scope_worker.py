@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -34,8 +35,13 @@ if TYPE_CHECKING:
 
 _INTERVAL = 0.7
 """Seconds between two looks for work, and within which a free account is found."""
+_OFTEN = 0.2
+"""The same while the leases of a worker that was killed may end any moment."""
 _GAP = 0.05
 """Seconds between two looks at least, however often others say that there is work."""
+_NEWS = 0.1
+"""The change of an account's rate that is kept at once, so that who takes over from a
+worker that is killed begins where it was. Less is kept with the next renewal."""
 _LINGER = 1.0
 """Seconds for which an account without work is kept: more of it often follows."""
 _REFUSED, _MOST_REFUSED = 60.0, 900.0
@@ -108,24 +114,36 @@ class ScopeWorker:
             log_untaken=False,
             on_idle=self._on_idle,
         )
-        self._share = FairShare(most=2 * options.concurrency)
+        self._share = FairShare(
+            2 * options.concurrency, ttl=options.ttl, worker=options.identity
+        )
         self._idle: dict[str | None, float] = {}  # and since when
         self._reopened: dict[str | None, float] = {}  # idle since then, and asked again
         self._leaving: dict[str | None, float] = {}  # and for how long nobody takes it
         self._draining: set[str | None] = set()
         self._refusals: dict[str | None, int] = {}  # of the key, in turn
         self._may_have_more = False
+        self._may_take_more = False  # when others tell what they have
         self._hungry = False
+        self._freed = False  # accounts, since the others were told
+        self._kept_rates: dict[str | None, float] = {}
+        self._kept_at = -math.inf
         self._timers: list[asyncio.TimerHandle] = []
         self._news = asyncio.Event()
-        self._stopping = False
+        self._stopping = self._ending = False
 
     # ---------------------------------------------------------------- the others
 
     def presence(self) -> Presence:
-        """Return what the other workers are told."""
+        """Return what the other workers are told, for the first time or again."""
+        freed, self._freed = self._freed, False
         return Presence(
-            self.scope, self._options.identity, self._at_work(), self._hungry
+            self.scope,
+            self._options.identity,
+            self._at_work(),
+            self._hungry,
+            leaving=self._stopping,
+            freed=freed,
         )
 
     def _at_work(self) -> int:
@@ -135,10 +153,13 @@ class ScopeWorker:
 
     def hear(self, presence: Presence) -> None:
         """Note what another worker tells."""
-        if presence.worker != self._options.identity:
-            self._share.hear(presence, self._clock())
-            if presence.hungry or presence.leaving:
-                self._news.set()
+        if presence.worker == self._options.identity:
+            return
+        has_enough = self._share.is_hungry(presence.worker) and not presence.hungry
+        self._share.hear(presence, self._clock())
+        more = has_enough or self._may_take_more
+        if presence.hungry or presence.leaving or presence.freed or more:
+            self._news.set()
 
     def wake(self) -> None:
         """Look for work now."""
@@ -166,6 +187,8 @@ class ScopeWorker:
                 raise
         finally:
             self.stop()
+            self._ending = True
+            self._news.set()
             await self._end(sweeping)
 
     async def _end(self, sweeping: asyncio.Task[None]) -> None:
@@ -182,13 +205,18 @@ class ScopeWorker:
             raise error
 
     def stop(self) -> None:
-        """Begin nothing more; what is under way has some seconds to end."""
+        """Begin nothing more; what is under way has some seconds to end.
+
+        Each account is given back as soon as its own calls have ended: one that waits
+        for Stripe holds up no other.
+        """
         if self._stopping:
             return
         self._stopping = True
+        for account in self._leases.accounts:
+            self._drain(account)
         self._news.set()
         loop = asyncio.get_running_loop()
-        self._execution.stop()
         self._timers = [
             loop.call_later(_END_OF_CALLS, self._execution.interrupt),
             loop.call_later(_END_OF_JOURNAL, self._execution.abandon),
@@ -203,9 +231,11 @@ class ScopeWorker:
                 if await self._sweep():
                     continue
                 await asyncio.sleep(_GAP)
+                often = self._share.leases_may_end(self._clock())
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(_INTERVAL - _GAP):
+                    async with asyncio.timeout((_OFTEN if often else _INTERVAL) - _GAP):
                         await self._news.wait()
+            await self._release_drained()
         except (psycopg.Error, JournalError) as error:
             if not self._stopping:
                 raise JournalError(
@@ -216,24 +246,25 @@ class ScopeWorker:
 
     async def _sweep(self) -> bool:
         """Give back and take accounts; return whether there may be more to take."""
-        self._note_rates()
+        await self._keep_rates()
         await self._release()
         self._go_on()
         now, held = self._clock(), self._at_work()
         self._hand_over(self._share.hand_over(held, len(self._draining), now))
-        room = self._share.room(held, now)
-        if not room or self._stopping:
-            self._hungry = False
-            return False
-        taken = await self._leases.acquire(room)
+        room = 0 if self._stopping else self._share.room(held, now)
+        taken = await self._leases.acquire(room) if room else []
         for lease in taken:
             self._forget(lease.account)
-            self._execution.open_account(lease.account)
-        hungry = not taken and bool(self._share.others(now))
+            if self._stopping:  # since then
+                self._leaving[lease.account] = 0.0
+            else:
+                self._execution.open_account(lease.account)
+        self._may_take_more = len(taken) == room
+        hungry = self._share.is_short(held + len(taken), len(taken), now)
         if taken or hungry != self._hungry:
             self._hungry = hungry
             self._tell()
-        return len(taken) == room
+        return bool(taken) and self._may_take_more
 
     def _go_on(self) -> None:
         """Open what is held and not worked on.
@@ -246,19 +277,40 @@ class ScopeWorker:
             if account not in away and not self._execution.works_on(account):
                 self._execution.open_account(account)
 
-    def _note_rates(self) -> None:
+    def _note_rates(self) -> dict[str | None, float]:
+        """Have the paces kept with the next renewal or release, and return them."""
+        rates: dict[str | None, float] = {}
         for account in self._leases.accounts:
             rate = self._execution.rate_of(account)
             if rate is not None:
                 self._leases.note_rate(account, rate)
+                rates[account] = rate
+        return rates
+
+    async def _keep_rates(self) -> None:
+        """Keep the paces that are far from those that were kept last."""
+        rates, kept = self._note_rates(), self._kept_rates
+        now = self._clock()
+        if now - self._kept_at >= _INTERVAL and any(
+            abs(rate - kept.get(account, 0.0)) > _NEWS * rate
+            for account, rate in rates.items()
+        ):
+            self._kept_rates, self._kept_at = rates, now
+            await self._leases.renew()
 
     def _hand_over(self, count: int) -> None:
-        """Drain so many accounts, for workers that have none."""
+        """Drain so many accounts, for workers that have less than their share."""
         away = self._idle.keys() | self._leaving.keys() | self._draining
         held = [account for account in self._leases.accounts if account not in away]
         for account in held[len(held) - count :]:
-            self._draining.add(account)
-            self._execution.drain_account(account)
+            self._drain(account)
+
+    def _drain(self, account: str | None) -> None:
+        """Begin nothing more of an account, and give it back when its calls end."""
+        self._draining.add(account)
+        self._execution.drain_account(account)
+        if not self._execution.works_on(account):  # it was idle, or lost and won again
+            self._leaving.setdefault(account, 0.0)
 
     def _on_idle(self, account: str | None) -> None:
         closing = self._execution.closing_of(account)
@@ -270,7 +322,7 @@ class ScopeWorker:
         if closing is not None:
             self._leaving[account] = self._wait_after(account, closing)
             self._news.set()
-        elif account in self._draining:
+        elif account in self._draining or self._stopping:
             self._leaving[account] = 0.0
             self._news.set()
         else:
@@ -314,6 +366,17 @@ class ScopeWorker:
         await self._leases.release_all(leaving)
         for account in leaving:
             self._forget(account)
+        if leaving:
+            self._freed = True
+            self._tell()
+
+    async def _release_drained(self) -> None:
+        """Give each account back as its last call ends."""
+        while self._leases.accounts and not self._ending:
+            self._news.clear()
+            await self._release()
+            if self._leases.accounts and not self._ending:
+                await self._news.wait()
 
     def _forget(self, account: str | None) -> None:
         self._idle.pop(account, None)

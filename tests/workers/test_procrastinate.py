@@ -156,6 +156,9 @@ async def test_procrastinate_that_just_ends_begins_again(
     assert "in 0.1 s" not in caplog.text
 
 
+_HANGS = 60.0
+
+
 async def test_supervisor_ends_while_the_database_is_away(
     fleet: Fleet, app: App
 ) -> None:
@@ -167,9 +170,8 @@ async def test_supervisor_ends_while_the_database_is_away(
         await fleet.until_found("SELECT EXISTS (SELECT FROM procrastinate_workers)")
         network.refuse()
         network.cut()
-        began = time.monotonic()
-        await supervisor.end(running)
-        assert time.monotonic() - began < 5.0
+        async with asyncio.timeout(_HANGS):
+            await supervisor.end(running)
     running.cancel()
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from async_refunds import JournalError, RefundsClient
+from async_refunds import JournalError, RefundsClient, RetryPolicy
 from async_refunds.batch.execution import Execution
 from async_refunds.emulator import Limits
 from async_refunds.workers import scope_worker, work
@@ -112,6 +112,75 @@ async def test_accounts_of_a_worker_that_ends_go_to_the_others_at_once(
     assert len(staying.results) == 100 - told
     assert fleet.results.keys() == set(ids)
     assert fleet.stripe.books.requests["cancel"] == 100
+
+
+def keep_all(*_: object) -> int:
+    return 0
+
+
+async def test_account_goes_to_the_others_while_a_call_for_another_one_lasts(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At SIGTERM, a call that Stripe does not answer holds up its own account only."""
+    monkeypatch.setattr(scope_worker, "_END_OF_CALLS", 600.0)
+    monkeypatch.setattr(scope_worker, "_END_OF_JOURNAL", 600.0)
+    monkeypatch.setattr(FairShare, "hand_over", keep_all)
+    fleet.stripe.faults.script("stall")
+    (stalled,) = await fleet.seed(1, A)
+    async with fleet.worker("leaving", rate=50.0, ttl=600.0) as leaving:
+        await fleet.until(lambda: asked(fleet.stripe, stalled))
+        ids = await fleet.seed(100, B)
+        await fleet.until_told(5)
+        async with fleet.worker("staying", rate=FAST, ttl=600.0) as staying:
+            await fleet.until_found(_BOTH_LISTEN)
+            leaving.stop.set()
+            await fleet.until_told(len(ids))
+            assert staying.results
+            assert (await fleet.owners())[A] == "leaving"
+            assert not leaving.task.done()
+            gc.collect()
+            found = [each for each in gc.get_objects() if isinstance(each, Execution)]
+            for each in found:
+                if each.works_on(A):
+                    each.interrupt()  # or it would go on for as long as the call
+    assert fleet.stripe.books.requests["cancel"] == 101
+    assert all(len(each) == 1 for each in keys(fleet, ids))
+
+
+_BOTH_LISTEN = """SELECT count(*) = 2 FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name = 'async_refunds'
+        AND query LIKE '%pg_notify%'"""
+
+
+async def test_call_between_two_attempts_is_left_to_the_next_worker_at_the_end(
+    fleet: Fleet,
+) -> None:
+    """It does not wait out its sleep, and the next one asks at once."""
+    fleet.stripe.faults.storm(1.0, names=["503"])
+    ids = await fleet.seed(5, A)
+    slow = RetryPolicy(initial_delay=6000.0, max_delay=6000.0, deadline=50_000.0)
+    async with RefundsClient(KEY, base_url=fleet.base_url, retry=slow) as refunds:
+        async with fleet.hosted(refunds, "leaving", patience=50_000.0) as leaving:
+            await fleet.until(lambda: all(asked(fleet.stripe, each) for each in ids))
+            await leaving.end()
+        assert not leaving.results
+        assert await fleet.owners() == {}
+        fleet.stripe.faults.clear()
+        async with fleet.worker("next", rate=FAST):
+            await fleet.until_told(5)
+    assert {each.outcome for each in fleet.results.values()} == {"canceled"}
+    assert all(len(each) == 1 for each in keys(fleet, ids))
+
+
+async def test_pace_is_kept_as_soon_as_it_is_found(fleet: Fleet) -> None:
+    """Who takes over from a worker that is killed does not search again."""
+    fleet.stripe.limits = Limits(endpoint_rate=8.0)
+    await fleet.seed(200, A)
+    async with fleet.worker(ttl=600.0):  # renewed each 200 seconds
+        await fleet.until_found(
+            "SELECT count(*) = 1 FROM async_refunds.leases "
+            "WHERE token IS NOT NULL AND pace < 15"
+        )
 
 
 async def test_worker_that_is_cut_off_loses_its_accounts_and_sends_nothing(
