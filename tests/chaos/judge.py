@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from .load import Stall, stalled
 from .script import LEASE
 from .server import api_key
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 PASSWORD = "canary-of-the-database"
 _TAKEOVER = LEASE + 1.0
 _HANDOVER = 1.0
+_SLOW, _MOST_REFUSALS, _FOUND = 5.0, 5, 2.0
+"""On an account that is limited to so many requests a second, a takeover or a handover
+costs at most so many refusals, if the holder was at it for so many seconds. Before
+that it has not found the limit, and who follows has to search as the holder did."""
 _ENDS_WITHIN = 10.0
 
 
@@ -55,11 +60,17 @@ class End:
 
 @dataclass(frozen=True)
 class Zombie:
-    """What a worker did that woke up when all was done."""
+    """What a worker did when it woke up, with accounts that others had won."""
 
     worker: str
     sent: int
-    wrote: bool
+    """Requests for those of its accounts that it had not won again before."""
+    wrote: int
+    """Rows, with the tokens that had been good."""
+    accounts: int
+    """How many of those it held when it was frozen."""
+    seconds: float
+    """How long it was frozen."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,12 @@ class Takeover:
     seconds: float
     limited: int
     """Requests that the account's limit refused in the seconds after."""
+    rate: float
+    """The account's limit."""
+    age: float
+    """Seconds since the former holder's first request for it."""
+    stalled: float = 0.0
+    """Seconds for which the harness, too, could not run meanwhile."""
 
 
 @dataclass
@@ -89,6 +106,7 @@ class Report:
     ends: list[End] = field(default_factory=list[End])
     zombies: list[Zombie] = field(default_factory=list[Zombie])
     takeovers: list[Takeover] = field(default_factory=list[Takeover])
+    stalls: list[Stall] = field(default_factory=list[Stall])
     lost: list[int] = field(default_factory=list[int])
     """Settled rows that each failover lost."""
     renewed: int = 0
@@ -205,7 +223,15 @@ def _takeovers(report: Report, books: Books) -> Iterable[Takeover]:
                     each.account == account and 0 <= each.at - found.at < LEASE
                     for each in books.limited
                 )
-                yield Takeover(account, moment.kind, found.at - since, refused)
+                yield Takeover(
+                    account,
+                    moment.kind,
+                    found.at - since,
+                    refused,
+                    books.rates[account],
+                    moment.at - _began(requests, moment),
+                    stalled(report.stalls, since, found.at),
+                )
 
 
 def _takeover(
@@ -232,6 +258,16 @@ def _takeover(
     return others[0] if left and others else None
 
 
+def _began(requests: Sequence[Request], moment: Moment) -> float:
+    """Return when the worker of a moment began with an account, for the last time."""
+    began = moment.at
+    for each in reversed([each for each in requests if each.at <= moment.at]):
+        if each.worker != moment.worker:
+            break
+        began = each.at
+    return began
+
+
 def _disturbed(report: Report, moment: Moment) -> bool:
     """Tell whether something else befell the fleet around a moment."""
     window = 2 * LEASE
@@ -247,4 +283,10 @@ def _judge_times(report: Report) -> None:
     for each in report.takeovers:
         most = _TAKEOVER if each.kind == "kill" else _HANDOVER
         if each.seconds > most:
-            report.add(f"a late takeover after: {each.kind}", f"{each}")
+            # Late is late. But a machine that stands still is nothing to mend here.
+            stood = each.seconds - most <= each.stalled
+            why = ", as the machine was" if stood else ""
+            report.add(f"a late takeover after: {each.kind}{why}", f"{each}")
+        found = each.rate <= _SLOW and each.age >= _FOUND
+        if found and each.limited > _MOST_REFUSALS:
+            report.add(f"many refusals after: {each.kind}", f"{each}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+import time
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -13,6 +15,7 @@ from tests.support.postgres_cluster import postgres_cluster
 from . import database
 from .books import Books, account_id, refund_id
 from .judge import PASSWORD, End, Moment, Report, Zombie, judge
+from .load import note_stalls
 from .script import DEADLINE, LEASE, Disaster, options_of
 from .server import StripeServer
 from .workers import Workers
@@ -36,7 +39,7 @@ _NEARLY = 0.9
 _LOST = 50
 """Settled rows that a failover loses at least, if there are as many left."""
 _ZOMBIE_LOOKS = 2.0
-"""Seconds for which the last woken workers are watched."""
+"""Seconds for which a worker that woke up is watched."""
 
 
 @dataclass
@@ -107,6 +110,8 @@ async def play(
         stack.push_async_callback(workers.close)
         run = Run(cluster, books, workers, report)
         began = loop.time()
+        watching = asyncio.create_task(note_stalls(loop.time, report.stalls))
+        stack.callback(watching.cancel)
         for _ in range(int(options["workers"])):
             await workers.start()
         try:
@@ -225,30 +230,46 @@ async def _end(run: Run, worker: Worker, seconds: float) -> None:
 
 
 async def _freeze(run: Run, worker: Worker, seconds: float) -> None:
-    """Freeze a worker, and look at what it does when it wakes up."""
+    """Freeze a worker, and look at what it does when it wakes up.
+
+    For the accounts that others have won meanwhile it may do nothing, whether or not
+    there is something left to do.
+    """
+    clock = run.books.clock
     with run.noted("freeze", worker.name) as moment:
         worker.freeze()
+        frozen_at = time.time()
         await asyncio.sleep(seconds)
-        before = await _when_over(run)
-    worker.thaw()
-    if before is None:
-        return
-    # Nothing was left to do: whatever it does is too much.
-    await asyncio.sleep(_ZOMBIE_LOOKS)
+        # Until it was looked at, no failover forgets who won what, and nobody else
+        # opens rows again.
+        await run.database.acquire()
+    try:
+        node = run.cluster.primary
+        lost = await database.lost(node, worker.name, frozen_at)
+        before = await database.written(node, lost.tokens)
+        woken_at, offset = clock(), time.time() - clock()
+        worker.thaw()
+        await asyncio.sleep(_ZOMBIE_LOOKS)
+        after = await database.written(node, lost.tokens)
+        won = await database.won_since(node, worker.name, woken_at + offset)
+    finally:
+        run.database.release()
     sent = sum(
-        each.worker == worker.name and each.at > moment.until
+        each.worker == worker.name
+        and each.account in lost.accounts
+        and woken_at < each.at < won.get(each.account, math.inf) - offset
         for each in run.books.requests
     )
-    wrote = before != await _when_over(run)
-    run.report.zombies.append(Zombie(worker.name, sent, wrote=wrote))
-
-
-async def _when_over(run: Run) -> str | None:
-    """Return the fingerprint of the items, or None if some are open."""
-    async with run.database:
-        if run.share < 1.0 or await database.open_items(run.cluster.primary):
-            return None
-        return await database.fingerprint(run.cluster.primary)
+    if lost.at_freeze:
+        run.report.zombies.append(
+            Zombie(
+                worker.name,
+                sent,
+                len(after - before),
+                lost.at_freeze,
+                moment.until - moment.at,
+            )
+        )
 
 
 async def _database_killed(run: Run, seconds: float) -> None:

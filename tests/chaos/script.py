@@ -93,12 +93,16 @@ def drawn(seed: int, number: int, without: Collection[str] = ()) -> Script:
 
 
 def _one_worker(chance: random.Random, without: Collection[str]) -> Script:
-    """One thing befalls one worker, while all accounts are slow: so it can be timed."""
+    """One thing befalls one worker, while all accounts are slow: so it can be timed.
+
+    There is more to do than a freeze lasts: who wakes up has something to do wrong.
+    """
     seconds = {"kill": 2 * LEASE, "end": LEASE, "freeze": 10 * LEASE}
     kind = chance.choice([kind for kind in seconds if kind not in without])
     at = round(chance.uniform(0.1, 0.3), 3)
     disaster = Disaster(kind, at, chance.randrange(3), seconds[kind])
-    return (Option("rate", 5.0), Option("refunds", 1200.0), disaster)
+    refunds = 1600.0 if kind == "freeze" else 1200.0
+    return (Option("rate", 5.0), Option("refunds", refunds), disaster)
 
 
 def options_of(script: Script) -> dict[str, float]:

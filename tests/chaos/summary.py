@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from .judge import Report, Takeover
+    from .judge import Report, Takeover, Zombie
 
 
 def figures(report: Report) -> str:
@@ -25,6 +25,11 @@ def figures(report: Report) -> str:
     ]
     if report.lost:
         parts.append(f"lost {', '.join(map(str, report.lost))} settled rows")
+    parts += [
+        f"{each.worker} woke after {each.seconds:.0f} s without {each.accounts} "
+        f"accounts: sent {each.sent}, wrote {each.wrote}"
+        for each in report.zombies
+    ]
     parts.append(f"{len(report.findings)} findings" if report.findings else "good")
     return "; ".join(parts)
 
@@ -45,7 +50,7 @@ class Summary:
     lost: list[int] = field(default_factory=list[int])
     takeovers: list[Takeover] = field(default_factory=list["Takeover"])
     ends: list[float] = field(default_factory=list[float])
-    zombies: int = 0
+    zombies: list[Zombie] = field(default_factory=list["Zombie"])
 
     def add(self, report: Report) -> None:
         """Add one run."""
@@ -60,7 +65,7 @@ class Summary:
         self.lost += report.lost
         self.takeovers += report.takeovers
         self.ends += [each.seconds for each in report.ends]
-        self.zombies += len(report.zombies)
+        self.zombies += report.zombies
 
     def lines(self) -> Iterator[str]:
         """Yield the figures, a line each."""
@@ -69,7 +74,14 @@ class Summary:
         yield f"requests     {self.requests}, {self.limited} of them limited"
         yield f"disasters    {dict(self.done.most_common())}"
         yield f"rows lost    {self.lost}"
-        yield f"zombies      {self.zombies} woke up when all was done"
+        yield (
+            f"zombies      {len(self.zombies)} that had held "
+            f"{sum(each.accounts for each in self.zombies)} accounts of others woke up "
+            f"after {_spread([each.seconds for each in self.zombies])} s"
+        )
+        sent = sum(each.sent for each in self.zombies)
+        wrote = sum(each.wrote for each in self.zombies)
+        yield f"  sent       {sent} requests for these, wrote {wrote} rows"
         for kind in ("kill", "end"):
             some = [each for each in self.takeovers if each.kind == kind]
             yield f"after {kind:<6} {_spread([each.seconds for each in some])} s"

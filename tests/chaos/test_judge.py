@@ -11,6 +11,7 @@ from tests.attack.shrink import shrunk
 from .books import Books, Request, account_id, refund_id
 from .database import Item
 from .judge import PASSWORD, End, Moment, Report, Zombie, judge
+from .load import Stall
 from .script import LEASE, Disaster, Script, drawn, options_of, shown
 from .server import api_key
 from .summary import Summary, figures
@@ -156,11 +157,11 @@ def ends_badly(case: Case) -> None:
 
 
 def woken_sends(case: Case) -> None:
-    case.report.zombies.append(Zombie("w1", 1, wrote=False))
+    case.report.zombies.append(Zombie("w1", 1, 0, 3, 30.0))
 
 
 def woken_writes(case: Case) -> None:
-    case.report.zombies.append(Zombie("w1", 0, wrote=True))
+    case.report.zombies.append(Zombie("w1", 0, 1, 3, 30.0))
 
 
 def odd_request(case: Case) -> None:
@@ -229,6 +230,45 @@ def test_takeover_is_timed(kind: str, late: bool, case: Case) -> None:  # noqa: 
     (takeover,) = case.report.takeovers
     assert takeover.seconds == pytest.approx(at - since)
     assert takeover.limited == 1
+
+
+@pytest.mark.parametrize(("stood", "machine"), [(0.4, False), (0.6, True)])
+def test_takeover_that_is_late_as_the_machine_was_is_told_apart(
+    stood: float,
+    machine: bool,  # noqa: FBT001 - a parameter
+    case: Case,
+) -> None:
+    case.cancel(FIRST, "key0", "w1", 100.0)
+    case.report.moments.append(Moment("kill", 100.1, "w1", 100.1))
+    case.report.stalls += [Stall(103.0, stood / 2), Stall(104.0, stood / 2)]
+    case.report.stalls += [Stall(100.0, 9.0), Stall(105.7, 9.0)]  # before and after
+    case.cancel(SECOND, "key1", "w2", 100.1 + LEASE + 1.5)
+    kind = "a late takeover after: kill" + (", as the machine was" if machine else "")
+    assert kind in case.found()
+
+
+@pytest.mark.parametrize(
+    ("rate", "age", "found"),
+    [(5.0, 2.0, True), (25.0, 2.0, False), (5.0, 1.0, False)],
+    ids=["slow", "fast", "young"],
+)
+def test_takeover_that_costs_many_refusals(
+    rate: float,
+    age: float,
+    found: bool,  # noqa: FBT001 - a parameter
+    case: Case,
+) -> None:
+    case.books.rates[ACCOUNT] = rate
+    case.cancel(FIRST, "key0", "w1", 100.0 - age)
+    case.cancel(FIRST, "key0", "w1", 100.0)
+    case.report.moments.append(Moment("kill", 100.1, "w1", 100.1))
+    case.cancel(SECOND, "key1", "w2", 103.0)
+    again = Request(103.1, "w2", "POST", ACCOUNT, THIRD, "key2")
+    case.books.limited += 5 * [again]
+    assert "many refusals after: kill" not in case.found()
+    case.books.limited.append(again)
+    case.report.findings.clear()
+    assert ("many refusals after: kill" in case.found()) is found
 
 
 def test_takeover_in_the_middle_of_another_disaster_is_not_judged(case: Case) -> None:

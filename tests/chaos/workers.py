@@ -101,7 +101,12 @@ class Workers:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
-                env={**os.environ, **self.environment, "STRIPE_API_KEY": api_key(name)},
+                env={
+                    **os.environ,
+                    **self.environment,
+                    "STRIPE_API_KEY": api_key(name),
+                    "ASYNC_REFUNDS_NAME": name,
+                },
             )
         worker = Worker(name, process, log)
         self.all.append(worker)
