@@ -1,0 +1,395 @@
+"""What does a fleet of three make of Stripe's limits, and of many small accounts?
+
+Parts, each of which can be asked for alone: ``limited`` (one account of 25 requests a
+second, three workers, and the one that has it ended each 15 s: the share of the limit,
+the 429s, the fullest second), ``accounts`` (1,000 accounts of ten refunds, with one
+worker and with three, each over one plain batch).
+
+The workers are the real command in processes of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from contextlib import ExitStack, contextmanager
+from itertools import count, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import psycopg
+
+if not __package__:  # run by its path, whose folder is first in the search path
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from async_refunds.emulator import Emulator, Limits
+from async_refunds.journal import Run, SqliteJournal
+from benchmarks import batch_child, drawing, fleet_child, report
+from benchmarks.canned import canned_server
+from benchmarks.harness import in_turn
+from tests.support.postgres_server import PostgresServer, running_server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Sequence
+
+QUESTION = "What does a fleet make of Stripe's limits, and of many small accounts?"
+
+_OK, _LIMITED = 200, 429
+_LIMIT = 25.0
+_BETWEEN = 15.0  # seconds from one end of the worker that has the account to the next
+_LATENCY = 0.1  # seconds; Stripe takes that long at least
+_WORKERS = 3
+_STARTS_WITHIN = 30.0
+_WORKS_WITHIN = 300.0
+_POLL = 0.01
+_TICK = os.sysconf("SC_CLK_TCK")
+_HOLDER = """SELECT owner FROM async_refunds.leases
+    WHERE token IS NOT NULL AND until > clock_timestamp()"""
+_READY = """SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+    AND application_name = 'async_refunds' AND query LIKE '%pg_notify%'"""
+_OPEN = "SELECT count(*) FROM async_refunds.items WHERE NOT settled"
+
+
+class Flags(report.Flags, frozen=True, kw_only=True):
+    """What the command line asked for."""
+
+    parts: tuple[str, ...]
+    seconds: int
+    accounts: int
+
+
+class Report(report.Report, frozen=True, kw_only=True):
+    """What each part found, by the name of the figure."""
+
+    parts: dict[str, dict[str, float]]
+
+
+class Cost(msgspec.Struct, frozen=True):
+    """What a run of many accounts took."""
+
+    seconds: float
+    cpu: float
+    """Seconds of CPU of the workers."""
+
+
+class Fleet:
+    """Worker processes on one database.
+
+    Args:
+        address: Of the database.
+        base_url: Of what they ask.
+        words: Further arguments of each.
+    """
+
+    def __init__(self, address: str, base_url: str, words: Sequence[str] = ()) -> None:
+        self.address = address
+        self._words = ("--base-url", base_url, *words)
+        self._names = count(1)
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self) -> None:
+        """Start one more worker."""
+        name = f"w{next(self._names)}"
+        command = ("-m", "async_refunds", "fleet", "worker", "--quiet")
+        self._running[name] = subprocess.Popen(  # noqa: S603 - our own
+            [sys.executable, *command, "--name", name, *self._words],
+            env={
+                **os.environ,
+                "ASYNC_REFUNDS_DATABASE": self.address,
+                "STRIPE_API_KEY": batch_child.KEY,
+            },
+            stdin=subprocess.DEVNULL,
+        )
+
+    def end(self, name: str) -> None:
+        """Ask one to end."""
+        self._running[name].send_signal(signal.SIGTERM)
+
+    def value(self, query: str) -> int | str | None:
+        """Return what a query finds first, if anything."""
+        with psycopg.connect(self.address) as connection:
+            row = connection.execute(query.encode()).fetchone()
+        return None if row is None else row[0]
+
+    def wait_ready(self, workers: int) -> None:
+        """Wait until so many workers listen.
+
+        Raises:
+            SystemExit: They do not.
+        """
+        self._wait(lambda: self.value(_READY) == workers, _STARTS_WITHIN)
+
+    def wait_done(self) -> None:
+        """Wait until nothing is open.
+
+        Raises:
+            SystemExit: Something stays so.
+        """
+        self._wait(lambda: self.value(_OPEN) == 0, _WORKS_WITHIN)
+
+    @staticmethod
+    def _wait(holds: Callable[[], bool], seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not holds():
+            if time.monotonic() > until:
+                raise SystemExit("the workers do not get there")
+            time.sleep(_POLL)
+
+    def cpu(self) -> float:
+        """Return the seconds of CPU that the running ones have used."""
+        used = 0
+        for each in self._running.values():
+            text = Path(f"/proc/{each.pid}/stat").read_text()
+            # proc_pid_stat(5): utime and stime.
+            used += sum(map(int, text.rpartition(")")[2].split()[11:13]))
+        return used / _TICK
+
+    def close(self) -> None:
+        """End all, and wait for them."""
+        for each in self._running.values():
+            each.send_signal(signal.SIGTERM)
+        for each in self._running.values():
+            each.wait(_STARTS_WITHIN)
+
+
+@contextmanager
+def _fleet(
+    server: PostgresServer, base_url: str, words: Sequence[str] = ()
+) -> Generator[Fleet]:
+    with server.database() as address:
+        with psycopg.connect(address, autocommit=True) as connection:
+            connection.execute(
+                "SELECT async_refunds.ensure_run('run', %s, false)", [base_url]
+            )
+        fleet = Fleet(address, base_url, words)
+        try:
+            yield fleet
+        finally:
+            fleet.close()
+
+
+class Bench:
+    """A run of the parts that were asked for, on one server."""
+
+    def __init__(self, asked: Flags, folder: Path, server: PostgresServer) -> None:
+        self._asked = asked
+        self._server = server
+        self._paths = (folder / f"{number}.sqlite3" for number in count())
+
+    # -------------------------------------------------------------- one account
+
+    def limited(self) -> dict[str, float]:
+        """Return what three workers make of one account while its holder changes."""
+        return asyncio.run(self._limited())
+
+    async def _limited(self) -> dict[str, float]:
+        seconds = self._asked.seconds
+        limits = Limits(global_rate=None, endpoint_rate=_LIMIT)
+        stripe = Emulator(limits=limits, latency=_LATENCY)
+        stripe.requests = deque()
+        ids = stripe.seed_refunds(int(2 * _LIMIT * (seconds + _STARTS_WITHIN)))
+        with ExitStack() as stack:
+            async with stripe.serve() as base_url:
+                fleet = stack.enter_context(_fleet(self._server, base_url))
+                for _ in range(_WORKERS):
+                    fleet.start()
+                await asyncio.to_thread(fleet.wait_ready, _WORKERS)
+                await asyncio.to_thread(_enqueue, fleet.address, ids)
+                while not stripe.requests:  # noqa: ASYNC110 - of the emulator
+                    await asyncio.sleep(_POLL)
+                # The way up to the limit, of the first holder.
+                await asyncio.sleep(_BETWEEN)
+                began = time.time()
+                ended = await self._end_holders(fleet, began + seconds)
+                over = time.time()
+                await asyncio.to_thread(fleet.close)
+        log = [each for each in stripe.requests if began <= each.received_at < over]
+        sent = [each.received_at for each in log]
+        passed = sum(each.status == _OK for each in log)
+        refused = sum(each.status == _LIMITED for each in log)
+        return {
+            "handovers": ended,
+            "% of the limit": 100 * passed / (over - began) / _LIMIT,
+            "% answered 429": 100 * refused / (passed + refused),
+            "% of the limit, requests in the fullest second": 100
+            * _fullest(sent)
+            / _LIMIT,
+            "s without a request, at most": max(
+                later - at for at, later in pairwise(sent)
+            ),
+        }
+
+    async def _end_holders(self, fleet: Fleet, until: float) -> int:
+        """End the holder now and then, and start another; return how often."""
+        ended = 0
+        while time.time() + _BETWEEN <= until:
+            await asyncio.sleep(_BETWEEN / 2)
+            fleet.start()  # it is there when the other one ends
+            await asyncio.sleep(_BETWEEN / 2)
+            holder = await asyncio.to_thread(fleet.value, _HOLDER)
+            if isinstance(holder, str):
+                fleet.end(holder)
+                ended += 1
+        await asyncio.sleep(max(0.0, until - time.time()))
+        return ended
+
+    # ------------------------------------------------------------ many accounts
+
+    def accounts(self) -> dict[str, float]:
+        """Return what many small accounts cost a fleet, over one plain batch."""
+        items = 10 * self._asked.accounts
+        with canned_server() as base_url:
+            turns = in_turn(
+                {
+                    "plain": lambda: self._plain(base_url, items),
+                    "one": lambda: self._shared(base_url, 1, items),
+                    "three": lambda: self._shared(base_url, _WORKERS, items),
+                },
+                self._asked.rounds,
+                warm_up=False,
+            )
+        found = {"s of the plain batch": _median(turns["plain"], "seconds")}
+        for name in ("one", "three"):
+            for what, field in (("seconds", "seconds"), ("CPU", "cpu")):
+                found[f"x {what}, {name}"] = statistics.median(
+                    getattr(ours, field) / getattr(alone, field)
+                    for ours, alone in zip(turns[name], turns["plain"], strict=True)
+                )
+        return found
+
+    def _plain(self, base_url: str, items: int) -> Cost:
+        path = next(self._paths)
+        began = time.perf_counter()
+        with SqliteJournal.open(path, Run(base_url, livemode=False)) as journal:
+            journal.load(batch_child.requests(items, self._asked.accounts))
+        loaded = time.perf_counter() - began
+        found = fleet_child.measured(base_url, "sqlite", str(path), items, 0.0)
+        return Cost(loaded + found.seconds, found.cpu)
+
+    def _shared(self, base_url: str, workers: int, items: int) -> Cost:
+        words = (
+            *("--rate", str(batch_child.RATE)),
+            *("--concurrency", str(batch_child.CONCURRENCY)),
+        )
+        requests = list(batch_child.requests(items, self._asked.accounts))
+        with _fleet(self._server, base_url, words) as fleet:
+            for _ in range(workers):
+                fleet.start()
+            fleet.wait_ready(workers)
+            began, used = time.perf_counter(), fleet.cpu()
+            _enqueue(
+                fleet.address,
+                [each.refund_id for each in requests],
+                [each.stripe_account or "" for each in requests],
+            )
+            fleet.wait_done()
+            return Cost(time.perf_counter() - began, fleet.cpu() - used)
+
+
+def _enqueue(
+    address: str, ids: Sequence[str], accounts: Sequence[str] | None = None
+) -> None:
+    with psycopg.connect(address, autocommit=True) as connection:
+        connection.execute(
+            "SELECT async_refunds.enqueue('run', %s, %s)",
+            [list(ids), list(accounts or [""] * len(ids))],
+        )
+
+
+def _fullest(times: Sequence[float]) -> int:
+    """Return how many of these times lie in the fullest second of all."""
+    most, first = 0, 0
+    for last, at in enumerate(times):
+        while at - times[first] >= 1.0:
+            first += 1
+        most = max(most, last - first + 1)
+    return most
+
+
+def _median(costs: Sequence[Cost], field: str) -> float:
+    return float(statistics.median(getattr(each, field) for each in costs))
+
+
+PARTS: dict[str, Callable[[Bench], dict[str, float]]] = {
+    "limited": Bench.limited,
+    "accounts": Bench.accounts,
+}
+
+
+def flags() -> Flags:
+    """Read the command line."""
+    parser = report.parser(QUESTION, rounds=3)
+    parser.add_argument(
+        "--parts",
+        type=report.some_of(tuple(PARTS)),
+        default=",".join(PARTS),
+        help="by commas; default: %(default)s",
+    )
+    for name, default, words in (
+        ("--seconds", 60, "of the part limited"),
+        ("--accounts", 1000, "of the part accounts, ten refunds each"),
+    ):
+        parser.add_argument(name, type=report.count, default=default, help=words)
+    return report.read(parser, Flags)
+
+
+def draw(found: dict[str, dict[str, float]], path: Path) -> None:
+    """Draw what many accounts cost over one plain batch."""
+    bars = {
+        what: value
+        for what, value in found.get("accounts", {}).items()
+        if what.startswith("x ")
+    }
+    with drawing.sheet(path, QUESTION, size=(8, 3)) as (axes,):
+        labels = [f"{value:.2f}" for value in bars.values()]
+        drawing.bars(axes, list(bars), list(bars.values()), labels, ours="x ")
+        axes.set_xlabel("times the plain batch")
+
+
+def main() -> None:
+    """Measure what was asked for, and print it."""
+    asked = flags()
+    found: dict[str, dict[str, float]] = {}
+    if not asked.json:
+        how = f"{asked.rounds} rounds of the part accounts, the other one once"
+        print(report.heading(QUESTION, how), flush=True)
+    with (
+        tempfile.TemporaryDirectory() as name,
+        # As a server is by default, but for what waits for a disk.
+        running_server(
+            autovacuum="on", synchronous_commit="on", shared_buffers="128MB"
+        ) as server,
+    ):
+        bench = Bench(asked, Path(name), server)
+        for part in asked.parts:
+            report.say(f"{part} ...")
+            found[part] = PARTS[part](bench)
+            if not asked.json:
+                lines = (
+                    f"{value:12.2f}  {what}" for what, value in found[part].items()
+                )
+                print("\n".join(("", part, *lines)), flush=True)
+    whole = Report(
+        question=QUESTION,
+        versions=report.versions(),
+        rounds=asked.rounds,
+        headlines={
+            f"{part}: {what}": value
+            for part, figures in found.items()
+            for what, value in figures.items()
+        },
+        parts=found,
+    )
+    report.finish(asked, whole, lambda path: draw(found, path))
+
+
+if __name__ == "__main__":
+    main()
