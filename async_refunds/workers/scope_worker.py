@@ -16,6 +16,7 @@ import psycopg
 from async_refunds import telemetry
 from async_refunds.batch.execution import Execution
 from async_refunds.errors import JournalError
+from async_refunds.journal.postgres.connection import describe
 from async_refunds.journal.postgres.journal import PostgresJournal
 from async_refunds.journal.postgres.leases import Leases
 from async_refunds.protocol.error_mapping import describe_failure
@@ -209,7 +210,7 @@ class ScopeWorker:
         except (psycopg.Error, JournalError) as error:
             if not self._stopping:
                 raise JournalError(
-                    f"the leases could not be taken: {scrub(str(error))}"
+                    f"the leases could not be taken: {describe(error)}"
                 ) from None
         finally:
             self._execution.stop()

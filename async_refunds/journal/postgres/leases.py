@@ -14,9 +14,7 @@ from uuid import uuid4
 
 import msgspec
 
-from async_refunds.protocol.redaction import scrub
-
-from .connection import Database, Link
+from .connection import Database, Link, describe
 from .statements import ACQUIRE, ACQUIRED, RELEASE, RENEW
 
 if TYPE_CHECKING:
@@ -289,7 +287,7 @@ class Leases:
                 await self.renew()
             except Exception as error:  # noqa: BLE001 - the leases end by themselves
                 _logger.error(  # noqa: TRY400 - the text may hold too much
-                    "leases could not be renewed: %s", scrub(str(error))
+                    "leases could not be renewed: %s", describe(error)
                 )
 
     async def close(self, *, within: float = _CLOSES_WITHIN) -> None:
