@@ -24,6 +24,7 @@ from async_refunds.protocol.redaction import scrub
 from async_refunds.protocol.requests import Response
 
 from .fair_share import FairShare, Presence
+from .metrics import Counts, WorkerMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,6 +116,7 @@ class ScopeWorker:
         self._leaving: dict[str | None, float] = {}  # and for how long nobody takes it
         self._draining: set[str | None] = set()
         self._refusals: dict[str | None, int] = {}  # of the key, in turn
+        self._counts = Counts()
         self._may_have_more = False
         self._hungry = False
         self._timers: list[asyncio.TimerHandle] = []
@@ -127,6 +129,20 @@ class ScopeWorker:
         """Return what the other workers are told."""
         return Presence(
             self.scope, self._options.identity, self._at_work(), self._hungry
+        )
+
+    def metrics(self) -> WorkerMetrics:
+        """Return what it holds, and what it has done so far."""
+        return WorkerMetrics(
+            scope=self.scope,
+            worker=self._options.name,
+            accounts=len(self._leases.accounts),
+            takeovers=self._leases.takeovers,
+            fenced=self._journal.fenced,
+            transactions=self._journal.transactions,
+            results=self._counts.results,
+            requests=self._counts.requests,
+            rate_limited=self._counts.rate_limited,
         )
 
     def _at_work(self) -> int:
@@ -160,6 +176,7 @@ class ScopeWorker:
         sweeping = asyncio.create_task(self._sweep_on())
         try:
             async for result in self._execution.results():
+                self._counts.add(result)
                 if self._options.on_result is not None:
                     telemetry.call_hook("on_result", self._options.on_result, result)
         except JournalError:

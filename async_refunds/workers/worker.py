@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from async_refunds.results import CancelResult
 
     from .fair_share import Presence
+    from .metrics import WorkerMetrics
 
 Clients: TypeAlias = "RefundsClient | Callable[[str], RefundsClient | None]"
 """A client; or what returns the one of a tenant, ``None`` if this worker has no key."""
@@ -38,7 +39,8 @@ Clients: TypeAlias = "RefundsClient | Callable[[str], RefundsClient | None]"
 _SCOPES = """SELECT DISTINCT tenant, scope
     FROM async_refunds.runs WHERE state = 'open' ORDER BY scope"""
 _INTERVAL = 5.0
-"""Seconds between two looks for tenants: notifications tell of most of them."""
+"""Seconds between two looks for tenants: notifications tell of most of them. So often
+metrics are told, too."""
 _PATIENCE = 5.0  # seconds for an answer
 _GOOD_BYE = 0.5  # seconds
 
@@ -59,6 +61,7 @@ async def work(
     timeout: float | None = None,  # noqa: ASYNC109 - of each call, as the client has it
     stop: asyncio.Event | None = None,
     on_result: Callable[[CancelResult], object] | None = None,
+    on_metrics: Callable[[WorkerMetrics], object] | None = None,
     app: App | None = None,
 ) -> None:
     """Work on the runs in a database, together with other workers, until told to stop.
@@ -84,6 +87,8 @@ async def work(
         stop: Set it to end: what is under way ends, its results are kept and the
             accounts given back, in less than ten seconds.
         on_result: Called with each result, once it is kept.
+        on_metrics: Called every five seconds, and at the end, with what the worker has
+            done so far; once for each tenant.
         app: A procrastinate app with the tasks of a fleet (`new_app`, `add_tasks`), to
             be run beside: its jobs wake the worker, which needs none of them.
 
@@ -112,7 +117,7 @@ async def work(
         ttl=validation.seconds("ttl", ttl),
         on_result=on_result,
     )
-    fleet = _Worker(Database(database), refunds, tenant, options)
+    fleet = _Worker(Database(database), refunds, tenant, options, on_metrics)
     await fleet.run(stop or asyncio.Event(), app)
 
 
@@ -120,12 +125,18 @@ class _Worker:
     """The batches of one process, one for each tenant, and what they share."""
 
     def __init__(
-        self, database: Database, refunds: Clients, tenant: str, options: WorkerOptions
+        self,
+        database: Database,
+        refunds: Clients,
+        tenant: str,
+        options: WorkerOptions,
+        on_metrics: Callable[[WorkerMetrics], object] | None,
     ) -> None:
         self._database = database
         self._refunds = refunds
         self._tenant = tenant
         self._options = options
+        self._on_metrics = on_metrics
         self._scopes: dict[str, ScopeWorker] = {}
         self._refused: set[str] = set()  # scopes for which there is no client
         self._tasks: set[asyncio.Task[None]] = set()
@@ -157,6 +168,7 @@ class _Worker:
                     watched, timeout=_INTERVAL, return_when=asyncio.FIRST_COMPLETED
                 )
                 ended = bool(done)
+                self._tell_metrics()
         finally:
             looking.cancel()
             stopping.cancel()
@@ -165,6 +177,7 @@ class _Worker:
             if supervising is not None:
                 await end(supervising)
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._tell_metrics()
             self._channel.close(within=_GOOD_BYE)
             await asyncio.wait([listening, looking], timeout=2 * _GOOD_BYE)
             # It may be connecting over a network that carries nothing.
@@ -231,6 +244,11 @@ class _Worker:
             self._database, scope, refunds, self._options, self._channel.tell
         )
         self._tasks.add(asyncio.create_task(worker.run()))
+
+    def _tell_metrics(self) -> None:
+        if self._on_metrics is not None:
+            for each in self._scopes.values():
+                telemetry.call_hook("on_metrics", self._on_metrics, each.metrics())
 
     # ------------------------------------------------------------ notifications
 

@@ -87,6 +87,8 @@ class Leases:
         self.grace = ttl + deadline
         """Seconds after an unclean takeover in which no refund gets a new key."""
         self.on_lost = on_lost
+        self.takeovers = 0
+        """How many accounts it took from a holder that had not released them."""
         self._clock = clock
         self._link = Link(database, patience=max(ttl, _PATIENCE))
         self._held: dict[str | None, Lease] = {}
@@ -159,7 +161,8 @@ class Leases:
             return await cursor.fetchall()
 
         leases: list[Lease] = []
-        for account, rate, takeovers in await self._link.repeat(work):
+        for account, rate, takeovers, taken_over in await self._link.repeat(work):
+            self.takeovers += taken_over
             lease = Lease(account or None, token, rate, takeovers)
             self._held[lease.account] = lease
             self._good_until[lease.account] = sent_at + self.ttl

@@ -22,7 +22,7 @@ _HAS_WORK = """EXISTS (
 ACQUIRE = f"""
 WITH history AS MATERIALIZED (SELECT async_refunds.note_timeline() AS timeline),
 free AS (
-    SELECT l.account FROM async_refunds.leases l
+    SELECT l.account, l.token IS NOT NULL AS taken_over FROM async_refunds.leases l
     WHERE l.scope = %(scope)s AND l.until < clock_timestamp()
         -- What ended while nobody could renew it lives on under its token.
         AND l.account <> ALL (%(held)s::text[])
@@ -46,8 +46,8 @@ UPDATE async_refunds.leases l SET
     no_new_key_until = CASE WHEN l.token IS NULL THEN l.no_new_key_until
         ELSE clock_timestamp() + make_interval(secs => %(grace)s) END
 FROM free, history WHERE l.scope = %(scope)s AND l.account = free.account
-RETURNING l.account, l.pace, l.takeovers"""  # noqa: S608 - our own text
-ACQUIRED = """SELECT account, pace, takeovers FROM async_refunds.leases
+RETURNING l.account, l.pace, l.takeovers, free.taken_over"""  # noqa: S608 - our own text
+ACQUIRED = """SELECT account, pace, takeovers, takeovers > 0 FROM async_refunds.leases
     WHERE scope = %(scope)s AND token = %(token)s"""
 
 RENEW = """
