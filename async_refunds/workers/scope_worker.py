@@ -15,6 +15,7 @@ import psycopg
 
 from async_refunds import telemetry
 from async_refunds.batch.execution import Execution
+from async_refunds.client import deadline_of
 from async_refunds.errors import JournalError
 from async_refunds.journal.postgres.connection import describe
 from async_refunds.journal.postgres.journal import PostgresJournal
@@ -61,8 +62,7 @@ class WorkerOptions(msgspec.Struct, frozen=True):
     rate: float | None
     patience: float
     timeout: float | None
-    deadline: float
-    """Seconds after which no request of a call is under way any more."""
+    """Of each call, in place of what the client's policy has."""
     ttl: float
     """Seconds after which the accounts of a worker that was killed are free."""
     on_result: Callable[[CancelResult], object] | None
@@ -96,7 +96,7 @@ class ScopeWorker:
             scope,
             options.name,
             ttl=options.ttl,
-            deadline=options.deadline,
+            deadline=options.timeout or deadline_of(refunds),
         )
         self._journal = PostgresJournal(database, self._leases)
         self._execution = Execution(
