@@ -15,7 +15,7 @@ from uuid import uuid4
 import msgspec
 
 from .connection import Database, Link, describe
-from .statements import ACQUIRE, ACQUIRED, RELEASE, RENEW
+from .statements import ACQUIRE, ACQUIRE_THESE, ACQUIRED, RELEASE, RENEW
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -138,6 +138,7 @@ class Leases:
         """
         token, sent_at = str(uuid4()), 0.0
         wanted = [account or "" for account in only]
+        statement = ACQUIRE_THESE if wanted else ACQUIRE
         values = {
             "scope": self.scope,
             "owner": self.owner,
@@ -145,7 +146,6 @@ class Leases:
             "ttl": self.ttl,
             "grace": self.grace,
             "limit": limit,
-            "forced": bool(wanted),
             "accounts": wanted,
         }
 
@@ -157,7 +157,9 @@ class Leases:
                 if rows := await found.fetchall():
                     return rows
             held = [account or "" for account in self._held]
-            cursor = await connection.execute(ACQUIRE, {**values, "held": held})
+            cursor = await connection.execute(
+                statement.encode(), {**values, "held": held}
+            )
             return await cursor.fetchall()
 
         leases: list[Lease] = []
