@@ -237,7 +237,8 @@ BEGIN
         INSERT INTO async_refunds.items (run_id, account, refund_id, number)
             SELECT found.run_id, account, id, number FROM numbered
                 ORDER BY account, id COLLATE "C", number
-            ON CONFLICT DO NOTHING
+            -- Numbers do not conflict, and to look for that takes a third of the time.
+            ON CONFLICT (run_id, account, refund_id) DO NOTHING
             RETURNING account
     )
     SELECT coalesce(sum(count), 0), coalesce(array_agg(account), '{}')

@@ -267,7 +267,7 @@ async def test_address_has_what_is_needed_and_not_given() -> None:
     made = conninfo_to_dict(Database("host=a,b connect_timeout=7").conninfo)
     assert made["host"] == "a,b"
     assert made["target_session_attrs"] == "read-write", "of several the primary"
-    assert made["connect_timeout"] == 7
+    assert made["connect_timeout"] == "7"
 
 
 async def test_close_does_not_wait_for_a_database_that_is_away(fleet: Fleet) -> None:
