@@ -349,3 +349,44 @@ async def test_grace_of_a_takeover_outlives_a_clean_handover(fleet: Fleet) -> No
         assert (one.leases.takeovers, two.leases.takeovers) == (0, 1)
         row = "SELECT takeovers FROM async_refunds.metrics"
         assert fleet.value(row) == 1
+
+
+@pytest.mark.parametrize("first", ["run", "other", "paused"])
+async def test_accounts_with_work_in_several_runs_are_each_taken_once(
+    fleet: Fleet, first: str
+) -> None:
+    """Whichever of the runs comes first, and whatever of them is paused or waits."""
+    accounts = {"acct_1", "acct_2", "acct_3"}
+    for run in ("run", "other", "paused"):
+        fleet.add([], run=run)
+    fleet.do(
+        "UPDATE async_refunds.runs SET run_id = %s WHERE name = %s", "0" * 32, first
+    )
+    for run in ("run", "other", "paused"):
+        for account in accounts:
+            fleet.add(["re_1"], account, run=run)
+    fleet.do("UPDATE async_refunds.runs SET state = 'paused' WHERE name = 'paused'")
+    async with worker(fleet.address) as one:
+        assert await one.acquire(3) == accounts
+        for account in accounts:
+            await one.leases.release(account, retry_later=False)
+        # What is open in one of the runs has a result, and waits.
+        fleet.do(
+            """UPDATE async_refunds.items SET known_at = now() FROM async_refunds.runs r
+                WHERE items.run_id = r.run_id AND r.name = 'run'"""
+        )
+        fleet.do("UPDATE async_refunds.leases SET retry_at = now() + interval '1 h'")
+        assert await one.acquire(3) == accounts
+
+
+async def test_all_accounts_are_found_though_each_worker_holds_some(
+    fleet: Fleet,
+) -> None:
+    accounts = {f"acct_{number:02}" for number in range(30)}
+    for account in accounts:
+        fleet.add(["re_1"], account)
+    fleet.do("UPDATE async_refunds.items SET settled = true WHERE account > 'acct_24'")
+    async with worker(fleet.address) as one, worker(fleet.address, "two") as two:
+        found = [await each.acquire(5) for each in (one, two) * 3]
+    assert [len(each) for each in found] == [5, 5, 5, 5, 5, 0]
+    assert set().union(*found) == {each for each in accounts if each <= "acct_24"}
