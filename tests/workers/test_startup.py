@@ -33,7 +33,8 @@ async def refused(database: str) -> str:
     """Return with what a worker ends at once."""
     async with RefundsClient(KEY) as refunds:
         with pytest.raises(JournalError, match="cannot be reached") as caught:
-            await work(database, refunds)
+            async with asyncio.timeout(_FAR_TOO_LONG):  # or it would wait for ever
+                await work(database, refunds)
     text = str(caught.value)
     assert "\n" not in text
     return text

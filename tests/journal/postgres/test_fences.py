@@ -351,6 +351,19 @@ async def test_times_are_of_the_database_though_this_clock_is_wrong(
         assert abs(time.time() - new.key_created_at) < 60
 
 
+async def test_nothing_is_claimed_of_a_run_that_is_paused_or_closed(
+    fleet: Fleet,
+) -> None:
+    for run in ("open", "paused", "closed"):
+        fleet.add([f"re_{run}"], run=run)
+    fleet.do("UPDATE async_refunds.runs SET state = name")
+    async with worker(fleet.address) as one:
+        await one.acquire()
+        assert ids(await one.claim()) == ["re_open"]
+        fleet.do("UPDATE async_refunds.runs SET state = 'open' WHERE name = 'paused'")
+        assert ids(await one.claim()) == ["re_paused"]
+
+
 async def test_next_holder_begins_at_the_first_item_again(fleet: Fleet) -> None:
     fleet.add(["re_1", "re_2"])
     async with worker(fleet.address) as one:
