@@ -240,36 +240,6 @@ async def test_silent_network_is_given_up_after_a_while(
         await link.close(within=1)
 
 
-async def test_commit_in_doubt_stays_so_while_the_database_is_away(
-    fleet: Fleet, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with proxied(fleet) as (proxy, address):
-        link = Link(Database(address))
-        tries: list[bool] = []
-
-        async def work(connection: Any, in_doubt: bool) -> list[Any]:  # noqa: ANN401, FBT001 - as Link calls it
-            tries.append(in_doubt)
-            if len(tries) == 1:
-                proxy.refuse()
-                proxy.cut()
-            found: list[Any] = await (await connection.execute("SELECT 1")).fetchall()
-            return found
-
-        working = asyncio.create_task(link.repeat(work))
-        await until(lambda: caplog.text.count("trying again") > 2)
-        await proxy.accept()
-        assert await working == [(1,)]
-        assert tries == [False, True]
-        await link.close(within=1)
-
-
-async def test_address_has_what_is_needed_and_not_given() -> None:
-    made = conninfo_to_dict(Database("host=a,b connect_timeout=7").conninfo)
-    assert made["host"] == "a,b"
-    assert made["target_session_attrs"] == "read-write", "of several the primary"
-    assert made["connect_timeout"] == "7"
-
-
 async def test_close_does_not_wait_for_a_database_that_is_away(fleet: Fleet) -> None:
     fleet.add(["re_1", "re_2"])
     for how in ("refuse", "hold"):
@@ -404,3 +374,33 @@ async def test_database_that_cannot_be_reached_is_told_at_the_start() -> None:
     run = Run(URL, livemode=False)
     with pytest.raises(JournalError, match="cannot be opened"):
         await PostgresJournal.open("host=/nowhere", run, name="run")
+
+
+async def test_commit_in_doubt_stays_so_while_the_database_is_away(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with proxied(fleet) as (proxy, address):
+        link = Link(Database(address))
+        tries: list[bool] = []
+
+        async def work(connection: Any, in_doubt: bool) -> list[Any]:  # noqa: ANN401, FBT001 - as Link calls it
+            tries.append(in_doubt)
+            if len(tries) == 1:
+                proxy.refuse()
+                proxy.cut()
+            found: list[Any] = await (await connection.execute("SELECT 1")).fetchall()
+            return found
+
+        working = asyncio.create_task(link.repeat(work))
+        await until(lambda: caplog.text.count("trying again") > 2)
+        await proxy.accept()
+        assert await working == [(1,)]
+        assert tries == [False, True]
+        await link.close(within=1)
+
+
+async def test_address_has_what_is_needed_and_not_given() -> None:
+    made = conninfo_to_dict(Database("host=a,b connect_timeout=7").conninfo)
+    assert made["host"] == "a,b"
+    assert made["target_session_attrs"] == "read-write", "of several the primary"
+    assert made["connect_timeout"] == "7"
