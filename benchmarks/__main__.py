@@ -57,6 +57,13 @@ RUNS = (
         "bench_batch",
         quick=("--parts", "journal,pace", "--items", "500", "--seconds", "3"),
     ),
+    # A million refunds and paced turns take their time: one round is enough.
+    Run(
+        "fleet",
+        "bench_fleet",
+        ("--rounds", "1"),
+        quick=("--items", "2000", "--seconds", "2"),
+    ),
     Run("service", "bench_service", quick=("--calls", "50")),
     Run("report", "bench_report", quick=("--items", "500")),
     Run("storm", "bench_storm", quick=("--calls", "60", "--cases", "cancelled")),

@@ -170,6 +170,52 @@ TARGETS = (
         unit="MB",
     ),
     Target(
+        "CPU of an item of a fleet's worker to that with SQLite, saturated",
+        "fleet",
+        ("saturated: CPU of the worker, x SQLite",),
+        1.1,
+    ),
+    Target(
+        "the same, paced at 400 a second",
+        "fleet",
+        ("paced: CPU of the worker, x SQLite",),
+        1.35,
+    ),
+    Target(
+        "CPU of PostgreSQL for an item, saturated",
+        "fleet",
+        ("saturated: µs CPU of PostgreSQL an item",),
+        120.0,
+        unit="µs",
+    ),
+    Target(
+        "the same, paced at 400 a second",
+        "fleet",
+        ("paced: µs CPU of PostgreSQL an item",),
+        250.0,
+        unit="µs",
+    ),
+    Target(
+        "1,000,000 refunds enqueued",
+        "fleet",
+        ("enqueue: s to enqueue 1000000 ids",),
+        15.0,
+        unit="s",
+    ),
+    Target(
+        "memory of the client that enqueues them",
+        "fleet",
+        ("enqueue: MB of the client",),
+        300.0,
+        unit="MB",
+    ),
+    Target(
+        "a claim beside 1,000,000 settled items, to one beside none",
+        "fleet",
+        ("claims: x beside 1000000 settled items",),
+        1.25,
+    ),
+    Target(
         "memory of a call in flight over bare aiohttp's, its connection / waiting",
         "memory",
         (

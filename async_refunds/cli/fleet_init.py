@@ -7,7 +7,13 @@ from typing import Annotated
 import typer
 
 from async_refunds.errors import JournalError
-from async_refunds.journal.postgres.schema import VERSION, check_version, migrate
+from async_refunds.journal.postgres.schema import (
+    HISTORY_QUERY,
+    VERSION,
+    check_version,
+    history_warning,
+    migrate,
+)
 
 from .exit_codes import DONE, NOT_ALL
 from .fleet_database import DatabaseOptions, connected
@@ -49,4 +55,7 @@ def init(
             output.say(f"made the tables of async_refunds, version {VERSION}")
         else:
             output.say(f"nothing to do: the tables have version {VERSION}")
+        warning = history_warning(connection.execute(HISTORY_QUERY).fetchone())
+        if warning is not None:
+            output.warn(warning)
     raise typer.Exit(DONE)

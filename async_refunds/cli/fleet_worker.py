@@ -13,6 +13,7 @@ import psycopg
 import typer
 
 from async_refunds.errors import JournalError
+from async_refunds.journal.postgres.connection import is_refusal
 from async_refunds.protocol import validation
 from async_refunds.workers import work
 
@@ -141,14 +142,17 @@ async def _answers(database: Database, stop: asyncio.Event, output: Output) -> b
     """Wait for the database, and tell whether it came before the signal to stop.
 
     Raises:
-        JournalError: It has not the tables of this release.
+        JournalError: It refuses the connection, or has not the tables of this release.
     """
     said = False
     while not stop.is_set():
         try:
             connection = await database.connect()
         except psycopg.OperationalError as error:
-            # libpq tells no code by which what passes could be told from a wrong name.
+            if is_refusal(error):
+                raise JournalError(
+                    f"the database cannot be reached: {told_by(error)}"
+                ) from None
             if not said:
                 output.warn(f"waiting for the database: {told_by(error)}")
             said = True

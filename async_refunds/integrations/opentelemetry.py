@@ -17,6 +17,9 @@ A span costs about 16 us in the SDK, a point of a metric about 7, whoever writes
 (``benchmarks/bench_service.py``). So a call that succeeds at once has one span and two
 points, and nothing else is recorded of it.
 
+What a worker of a fleet does is measured by ``work(..., on_metrics=...)``, see
+`WorkerInstrumentation`.
+
 ``opentelemetry-instrumentation-aiohttp-client`` may be used besides: during a call it
 makes no spans of its own, so that no attempt is there twice. This holds for the
 requests of an ``api_key`` callable too.
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from async_refunds.models import Attempt, CallRecord, CallStart
+    from async_refunds.workers import WorkerMetrics
 
 _NAME = "async_refunds"
 _Attributes: TypeAlias = dict[str, Any]
@@ -55,6 +59,16 @@ _SECONDS = (
 )
 # A call may take much longer than one request.
 _CALL_SECONDS = (*_SECONDS, 20.0, 40.0, 80.0)
+
+# Those of a worker that only grow.
+_OF_WORKERS = (
+    ("takeovers", "{account}", "Accounts taken from workers that had ended."),
+    ("fenced", "{operation}", "Operations refused: another worker has the account."),
+    ("transactions", "{transaction}", "Statements of the journal carried out."),
+    ("results", "{refund}", "Refunds of which something became known."),
+    ("requests", "{request}", "Requests to Stripe for those."),
+    ("rate_limited", "{request}", "Of these requests, the ones answered with 429."),
+)
 
 _GOOD = frozenset({"canceled", "already_canceled", "not_cancelable", "done"})
 
@@ -128,8 +142,51 @@ class CallInstrumentation:
             child.end(int((attempt.began_at + attempt.seconds) * 1e9))
 
 
+class WorkerInstrumentation:
+    """Measures workers of a fleet; an ``on_metrics`` hook of `work`.
+
+    Observed when the metrics are collected: what the worker has told last. What the
+    whole fleet has left to do is in the view ``async_refunds.metrics``.
+
+    Args:
+        meter_provider: In place of the global one.
+    """
+
+    def __init__(self, *, meter_provider: metrics.MeterProvider | None = None) -> None:
+        self._told: dict[tuple[str, str], WorkerMetrics] = {}
+        meter = metrics.get_meter(_NAME, __version__, meter_provider)
+        meter.create_observable_up_down_counter(
+            f"{_NAME}.worker.accounts",
+            [functools.partial(self._observe, "accounts")],
+            "{account}",
+            "Accounts whose leases a worker holds.",
+        )
+        for name, unit, description in _OF_WORKERS:
+            meter.create_observable_counter(
+                f"{_NAME}.worker.{name}",
+                [functools.partial(self._observe, name)],
+                unit,
+                description,
+            )
+
+    def __call__(self, told: WorkerMetrics) -> None:
+        """Keep what a worker tells until the metrics are collected."""
+        self._told[told.scope, told.worker] = told
+
+    def _observe(
+        self, name: str, options: metrics.CallbackOptions
+    ) -> Iterator[metrics.Observation]:
+        del options
+        for told in list(self._told.values()):
+            labels = {
+                "async_refunds.scope": told.scope,
+                "async_refunds.worker": told.worker,
+            }
+            yield metrics.Observation(getattr(told, name), labels)
+
+
 class _Measures:
-    """The instruments."""
+    """The instruments of calls."""
 
     def __init__(self, meter: metrics.Meter) -> None:
         self._requests = meter.create_histogram(

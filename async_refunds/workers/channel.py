@@ -16,8 +16,11 @@ import psycopg
 
 from async_refunds import telemetry
 from async_refunds.errors import JournalError
-from async_refunds.journal.postgres.connection import answering_within, hang_up
-from async_refunds.protocol.redaction import scrub
+from async_refunds.journal.postgres.connection import (
+    answering_within,
+    describe,
+    hang_up,
+)
 
 from .fair_share import Presence
 
@@ -70,7 +73,7 @@ class Channel:
                 await self._listen(self._connection)
             except (psycopg.Error, JournalError) as error:
                 telemetry.log(
-                    logging.INFO, "notifications are off: %s", scrub(str(error))
+                    logging.INFO, "notifications are off: %s", describe(error)
                 )
             finally:
                 if self._connection is not None:

@@ -16,7 +16,9 @@ import psycopg
 
 from async_refunds import telemetry
 from async_refunds.batch.execution import Execution
+from async_refunds.client import deadline_of
 from async_refunds.errors import JournalError
+from async_refunds.journal.postgres.connection import describe
 from async_refunds.journal.postgres.journal import PostgresJournal
 from async_refunds.journal.postgres.leases import Leases
 from async_refunds.protocol.error_mapping import describe_failure
@@ -24,6 +26,7 @@ from async_refunds.protocol.redaction import scrub
 from async_refunds.protocol.requests import Response
 
 from .fair_share import FairShare, Presence
+from .metrics import Counts, WorkerMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,8 +68,7 @@ class WorkerOptions(msgspec.Struct, frozen=True):
     rate: float | None
     patience: float
     timeout: float | None
-    deadline: float
-    """Seconds after which no request of a call is under way any more."""
+    """Of each call, in place of what the client's policy has."""
     ttl: float
     """Seconds after which the accounts of a worker that was killed are free."""
     on_result: Callable[[CancelResult], object] | None
@@ -100,7 +102,7 @@ class ScopeWorker:
             scope,
             options.name,
             ttl=options.ttl,
-            deadline=options.deadline,
+            deadline=options.timeout or deadline_of(refunds),
         )
         self._journal = PostgresJournal(database, self._leases)
         self._execution = Execution(
@@ -122,6 +124,7 @@ class ScopeWorker:
         self._leaving: dict[str | None, float] = {}  # and for how long nobody takes it
         self._draining: set[str | None] = set()
         self._refusals: dict[str | None, int] = {}  # of the key, in turn
+        self._counts = Counts()
         self._may_have_more = False
         self._may_take_more = False  # when others tell what they have
         self._hungry = False
@@ -144,6 +147,20 @@ class ScopeWorker:
             self._hungry,
             leaving=self._stopping,
             freed=freed,
+        )
+
+    def metrics(self) -> WorkerMetrics:
+        """Return what it holds, and what it has done so far."""
+        return WorkerMetrics(
+            scope=self.scope,
+            worker=self._options.name,
+            accounts=len(self._leases.accounts),
+            takeovers=self._leases.takeovers,
+            fenced=self._journal.fenced,
+            transactions=self._journal.transactions,
+            results=self._counts.results,
+            requests=self._counts.requests,
+            rate_limited=self._counts.rate_limited,
         )
 
     def _at_work(self) -> int:
@@ -180,6 +197,7 @@ class ScopeWorker:
         sweeping = asyncio.create_task(self._sweep_on())
         try:
             async for result in self._execution.results():
+                self._counts.add(result)
                 if self._options.on_result is not None:
                     telemetry.call_hook("on_result", self._options.on_result, result)
         except JournalError:
@@ -239,7 +257,7 @@ class ScopeWorker:
         except (psycopg.Error, JournalError) as error:
             if not self._stopping:
                 raise JournalError(
-                    f"the leases could not be taken: {scrub(str(error))}"
+                    f"the leases could not be taken: {describe(error)}"
                 ) from None
         finally:
             self._execution.stop()

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from async_refunds import telemetry
-from async_refunds.protocol.redaction import scrub
+from async_refunds.journal.postgres.connection import describe
 
 from .app import QUEUE, context_of
 
@@ -50,7 +50,7 @@ class Supervisor:
             try:
                 await self._run_once()
             except Exception as error:  # noqa: BLE001 - ours goes on, whatever it was
-                why = scrub(str(error)) or type(error).__name__
+                why = describe(error)
             else:
                 why = "it ended"
             if clock() - began > _LASTING:

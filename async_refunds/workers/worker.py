@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING, TypeAlias
 import psycopg
 
 from async_refunds import telemetry
-from async_refunds.client import RefundsClient, deadline_of
-from async_refunds.errors import JournalError
-from async_refunds.journal.postgres.connection import Database, answering_within
+from async_refunds.client import RefundsClient
+from async_refunds.journal.postgres.connection import (
+    Database,
+    answering_within,
+    describe,
+)
 from async_refunds.protocol import validation
-from async_refunds.protocol.redaction import scrub
 
 from .channel import Channel
 from .scope_worker import ScopeWorker, WorkerOptions
+from .startup import wait_for_database
 from .supervisor import Supervisor, end
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from async_refunds.results import CancelResult
 
     from .fair_share import Presence
+    from .metrics import WorkerMetrics
 
 Clients: TypeAlias = "RefundsClient | Callable[[str], RefundsClient | None]"
 """A client; or what returns the one of a tenant, ``None`` if this worker has no key."""
@@ -38,12 +42,12 @@ Clients: TypeAlias = "RefundsClient | Callable[[str], RefundsClient | None]"
 _SCOPES = """SELECT DISTINCT tenant, scope
     FROM async_refunds.runs WHERE state = 'open' ORDER BY scope"""
 _INTERVAL = 5.0
-"""Seconds between two looks for tenants: notifications tell of most of them."""
+"""Seconds between two looks for tenants: notifications tell of most of them. So often
+metrics are told, too."""
 _PATIENCE = 5.0  # seconds for an answer
+_ASK_AGAIN = 60.0
+"""Seconds until a tenant for which there was no key is asked for again."""
 _GOOD_BYE = 0.5  # seconds
-
-DEADLINE = 120.0
-"""Seconds for a call at most, where clients come and go."""
 
 
 async def work(
@@ -59,21 +63,23 @@ async def work(
     timeout: float | None = None,  # noqa: ASYNC109 - of each call, as the client has it
     stop: asyncio.Event | None = None,
     on_result: Callable[[CancelResult], object] | None = None,
+    on_metrics: Callable[[WorkerMetrics], object] | None = None,
     app: App | None = None,
 ) -> None:
     """Work on the runs in a database, together with other workers, until told to stop.
 
     Each account belongs to one worker at a time, which holds a lease for it. A worker
     that is killed loses its accounts after ``ttl`` seconds to the others, which ask
-    again with the same keys. While the database is away, the worker waits, and sends
-    nothing once its leases have ended.
+    again with the same keys. While the database is away, the worker waits, also at the
+    start, and sends nothing once its leases have ended.
 
     Args:
         database: As libpq has it: an address, ``key=value`` pairs, or nothing for the
             variables ``PGHOST``, ``PGDATABASE``, ... It may hold a password.
         refunds: The client, with the key of the tenant; or a function that is given a
-            tenant and returns its client, or ``None`` if this worker has no key for it.
-            Each tenant gets a batch of its own.
+            tenant and returns its client, or ``None`` if this worker has no key for it
+            yet. Each tenant gets a batch of its own; one without a key is asked for
+            again each minute.
         tenant: Whose runs a single client works on.
         name: How the worker is shown; the host's name and the process by default.
         concurrency: The most refunds of a tenant under way at once.
@@ -84,23 +90,20 @@ async def work(
         stop: Set it to end: what is under way ends, its results are kept and the
             accounts given back, in less than ten seconds.
         on_result: Called with each result, once it is kept.
+        on_metrics: Called every five seconds, and at the end, with what the worker has
+            done so far; once for each tenant.
         app: A procrastinate app with the tasks of a fleet (`new_app`, `add_tasks`), to
             be run beside: its jobs wake the worker, which needs none of them.
 
     Raises:
-        JournalError: The database cannot be reached at the start, its tables are of
-            another release, or they cannot be written.
+        JournalError: The database refuses the connection at the start (a wrong
+            password, a missing database), its tables are of another release, or they
+            cannot be written.
         TypeError, ValueError: An argument that cannot be right.
     """
     if not (isinstance(refunds, RefundsClient) or callable(refunds)):
         raise TypeError("refunds must be a RefundsClient, or a function of a tenant")
     call_timeout = None if timeout is None else validation.seconds("timeout", timeout)
-    if call_timeout is not None:
-        deadline = call_timeout
-    else:
-        deadline = (
-            deadline_of(refunds) if isinstance(refunds, RefundsClient) else DEADLINE
-        )
     options = WorkerOptions(
         name=name or f"{socket.gethostname()} {os.getpid()}",
         identity=uuid.uuid4().hex,
@@ -108,11 +111,10 @@ async def work(
         rate=None if rate is None else validation.rate("rate", rate),
         patience=validation.seconds("patience", patience),
         timeout=call_timeout,
-        deadline=deadline,
         ttl=validation.seconds("ttl", ttl),
         on_result=on_result,
     )
-    fleet = _Worker(Database(database), refunds, tenant, options)
+    fleet = _Worker(Database(database), refunds, tenant, options, on_metrics)
     await fleet.run(stop or asyncio.Event(), app)
 
 
@@ -120,14 +122,22 @@ class _Worker:
     """The batches of one process, one for each tenant, and what they share."""
 
     def __init__(
-        self, database: Database, refunds: Clients, tenant: str, options: WorkerOptions
+        self,
+        database: Database,
+        refunds: Clients,
+        tenant: str,
+        options: WorkerOptions,
+        on_metrics: Callable[[WorkerMetrics], object] | None,
     ) -> None:
         self._database = database
         self._refunds = refunds
         self._tenant = tenant
         self._options = options
+        self._on_metrics = on_metrics
         self._scopes: dict[str, ScopeWorker] = {}
-        self._refused: set[str] = set()  # scopes for which there is no client
+        # Scopes for which there is no client, and when to ask for it again.
+        self._ask_at: dict[str, float] = {}
+        self._clock = asyncio.get_running_loop().time
         self._tasks: set[asyncio.Task[None]] = set()
         self._news = asyncio.Event()
         self._channel = Channel(
@@ -138,7 +148,8 @@ class _Worker:
         )
 
     async def run(self, stop: asyncio.Event, app: App | None) -> None:
-        await self._check_database()
+        if not await wait_for_database(self._database, stop):
+            return
         if isinstance(self._refunds, RefundsClient):
             self._begin(_scope(self._tenant, self._refunds), self._refunds)
         listening = asyncio.create_task(self._channel.run())
@@ -157,6 +168,7 @@ class _Worker:
                     watched, timeout=_INTERVAL, return_when=asyncio.FIRST_COMPLETED
                 )
                 ended = bool(done)
+                self._tell_metrics()
         finally:
             looking.cancel()
             stopping.cancel()
@@ -165,6 +177,7 @@ class _Worker:
             if supervising is not None:
                 await end(supervising)
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._tell_metrics()
             self._channel.close(within=_GOOD_BYE)
             await asyncio.wait([listening, looking], timeout=2 * _GOOD_BYE)
             # It may be connecting over a network that carries nothing.
@@ -173,20 +186,6 @@ class _Worker:
         for task in (*self._tasks, looking):
             if not task.cancelled() and (error := task.exception()) is not None:
                 raise error
-
-    async def _check_database(self) -> None:
-        """Connect once: a mistake in the address is told at the start.
-
-        Raises:
-            JournalError: It cannot be used.
-        """
-        try:
-            connection = await self._database.connect()
-        except psycopg.Error as error:
-            raise JournalError(
-                f"the database cannot be reached: {scrub(str(error))}"
-            ) from None
-        await connection.close()
 
     # ------------------------------------------------------------------ tenants
 
@@ -199,7 +198,7 @@ class _Worker:
                     await self._begin_all(self._refunds)
             except psycopg.Error as error:
                 telemetry.log(
-                    logging.WARNING, "the database is away: %s", scrub(str(error))
+                    logging.WARNING, "the database is away: %s", describe(error)
                 )
             with suppress(TimeoutError):
                 async with asyncio.timeout(_INTERVAL):
@@ -215,16 +214,36 @@ class _Worker:
         finally:
             await connection.close()
         for tenant, scope in rows:
-            if scope in self._scopes or scope in self._refused:
+            if scope in self._scopes or not self._may_ask(scope):
                 continue
-            client = client_of(tenant)
-            if client is None or _scope(tenant, client) != scope:
-                self._refused.add(scope)
-                telemetry.log(
-                    logging.WARNING, "no key for %s: its runs wait for others", scope
-                )
-            else:
+            client = self._client_of(client_of, tenant, scope)
+            if client is not None:
                 self._begin(scope, client)
+
+    def _may_ask(self, scope: str) -> bool:
+        return self._clock() >= self._ask_at.get(scope, 0.0)
+
+    def _client_of(
+        self, client_of: Callable[[str], RefundsClient | None], tenant: str, scope: str
+    ) -> RefundsClient | None:
+        """Return the client of a scope; without one say so, but only once."""
+        why = ""
+        try:
+            client = client_of(tenant)
+        except Exception as error:  # noqa: BLE001 - the other tenants' runs go on
+            client, why = None, f" ({describe(error)})"
+        if client is not None and _scope(tenant, client) == scope:
+            self._ask_at.pop(scope, None)
+            return client
+        if scope not in self._ask_at:
+            telemetry.log(
+                logging.WARNING,
+                "no key for %s: its runs wait for others%s",
+                scope,
+                why,
+            )
+        self._ask_at[scope] = self._clock() + _ASK_AGAIN
+        return None
 
     def _begin(self, scope: str, refunds: RefundsClient) -> None:
         worker = self._scopes[scope] = ScopeWorker(
@@ -232,12 +251,17 @@ class _Worker:
         )
         self._tasks.add(asyncio.create_task(worker.run()))
 
+    def _tell_metrics(self) -> None:
+        if self._on_metrics is not None:
+            for each in self._scopes.values():
+                telemetry.call_hook("on_metrics", self._on_metrics, each.metrics())
+
     # ------------------------------------------------------------ notifications
 
     def _on_work(self, scope: str) -> None:
         if scope in self._scopes:
             self._scopes[scope].wake()
-        elif scope not in self._refused:
+        elif self._may_ask(scope):
             self._news.set()
 
     def _on_presence(self, presence: Presence) -> None:

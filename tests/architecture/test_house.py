@@ -23,7 +23,7 @@ PACKAGE = Path(async_refunds.__path__[0])
 ROOMS: dict[str, set[str]] = {
     "cli": {"batch", "client", "emulator", "journal", "protocol", "results", "retry"}
     | {"errors", "models", "version", "workers"},
-    "integrations": {"models", "version"},
+    "integrations": {"models", "version", "workers"},
     "workers": {"batch", "client", "journal", "telemetry", "protocol", "results"}
     | {"errors"},
     "batch": {"telemetry", "client", "call", "journal", "retry", "protocol", "results"}

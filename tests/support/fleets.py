@@ -105,12 +105,17 @@ class Worker:
 
 @asynccontextmanager
 async def worker(
-    address: str, owner: str = "one", *, ttl: float = 30.0, deadline: float = 100.0
+    address: str,
+    owner: str = "one",
+    *,
+    ttl: float = 30.0,
+    deadline: float = 100.0,
+    scope: str = SCOPE,
 ) -> AsyncGenerator[Worker]:
     """Give a worker, whose leases are not renewed by themselves."""
     clock = Clock()
     database = Database(address)
-    leases = Leases(database, SCOPE, owner, ttl=ttl, deadline=deadline, clock=clock)
+    leases = Leases(database, scope, owner, ttl=ttl, deadline=deadline, clock=clock)
     journal = PostgresJournal(database, leases)
     try:
         yield Worker(leases, journal, clock)

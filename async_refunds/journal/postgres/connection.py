@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import socket
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -31,6 +32,19 @@ TRANSIENT = (
 )
 """What passes, so that the same statement is repeated on another connection."""
 
+# With what a server refuses a connection for good. libpq hands on no code of it, only
+# the words; a server that speaks another language is waited for.
+_REFUSAL = re.compile(
+    r"""authentication\ failed\ for\ user
+    | no\ password\ supplied
+    | (?:database|role)\ ".*"\ does\ not\ exist
+    | is\ not\ permitted\ to\ log\ in
+    | permission\ denied\ for\ database
+    | no\ pg_hba\.conf\ entry
+    | does\ not\ support\ SSL,\ but
+    | certificate\ verify\ failed""",
+    re.VERBOSE,
+)
 _DEFAULTS = {
     "application_name": "async_refunds",
     "connect_timeout": "5",
@@ -54,6 +68,25 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0  # seconds between attempts to reconnect
 _CLOSED = "the connection to the database was closed"
 
 _logger = logging.getLogger("async_refunds")
+
+
+def describe(error: Exception) -> str:
+    """Return what a server or libpq says, on one line, without keys and addresses.
+
+    libpq's texts have several lines, and a server's have the statement below.
+    """
+    text = str(error)
+    if isinstance(error, psycopg.Error):
+        text = error.diag.message_primary or text
+    return " ".join(scrub(text).split()) or type(error).__name__
+
+
+def is_refusal(error: psycopg.Error) -> bool:
+    """Tell whether a server refuses a connection, so that to wait would be in vain.
+
+    Such as a wrong password, or the name of a database that is not there.
+    """
+    return _REFUSAL.search(str(error)) is not None
 
 
 class Database:
@@ -159,7 +192,7 @@ class Link:
                     in_doubt = in_doubt or sent
                     await self._drop()
                     _logger.warning(
-                        "the database is away, trying again: %s", scrub(str(error))
+                        "the database is away, trying again: %s", describe(error)
                     )
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._closing.wait(), pause)

@@ -12,9 +12,11 @@ from async_refunds.results import CancelRequest
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
 
-# Of one statement: some megabytes in the client, a third of a second in the database.
+# Of one statement: a megabyte in the client, a tenth of a second in the database.
 _CHUNK = 10_000
-_FUNCTION = "SELECT async_refunds.enqueue({}, CAST({} AS text[]), CAST({} AS text[]))"
+# Ids as one text: drivers take long to encode an array. None of them has a comma.
+_FUNCTION = """SELECT async_refunds.enqueue({}, string_to_array(CAST({} AS text), ','),
+    string_to_array(CAST({} AS text), ','))"""
 
 
 class AsyncpgConnection(Protocol):
@@ -71,7 +73,7 @@ async def enqueue(
 
 def _sender(
     connection: Any,  # noqa: ANN401 - any driver's
-) -> Callable[[str, list[str], list[str | None]], Awaitable[int]]:
+) -> Callable[[str, str, str | None], Awaitable[int]]:
     """Return what carries out the function with a driver."""
     if hasattr(connection, "fetchval"):
         return partial(connection.fetchval, _FUNCTION.format("$1", "$2", "$3"))
@@ -82,7 +84,7 @@ def _sender(
 
 
 async def _send_by_sqlalchemy(
-    connection: AsyncExecutor, run: str, ids: list[str], accounts: list[str | None]
+    connection: AsyncExecutor, run: str, ids: str, accounts: str | None
 ) -> int:
     # Only whoever gave a connection of it has it.
     from sqlalchemy import text  # noqa: PLC0415
@@ -94,7 +96,7 @@ async def _send_by_sqlalchemy(
 
 
 async def _send_by_psycopg(
-    connection: AsyncExecutor, run: str, ids: list[str], accounts: list[str | None]
+    connection: AsyncExecutor, run: str, ids: str, accounts: str | None
 ) -> int:
     statement = _FUNCTION.format("%s", "%s", "%s")
     cursor = await connection.execute(statement.encode(), (run, ids, accounts))
@@ -104,14 +106,17 @@ async def _send_by_psycopg(
 
 def _chunks(
     requests: Iterable[str | CancelRequest], stripe_account: str | None
-) -> Iterator[tuple[list[str], list[str | None]]]:
-    """Yield the ids of refunds, and the account of each."""
+) -> Iterator[tuple[str, str | None]]:
+    """Yield the ids of refunds and the account of each, by commas.
+
+    No accounts if all are the key's own: the text of one of these would be empty.
+    """
     if stripe_account is not None:
         stripe_account = validation.account_id(stripe_account)
     given = iter(requests)
     while chunk := list(islice(given, _CHUNK)):
         ids: list[str] = []
-        accounts: list[str | None] = []
+        accounts: list[str] = []
         for request in chunk:
             account = stripe_account
             if isinstance(request, CancelRequest):
@@ -119,5 +124,5 @@ def _chunks(
                     account = validation.account_id(request.stripe_account)
                 request = request.refund_id  # noqa: PLW2901 - its id counts
             ids.append(validation.refund_id(request))
-            accounts.append(account)
-        yield ids, accounts
+            accounts.append(account or "")
+        yield ",".join(ids), ",".join(accounts) if any(accounts) else None

@@ -13,10 +13,9 @@ import psycopg
 
 from async_refunds.errors import JournalError
 from async_refunds.journal.base import BatchGuard, LeaseLostError, Run, check_limits
-from async_refunds.journal.keys import DERIVATION, derive_key
-from async_refunds.protocol.redaction import scrub
 
-from .connection import Database, Link
+from .connection import Database, Link, describe
+from .given_out import ClaimedRow, GivenOut
 from .leases import SUSPICIOUS, TTL, Lease, Leases
 from .reader import FleetReader
 from .rows import KnownRow, LeasedClaim, UnsentRow, known_row, unsent_row
@@ -44,27 +43,9 @@ if TYPE_CHECKING:
 MOST_CLAIMS = 8
 """After so many claims in turn without a result an item is dead: whoever has it ends.
 It is not claimed again until somebody asks for that."""
-_REMEMBERED = 100  # accounts that are not held any more
 _CLOSES_WITHIN = 5.0  # seconds
 _OVER, _POLL = 2.0, 0.2
 """Seconds that a process waits for a lease beyond its TTL, and between two looks."""
-
-
-class _RunRow(msgspec.Struct, frozen=True):
-    seed: bytes
-    created_at: float
-
-
-class _ClaimedRow(msgspec.Struct, frozen=True, gc=False):
-    """An item as `CLAIM` has it."""
-
-    run_id: str
-    refund_id: str
-    number: int
-    generation: int
-    claimed_at: float
-    sent_before: float | None
-    dead: bool
 
 
 class PostgresJournal(BatchGuard):
@@ -76,7 +57,8 @@ class PostgresJournal(BatchGuard):
     Args:
         database: Where the tables are.
         leases: Of the worker, closed by it.
-        clock: Gives Unix seconds.
+        run: What it is about, where it is for one run.
+        run_id: Of that run; without it items of all open runs are claimed.
 
     Raises:
         JournalError: From any method, if something cannot be written, or after `close`.
@@ -97,14 +79,10 @@ class PostgresJournal(BatchGuard):
         super().__init__()
         self._link = Link(database)
         self._writer = Writer(self._link, leases.scope)
-        self._offset = 0.0
-        """Of this machine's clock from the database's, which all times are of."""
-        self._runs: dict[str, _RunRow] = {}
+        self.fenced = 0
+        """How many operations on an account were refused: somebody else has it now."""
         self._claims = 0
-        # By account, the lease's token and the last number claimed of each run.
-        self._after: dict[str | None, tuple[str, dict[str, int]]] = {}
-        # By account, what was given out and has no result yet.
-        self._given: dict[str | None, set[tuple[str, str]]] = {}
+        self._given_out = GivenOut()
         self._acquired: set[str | None] = set()  # in this batch
         self._closed = False
 
@@ -156,7 +134,7 @@ class PostgresJournal(BatchGuard):
                 await connection.close()
         except psycopg.Error as error:
             raise JournalError(
-                f"the journal cannot be opened: {scrub(str(error))}"
+                f"the journal cannot be opened: {describe(error)}"
             ) from None
         owner = f"{socket.gethostname()} {os.getpid()}"
         leases = Leases(database, scope, owner, ttl=ttl)
@@ -217,7 +195,7 @@ class PostgresJournal(BatchGuard):
         if self._run_id is not None:
             await self._acquire(limits)
             claims = {account: [] for account in limits}
-        self._forget_accounts()
+        self._given_out.forget_all_but(self.leases)
         wanted: dict[str | None, tuple[Lease, int]] = {}
         for account, limit in limits.items():
             if (lease := self.leases.get(account)) is not None:
@@ -250,16 +228,7 @@ class PostgresJournal(BatchGuard):
         while rows := await self._writer.do(Operation(REKEY, values)):
             ((wait, claimed_at),) = rows
             if claimed_at is not None:
-                created_at = claimed_at + self._offset
-                return msgspec.structs.replace(
-                    claim,
-                    idempotency_key=self._key(claim, claim.generation + 1),
-                    key_created_at=created_at,
-                    key_unused_until=created_at,
-                    maybe_sent=False,
-                    generation=claim.generation + 1,
-                    claim_number=number,
-                )
+                return self._given_out.next_key(claim, claimed_at, number)
             if not wait:
                 break
             await asyncio.sleep(wait)
@@ -335,7 +304,7 @@ class PostgresJournal(BatchGuard):
         """Claim once, and return what is to be claimed again to fill the pages."""
         number = self._next_claim()
         pages = [
-            (account or "", most, self._cursor(lease))
+            (account or "", most, self._given_out.cursor(lease))
             for account, (lease, most) in wanted.items()
         ]
         values = {
@@ -353,7 +322,7 @@ class PostgresJournal(BatchGuard):
         for account, *item in rows:
             if item[0] is not None:
                 lease, _ = wanted[account or None]
-                claim = self._given_out(lease, number, _ClaimedRow(*item))
+                claim = self._given_out.give_out(lease, number, ClaimedRow(*item))
                 if claim is None:
                     missing[lease.account] = missing.get(lease.account, 0) + 1
                 else:
@@ -368,71 +337,11 @@ class PostgresJournal(BatchGuard):
                 claims.pop(lease.account, None)
         return {each: (wanted[each][0], most) for each, most in missing.items()}
 
-    def _cursor(self, lease: Lease) -> dict[str, int]:
-        token, after = self._after.get(lease.account, ("", {}))
-        if token != lease.token:
-            after = {}
-            self._after[lease.account] = (lease.token, after)
-            self._given[lease.account] = set()
-        return after
-
-    def _forget_accounts(self) -> None:
-        """Forget what accounts that are not held any more were given."""
-        if len(self._after) > 2 * len(self.leases.accounts) + _REMEMBERED:
-            for account in [*self._after]:
-                if self.leases.get(account) is None:
-                    del self._after[account], self._given[account]
-
-    def _given_out(
-        self, lease: Lease, claim_number: int, item: _ClaimedRow
-    ) -> LeasedClaim | None:
-        """Return the claim of an item; ``None`` if it must not be given out."""
-        after, given = self._cursor(lease), self._given[lease.account]
-        after[item.run_id] = max(item.number, after.get(item.run_id, 0))
-        # A failover may have forgotten that it was given out.
-        if item.dead or (item.run_id, item.refund_id) in given:
-            return None
-        given.add((item.run_id, item.refund_id))
-        run = self._runs[item.run_id]
-        fresh = item.sent_before is None
-        created_at = item.claimed_at if item.sent_before is None else item.sent_before
-        created_at += self._offset
-        return LeasedClaim(
-            number=item.number,
-            refund_id=item.refund_id,
-            stripe_account=lease.account,
-            idempotency_key=derive_key(
-                run.seed, lease.account, item.refund_id, item.generation
-            ),
-            key_created_at=created_at,
-            maybe_sent=not fresh,
-            # No key of a run is older than the run.
-            key_unused_until=created_at if fresh else run.created_at + self._offset,
-            run_id=item.run_id,
-            generation=item.generation,
-            token=lease.token,
-            claim_number=claim_number,
-        )
-
-    def _key(self, claim: LeasedClaim, generation: int) -> str:
-        seed = self._runs[claim.run_id].seed
-        return derive_key(seed, claim.stripe_account, claim.refund_id, generation)
-
     async def _learn_runs(self, run_ids: set[str]) -> None:
-        """Read the seeds of runs and, with the first, how far the clocks are apart."""
-        unknown = run_ids - self._runs.keys()
-        if not unknown:
-            return
-        rows = await self._writer.do(Operation(RUNS, {"runs": list(unknown)}))
-        for run_id, seed, derivation, created_at, now in rows:
-            if derivation > DERIVATION:
-                raise JournalError(
-                    f"a run derives its keys by rule {derivation}, and this release "
-                    f"knows rules up to {DERIVATION}: go on with a newer release"
-                )
-            if not self._runs:
-                self._offset = time.time() - now
-            self._runs[run_id] = _RunRow(bytes(seed), created_at)
+        """Read the seeds of runs that are new to it."""
+        if unknown := self._given_out.unknown_runs(run_ids):
+            rows = await self._writer.do(Operation(RUNS, {"runs": list(unknown)}))
+            self._given_out.learn_runs(rows)
 
     def _next_claim(self) -> int:
         self._claims += 1
@@ -459,15 +368,14 @@ class PostgresJournal(BatchGuard):
                 Operation(statement, {}, rows=rows)
             )
         }
-        for claim in claims:
-            given = self._given.get(claim.stripe_account, set())
-            given.discard((claim.run_id, claim.refund_id))
+        self._given_out.take_back(claims)
         if lost := {(claim.stripe_account, claim.token) for claim in claims} - held:
             raise self._lost(lost)
 
     def _lost(self, leases: Iterable[tuple[str | None, str]]) -> LeaseLostError:
         accounts: set[str | None] = set()
         for account, token in leases:
+            self.fenced += 1
             accounts.add(account)
             lease = self.leases.get(account)
             if lease is not None and lease.token == token:

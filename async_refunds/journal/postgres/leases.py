@@ -14,10 +14,8 @@ from uuid import uuid4
 
 import msgspec
 
-from async_refunds.protocol.redaction import scrub
-
-from .connection import Database, Link
-from .statements import ACQUIRE, ACQUIRED, RELEASE, RENEW
+from .connection import Database, Link, describe
+from .statements import ACQUIRE, ACQUIRE_THESE, ACQUIRED, RELEASE, RENEW
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -89,6 +87,8 @@ class Leases:
         self.grace = ttl + deadline
         """Seconds after an unclean takeover in which no refund gets a new key."""
         self.on_lost = on_lost
+        self.takeovers = 0
+        """How many accounts it took from a holder that had not released them."""
         self._clock = clock
         self._link = Link(database, patience=max(ttl, _PATIENCE))
         self._held: dict[str | None, Lease] = {}
@@ -138,6 +138,7 @@ class Leases:
         """
         token, sent_at = str(uuid4()), 0.0
         wanted = [account or "" for account in only]
+        statement = ACQUIRE_THESE if wanted else ACQUIRE
         values = {
             "scope": self.scope,
             "owner": self.owner,
@@ -145,7 +146,6 @@ class Leases:
             "ttl": self.ttl,
             "grace": self.grace,
             "limit": limit,
-            "forced": bool(wanted),
             "accounts": wanted,
         }
 
@@ -157,11 +157,14 @@ class Leases:
                 if rows := await found.fetchall():
                     return rows
             held = [account or "" for account in self._held]
-            cursor = await connection.execute(ACQUIRE, {**values, "held": held})
+            cursor = await connection.execute(
+                statement.encode(), {**values, "held": held}
+            )
             return await cursor.fetchall()
 
         leases: list[Lease] = []
-        for account, rate, takeovers in await self._link.repeat(work):
+        for account, rate, takeovers, taken_over in await self._link.repeat(work):
+            self.takeovers += taken_over
             lease = Lease(account or None, token, rate, takeovers)
             self._held[lease.account] = lease
             self._good_until[lease.account] = sent_at + self.ttl
@@ -289,7 +292,7 @@ class Leases:
                 await self.renew()
             except Exception as error:  # noqa: BLE001 - the leases end by themselves
                 _logger.error(  # noqa: TRY400 - the text may hold too much
-                    "leases could not be renewed: %s", scrub(str(error))
+                    "leases could not be renewed: %s", describe(error)
                 )
 
     async def close(self, *, within: float = _CLOSES_WITHIN) -> None:

@@ -12,8 +12,8 @@ import psycopg
 from async_refunds.errors import JournalError
 from async_refunds.journal.base import Record, Tally
 from async_refunds.journal.keys import derive_key
-from async_refunds.protocol.redaction import scrub
 
+from .connection import describe
 from .schema import check_version
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class FleetReader:
                 yield connection
         except psycopg.Error as error:
             raise JournalError(
-                f"the database cannot be read: {scrub(str(error))}"
+                f"the database cannot be read: {describe(error)}"
             ) from None
 
 

@@ -14,6 +14,11 @@ VERSION = 1
 """Of the tables in ``schema.sql``."""
 VERSION_QUERY = """SELECT schema_version, min_worker_version FROM async_refunds.meta"""
 EXISTS_QUERY = "SELECT to_regclass('async_refunds.meta') IS NOT NULL"
+HISTORY_QUERY = """SELECT async_refunds.timeline() IS NOT NULL,
+    quote_ident(current_user),
+    ARRAY(SELECT name FROM unnest(ARRAY['pg_control_system()',
+            'pg_current_wal_lsn()', 'pg_walfile_name(pg_lsn)']) AS needed (name)
+        WHERE NOT has_function_privilege(to_regprocedure(name), 'EXECUTE'))"""
 # Any number, the same for every `migrate`: two at once take turns.
 _LOCK = "SELECT pg_advisory_xact_lock(6371642371)"
 _INIT = "run `async-refunds fleet init`"
@@ -51,6 +56,28 @@ def check_version(connection: Connection[Any]) -> None:
     """
     ((exists,),) = connection.execute(EXISTS_QUERY).fetchall()
     require_version(connection.execute(VERSION_QUERY).fetchone() if exists else None)
+
+
+def history_warning(row: tuple[Any, ...] | None) -> str | None:
+    """Return what is to be said of what `HISTORY_QUERY` finds; ``None`` if it is well.
+
+    A database that hides its history is worked with, but a failover of it is not seen.
+    """
+    assert row is not None  # noqa: S101 - the query has one row
+    is_told, role, missing = row
+    if is_told:
+        return None
+    remedy = (
+        f"let it: GRANT EXECUTE ON FUNCTION {', '.join(missing)} TO {role}"
+        if missing
+        else "this server does not tell it to anybody"
+    )
+    return (
+        "the database hides its timeline, so no failover and no restored backup is "
+        "noticed: refunds that were asked for in commits which that has lost count as "
+        "never asked for. They are asked for with the same keys, but may be reported "
+        f"already_canceled after a day, or get a new key too early; {remedy}"
+    )
 
 
 def require_version(row: tuple[int, int] | None, *, newest: int | None = None) -> None:

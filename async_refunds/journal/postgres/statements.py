@@ -8,29 +8,71 @@ commit is in doubt, without a second effect.
 
 from __future__ import annotations
 
-# Of an account, something that may be claimed now. `l` is its lease.
-_HAS_WORK = """EXISTS (
-    SELECT FROM async_refunds.runs r CROSS JOIN LATERAL (
-        SELECT FROM async_refunds.items i
-        WHERE i.run_id = r.run_id AND i.account = l.account
-            AND NOT i.settled AND NOT i.dead
-            AND (i.known_at IS NULL OR l.retry_at <= clock_timestamp()
-                OR %(forced)s::boolean)
-        LIMIT 1
-    ) i WHERE r.scope = l.scope AND r.state = 'open')"""
 
-ACQUIRE = f"""
+def _open(run: str) -> str:
+    return f"i.run_id = {run}.run_id AND NOT i.settled AND NOT i.dead"
+
+
+# The accounts of a run that have something open: from one to the next by the index, so
+# that those of which all is settled, which may be nearly all, cost nothing. Ordered by
+# the number too, as only the index of what is open is. `r` is the run.
+_OPEN_ACCOUNTS = f"""(
+    WITH RECURSIVE accounts (account) AS (
+        (SELECT i.account FROM async_refunds.items i WHERE {_open("r")}
+            ORDER BY i.account, i.number LIMIT 1)
+        UNION ALL
+        SELECT (SELECT i.account FROM async_refunds.items i WHERE {_open("r")}
+                AND i.account > accounts.account
+                ORDER BY i.account, i.number LIMIT 1)
+            FROM accounts WHERE accounts.account IS NOT NULL
+    ) SELECT account FROM accounts WHERE account IS NOT NULL)"""  # noqa: S608 - our own text
+
+
+# What may be claimed now of what is open. `l` is the lease.
+_CLAIMABLE = "(i.known_at IS NULL OR l.retry_at <= clock_timestamp())"
+
+
+def _has(items: str, runs: str = "true") -> str:
+    """Return whether the account of `l` has some item in some open run."""
+    # OFFSET 0: asked for each account, and not joined to all items there are.
+    return f"""EXISTS (
+        SELECT FROM async_refunds.runs o CROSS JOIN LATERAL (
+            SELECT FROM async_refunds.items i
+            WHERE {_open("o")} AND i.account = l.account AND {items}
+            LIMIT 1
+        ) i WHERE o.scope = l.scope AND o.state = 'open' AND {runs} OFFSET 0)"""  # noqa: S608 - our own text
+
+
+# Nobody holds it. What ended while this worker could not renew it lives on.
+_NOT_HELD = """l.scope = %(scope)s AND l.until < clock_timestamp()
+        AND l.account <> ALL (%(held)s::text[])"""
+_MAY_BE_TAKEN = f"{_NOT_HELD} AND l.not_before <= clock_timestamp()"
+_LOCKED = """SELECT l.account, l.token IS NOT NULL AS taken_over
+        FROM async_refunds.leases l WHERE"""
+# One account after another, until there are enough: each lease is looked up by itself.
+# An account with work in several runs comes once, with the first of these. Where all
+# are held or wait, nothing is searched for.
+_FREE = f"""SELECT l.* FROM (
+        SELECT run_id FROM async_refunds.runs
+        WHERE scope = %(scope)s AND state = 'open' ORDER BY run_id OFFSET 0
+    ) r CROSS JOIN LATERAL {_OPEN_ACCOUNTS} a CROSS JOIN LATERAL (
+        {_LOCKED} {_MAY_BE_TAKEN} AND l.account = a.account
+        AND {_has(_CLAIMABLE, "o.run_id = r.run_id")}
+        AND NOT {_has(_CLAIMABLE, "o.run_id < r.run_id")}
+        FOR NO KEY UPDATE SKIP LOCKED
+    ) l
+    WHERE (SELECT EXISTS (SELECT FROM async_refunds.leases l WHERE {_MAY_BE_TAKEN}))
+    LIMIT %(limit)s"""  # noqa: S608 - our own text
+_FREE_OF_THESE = f"""{_LOCKED} {_NOT_HELD} AND l.account = ANY (%(accounts)s::text[])
+        AND {_has("true")}
+    LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED"""
+
+
+def _acquire(free: str, retry_at: str) -> str:
+    return f"""
 WITH history AS MATERIALIZED (SELECT async_refunds.note_timeline() AS timeline),
 free AS (
-    SELECT l.account FROM async_refunds.leases l
-    WHERE l.scope = %(scope)s AND l.until < clock_timestamp()
-        -- What ended while nobody could renew it lives on under its token.
-        AND l.account <> ALL (%(held)s::text[])
-        AND CASE WHEN %(forced)s::boolean THEN l.account = ANY (%(accounts)s::text[])
-            ELSE l.not_before <= clock_timestamp() END
-        AND {_HAS_WORK}
-    LIMIT %(limit)s
-    FOR NO KEY UPDATE OF l SKIP LOCKED
+    {free}
 )
 UPDATE async_refunds.leases l SET
     token = %(token)s,
@@ -40,14 +82,19 @@ UPDATE async_refunds.leases l SET
     renewed_at = clock_timestamp(),
     timeline = history.timeline,
     not_before = '-infinity',
-    retry_at = CASE WHEN %(forced)s::boolean THEN '-infinity' ELSE l.retry_at END,
+    retry_at = {retry_at},
     takeovers = l.takeovers + (l.token IS NOT NULL)::integer,
     all_takeovers = l.all_takeovers + (l.token IS NOT NULL)::integer,
     no_new_key_until = CASE WHEN l.token IS NULL THEN l.no_new_key_until
         ELSE clock_timestamp() + make_interval(secs => %(grace)s) END
 FROM free, history WHERE l.scope = %(scope)s AND l.account = free.account
-RETURNING l.account, l.pace, l.takeovers"""  # noqa: S608 - our own text
-ACQUIRED = """SELECT account, pace, takeovers FROM async_refunds.leases
+RETURNING l.account, l.pace, l.takeovers, free.taken_over"""  # noqa: S608 - our own text
+
+
+ACQUIRE = _acquire(_FREE, "l.retry_at")
+# For whoever asks for certain accounts: they do not wait.
+ACQUIRE_THESE = _acquire(_FREE_OF_THESE, "'-infinity'")
+ACQUIRED = """SELECT account, pace, takeovers, takeovers > 0 FROM async_refunds.leases
     WHERE scope = %(scope)s AND token = %(token)s"""
 
 RENEW = """

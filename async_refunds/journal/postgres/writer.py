@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from async_refunds.errors import JournalError
-from async_refunds.protocol.redaction import scrub
 
+from .connection import describe
 from .rows import KnownRow, UnsentRow, encoded
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class Writer:
         try:
             found = await self._link.repeat(work)
         except (psycopg.Error, JournalError) as error:
-            failure = f"the journal could not be written: {scrub(str(error))}"
+            failure = f"the journal could not be written: {describe(error)}"
             _logger.error(failure)  # noqa: TRY400 - the text may hold too much
             for each in _awaited(operations):
                 each.done.set_exception(JournalError(failure))

@@ -382,7 +382,7 @@ async def test_memory_does_not_grow_with_the_accounts_that_came_and_went(
         await one.journal.claim({None: 1, "acct_0": 1})
         await one.journal.settle([])
         await one.journal.claim({None: 1})
-        assert len(one.journal._after) <= 120  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - what it keeps
+        assert len(one.journal._given_out) <= 120  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - what it keeps
 
 
 async def test_run_of_a_newer_derivation_is_refused(fleet: Fleet) -> None:

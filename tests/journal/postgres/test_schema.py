@@ -97,6 +97,53 @@ def test_run_is_made_once(database: psycopg.Connection[Any]) -> None:
     assert (scope, len(seed), state) == (SCOPE, 32, "open")
 
 
+def seed(connection: psycopg.Connection[Any], run: str = "nightly, live") -> bytes:
+    ((found,),) = connection.execute(
+        "SELECT seed FROM async_refunds.runs WHERE name = %s", [run]
+    ).fetchall()
+    assert isinstance(found, bytes)
+    return found
+
+
+@pytest.mark.parametrize("function", ["create_run", "ensure_run"])
+def test_run_that_was_lost_has_the_same_keys_when_it_is_made_again(
+    database: psycopg.Connection[Any], function: str
+) -> None:
+    make = f"SELECT async_refunds.{function}(%s, %s, %s, tenant => %s, priority => %s)"
+    given = ("nightly, live", "https://a.example", True, "a")
+    database.execute(make.encode(), [*given, 0])
+    first = seed(database)
+    database.execute("UPDATE async_refunds.runs SET name = 'renamed'")
+    assert seed(database, "renamed") == first, "its refunds were asked for with these"
+    database.execute("DELETE FROM async_refunds.runs")
+    database.execute(make.encode(), [*given, 1])
+    assert seed(database) == first
+
+
+def test_no_two_runs_have_the_same_keys(
+    database: psycopg.Connection[Any], postgres_empty_database: str
+) -> None:
+    """Neither of one database, nor of two with a run of the same name."""
+    make = "SELECT async_refunds.create_run(%s, %s, %s, tenant => %s)"
+    found: set[bytes] = set()
+    runs: list[tuple[str, str, bool, str]] = [
+        ("nightly, live", "https://a.example", True, "a"),
+        ("nightly, live", "https://a.example", False, "a"),
+        ("nightly, live", "https://a.example", True, "b"),
+        ("nightly, live", "https://b.example", True, "a"),
+        ("nightly, live ", "https://a.example", True, "a"),
+    ]
+    for given in runs:
+        database.execute(make, given)
+        found.add(seed(database, given[0]))
+        database.execute("DELETE FROM async_refunds.runs")
+    with psycopg.connect(postgres_empty_database, autocommit=True) as another:
+        migrate(another)
+        another.execute(make, runs[0])
+        found.add(seed(another))
+    assert len(found) == 6
+
+
 @pytest.fixture
 def run(database: psycopg.Connection[Any]) -> str:
     rows(

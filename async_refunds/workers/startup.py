@@ -1,0 +1,93 @@
+"""What a worker makes sure of before it begins: that the database can be used."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from async_refunds import telemetry
+from async_refunds.errors import JournalError
+from async_refunds.journal.postgres.connection import (
+    TRANSIENT,
+    answering_within,
+    describe,
+    is_refusal,
+)
+from async_refunds.journal.postgres.schema import HISTORY_QUERY, history_warning
+
+if TYPE_CHECKING:
+    from async_refunds.journal.postgres.connection import Database
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0  # seconds between attempts to connect
+_PATIENCE = 5.0  # seconds for an answer
+
+
+async def wait_for_database(database: Database, stop: asyncio.Event) -> bool:
+    """Wait until the database answers, and warn if it hides its history.
+
+    Args:
+        database: Where the tables are.
+        stop: Ends the wait.
+
+    Returns:
+        Whether it has answered; else the worker is to stop.
+
+    Raises:
+        JournalError: What does not pass: a wrong password, a missing database, tables
+            of another release.
+    """
+    stopping = asyncio.create_task(stop.wait())
+    pause, said = _FIRST_PAUSE, ""
+    try:
+        while not stop.is_set():
+            checking = asyncio.create_task(_check(database))
+            try:
+                await asyncio.wait(
+                    [checking, stopping], return_when=asyncio.FIRST_COMPLETED
+                )
+                if not checking.done():
+                    return False
+                checking.result()
+            except TRANSIENT as error:
+                what = describe(error)
+                if is_refusal(error):
+                    raise _unusable(what) from None
+                if what != said:
+                    telemetry.log(logging.WARNING, "waiting for the database: %s", what)
+                    said = what
+            except psycopg.Error as error:
+                raise _unusable(describe(error)) from None
+            else:
+                return True
+            finally:
+                # It may be connecting over a network that carries nothing.
+                checking.cancel()
+                await asyncio.gather(checking, return_exceptions=True)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await stop.wait()
+            pause = min(2 * pause, _LONGEST_PAUSE)
+    finally:
+        stopping.cancel()
+    return False
+
+
+async def _check(database: Database) -> None:
+    """Connect once, and warn if the database hides its history."""
+    connection = await database.connect(patience=_PATIENCE)
+    try:
+        with answering_within(_PATIENCE, connection):
+            cursor = await connection.execute(HISTORY_QUERY)
+            warning = history_warning(await cursor.fetchone())
+    finally:
+        await connection.close()
+    if warning is not None:
+        telemetry.log(logging.WARNING, "%s", warning)
+
+
+def _unusable(what: str) -> JournalError:
+    return JournalError(f"the database cannot be reached: {what}")
