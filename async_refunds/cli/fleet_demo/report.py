@@ -59,10 +59,7 @@ class FleetDemoReport(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def agrees(self) -> bool:
         """Whether both sides say that each refund was canceled exactly once."""
-        return (
-            self.refunds == self.canceled == self.canceled_exactly_once
-            and not self.canceled_twice
-        )
+        return self.refunds == self.canceled == self.canceled_exactly_once
 
     @property
     def sent_after_kill(self) -> int:
