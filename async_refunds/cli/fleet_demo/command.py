@@ -90,7 +90,7 @@ def demonstrate(
             output.error(f"the database server does not start: {error}")
             raise typer.Exit(NOT_ALL) from None
         except WorkerEndedError as error:
-            output.error(str(error))
+            output.error(f"{error}; {run.so_far()}")
             for line in error.last_words:
                 output.warn(f"  {line}")
             raise typer.Exit(NOT_ALL) from None
