@@ -244,8 +244,8 @@ With --workers the refunds are those of several connected accounts, and so many
 processes of `async-refunds fleet worker` share them over a PostgreSQL database,
 within Stripe's limits. The one that holds most accounts is killed when a third
 is done, and the others go on with them. The server is started for the demo: the
-extra `demo` has it. --database names another; there the demo makes a database
-of its own, and drops it at the end.
+extra `demo` has it. --database, or ASYNC_REFUNDS_DATABASE, names another; there
+the demo makes a database of its own, and drops it at the end.
 
 Exit codes: 0 each was canceled exactly once, 1 some were not, stdout broke, or
 the server or a worker failed, 2 wrong usage, or no server, 130 interrupted."""
@@ -279,17 +279,19 @@ def demo(
     workers: Annotated[
         int | None,
         typer.Option(
-            min=1, max=20, help="Share them among so many processes; kill one."
+            min=1,
+            max=20,
+            help="Share them among so many processes, over PostgreSQL; kill one.",
         ),
     ] = None,
     accounts: Annotated[
-        int, typer.Option(min=1, max=1000, help="Of --workers: connected accounts.")
+        int, typer.Option(min=1, max=1000, help="With --workers: of how many accounts.")
     ] = 20,
     database: Annotated[
         str | None,
         typer.Option(
             metavar="DSN",
-            help="Of --workers: a server that is there. [default: one is started]",
+            help="With --workers: a server that is there. [default: one is started]",
         ),
     ] = None,
     seed: Annotated[

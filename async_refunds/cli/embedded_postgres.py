@@ -58,7 +58,15 @@ class ServerMissingError(Exception):
 
 
 class ServerFailedError(Exception):
-    """The server does not start. The text is the end of what it said."""
+    """The server does not start.
+
+    Args:
+        told: What it said; the end of it is shown.
+    """
+
+    def __init__(self, told: str) -> None:
+        words = " ".join(told[-_LAST_WORDS:].split())
+        super().__init__(f"PostgreSQL does not start: {words}")
 
 
 def installed_programs() -> Path:
@@ -161,7 +169,7 @@ def _make_data(programs: Path, data: str, user: _User) -> None:
         process.communicate()
         raise
     if process.returncode:
-        raise ServerFailedError(told.decode(errors="replace")[-_LAST_WORDS:])
+        raise ServerFailedError(told.decode(errors="replace"))
 
 
 @contextmanager
@@ -196,7 +204,7 @@ def _wait_for(process: subprocess.Popen[bytes], folder: Path, log: Path) -> None
             psycopg.connect(_address(folder)).close()
             return
         time.sleep(_POLL)
-    raise ServerFailedError(log.read_text(errors="replace")[-_LAST_WORDS:])
+    raise ServerFailedError(log.read_text(errors="replace"))
 
 
 def _start(command: Sequence[str], output: int, user: _User) -> subprocess.Popen[bytes]:

