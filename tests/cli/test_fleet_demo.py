@@ -15,7 +15,7 @@ import msgspec
 import psycopg
 import pytest
 
-from async_refunds.cli.fleet_demo import fleet_run
+from async_refunds.cli.fleet_demo import fleet_run, workers
 from async_refunds.cli.fleet_demo.fleet_demo import FleetDemo
 from async_refunds.cli.fleet_demo.report import (
     FleetDemoReport,
@@ -221,6 +221,18 @@ async def test_hopeless_weather_is_given_up(
     )
 
 
+async def test_refund_that_is_left_unknown_is_not_waited_for(
+    postgres_empty_database: str,
+) -> None:
+    # Neither the cancel nor the read tells anything.
+    report = await demo(workers=1, refunds=1, faults="script:redirect,redirect").run(
+        postgres_empty_database, Output()
+    )
+    assert report.retried >= 1
+    assert report.refunds_with_two_keys == 0
+    assert report.agrees
+
+
 GOOD = FleetDemoReport(
     refunds=2,
     accounts=1,
@@ -234,7 +246,7 @@ GOOD = FleetDemoReport(
     requests=3,
     retries=1,
     replays=1,
-    retried=0,
+    retried=2,
     rate_limited=0,
     faults={"503": 1},
     killed="w1",
@@ -275,6 +287,7 @@ async def test_whatever_is_not_as_it_must_be_is_told(
         "    acct_22  0 open  nothing was left to do",
         "    acct_3   2 open  taken over by nobody",
     ]
+    assert "  retried          2, as by `fleet retry`" in lines
     assert lines[-1] == AGREE
     report = msgspec.structs.replace(GOOD, **wrong)
     assert not report.good
@@ -330,6 +343,40 @@ async def test_worker_that_ends_by_itself_ends_the_demo_with_its_last_words(
     assert "\n  working at http://127.0.0.1:" in ended.err
     assert processes_of(folder) == {}
     assert not there(folder, "*")
+
+
+DEAF = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+FAILING = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))"
+
+
+@pytest.mark.parametrize(
+    ("how", "within", "told"),
+    [
+        (DEAF, 0.1, "worker w1 does not end"),
+        (FAILING, 30.0, "worker w1 ended with exit code 3"),
+    ],
+)
+async def test_worker_that_does_not_end_well_is_told(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+    within: float,
+    told: str,
+) -> None:
+    monkeypatch.setattr(workers, "_ENDS_WITHIN", within)
+    code = f"import signal, sys; {how}; print('begun', flush=True); signal.pause()"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", code), stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"begun\n"
+    log = tmp_path / "log"
+    log.write_text("first\n" + "last\n" * 5)
+    worker = workers.WorkerProcess("w1", process, log)
+    with pytest.raises(workers.WorkerEndedError, match=told) as caught:
+        await worker.end()
+    assert caught.value.last_words == ["last"] * 5
+    await worker.kill()
 
 
 async def worker_works(running: Running, folder: Path, name: str) -> None:

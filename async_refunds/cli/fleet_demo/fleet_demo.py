@@ -77,12 +77,14 @@ class FleetDemo:
             folder = stack.enter_context(TemporaryDirectory(prefix="demo-"))
             base_url = await stack.enter_async_context(self._emulator.serve())
             await self._enqueue(address, base_url)
-            observer = await stack.enter_async_context(Observer(address))
+            connection = await stack.enter_async_context(
+                await psycopg.AsyncConnection.connect(address, autocommit=True)
+            )
             workers = WorkerProcesses(Path(folder), address, base_url)
             stack.push_async_callback(workers.close)
             for _ in range(self._workers):
                 await workers.start()
-            run = FleetRun(len(self._requests), address, observer, workers)
+            run = FleetRun(len(self._requests), address, Observer(connection), workers)
             async with shown(output, run.line):
                 await run.work(output)
             await workers.end()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
-import psycopg
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    import psycopg
 
 _Connection: TypeAlias = "psycopg.AsyncConnection[tuple[Any, ...]]"
 
@@ -91,33 +90,14 @@ class Observer:
     """Looks at the demo's database, and changes nothing.
 
     Args:
-        address: Of the database.
+        connection: To it, in autocommit mode.
     """
 
-    def __init__(self, address: str) -> None:
-        self._address = address
-        self._connection: _Connection | None = None
-
-    async def __aenter__(self) -> Self:
-        """Connect."""
-        self._connection = await psycopg.AsyncConnection.connect(
-            self._address, autocommit=True
-        )
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close the connection."""
-        if self._connection is not None:
-            await self._connection.close()
+    def __init__(self, connection: _Connection) -> None:
+        self._connection = connection
 
     async def look(self) -> FleetView:
         """Return what is there now."""
-        assert self._connection is not None  # noqa: S101 - it is used in its block
         cursor = await self._connection.execute(_LOOK)
         rows = await cursor.fetchall()
         return FleetView([AccountView(*row) for *row, _ in rows], rows[0][-1])

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 from async_refunds.cli.crash_recovery import KEY, without_options
@@ -85,12 +86,11 @@ class WorkerProcess:
             WorkerEndedError: It ends with an error, or does not.
         """
         self._signal(signal.SIGTERM)
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(_ENDS_WITHIN):
-                code = await self._process.wait()
-        except TimeoutError:
-            self._fail()
-        if code not in (0, -signal.SIGTERM):  # ended before it could work
+                await self._process.wait()
+        # Ended by the signal itself: it had not begun.
+        if self._process.returncode not in (0, -signal.SIGTERM):
             self._fail()
 
     def _signal(self, number: signal.Signals) -> None:
