@@ -171,6 +171,23 @@ async def test_kill_of_a_worker_without_accounts_proves_nothing(
     assert [*report_lines(report)][-1].startswith("NOBODY WAS KILLED")
 
 
+async def test_worker_that_goes_on_after_its_kill_is_found_out(
+    monkeypatch: pytest.MonkeyPatch, postgres_empty_database: str
+) -> None:
+    kill = workers.WorkerProcess.kill
+
+    async def miss(worker: workers.WorkerProcess) -> None:
+        worker.thaw()
+        monkeypatch.setattr(workers.WorkerProcess, "kill", kill)
+
+    monkeypatch.setattr(workers.WorkerProcess, "kill", miss)
+    report = await demo().run(postgres_empty_database, Output())
+    assert report.agrees
+    assert report.sent_after_kill > 0
+    assert not report.good
+    assert [*report_lines(report)][-1].startswith("SENT WITHOUT A LEASE after the kill")
+
+
 TWICE = """
 import runpy
 from async_refunds.cli.fleet_demo import fleet_demo
