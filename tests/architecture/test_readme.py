@@ -20,6 +20,8 @@ import pytest
 
 from async_refunds import RefundsClient, SignatureVerificationError
 from async_refunds.cli.demo import DemoReport, report_lines
+from async_refunds.cli.fleet_demo.report import FleetDemoReport, HeldAccount
+from async_refunds.cli.fleet_demo.report import report_lines as fleet_report_lines
 from async_refunds.emulator import Emulator
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +63,7 @@ def block(words: str) -> str:
 def test_every_block_is_known_to_a_test() -> None:
     assert len(PYTHON) == 8
     assert len(BASH) == 3
-    assert len(CONSOLE) == 3
+    assert len(CONSOLE) == 4
 
 
 def test_every_block_stands_alone_and_passes_mypy(tmp_path: Path) -> None:
@@ -292,7 +294,7 @@ def test_help_texts_are_the_commands_own() -> None:
 
 
 def test_demo_prints_what_the_page_shows() -> None:
-    (shown,) = (text for text in CONSOLE if "async-refunds demo" in text)
+    (shown,) = (text for text in CONSOLE if "async-refunds demo\n" in text)
     report = DemoReport(
         refunds=200,
         canceled=200,
@@ -306,6 +308,45 @@ def test_demo_prints_what_the_page_shows() -> None:
         seconds=3.03,
     )
     told = [re.sub(r" \(.*", "", line) for line in report_lines(report)]
+    assert told == [re.sub(r" \(.*", "", line) for line in shown.splitlines()[1:]]
+
+
+def test_demo_with_workers_prints_what_the_page_shows() -> None:
+    (shown,) = (text for text in CONSOLE if "async-refunds demo --workers 3\n" in text)
+    held = [
+        HeldAccount(
+            stripe_account=f"acct_1demo00{account}",
+            open=left,
+            taken_over_by=worker,
+            seconds=seconds,
+        )
+        for account, left, worker, seconds in (
+            *(("01", 49, "w3", 2.61), ("15", 85, "w2", 3.3)),
+            *(("20", 86, "w3", 2.61),) * 7,
+        )
+    ]
+    report = FleetDemoReport(
+        refunds=2000,
+        accounts=20,
+        workers=3,
+        canceled=2000,
+        outcomes={"canceled": 2000},
+        canceled_exactly_once=2000,
+        canceled_twice=0,
+        never_canceled=0,
+        refunds_with_two_keys=1,
+        requests=2815,
+        retries=679,
+        replays=274,
+        retried=4,
+        rate_limited=87,
+        faults={"rate_429": 52, "lock_429": 35, "424": 732},
+        killed="w1",
+        held=held,
+        seconds=22.39,
+    )
+    told = [re.sub(r" \(.*", "", line) for line in fleet_report_lines(report)]
+    told[4:11] = ["    ..."]  # the accounts are alike
     assert told == [re.sub(r" \(.*", "", line) for line in shown.splitlines()[1:]]
 
 

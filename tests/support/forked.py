@@ -36,7 +36,7 @@ _STDERR = 2
 _forking = multiprocessing.get_context("forkserver")
 # Those that are not there are passed over, such as typer's own of another release.
 _forking.set_forkserver_preload(
-    ["coverage", "typer._adapters", "async_refunds.cli.fleet_commands", __name__]
+    ["coverage", "typer._adapters", "async_refunds.cli.fleet.commands", __name__]
 )
 
 

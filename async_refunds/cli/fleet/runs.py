@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from async_refunds.cli import options
+from async_refunds.cli.exit_codes import DONE
+from async_refunds.cli.options import Format, Quiet, with_options
+from async_refunds.cli.output import Output, interruptible, refuse
+from async_refunds.cli.report import ReportForm, write_report
+from async_refunds.cli.report_data import RunReport
+from async_refunds.cli.spans import span_seconds
+from async_refunds.cli.summary import exit_code, next_steps
+from async_refunds.cli.tables import counted
 from async_refunds.journal.postgres import administration
 from async_refunds.journal.postgres.runs import RunReader
 
-from . import options
-from .exit_codes import DONE
-from .fleet_database import DatabaseOptions, RunArgument, connected
-from .options import Format, Quiet, with_options
-from .output import Output, interruptible, refuse
-from .report import ReportForm, write_report
-from .report_data import RunReport
-from .spans import span_seconds
-from .summary import exit_code, next_steps
-from .tables import counted
+from .database import DatabaseOptions, RunArgument, connected
 
 if TYPE_CHECKING:
-    from .summary import Outcomes, Steps
+    from async_refunds.cli.summary import Outcomes, Steps
 
 DEAD = "dead"
 OUTCOMES = ("failed", "not_cancelable", "unknown", DEAD)

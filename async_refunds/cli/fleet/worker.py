@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Annotated
 import psycopg
 import typer
 
+from async_refunds.cli.config import Connection
+from async_refunds.cli.exit_codes import DONE
+from async_refunds.cli.options import BatchOptions, Format, with_options
+from async_refunds.cli.output import Output, refuse
+from async_refunds.cli.tables import counted
 from async_refunds.errors import JournalError
 from async_refunds.journal.postgres.connection import is_refusal
 from async_refunds.protocol import validation
 from async_refunds.workers import work
 
-from .config import Connection
-from .exit_codes import DONE
-from .fleet_database import DatabaseOptions, told_by
-from .fleet_enqueue import TargetOptions
-from .options import BatchOptions, Format, with_options
-from .output import Output, refuse
-from .tables import counted
+from .database import DatabaseOptions, told_by
+from .enqueue import TargetOptions
 
 if TYPE_CHECKING:
     from collections.abc import Generator

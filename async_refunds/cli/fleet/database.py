@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 import psycopg
 import typer
 
+from async_refunds.cli.exit_codes import NOT_ALL
+from async_refunds.cli.options import OptionGroup
+from async_refunds.cli.output import print_error, refuse
 from async_refunds.errors import JournalError
 from async_refunds.journal.postgres.connection import Database
 from async_refunds.journal.postgres.schema import check_version
-
-from .exit_codes import NOT_ALL
-from .options import OptionGroup
-from .output import print_error, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from .output import refuse
+from async_refunds.cli.output import refuse
 
 HELP = """Cancel refunds with several machines, over one PostgreSQL database.
 
@@ -35,7 +35,7 @@ def _commands() -> dict[str, Any]:
     # Lazy: psycopg takes 140 ms to import, a third of what every other command takes to
     # start; and the extra may be missing.
     try:
-        from .fleet_commands import app  # noqa: PLC0415
+        from .commands import app  # noqa: PLC0415
     except ModuleNotFoundError as error:
         if error.name not in ("psycopg", "procrastinate"):
             raise

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
+from async_refunds.cli.exit_codes import DONE
+from async_refunds.cli.options import Format, with_options
+from async_refunds.cli.output import Output, interruptible, refuse
+from async_refunds.cli.tables import aligned, counted, printable
 from async_refunds.journal.postgres.reader import AccountStatus, FleetReader
 from async_refunds.journal.postgres.runs import RunStatus, runs
 
-from .exit_codes import DONE
-from .fleet_database import DatabaseOptions, connected
-from .options import Format, with_options
-from .output import Output, interruptible, refuse
-from .tables import aligned, counted, printable
+from .database import DatabaseOptions, connected
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .fleet_database import Connection
+    from .database import Connection
 
 _MAX_ROWS = 40
 """Accounts of a table: a fleet may have thousands."""

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
+from async_refunds.cli import options, preview
+from async_refunds.cli.cancel import collect
+from async_refunds.cli.config import BASE_URL, mode_name
+from async_refunds.cli.exit_codes import DONE
+from async_refunds.cli.options import OptionGroup, with_options
+from async_refunds.cli.output import Output, interruptible, refuse
+from async_refunds.cli.refund_list import RefundList
+from async_refunds.cli.tables import counted
 from async_refunds.protocol import validation
 
-from . import options, preview
-from .cancel import collect
-from .config import BASE_URL, mode_name
-from .exit_codes import DONE
-from .fleet_database import DatabaseOptions, connected
-from .options import OptionGroup, with_options
-from .output import Output, interruptible, refuse
-from .refund_list import RefundList
-from .tables import counted
+from .database import DatabaseOptions, connected
 
 if TYPE_CHECKING:
-    from .fleet_database import Connection
+    from .database import Connection
 
 # Rows of one statement. All are in one transaction: workers see none or all.
 _PAGE = 20_000

@@ -6,14 +6,15 @@ from contextlib import ExitStack
 
 import typer
 
-from . import options, preview
-from .exit_codes import DONE
-from .fleet_database import DatabaseOptions, connected
-from .fleet_enqueue import RunOption, Target, TenantOptions, add, tell
-from .options import with_options
-from .output import Output, interruptible
-from .refund_list import RefundList
-from .sweep import FilterOptions, find
+from async_refunds.cli import options, preview
+from async_refunds.cli.exit_codes import DONE
+from async_refunds.cli.options import with_options
+from async_refunds.cli.output import Output, interruptible
+from async_refunds.cli.refund_list import RefundList
+from async_refunds.cli.sweep import FilterOptions, find
+
+from .database import DatabaseOptions, connected
+from .enqueue import RunOption, Target, TenantOptions, add, tell
 
 HELP = """Find refunds in requires_action that are old or expire soon; enqueue them.
 

@@ -6,6 +6,9 @@ from typing import Annotated
 
 import typer
 
+from async_refunds.cli.exit_codes import DONE, NOT_ALL
+from async_refunds.cli.options import Format, Quiet, with_options
+from async_refunds.cli.output import Output, print_error
 from async_refunds.errors import JournalError
 from async_refunds.journal.postgres.schema import (
     HISTORY_QUERY,
@@ -15,10 +18,7 @@ from async_refunds.journal.postgres.schema import (
     migrate,
 )
 
-from .exit_codes import DONE, NOT_ALL
-from .fleet_database import DatabaseOptions, connected
-from .options import Format, Quiet, with_options
-from .output import Output, print_error
+from .database import DatabaseOptions, connected
 
 HELP = """Make the tables of the fleet, or bring them up to this release.
 

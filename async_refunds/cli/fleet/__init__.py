@@ -1,0 +1,1 @@
+"""``async-refunds fleet``: the commands for several machines, over PostgreSQL."""

@@ -1,0 +1,1 @@
+"""``demo --workers``: the batch on several processes, one of which is killed."""
