@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import selectors
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+import pytest
 
-    import pytest
+from tests.support.measuring import unmeasured
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Mapping
 
 # By its place in the package, so that it is measured: the installed one is a copy.
 pytest_plugins = [
@@ -70,6 +73,14 @@ def pytest_asyncio_loop_factories(
     if marker is not None and "loop_factories" in marker.kwargs:
         return {"fake": JumpingEventLoop, "real": asyncio.SelectorEventLoop}
     return {"fake": JumpingEventLoop}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Put coverage aside for a test that is marked so, and for its fixtures."""
+    marked = item.get_closest_marker("unmeasured") is not None
+    with unmeasured() if marked else nullcontext():
+        return (yield)
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -22,6 +22,8 @@ from async_refunds import RefundsClient, SignatureVerificationError
 from async_refunds.cli.demo import DemoReport, report_lines
 from async_refunds.emulator import Emulator
 
+pytestmark = pytest.mark.unmeasured
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
