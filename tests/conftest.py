@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import selectors
+import time
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,9 @@ class JumpingSelector(selectors.DefaultSelector):
 
 
 class JumpingEventLoop(asyncio.SelectorEventLoop):
-    """An event loop on real sockets whose clock runs ahead whenever it would wait.
+    """An event loop on real sockets whose clock goes on only where it would wait.
+
+    What a test computes takes none of its time, however busy the machine is.
 
     Work in another thread or process is invisible to it: a test that waits for such
     work asks for the plain loop (``@pytest.mark.asyncio(loop_factories=["real"])``).
@@ -54,6 +57,7 @@ class JumpingEventLoop(asyncio.SelectorEventLoop):
 
     def __init__(self) -> None:
         self._jumping = JumpingSelector()
+        self._began = time.monotonic()
         super().__init__(self._jumping)
 
     def jump(self, seconds: float) -> None:
@@ -61,7 +65,7 @@ class JumpingEventLoop(asyncio.SelectorEventLoop):
         self._jumping.jumped += seconds
 
     def time(self) -> float:
-        return super().time() + self._jumping.jumped
+        return self._began + self._jumping.jumped
 
 
 def pytest_asyncio_loop_factories(
