@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import selectors
+import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+import pytest
 
-    import pytest
+from tests.support.measuring import unmeasured
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Mapping
 
 # By its place in the package, so that it is measured: the installed one is a copy.
 pytest_plugins = [
@@ -43,7 +47,9 @@ class JumpingSelector(selectors.DefaultSelector):
 
 
 class JumpingEventLoop(asyncio.SelectorEventLoop):
-    """An event loop on real sockets whose clock runs ahead whenever it would wait.
+    """An event loop on real sockets whose clock goes on only where it would wait.
+
+    What a test computes takes none of its time, however busy the machine is.
 
     Work in another thread or process is invisible to it: a test that waits for such
     work asks for the plain loop (``@pytest.mark.asyncio(loop_factories=["real"])``).
@@ -51,6 +57,7 @@ class JumpingEventLoop(asyncio.SelectorEventLoop):
 
     def __init__(self) -> None:
         self._jumping = JumpingSelector()
+        self._began = time.monotonic()
         super().__init__(self._jumping)
 
     def jump(self, seconds: float) -> None:
@@ -58,7 +65,7 @@ class JumpingEventLoop(asyncio.SelectorEventLoop):
         self._jumping.jumped += seconds
 
     def time(self) -> float:
-        return super().time() + self._jumping.jumped
+        return self._began + self._jumping.jumped
 
 
 def pytest_asyncio_loop_factories(
@@ -70,6 +77,14 @@ def pytest_asyncio_loop_factories(
     if marker is not None and "loop_factories" in marker.kwargs:
         return {"fake": JumpingEventLoop, "real": asyncio.SelectorEventLoop}
     return {"fake": JumpingEventLoop}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Put coverage aside for a test that is marked so, and for its fixtures."""
+    marked = item.get_closest_marker("unmeasured") is not None
+    with unmeasured() if marked else nullcontext():
+        return (yield)
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -24,6 +24,8 @@ from async_refunds.cli.fleet_demo.report import FleetDemoReport, HeldAccount
 from async_refunds.cli.fleet_demo.report import report_lines as fleet_report_lines
 from async_refunds.emulator import Emulator
 
+pytestmark = pytest.mark.unmeasured
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)

@@ -10,6 +10,8 @@ from .drawing import drawn
 from .script import Act, Call, Damage, Given, Kill, Move, Option, Script
 from .shrink import shrunk
 
+pytestmark = pytest.mark.unmeasured
+
 
 def told_by(summary: Summary) -> str:
     return "\n\n".join(

@@ -141,6 +141,7 @@ async def test_run_goes_on_for_its_own_accounts_whatever_the_client_defaults_to(
     assert stripe.requests[0].stripe_account is None
 
 
+@pytest.mark.usefixtures("one_call_each")
 @real
 async def test_what_was_unknown_is_asked_again_with_its_key(tmp_path: Path) -> None:
     stripe = Emulator()
@@ -148,7 +149,7 @@ async def test_what_was_unknown_is_asked_again_with_its_key(tmp_path: Path) -> N
     path = tmp_path / "run.sqlite3"
     async with client(stripe, retry=ONCE, attempt_timeout=0.2) as refunds:
         stripe.faults.script("reset_after", "stall")
-        first = await canceled_many(refunds, [refund_id], journal=path, patience=0.001)
+        first = await canceled_many(refunds, [refund_id], journal=path)
         assert first[refund_id].outcome == "unknown"
         second = await canceled_many(refunds, (), journal=path)
     assert second[refund_id].outcome == "canceled"
@@ -180,6 +181,7 @@ async def test_what_was_refused_for_its_key_is_asked_with_another_one(
     assert len(set(keys)) == 2
 
 
+@pytest.mark.usefixtures("one_call_each")
 @real
 async def test_wrong_key_leaves_open_what_may_have_landed_before(
     tmp_path: Path,
@@ -189,7 +191,7 @@ async def test_wrong_key_leaves_open_what_may_have_landed_before(
     path = tmp_path / "run.sqlite3"
     async with client(stripe, retry=ONCE, attempt_timeout=0.2) as refunds:
         stripe.faults.storm(1, names=["reset_after"])
-        await canceled_many(refunds, ids, journal=path, patience=0.001, rate=FAST)
+        await canceled_many(refunds, ids, journal=path, rate=FAST)
         stripe.faults.clear()
         stripe.expire_key(KEY)
         results = await canceled_many(refunds, (), journal=path, concurrency=1)

@@ -77,6 +77,7 @@ REFUSALS: dict[str, tuple[Act, str]] = {
 }
 
 
+@pytest.mark.usefixtures("one_call_each")
 @pytest.mark.parametrize(("act", "told"), REFUSALS.values(), ids=REFUSALS.keys())
 async def test_refund_found_canceled_by_a_later_run_is_credited_by_what_is_proven(
     act: Act, told: str
@@ -88,13 +89,13 @@ async def test_refund_found_canceled_by_a_later_run_is_credited_by_what_is_prove
         server.client(retry=policy) as refunds,
     ):
         outcomes = [
-            (await only(cancel_many(refunds, [RE], journal=journal, patience=0.01)))
-            for _ in range(2)
+            (await only(cancel_many(refunds, [RE], journal=journal))) for _ in range(2)
         ]
     assert [result.outcome for result in outcomes] == ["unknown", told]
     assert len(server.cancel_keys) == 1
 
 
+@pytest.mark.usefixtures("one_call_each")
 @pytest.mark.parametrize(
     ("hours", "told"), [((2, 1, 0), "already_canceled"), ((30, 1, 0), "canceled")]
 )
@@ -109,18 +110,19 @@ async def test_refusal_to_a_key_that_stripe_may_have_forgotten_proves_nothing(
         scripted("reset", refusal(400), reads=[failing, seen("canceled")]) as server,
         server.client(retry=policy) as refunds,
     ):
-        first = cancel_many(refunds, [RE], journal=journal, patience=0.01)
+        first = cancel_many(refunds, [RE], journal=journal)
         assert (await only(first)).outcome == "unknown"
         passed.pop(0)
         journal.begin()
         await claimed(journal, None, 1)
         journal.end()
         passed.pop(0)
-        last = cancel_many(refunds, [RE], journal=journal, patience=0.01)
+        last = cancel_many(refunds, [RE], journal=journal)
         assert (await only(last)).outcome == told
     assert len(server.cancel_keys) == 1
 
 
+@pytest.mark.usefixtures("one_call_each")
 @pytest.mark.parametrize("state", ["requires_action", "pending"])
 async def test_refund_that_a_later_run_finds_open_after_a_refusal_stays_unknown(
     state: str,
@@ -132,10 +134,11 @@ async def test_refund_that_a_later_run_finds_open_after_a_refusal_stays_unknown(
         server.client(retry=policy) as refunds,
     ):
         for _ in range(2):
-            results = cancel_many(refunds, [RE], journal=journal, patience=0.01)
+            results = cancel_many(refunds, [RE], journal=journal)
             assert (await only(results)).outcome == "unknown"
 
 
+@pytest.mark.usefixtures("one_call_each")
 async def test_id_that_comes_again_after_an_unknown_outcome_has_the_same_key() -> None:
     first = asyncio.Event()
 
@@ -150,7 +153,7 @@ async def test_id_that_comes_again_after_an_unknown_outcome_has_the_same_key() -
         server.client(retry=policy) as refunds,
     ):
         found: list[CancelResult] = []
-        async for result in cancel_many(refunds, source(), patience=0.01):
+        async for result in cancel_many(refunds, source()):
             found.append(result)
             first.set()
     assert [result.outcome for result in found] == ["unknown", "canceled"]

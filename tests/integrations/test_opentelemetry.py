@@ -30,6 +30,7 @@ from async_refunds import (
     RefundsError,
 )
 from async_refunds.integrations.opentelemetry import CallInstrumentation
+from tests.support.batches import client, emulator
 from tests.support.scripted import (
     CANCELED,
     RE,
@@ -329,11 +330,11 @@ async def test_metrics_tell_calls_attempts_retries_waits_and_tokens(told: Told) 
 async def test_wait_for_a_connection_is_measured_where_there_is_one(
     told: Told,
 ) -> None:
-    async with (
-        scripted(CANCELED) as server,
-        server.client(on_call_start=told.hook) as refunds,
-    ):
-        await asyncio.gather(*(refunds.cancel(RE) for _ in range(101)))
+    stripe = emulator()
+    stripe.latency = 0.1  # else the last one waits no time
+    async with client(stripe, on_call_start=told.hook) as refunds:
+        ids = stripe.seed_refunds(101)
+        await asyncio.gather(*(refunds.cancel(each) for each in ids))
     (waits,) = told.metric("async_refunds.connection.wait").values()
     assert waits.count >= 1
 

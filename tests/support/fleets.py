@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from async_refunds.models import Attempt
     from async_refunds.results import CancelOutcome
 
-_FAR_TOO_LONG = 30.0  # seconds
+FAR_TOO_LONG = 30.0
+"""Seconds after which a test gives up what waits, and never ends by itself."""
 URL = "https://a.example"
 SCOPE = f"default {URL} test"
 
@@ -151,6 +152,6 @@ async def until(reached: Callable[[], object]) -> None:
     Raises:
         TimeoutError: It does not, in far more time than it can take.
     """
-    async with asyncio.timeout(_FAR_TOO_LONG):
+    async with asyncio.timeout(FAR_TOO_LONG):
         while not reached():  # noqa: ASYNC110 - it sets no event of ours
             await asyncio.sleep(0.01)

@@ -13,12 +13,15 @@ from async_refunds.errors import JournalError
 from async_refunds.journal import Run
 from async_refunds.journal.base import LeaseLostError
 from async_refunds.journal.keys import derive_key
-from async_refunds.journal.postgres import PostgresJournal
+from async_refunds.journal.postgres import PostgresJournal, journal
 from async_refunds.models import Attempt
 from async_refunds.results import CancelRequest
 from tests.support.fleets import SCOPE, URL, ids, result, until, worker
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from async_refunds.journal.postgres import Lease
     from tests.support.fleets import Fleet
 
 pytestmark = pytest.mark.asyncio(loop_factories=["real"])
@@ -397,7 +400,10 @@ async def test_run_of_a_newer_derivation_is_refused(fleet: Fleet) -> None:
 # ------------------------------------------------------------- one process alone
 
 
-async def test_run_alone_waits_for_a_lease_and_says_who_has_it(fleet: Fleet) -> None:
+async def test_run_alone_says_who_has_the_lease(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "_OVER", 0.0)  # it would wait for seconds
     fleet.add(["re_1"])
     fleet.add(["re_2"], run="other")
     async with (
@@ -405,15 +411,40 @@ async def test_run_alone_waits_for_a_lease_and_says_who_has_it(fleet: Fleet) -> 
         await PostgresJournal.open(fleet.address, RUN, name="run", ttl=0.01) as alone,
     ):
         await one.acquire()
-        claiming = asyncio.create_task(alone.claim({None: 5}))
         with pytest.raises(JournalError, match="host 1 works on the key's own account"):
-            await claiming
+            await alone.claim({None: 5})
         fleet.expire()
         found = await alone.claim({None: 5})
         assert ids(found[None]) == ["re_1"], "the other run's is left alone"
         assert alone.tally().total == 1
         await alone.close()
     assert fleet.value("SELECT token FROM async_refunds.leases") is None
+
+
+async def test_run_alone_waits_for_the_end_of_a_lease(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "_OVER", 3600.0)
+    fleet.add(["re_1"])
+    async with (
+        worker(fleet.address, "host 1") as one,
+        await PostgresJournal.open(fleet.address, RUN, name="run") as alone,
+    ):
+        looks: list[list[Lease]] = []
+        acquire = alone.leases.acquire
+
+        async def noted(limit: int, *, only: Iterable[str | None]) -> list[Lease]:
+            looks.append(await acquire(limit, only=only))
+            return looks[-1]
+
+        monkeypatch.setattr(alone.leases, "acquire", noted)
+        await one.acquire()
+        claiming = asyncio.create_task(alone.claim({None: 5}))
+        await until(lambda: len(looks) > 1)
+        assert looks == [[]] * len(looks)
+        assert not claiming.done()
+        fleet.expire()
+        assert ids((await claiming)[None]) == ["re_1"]
 
 
 async def test_run_alone_is_on_its_target(fleet: Fleet) -> None:
