@@ -390,3 +390,20 @@ async def test_all_accounts_are_found_though_each_worker_holds_some(
         found = [await each.acquire(5) for each in (one, two) * 3]
     assert [len(each) for each in found] == [5, 5, 5, 5, 5, 0]
     assert set().union(*found) == {each for each in accounts if each <= "acct_24"}
+
+
+async def test_account_that_another_has_by_now_is_not_released(fleet: Fleet) -> None:
+    fleet.add(["re_1"])
+    fleet.add(["re_1"], "acct_1")
+    async with worker(fleet.address) as one, worker(fleet.address, "two") as two:
+        await one.acquire()
+        fleet.do(
+            "UPDATE async_refunds.leases SET until = '-infinity' WHERE account = ''"
+        )
+        await two.acquire()
+        await one.leases.release_all({None: 60.0, "acct_1": 0.0})  # not noticed yet
+        held = """SELECT owner, not_before > now() FROM async_refunds.leases
+            ORDER BY account"""
+        assert fleet.rows(held) == [("two", False), (None, False)]
+        await two.leases.renew()
+        assert two.lost == []
