@@ -344,8 +344,10 @@ async def test_grace_of_a_takeover_outlives_a_clean_handover(fleet: Fleet) -> No
         await two.acquire()
         before = fleet.value(grace)
         await two.leases.release(None)
-        await one.acquire()
-        assert fleet.value(grace) == before
+        async with worker(fleet.address, "three") as three:
+            assert await three.acquire() == {None}
+            assert fleet.value(grace) == before
+            assert three.leases.takeovers == 0
         assert (one.leases.takeovers, two.leases.takeovers) == (0, 1)
         row = "SELECT takeovers FROM async_refunds.metrics"
         assert fleet.value(row) == 1
@@ -407,3 +409,15 @@ async def test_account_that_another_has_by_now_is_not_released(fleet: Fleet) -> 
         assert fleet.rows(held) == [("two", False), (None, False)]
         await two.leases.renew()
         assert two.lost == []
+
+
+async def test_own_lease_that_has_ended_is_not_taken_again(fleet: Fleet) -> None:
+    """It lives on under its token with the next renewal."""
+    fleet.add(["re_1"])
+    token = "SELECT token FROM async_refunds.leases"
+    async with worker(fleet.address) as one:
+        await one.acquire()
+        before = fleet.value(token)
+        fleet.expire()
+        assert await one.acquire() == set()
+        assert fleet.value(token) == before
