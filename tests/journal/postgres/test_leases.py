@@ -421,3 +421,23 @@ async def test_own_lease_that_has_ended_is_not_taken_again(fleet: Fleet) -> None
         fleet.expire()
         assert await one.acquire() == set()
         assert fleet.value(token) == before
+
+
+async def test_account_of_two_runs_takes_the_place_of_no_other(fleet: Fleet) -> None:
+    fleet.add([], run="first")
+    fleet.do("UPDATE async_refunds.runs SET run_id = %s", "0" * 32)
+    fleet.add(["re_1"], "acct_1", run="first")
+    for account in ("acct_1", "acct_2"):
+        fleet.add(["re_1"], account, run="second")
+    async with worker(fleet.address) as one:
+        assert await one.acquire(2) == {"acct_1", "acct_2"}
+
+
+async def test_item_that_was_claimed_too_often_is_not_given_out(fleet: Fleet) -> None:
+    fleet.add(["re_1", "re_2"])
+    fleet.do("UPDATE async_refunds.items SET claims = 8 WHERE number = 1")
+    async with worker(fleet.address) as one:
+        await one.acquire()
+        assert ids(await one.claim(limit=1)) == ["re_2"]
+    dead = "SELECT refund_id FROM async_refunds.items WHERE dead"
+    assert fleet.rows(dead) == [("re_1",)]
