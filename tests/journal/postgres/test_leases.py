@@ -344,8 +344,10 @@ async def test_grace_of_a_takeover_outlives_a_clean_handover(fleet: Fleet) -> No
         await two.acquire()
         before = fleet.value(grace)
         await two.leases.release(None)
-        await one.acquire()
-        assert fleet.value(grace) == before
+        async with worker(fleet.address, "three") as three:
+            assert await three.acquire() == {None}
+            assert fleet.value(grace) == before
+            assert three.leases.takeovers == 0
         assert (one.leases.takeovers, two.leases.takeovers) == (0, 1)
         row = "SELECT takeovers FROM async_refunds.metrics"
         assert fleet.value(row) == 1
@@ -390,3 +392,52 @@ async def test_all_accounts_are_found_though_each_worker_holds_some(
         found = [await each.acquire(5) for each in (one, two) * 3]
     assert [len(each) for each in found] == [5, 5, 5, 5, 5, 0]
     assert set().union(*found) == {each for each in accounts if each <= "acct_24"}
+
+
+async def test_account_that_another_has_by_now_is_not_released(fleet: Fleet) -> None:
+    fleet.add(["re_1"])
+    fleet.add(["re_1"], "acct_1")
+    async with worker(fleet.address) as one, worker(fleet.address, "two") as two:
+        await one.acquire()
+        fleet.do(
+            "UPDATE async_refunds.leases SET until = '-infinity' WHERE account = ''"
+        )
+        await two.acquire()
+        await one.leases.release_all({None: 60.0, "acct_1": 0.0})  # not noticed yet
+        held = """SELECT owner, not_before > now() FROM async_refunds.leases
+            ORDER BY account"""
+        assert fleet.rows(held) == [("two", False), (None, False)]
+        await two.leases.renew()
+        assert two.lost == []
+
+
+async def test_own_lease_that_has_ended_is_not_taken_again(fleet: Fleet) -> None:
+    """It lives on under its token with the next renewal."""
+    fleet.add(["re_1"])
+    token = "SELECT token FROM async_refunds.leases"
+    async with worker(fleet.address) as one:
+        await one.acquire()
+        before = fleet.value(token)
+        fleet.expire()
+        assert await one.acquire() == set()
+        assert fleet.value(token) == before
+
+
+async def test_account_of_two_runs_takes_the_place_of_no_other(fleet: Fleet) -> None:
+    fleet.add([], run="first")
+    fleet.do("UPDATE async_refunds.runs SET run_id = %s", "0" * 32)
+    fleet.add(["re_1"], "acct_1", run="first")
+    for account in ("acct_1", "acct_2"):
+        fleet.add(["re_1"], account, run="second")
+    async with worker(fleet.address) as one:
+        assert await one.acquire(2) == {"acct_1", "acct_2"}
+
+
+async def test_item_that_was_claimed_too_often_is_not_given_out(fleet: Fleet) -> None:
+    fleet.add(["re_1", "re_2"])
+    fleet.do("UPDATE async_refunds.items SET claims = 8 WHERE number = 1")
+    async with worker(fleet.address) as one:
+        await one.acquire()
+        assert ids(await one.claim(limit=1)) == ["re_2"]
+    dead = "SELECT refund_id FROM async_refunds.items WHERE dead"
+    assert fleet.rows(dead) == [("re_1",)]

@@ -273,8 +273,10 @@ async def test_close_does_not_wait_for_a_database_that_is_away(
                 await one.leases.close(within=0.1)
                 with pytest.raises(JournalError, match="was closed"):
                     await settling
-        finally:
-            proxy.cut()  # what waits ends
+        finally:  # what waits ends
+            proxy.cut()
+            proxy.release()
+            await proxy.accept()
         assert not fleet.value("SELECT settled FROM async_refunds.items")
 
 
