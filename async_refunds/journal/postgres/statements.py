@@ -49,10 +49,16 @@ _NOT_HELD = """l.scope = %(scope)s AND l.until < clock_timestamp()
 _MAY_BE_TAKEN = f"{_NOT_HELD} AND l.not_before <= clock_timestamp()"
 _LOCKED = """SELECT l.account, l.token IS NOT NULL AS taken_over
         FROM async_refunds.leases l WHERE"""
-# One account after another, until there are enough: each lease is looked up by itself.
-# An account with work in several runs comes once, with the first of these. Where all
-# are held or wait, nothing is searched for.
-_FREE = f"""SELECT l.* FROM (
+# Which way to look for work. Of a few accounts that may be taken, each is asked whether
+# it has some. Where many may be taken, nearly all of them may be settled for good: then
+# it goes from one account with something open to the next, until there are enough.
+_FEW = f"""(SELECT count(*) <= 1000 FROM (
+        SELECT FROM async_refunds.leases l WHERE {_MAY_BE_TAKEN} LIMIT 1001) few)"""  # noqa: S608 - our own text
+_FREE_OF_FEW = f"""{_LOCKED} {_MAY_BE_TAKEN} AND {_has(_CLAIMABLE)} AND {_FEW}
+    LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED"""
+# Each lease is looked up by itself. An account with work in several runs comes once,
+# with the first of these.
+_FREE_OF_MANY = f"""SELECT l.* FROM (
         SELECT run_id FROM async_refunds.runs
         WHERE scope = %(scope)s AND state = 'open' ORDER BY run_id OFFSET 0
     ) r CROSS JOIN LATERAL {_OPEN_ACCOUNTS} a CROSS JOIN LATERAL (
@@ -60,9 +66,9 @@ _FREE = f"""SELECT l.* FROM (
         AND {_has(_CLAIMABLE, "o.run_id = r.run_id")}
         AND NOT {_has(_CLAIMABLE, "o.run_id < r.run_id")}
         FOR NO KEY UPDATE SKIP LOCKED
-    ) l
-    WHERE (SELECT EXISTS (SELECT FROM async_refunds.leases l WHERE {_MAY_BE_TAKEN}))
-    LIMIT %(limit)s"""  # noqa: S608 - our own text
+    ) l WHERE NOT {_FEW} LIMIT %(limit)s"""  # noqa: S608 - our own text
+_FREE = f"""SELECT * FROM ({_FREE_OF_FEW}) few
+    UNION ALL SELECT * FROM ({_FREE_OF_MANY}) many"""  # noqa: S608 - our own text
 _FREE_OF_THESE = f"""{_LOCKED} {_NOT_HELD} AND l.account = ANY (%(accounts)s::text[])
         AND {_has("true")}
     LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED"""
