@@ -57,7 +57,8 @@ _FEW = f"""(SELECT count(*) <= 1000 FROM (
 _FREE_OF_FEW = f"""{_LOCKED} {_MAY_BE_TAKEN} AND {_has(_CLAIMABLE)} AND {_FEW}
     LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED"""
 # Each lease is looked up by itself. An account with work in several runs comes once,
-# with the first of these.
+# with the first of these: a plan that goes from one to the next passes over what it has
+# taken already, and another one would not.
 _FREE_OF_MANY = f"""SELECT l.* FROM (
         SELECT run_id FROM async_refunds.runs
         WHERE scope = %(scope)s AND state = 'open' ORDER BY run_id OFFSET 0

@@ -19,6 +19,17 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.asyncio(loop_factories=["real"])
 
 
+@pytest.fixture(params=["few", "many"])
+def both_ways(fleet: Fleet, request: pytest.FixtureRequest) -> None:
+    """Have free accounts without work beside, so many that work is looked for first."""
+    if request.param == "many":
+        fleet.do(
+            """INSERT INTO async_refunds.leases (scope, account)
+                SELECT %s, 'acct_settled_' || n FROM generate_series(1, 1001) n""",
+            SCOPE,
+        )
+
+
 async def test_account_is_held_by_one_worker(fleet: Fleet) -> None:
     fleet.add(["re_1"])
     fleet.add(["re_1"], "acct_1")
@@ -34,6 +45,7 @@ async def test_account_is_held_by_one_worker(fleet: Fleet) -> None:
         assert one.leases.rate("acct_1") is None
 
 
+@pytest.mark.usefixtures("both_ways")
 async def test_workers_that_take_a_few_at_a_time_share(fleet: Fleet) -> None:
     for number in range(9):
         fleet.add(["re_1"], f"acct_{number}")
@@ -43,6 +55,7 @@ async def test_workers_that_take_a_few_at_a_time_share(fleet: Fleet) -> None:
         assert len({account for each in taken for account in each}) == 9
 
 
+@pytest.mark.usefixtures("both_ways")
 async def test_account_with_nothing_to_do_is_not_taken(fleet: Fleet) -> None:
     fleet.add(["re_1"])
     fleet.add(["re_1"], "acct_1", run="paused")
@@ -165,6 +178,7 @@ async def test_task_renews_until_it_is_closed(fleet: Fleet) -> None:
         await leases.acquire(1)
 
 
+@pytest.mark.usefixtures("both_ways")
 async def test_account_whose_key_was_refused_waits(fleet: Fleet) -> None:
     fleet.add(["re_1"])
     async with worker(fleet.address) as one:
@@ -175,12 +189,13 @@ async def test_account_whose_key_was_refused_waits(fleet: Fleet) -> None:
         assert await one.acquire() == {None}
 
 
+@pytest.mark.usefixtures("both_ways")
 async def test_what_was_left_open_waits_longer_each_time_and_new_items_do_not(
     fleet: Fleet,
 ) -> None:
     fleet.add(["re_1"])
     waits = """SELECT round(extract(epoch FROM retry_at - clock_timestamp()) / 60)
-        FROM async_refunds.leases"""
+        FROM async_refunds.leases WHERE account = ''"""
     async with worker(fleet.address) as one:
         found: list[int] = []
         for _ in range(6):
@@ -206,7 +221,10 @@ async def test_what_was_left_open_waits_longer_each_time_and_new_items_do_not(
         await one.acquire()
         await one.settle((await one.claim())[0])
         await one.leases.release(None)
-        assert fleet.value("SELECT retries FROM async_refunds.leases") == 0
+        assert (
+            fleet.value("SELECT retries FROM async_refunds.leases WHERE account = ''")
+            == 0
+        )
 
 
 async def test_item_that_ends_its_workers_is_isolated_and_then_dead(
@@ -353,6 +371,7 @@ async def test_grace_of_a_takeover_outlives_a_clean_handover(fleet: Fleet) -> No
         assert fleet.value(row) == 1
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("first", ["run", "other", "paused"])
 async def test_accounts_with_work_in_several_runs_are_each_taken_once(
     fleet: Fleet, first: str
@@ -381,6 +400,7 @@ async def test_accounts_with_work_in_several_runs_are_each_taken_once(
         assert await one.acquire(3) == accounts
 
 
+@pytest.mark.usefixtures("both_ways")
 async def test_all_accounts_are_found_though_each_worker_holds_some(
     fleet: Fleet,
 ) -> None:
@@ -411,10 +431,11 @@ async def test_account_that_another_has_by_now_is_not_released(fleet: Fleet) -> 
         assert two.lost == []
 
 
+@pytest.mark.usefixtures("both_ways")
 async def test_own_lease_that_has_ended_is_not_taken_again(fleet: Fleet) -> None:
     """It lives on under its token with the next renewal."""
     fleet.add(["re_1"])
-    token = "SELECT token FROM async_refunds.leases"
+    token = "SELECT token FROM async_refunds.leases WHERE account = ''"
     async with worker(fleet.address) as one:
         await one.acquire()
         before = fleet.value(token)
@@ -423,6 +444,7 @@ async def test_own_lease_that_has_ended_is_not_taken_again(fleet: Fleet) -> None
         assert fleet.value(token) == before
 
 
+@pytest.mark.usefixtures("both_ways")
 async def test_account_of_two_runs_takes_the_place_of_no_other(fleet: Fleet) -> None:
     fleet.add([], run="first")
     fleet.do("UPDATE async_refunds.runs SET run_id = %s", "0" * 32)
