@@ -87,12 +87,10 @@ has fallen. With half the limit every second request is refused."""
 _ANSWERS = 8
 """The least number of answers to judge by: a third of a second."""
 _CALM = 5.0
-"""Seconds without a cut, since the start too, before a limit can fall: in less, it is
-another process that takes its share, and a deep cut of one of them would keep them
-apart."""
-_MINOR = 0.2
-"""Share of 429s since a cut up to which a run stays calm: at its limit, a pace is cut
-every few seconds for a 429 or two, and the limit may fall just then."""
+"""Seconds without a cut, since the start and since a fall, before the limit can be seen
+to fall: in less, it is another process that takes its share, and a deep cut of one of
+them would keep them apart. Later cuts change nothing: at its limit a pace is cut every
+few seconds for a while, and the limit may fall just then."""
 _MARGIN, _HALF = 0.95, 0.5
 """The new rate, of the share that got through, and its least share of the old one."""
 _REGAIN = 0.35
@@ -202,7 +200,7 @@ class RateController:
         self._climb = _RETURN  # its slope
         self._began_at = now
         self._cut_at = -math.inf
-        self._was_calm = False  # before the last cut
+        self._was_calm = False  # at one of the cuts since the last fall
         self._answers = self._refused = 0  # since the cut, and 429s of these
         self._fresh_answers = 0  # of what went out after it
         self._fresh = 0  # the last of these, a bit each, newest lowest: 1 is a 429
@@ -327,9 +325,8 @@ class RateController:
             cut = _REGAIN_CUT
         elif since < 2 * _EVENT and share > _SOME:
             cut = _DEEP_CUT if share > _MOST else _PERSISTENT_CUT
-        self._was_calm = min(since, now - self._began_at) >= _CALM or (
-            self._was_calm and share <= _MINOR
-        )
+        if min(since, now - self._began_at) >= _CALM:
+            self._was_calm = True
         self._cut(now, cut)
         if cut < _CUT and not regaining:
             self._ceiling = (self._rate + before) / 2
