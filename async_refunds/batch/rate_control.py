@@ -167,10 +167,11 @@ class RateController:
         "_cut_at",
         "_failures",
         "_fixed",
-        "_fresh",
         "_fresh_answers",
+        "_fresh_refused",
         "_good_rate",
         "_rate",
+        "_recent",
         "_refused",
         "_refused_in_a_row",
         "_refused_since",
@@ -202,8 +203,8 @@ class RateController:
         self._cut_at = -math.inf
         self._was_calm = False  # at one of the cuts since the last fall
         self._answers = self._refused = 0  # since the cut, and 429s of these
-        self._fresh_answers = 0  # of what went out after it
-        self._fresh = 0  # the last of these, a bit each, newest lowest: 1 is a 429
+        self._fresh_answers = self._fresh_refused = 0  # of what went out after it
+        self._recent = 0  # the last of these, a bit each, newest lowest: 1 is a 429
         self._refused_in_a_row = 0
         self._refused_since = now
         self._good_rate = self._rate  # before the 429s in a row
@@ -273,7 +274,8 @@ class RateController:
             sent_at: When the request went out; by default before the last cut.
         """
         self._answers += 1
-        self._note_fresh(sent_at, refused=False)
+        if sent_at >= self._cut_at:
+            self._note_fresh(refused=False)
         self._failures = max(0, self._failures - _FORGIVEN)
         self._refused_in_a_row = 0
         if self._resume_at is not None:
@@ -298,7 +300,8 @@ class RateController:
         self._refused_in_a_row += 1
         self._answers += 1
         self._refused += 1
-        self._note_fresh(sent_at, refused=True)
+        if sent_at >= self._cut_at:
+            self._note_fresh(refused=True)
         since = now - self._cut_at
         if self._fixed or self._is_blocked(now):
             return
@@ -306,7 +309,7 @@ class RateController:
             self._begin_event(now, since)
         elif self._has_fallen():
             # From the first of them to the last, which is this one.
-            refused, answers = self._fresh.bit_count(), self._fresh.bit_length()
+            refused, answers = self._recent.bit_count(), self._recent.bit_length()
             passed = 1 - (refused - 1) / (answers - 1)
             before = self._rate
             self._cut(now, max(_HALF, _MARGIN * passed))
@@ -337,25 +340,26 @@ class RateController:
         self._calm = 0.0
         self._cut_at = now
         self._answers = self._refused = 0
-        self._fresh_answers = self._fresh = 0
+        self._fresh_answers = self._fresh_refused = self._recent = 0
 
     @property
     def _span(self) -> int:
         """How many answers are looked at together: what a third of a second brings."""
         return max(_SPAN, int(_SPAN * self._rate / _DOCUMENTED))
 
-    def _note_fresh(self, sent_at: float, *, refused: bool) -> None:
-        """Remember the answer to a request if it went out after the cut."""
-        if sent_at >= self._cut_at and not self._fixed:
-            self._fresh_answers += 1
-            self._fresh = (self._fresh << 1 | refused) & (1 << self._span) - 1
+    def _note_fresh(self, *, refused: bool) -> None:
+        """Remember the answer to a request that went out after the cut."""
+        self._fresh_answers += 1
+        self._fresh_refused += refused
+        if not self._fixed:  # and its rate may be any number
+            self._recent = (self._recent << 1 | refused) & (1 << self._span) - 1
 
     def _has_fallen(self) -> bool:
         """Tell whether the limit fell, by what went out after the cut of this event."""
         return (
             self._was_calm
             and self._fresh_answers >= _ANSWERS
-            and self._fresh.bit_count() * _SPAN >= _REFUSALS * self._span
+            and self._recent.bit_count() * _SPAN >= _REFUSALS * self._span
         )
 
     def _is_blocked(self, now: float) -> bool:
