@@ -152,7 +152,7 @@ def check(
         place: Its name.
         beside: Another connection to it. Then also each item is checked, and that it
             is in its indexes: by these a writer finds what is open and what is there
-            already. It takes two seconds for a million items in place of a tenth.
+            already. It takes seconds for a million items in place of a half of one.
 
     Raises:
         JournalError: It is damaged.
