@@ -223,10 +223,13 @@ def flags() -> Flags:
         "--parts",
         type=report.some_of((*PARTS, *WAITING)),
         default=",".join((*PARTS, *WAITING)),
-        help="by commas; default: %(default)s",
+        help=(
+            "by commas; default: %(default)s. The last three run side by side, and "
+            "beside them the largest run of journal"
+        ),
     )
     for name, default, words in (
-        ("--items", 1_000_000, "of the largest run"),
+        ("--items", 1_000_000, "of the largest run, and of that which is resumed"),
         ("--seconds", 60, "of each half of the part pace, and of the brownout"),
         ("--kills", 100, "over all weathers"),
     ):
