@@ -34,8 +34,9 @@ WORK = ((1, 10_000.0), (100, 25.0), (1000, 25.0))
 """Accounts, and the requests a second that each may send."""
 
 
-_MOST = 4000.0
-"""Items a second that the input is made for, where the limit would allow more."""
+_MOST = 2500.0
+"""Items a second that the input is made for, where the limit would allow more: as many
+items as those of 100 accounts."""
 
 
 class Throughput(msgspec.Struct, frozen=True):

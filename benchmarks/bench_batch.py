@@ -4,8 +4,9 @@ Parts, each of which can be asked for alone: ``journal`` (CPU and memory per ite
 one and without), ``accounts`` (items a second over 1, 100 and 1,000 accounts),
 ``resume`` (how long until a run of many goes on), ``pace`` (against a limit that halves
 in mid-run, and two clients at once), ``brownout`` (every answer 503 for a while),
-``kills`` (killed again and again under faults). The last three wait most of their time,
-so they run side by side once all else is measured.
+``kills`` (killed again and again under faults). The last three wait most of their time:
+they run side by side once all else is measured, and beside them the largest run of
+``journal``, of which the memory counts.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 if not __package__:  # run by its path, whose folder is first in the search path
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import msgspec
 
 from async_refunds import CancelRequest, CancelResult, RefundsClient
 from async_refunds.batch import Batch
@@ -34,6 +34,7 @@ from benchmarks import (
     batch_child,
     batch_kills,
     batch_pace,
+    batch_sizes,
     drawing,
     report,
 )
@@ -47,10 +48,6 @@ if TYPE_CHECKING:
     from async_refunds.emulator import ReceivedRequest
 
 QUESTION = "What does a batch cost, does it find Stripe's pace, does it lose anything?"
-
-
-_ACCOUNTS = 5000
-"""Of the largest run: those of a large platform."""
 
 
 class Flags(report.Flags, frozen=True, kw_only=True):
@@ -68,16 +65,6 @@ class Report(report.Report, frozen=True, kw_only=True):
     parts: dict[str, dict[str, float]]
 
 
-class Size(msgspec.Struct, frozen=True):
-    """A run of so many items, with a journal."""
-
-    items: int
-    cpu: float
-    """Microseconds an item."""
-    memory: float
-    """The peak, in MB."""
-
-
 class Bench:
     """A run of the parts that were asked for."""
 
@@ -88,13 +75,12 @@ class Bench:
         """The requests of the part ``pace``."""
         self.costs: list[batch_accounts.Cost] = []
         """By the number of accounts."""
-        self.sizes: list[Size] = []
+        self.sizes: list[batch_sizes.Size] = []
         """Runs of different lengths."""
 
     def journal(self) -> dict[str, float]:
-        """Return what a journal adds to an item, and what memory many items take."""
-        few, many = min(1000, self._asked.items), self._asked.items
-        sample = min(20_000, many)
+        """Return what a journal adds to an item."""
+        sample = min(20_000, self._asked.items)
         paths = (self._folder / f"cost-{number}.sqlite3" for number in count())
         with canned_server() as base_url:
             turns = in_turn(
@@ -105,26 +91,17 @@ class Bench:
                 self._asked.rounds,
                 warm_up=False,
             )
-            without, kept = (
-                [turn.cpu / sample * 1e6 for turn in each] for each in turns.values()
-            )
-            for items in sorted({few, max(few, many // 10), many}):
-                path = self._folder / f"size-{items}.sqlite3"
-                spread = 1 if items == few else _ACCOUNTS
-                run = batch_child.measured(base_url, path, items, spread)
-                cpu = run.cpu / items * 1e6
-                self.sizes.append(Size(items, cpu, run.memory / 1e6))
-        small, large = self.sizes[0], self.sizes[-1]
+        without, kept = (
+            [turn.cpu / sample * 1e6 for turn in each] for each in turns.values()
+        )
+        typical = sorted(turns["with"], key=lambda turn: turn.cpu)[len(kept) // 2]
+        self.sizes.append(batch_sizes.size(typical, sample))
         return {
             "µs CPU an item without a journal": statistics.median(without),
             "µs CPU an item with one": statistics.median(kept),
             "µs CPU that a journal adds": statistics.median(
                 more - less for more, less in zip(kept, without, strict=True)
             ),
-            f"MB, {few} items": small.memory,
-            f"MB, {many} items of {_ACCOUNTS} accounts": large.memory,
-            "MB between them": large.memory - small.memory,
-            f"µs CPU an item, {many} items of {_ACCOUNTS} accounts": large.cpu,
         }
 
     def accounts(self) -> dict[str, float]:
@@ -159,12 +136,15 @@ class Bench:
         """
         seconds = self._asked.seconds
         spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(len(WAITING), mp_context=spawn) as pool:
+        with ProcessPoolExecutor(len(BESIDE), mp_context=spawn) as pool:
             work: dict[str, Callable[[], Future[Any]]] = {
                 "pace": lambda: pool.submit(batch_pace.pace, seconds),
                 "brownout": lambda: pool.submit(batch_pace.brownout, seconds),
                 "kills": lambda: pool.submit(
                     batch_kills.kills, self._asked.kills, self._folder
+                ),
+                "journal": lambda: pool.submit(
+                    batch_sizes.sizes, self._asked.items, self._folder
                 ),
             }
             running: dict[str, Future[Any]] = {part: work[part]() for part in parts}
@@ -172,6 +152,9 @@ class Bench:
                 told: Any = future.result()
                 if part == "pace":
                     self.log, told = told
+                elif part == "journal":
+                    self.sizes += told
+                    told = batch_sizes.figures(*told)
                 yield part, told
 
     def draw(self, path: Path) -> None:
@@ -184,18 +167,11 @@ class Bench:
         if self.costs:
             panels.append(lambda axes: batch_accounts.draw(self.costs, axes))
         if self.sizes:
-            panels.append(self._draw_sizes)
+            panels.append(lambda axes: batch_sizes.draw(self.sizes, axes))
         size = (8.0, 3.5 * len(panels))
         with drawing.sheet(path, QUESTION, size=size, panels=len(panels)) as sheet:
             for draw, axes in zip(panels, sheet, strict=True):
                 draw(axes)
-
-    def _draw_sizes(self, axes: Any) -> None:  # noqa: ANN401 - see `drawing.bars`
-        names = [f"{each.items:,} items" for each in self.sizes]
-        costs = [each.cpu for each in self.sizes]
-        labels = [f"{each.cpu:.0f} µs, {each.memory:.0f} MB" for each in self.sizes]
-        drawing.bars(axes, names, costs, labels, ours="")
-        axes.set_xlabel("µs of CPU an item with a journal, and the peak of memory")
 
 
 async def _settle_half(path: Path, items: int) -> None:
@@ -236,6 +212,8 @@ PARTS: dict[str, Callable[[Bench], dict[str, float]]] = {
     "resume": Bench.resume,
 }
 WAITING = ("pace", "brownout", "kills")
+BESIDE = (*WAITING, "journal")
+"""What runs side by side, the largest run of ``journal`` too."""
 
 
 def flags() -> Flags:
@@ -245,10 +223,13 @@ def flags() -> Flags:
         "--parts",
         type=report.some_of((*PARTS, *WAITING)),
         default=",".join((*PARTS, *WAITING)),
-        help="by commas; default: %(default)s",
+        help=(
+            "by commas; default: %(default)s. The last three run side by side, and "
+            "beside them the largest run of journal"
+        ),
     )
     for name, default, words in (
-        ("--items", 1_000_000, "of the largest run"),
+        ("--items", 1_000_000, "of the largest run, and of that which is resumed"),
         ("--seconds", 60, "of each half of the part pace, and of the brownout"),
         ("--kills", 100, "over all weathers"),
     ):
@@ -262,12 +243,12 @@ def flags() -> Flags:
 def measured(
     bench: Bench, parts: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, float]]]:
-    """Yield what each part found, those that wait at the end."""
+    """Yield what each part found, those that wait at the end; ``journal`` twice."""
     for part in parts:
         if part in PARTS:
             report.say(f"{part} ...")
             yield part, PARTS[part](bench)
-    if waiting := [part for part in WAITING if part in parts]:
+    if waiting := [part for part in BESIDE if part in parts]:
         report.say(f"{', '.join(waiting)} ...")
         yield from bench.waiting(waiting)
 
@@ -282,7 +263,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(asked, Path(name))
         for part, figures in measured(bench, asked.parts):
-            found[part] = figures
+            found[part] = found.get(part, {}) | figures
             if not asked.json:
                 lines = (f"{value:12.2f}  {what}" for what, value in figures.items())
                 print("\n".join(("", part, *lines)), flush=True)

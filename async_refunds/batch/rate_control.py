@@ -10,8 +10,8 @@ increase accelerates with that time, as in CUBIC (RFC 9438) and H-TCP
 (draft-leith-tcp-htcp). The 429s of one moment are one congestion event with one cut, as
 in RFC 9002, section 7.3.2. If they continue after it, the limit itself has fallen: then
 the cuts are deeper, and the way back to the middle of a cut that was too deep is short,
-as in BIC (Xu, Harfoush and Rhee, INFOCOM 2004). If a third of what went out after the
-cut is refused, in a run that was calm before, the rate falls at once to the share that
+as in BIC (Xu, Harfoush and Rhee, INFOCOM 2004). If four of nine that went out after a
+cut are refused, in a run that was calm before, the rate falls at once to the share that
 got through. If nothing gets through for seconds, the rate of before is remembered and
 sought again by doubling, as in the slow start of RFC 5681. A run that does not use its
 rate does not raise it (RFC 9438, section 5.8). botocore's adaptive mode uses CUBIC; it
@@ -60,9 +60,10 @@ _EVENT = 1.0
 """Seconds that a congestion event lasts. Until then, answers to requests that were sent
 before the cut still come in (they take 0.1 to 1 s), and cause no further cut."""
 
-_SLOPE = 0.045
+_SLOPE = 0.042
 """Requests a second, per second, that the rate grows by at `_KNEE`. With `_CUT` it
-makes a 429 every 55 requests there and every 870 at 25/s, below the 2 % allowed."""
+makes a 429 every 60 requests there and every 930 at 25/s, below the 2 % allowed: at
+12.5/s there is room for those of a limit that has just halved."""
 _KNEE = 10.0
 """Requests a second. Above, the slope falls as 1 / rate: the faster of two processes
 grows more slowly. Below, both axes of the growth shrink with the rate, so that the
@@ -80,14 +81,16 @@ _PENANCE = 100.0
 """Requests without growth for each further 429 of one event: where a little too fast
 means many refusals, as with a bucket of one token, the next try has to wait."""
 
-_FALLEN = 0.35
-"""Share of 429s, of what went out after a cut, that shows that the limit has fallen.
-With half the limit every second request is refused."""
-_REFUSALS, _ANSWERS = 4, 8
-"""The least evidence for that: so many 429s of so many answers, a third of a second."""
+_REFUSALS, _SPAN = 4, 9
+"""429s among so many answers, of what went out after a cut, that show that the limit
+has fallen. With half the limit every second request is refused."""
+_ANSWERS = 8
+"""The least number of answers to judge by: a third of a second."""
 _CALM = 5.0
-"""Seconds without a cut before, and since the start: in less, it is another process
-that takes its share, and a deep cut of one of them would keep them apart."""
+"""Seconds without a cut, since the start and since a fall, before the limit can be seen
+to fall: in less, it is another process that takes its share, and a deep cut of one of
+them would keep them apart. Later cuts change nothing: at its limit a pace is cut every
+few seconds for a while, and the limit may fall just then."""
 _MARGIN, _HALF = 0.95, 0.5
 """The new rate, of the share that got through, and its least share of the old one."""
 _LEAST_SHARE = 0.2
@@ -176,6 +179,7 @@ class RateController:
         "_good_rate",
         "_passed",
         "_rate",
+        "_recent",
         "_refused",
         "_refused_in_a_row",
         "_refused_since",
@@ -211,10 +215,11 @@ class RateController:
         self._climb = _RETURN  # its slope
         self._began_at = now
         self._cut_at = -math.inf
-        self._was_calm = False  # before the last cut
-        self._at_first = False  # whether that was the first one, and nobody else asks
+        self._was_calm = False  # at one of the cuts since the last fall
+        self._at_first = False  # whether the last was the first, and nobody else asks
         self._answers = self._refused = 0  # since the cut, and 429s of these
         self._fresh_answers = self._fresh_refused = 0  # of what went out after it
+        self._recent = 0  # the last of these, a bit each, newest lowest: 1 is a 429
         self._passed = math.inf  # requests a second that got through before it
         self._refused_in_a_row = 0
         self._refused_since = now
@@ -300,7 +305,8 @@ class RateController:
             sent_at: When the request went out; by default before the last cut.
         """
         self._answers += 1
-        self._fresh_answers += sent_at >= self._cut_at
+        if sent_at >= self._cut_at:
+            self._note_fresh(refused=False)
         self._failures = max(0, self._failures - _FORGIVEN)
         self._refused_in_a_row = 0
         if self._resume_at is not None:
@@ -325,16 +331,17 @@ class RateController:
         self._refused_in_a_row += 1
         self._answers += 1
         self._refused += 1
-        fresh = sent_at >= self._cut_at
-        self._fresh_answers += fresh
-        self._fresh_refused += fresh
+        if sent_at >= self._cut_at:
+            self._note_fresh(refused=True)
         since = now - self._cut_at
         if self._fixed or self._is_blocked(now):
             return
         if since >= _EVENT:
             self._begin_event(now, since)
         elif self._has_fallen():
-            passed = 1 - self._fresh_refused / self._fresh_answers
+            # From the first of them to the last, which is this one.
+            refused, answers = self._recent.bit_count(), self._recent.bit_length()
+            passed = 1 - (refused - 1) / (answers - 1)
             before, least = self._rate, _LEAST_SHARE if self._at_first else _HALF
             self._cut(now, max(least, _MARGIN * passed))
             self._ceiling, self._climb = _MARGIN * before, _REGAIN
@@ -352,7 +359,8 @@ class RateController:
             cut = _REGAIN_CUT
         elif since < 2 * _EVENT and share > _SOME:
             cut = _DEEP_CUT if share > _MOST else _PERSISTENT_CUT
-        self._was_calm = min(since, now - self._began_at) >= _CALM
+        if min(since, now - self._began_at) >= _CALM:
+            self._was_calm = True
         self._at_first = self._alone and self._cut_at == -math.inf
         self._cut(now, cut)
         if cut < _CUT and not regaining:
@@ -365,15 +373,26 @@ class RateController:
         self._calm = 0.0
         self._cut_at = now
         self._answers = self._refused = 0
-        self._fresh_answers = self._fresh_refused = 0
+        self._fresh_answers = self._fresh_refused = self._recent = 0
+
+    @property
+    def _span(self) -> int:
+        """How many answers are looked at together: what a third of a second brings."""
+        return max(_SPAN, int(_SPAN * self._rate / _DOCUMENTED))
+
+    def _note_fresh(self, *, refused: bool) -> None:
+        """Remember the answer to a request that went out after the cut."""
+        self._fresh_answers += 1
+        self._fresh_refused += refused
+        if not self._fixed:  # and its rate may be any number
+            self._recent = (self._recent << 1 | refused) & (1 << self._span) - 1
 
     def _has_fallen(self) -> bool:
         """Tell whether the limit fell, by what went out after the cut of this event."""
         return (
             (self._was_calm or self._at_first)
-            and self._fresh_refused >= _REFUSALS
             and self._fresh_answers >= _ANSWERS
-            and self._fresh_refused > _FALLEN * self._fresh_answers
+            and self._recent.bit_count() * _SPAN >= _REFUSALS * self._span
         )
 
     def _is_blocked(self, now: float) -> bool:

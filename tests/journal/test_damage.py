@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import threading
+from contextlib import closing
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -165,3 +168,52 @@ def test_value_that_is_not_what_was_written_is_named(tmp_path: Path) -> None:
     reader = JournalReader(path)
     with pytest.raises(JournalError, match="item 12 does not match its checksum"):
         list(reader.records())
+
+
+def empty_index(path: Path) -> None:
+    """Take all entries out of the index of open items, and nothing else."""
+
+    def write(*statements: str) -> None:
+        with closing(sqlite3.connect(path)) as db, db:
+            db.execute("PRAGMA writable_schema = ON")
+            for statement in statements:
+                db.execute(statement)
+
+    swap = "UPDATE sqlite_master SET sql = replace(sql, '= {}', '= {}') WHERE name = "
+    write(swap.format(0, 7) + "'open_items'")
+    write("REINDEX open_items")
+    write(swap.format(7, 0) + "'open_items'")
+
+
+@pytest.mark.parametrize("has_thread", [True, False])
+def test_item_that_its_index_has_not_is_seen_at_the_start(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    has_thread: bool,  # noqa: FBT001 - a parameter
+) -> None:
+    """A writer would never find it: the run would end, and say nothing of it."""
+    path = tmp_path / "run.sqlite3"
+    with SqliteJournal.open(path, RUN) as journal:
+        journal.load([CancelRequest("re_1"), CancelRequest("re_2")])
+    if not has_thread:
+
+        def start(_: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(threading.Thread, "start", start)
+    with SqliteJournal.open(path) as journal:
+        assert journal.tally().open == 2
+    empty_index(path)
+    with pytest.raises(JournalError, match="missing from index open_items"):
+        SqliteJournal.open(path)
+
+
+def test_damaged_pages_are_named_before_what_comes_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "run.sqlite3"
+    with SqliteJournal.open(path, RUN) as journal:
+        journal.load([CancelRequest("re_1"), CancelRequest("re_2")])
+    empty_index(path)
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE items SET crc = crc + 1 WHERE number = 2")
+    with pytest.raises(JournalError, match="missing from index open_items"):
+        SqliteJournal.open(path)

@@ -37,6 +37,8 @@ _LOCK_WAIT = 5.0
 """Seconds to wait for another connection's lock: that of a reader is short."""
 _CACHE = 4_000  # KiB; ids come in no order, so the index's pages are wanted again
 
+_ALONE = "ro&immutable=1"
+"""Reads no -wal (https://www.sqlite.org/uri.html#uriimmutable)."""
 _HEADER = 100
 """Bytes at the start of any database (https://www.sqlite.org/fileformat.html). SQLite
 takes a file of one byte for an empty one, and would write over it."""
@@ -218,17 +220,18 @@ def examined(
             or it is of another program or version.
         sqlite3.Error: It cannot be read.
     """
-    checked = partial(check, whole=whole)
+    checked = partial(_read_through, whole=whole)
     alone = _alone(place, read_state)
     try:
         version = version_of(db, place)
         if version < VERSION:
             check_pages(db, place, indexes=whole)
             return version, None
-        state = checked(db, place)
+        state = checked(db, place, mode="ro")
     except (*UNREADABLE, JournalError) as error:
         busy = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_BUSY
-        if not busy and _has_wal(place) and _alone(place, checked):
+        alone_checked = partial(checked, mode=_ALONE)
+        if not busy and _has_wal(place) and _alone(place, alone_checked):
             raise _foreign_wal(place) from error
         raise
     if alone and (alone.seed != state.seed or alone.commits > state.commits):
@@ -236,14 +239,23 @@ def examined(
     return version, state
 
 
+def _read_through(
+    db: sqlite3.Connection, place: str, *, mode: str, whole: bool
+) -> RunState:
+    """Check a file that is open in this mode; see `check`."""
+    if not whole:
+        return check(db, place)
+    with closing(connect(place, mode)) as beside:
+        return check(db, place, beside)
+
+
 def _alone(
     place: str, read: Callable[[sqlite3.Connection, str], RunState]
 ) -> RunState | None:
     """Return the run as the file has it without the -wal; ``None`` if it does not."""
-    # "immutable" reads no -wal (https://www.sqlite.org/uri.html#uriimmutable). Another
-    # process may write meanwhile, so that an error means nothing.
+    # Another process may write meanwhile, so that an error means nothing.
     try:
-        with closing(connect(place, "ro&immutable=1")) as db:
+        with closing(connect(place, _ALONE)) as db:
             return read(db, place)
     except (*UNREADABLE, JournalError):
         return None
