@@ -376,7 +376,12 @@ class Call(msgspec.Struct, eq=False):
             before_sleep=note,
             on_stop=stop,
         )
-        await controller(attempt_again)
+        try:
+            await controller(attempt_again)
+        finally:
+            # What it was to do next holds it, this call and its answer in a cycle: a
+            # hundred objects that would wait for the garbage collector.
+            controller.iter_state.reset()
         return last
 
     async def attempt(

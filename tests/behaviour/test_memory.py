@@ -6,7 +6,8 @@ import asyncio
 import gc
 import logging
 import weakref
-from typing import TYPE_CHECKING
+
+import pytest
 
 from async_refunds import (
     Attempt,
@@ -18,9 +19,6 @@ from async_refunds import (
 )
 from async_refunds.call import Call
 from tests.support.batches import KEY, client, emulator
-
-if TYPE_CHECKING:
-    import pytest
 
 ONCE = RetryPolicy(max_retries=0)
 
@@ -81,9 +79,13 @@ async def test_batch_lets_go_of_what_it_asked_for_again(
     assert errors() == before
 
 
-async def test_item_of_a_batch_goes_without_the_garbage_collector() -> None:
+@pytest.mark.parametrize("fault", ["ok", "unsaved_500", "reset_before"])
+async def test_item_of_a_batch_goes_without_the_garbage_collector(
+    fault: str,
+) -> None:
     stripe = emulator()
     ids = stripe.seed_refunds(30)
+    stripe.faults.script(*[fault, "ok", "ok"] * 10)
     gc.collect()
     gc.disable()
     try:
