@@ -52,7 +52,7 @@ class SqliteJournal(BatchGuard):
     ) -> Self:
         """Open the journal of a run, or begin one in a file that is absent or empty.
 
-        Blocks, as long as it takes to read the file through: six seconds for a
+        Blocks, as long as it takes to read the file through: three seconds or so for a
         million items. What a killed process has left is repaired. A file of version 1
         is brought to this version: ten seconds for a million items.
 
