@@ -12,7 +12,7 @@ from async_refunds.cli.exit_codes import NOT_ALL
 from async_refunds.cli.options import OptionGroup
 from async_refunds.cli.output import print_error, refuse
 from async_refunds.errors import JournalError
-from async_refunds.journal.postgres.connection import Database
+from async_refunds.journal.postgres.connection import Database, describe
 from async_refunds.journal.postgres.schema import check_version
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def connected(given: DatabaseOptions, *, checked: bool = True) -> Generator[Conn
     try:
         connection = psycopg.connect(given.address.conninfo, autocommit=True)
     except psycopg.OperationalError as error:
-        refuse(f"the database cannot be reached: {told_by(error)}")
+        refuse(f"the database cannot be reached: {describe(error)}")
     try:
         with connection:
             if checked:
@@ -74,11 +74,5 @@ def connected(given: DatabaseOptions, *, checked: bool = True) -> Generator[Conn
     except JournalError as error:
         refuse(str(error))
     except psycopg.Error as error:
-        print_error(f"the database: {told_by(error)}")
+        print_error(f"the database: {describe(error)}")
         raise typer.Exit(NOT_ALL) from None
-
-
-def told_by(error: psycopg.Error) -> str:
-    """Return what the server or libpq says, on one line."""
-    text = error.diag.message_primary or str(error)
-    return " ".join(text.split())

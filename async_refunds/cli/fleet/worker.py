@@ -9,7 +9,6 @@ from collections import Counter
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated
 
-import psycopg
 import typer
 
 from async_refunds.cli.config import Connection
@@ -18,17 +17,15 @@ from async_refunds.cli.options import BatchOptions, Format, with_options
 from async_refunds.cli.output import Output, refuse
 from async_refunds.cli.tables import counted
 from async_refunds.errors import JournalError
-from async_refunds.journal.postgres.connection import is_refusal
 from async_refunds.protocol import validation
 from async_refunds.workers import work
 
-from .database import DatabaseOptions, told_by
+from .database import DatabaseOptions  # noqa: TC001 - the options are read from it
 from .enqueue import TargetOptions
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from async_refunds.journal.postgres.connection import Database
     from async_refunds.results import CancelResult
 
 HELP = """Cancel what is enqueued, together with other workers, until it is stopped.
@@ -49,7 +46,6 @@ Exit codes: 0 it was stopped, 2 wrong usage, or the tables are not those of this
 release."""
 
 _CONCURRENCY = 50
-_PAUSE = 1.0  # seconds between two looks for a database that is away
 _PATIENCE = 120.0
 
 
@@ -110,8 +106,6 @@ def worker(
                 output.say(
                     f"working at {api.base_url} in {api.mode} mode; Ctrl-C ends it"
                 )
-                if not await _answers(address, stop, output):
-                    return
                 await work(
                     address.conninfo,
                     refunds,
@@ -136,33 +130,6 @@ def worker(
     total = counted(outcomes.total(), "result")
     output.say(f"ended with {total}{': ' if told else ''}{told}")
     raise typer.Exit(DONE)
-
-
-async def _answers(database: Database, stop: asyncio.Event, output: Output) -> bool:
-    """Wait for the database, and tell whether it came before the signal to stop.
-
-    Raises:
-        JournalError: It refuses the connection, or has not the tables of this release.
-    """
-    said = False
-    while not stop.is_set():
-        try:
-            connection = await database.connect()
-        except psycopg.OperationalError as error:
-            if is_refusal(error):
-                raise JournalError(
-                    f"the database cannot be reached: {told_by(error)}"
-                ) from None
-            if not said:
-                output.warn(f"waiting for the database: {told_by(error)}")
-            said = True
-        else:
-            await connection.close()
-            return True
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_PAUSE):
-                await stop.wait()
-    return False
 
 
 def _log_warnings(*, verbose: bool) -> None:

@@ -21,9 +21,10 @@ from async_refunds.cli.embedded_postgres import (
     embedded_server,
 )
 from async_refunds.cli.exit_codes import NOT_ALL
-from async_refunds.cli.fleet.database import DatabaseOptions, connected, told_by
+from async_refunds.cli.fleet.database import DatabaseOptions, connected
 from async_refunds.cli.output import interruptible, refuse
 from async_refunds.errors import JournalError
+from async_refunds.journal.postgres.connection import describe
 
 from .fleet_demo import FleetDemo
 from .report import report_lines
@@ -98,7 +99,7 @@ def demonstrate(
                 output.warn(f"  {line}")
             raise typer.Exit(NOT_ALL) from None
         except psycopg.Error as error:
-            output.error(f"the database: {told_by(error)}")
+            output.error(f"the database: {describe(error)}")
             raise typer.Exit(NOT_ALL) from None
     if output.as_table:
         output.text(report_lines(report))
