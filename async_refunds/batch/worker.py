@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +21,10 @@ from async_refunds.protocol.requests import (
     cancel_request,
     settling_read,
 )
-from async_refunds.results import CancelResult
+from async_refunds.results import CancelRequest, CancelResult
 from async_refunds.retry import RetryPolicy
+
+from .source import refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,17 +86,24 @@ class CancelWorker:
             RuntimeError: The client is closed, or of another event loop.
             JournalError: A new key could not be kept.
         """
+        try:
+            request = _cancel_of(item)
+        except ValueError as error:
+            # Other programs write to a journal in a database. What cannot be sent is
+            # this item's result, and ends no other one.
+            claim = item.claim
+            return refused(CancelRequest(claim.refund_id, claim.stripe_account), error)
         closing = self._scheduler.closed_by(item)
         if closing is not None:
             return self._result(item, self._conclude_closed(item, closing))
         if item.known is not None and not self._scheduler.may_begin(item):
             return self._end(item, item.known)
-        if _is_stale(item):
+        if _is_stale(item, self._journal.now()):
             conclusion = await self._settle_expired_key(item)
             if conclusion is not None:
                 return self._end_call(item, conclusion, passing=conclusion.passing)
         pacing, call = self._begin_call(item)
-        conclusion = await call.cancel(_cancel_of(item))
+        conclusion = await call.cancel(request)
         item.call = None
         item.maybe_sent = conclusion.outcome == "unknown"
         # A settling read that the pace held back may be made by a later call.
@@ -128,7 +136,7 @@ class CancelWorker:
             self._refunds,
             self._timeout,
             maybe_sent=item.maybe_sent,
-            remembered=time.time() - item.claim.key_unused_until < _KEY_SECONDS,
+            remembered=self._journal.now() - item.claim.key_unused_until < _KEY_SECONDS,
             observer=pacing,
             retry_gate=pacing,
             permit=permit,
@@ -332,12 +340,12 @@ def _lacks_permit(item: Item) -> bool:
     return bool(item.attempts) and item.attempts[-1].failure == Cause.NOT_PERMITTED
 
 
-def _is_stale(item: Item) -> bool:
+def _is_stale(item: Item, now: float) -> bool:
     """Tell whether Stripe may have forgotten what a key that was sent has done.
 
     Stripe remembers a key that this process has sent, and the request may still be
     executed.
     """
-    age = time.time() - item.claim.key_created_at
+    age = now - item.claim.key_created_at
     sent = any(attempt.method == "POST" for attempt in item.attempts)
     return item.maybe_sent and not sent and age > _KEY_SECONDS

@@ -164,6 +164,10 @@ class Journal(Protocol):
         """Those that are asked before each send; ``None`` if nobody shares the work."""
         ...
 
+    def now(self) -> float:
+        """Return Unix seconds by the clock that its claims are dated with."""
+        ...
+
     def begin(self) -> None:
         """Begin a batch: every open item may be claimed, also one claimed before.
 

@@ -64,6 +64,10 @@ class MemoryJournal(BatchGuard):
         self._outcomes: Counter[CancelOutcome | None] = Counter()
         self._room = asyncio.Event()
 
+    def now(self) -> float:
+        """See `Journal.now`."""
+        return self._clock()
+
     def begin(self) -> None:
         """Begin a batch: all items may be claimed."""
         super().begin()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 
-from async_refunds import CancelResult, cancel_many
+from async_refunds import CancelRequest, CancelResult, cancel_many
 from async_refunds.batch import Batch
 from async_refunds.emulator import Emulator
 from async_refunds.journal import MemoryJournal
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from aiohttp.connector import Connection
     from aiohttp.tracing import Trace
 
-    from async_refunds import CancelRequest
     from async_refunds.journal import Claim
 
 FAST = 1000.0
@@ -475,3 +474,19 @@ async def test_logging_that_raises_ends_a_call_only_with_the_process(
     finally:
         logger.removeHandler(handler)
         logger.setLevel(logging.NOTSET)
+
+
+@pytest.mark.parametrize("wrong", ["re_" + 252 * "x", "re_sk_test_51Secret", "ch_1"])
+async def test_item_of_a_journal_that_cannot_be_sent_ends_alone(wrong: str) -> None:
+    """Other programs write to a journal in a database."""
+    stripe, journal = emulator(), MemoryJournal()
+    good = stripe.add_refund()
+    await journal.add([CancelRequest(wrong), CancelRequest(good)])
+    async with client(stripe) as refunds:
+        results = [each async for each in Batch(refunds, (), journal=journal).results()]
+    refused, canceled = sorted(results, key=lambda each: each.outcome == "canceled")
+    assert (refused.outcome, refused.attempts) == ("failed", ())
+    assert isinstance(refused.error, ValueError)
+    assert "Secret" not in repr(refused)
+    assert (canceled.refund_id, canceled.outcome) == (good, "canceled")
+    assert journal.tally().outcomes == {"failed": 1, "canceled": 1}

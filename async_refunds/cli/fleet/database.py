@@ -47,7 +47,8 @@ class DatabaseOptions(OptionGroup, frozen=True, kw_only=True):
         except JournalError:
             refuse(
                 "--database, or ASYNC_REFUNDS_DATABASE, is no address of a PostgreSQL "
-                "database: postgresql://user@host/name, or host=... dbname=..."
+                "database: postgresql://user@host/name, or host=... dbname=...; @, :, "
+                "/ and the like of a password are written as %40, %3A, %2F"
             )
         return made
 

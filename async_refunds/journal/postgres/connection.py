@@ -21,7 +21,7 @@ from async_refunds.protocol.redaction import scrub
 from .schema import EXISTS_QUERY, VERSION_QUERY, require_version
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator
+    from collections.abc import Awaitable, Callable, Generator, Mapping
 
 Connection: TypeAlias = AsyncConnection[TupleRow]
 
@@ -89,6 +89,15 @@ def is_refusal(error: psycopg.Error) -> bool:
     return _REFUSAL.search(str(error)) is not None
 
 
+def _is_torn(given: Mapping[str, object]) -> bool:
+    """Tell whether an address has part of a password where a host or a port belongs.
+
+    An ``@`` or a ``:`` in a password ends it, and libpq shows what it could not reach.
+    """
+    host, port = str(given.get("host") or ""), str(given.get("port") or "")
+    return "@" in host or not re.fullmatch(r"[0-9, ]*", port)
+
+
 class Database:
     """Where a fleet's tables are.
 
@@ -109,14 +118,19 @@ class Database:
         """With what we set where the user does not.
 
         Raises:
-            JournalError: It is not what libpq understands.
+            JournalError: It is not what libpq understands, or only by mistake.
         """
         try:
             given = conninfo_to_dict(self._conninfo)
+            if _is_torn(given):
+                raise psycopg.ProgrammingError  # noqa: TRY301 - as libpq, of the same
             return make_conninfo("", **{**_DEFAULTS, **given})
         except psycopg.ProgrammingError:
             # Its text may have the password.
-            raise JournalError("the database's address cannot be understood") from None
+            raise JournalError(
+                "the database's address cannot be understood: @, :, / and the like of "
+                "a password are written as %40, %3A, %2F"
+            ) from None
 
     async def connect(self, *, patience: float = PATIENCE) -> Connection:
         """Connect, each statement a transaction of its own.

@@ -10,6 +10,7 @@ import msgspec
 from async_refunds.errors import JournalError
 from async_refunds.journal.keys import DERIVATION, derive_key
 
+from .leases import monotonic
 from .rows import LeasedClaim
 
 if TYPE_CHECKING:
@@ -45,8 +46,9 @@ class GivenOut:
 
     def __init__(self) -> None:
         self._runs: dict[str, _Run] = {}
-        self._offset = 0.0
-        """Of this machine's clock from the database's, which all times are of."""
+        self._clock_offset = time.time() - monotonic()
+        """Of the database's clock, which all times are of, from `monotonic`: this
+        machine's own may be set at any moment, and a key would seem too old."""
         # By account, the lease's token and the last number claimed of each run.
         self._after: dict[str | None, tuple[str, dict[str, int]]] = {}
         # By account, what was given out and has no result yet.
@@ -80,7 +82,6 @@ class GivenOut:
         run = self._runs[item.run_id]
         fresh = item.sent_before is None
         created_at = item.claimed_at if item.sent_before is None else item.sent_before
-        created_at += self._offset
         return LeasedClaim(
             number=item.number,
             refund_id=item.refund_id,
@@ -91,7 +92,7 @@ class GivenOut:
             key_created_at=created_at,
             maybe_sent=not fresh,
             # No key of a run is older than the run.
-            key_unused_until=created_at if fresh else run.created_at + self._offset,
+            key_unused_until=created_at if fresh else run.created_at,
             run_id=item.run_id,
             generation=item.generation,
             token=lease.token,
@@ -113,6 +114,10 @@ class GivenOut:
 
     # ----------------------------------------------------------------------- keys
 
+    def now(self) -> float:
+        """Return Unix seconds by the database's clock, as far as it is known."""
+        return monotonic() + self._clock_offset
+
     def next_key(
         self, claim: LeasedClaim, claimed_at: float, claim_number: int
     ) -> LeasedClaim:
@@ -123,7 +128,6 @@ class GivenOut:
             claimed_at: When, by the database's clock.
             claim_number: Of the new claim.
         """
-        created_at = claimed_at + self._offset
         generation = claim.generation + 1
         seed = self._runs[claim.run_id].seed
         return msgspec.structs.replace(
@@ -131,8 +135,8 @@ class GivenOut:
             idempotency_key=derive_key(
                 seed, claim.stripe_account, claim.refund_id, generation
             ),
-            key_created_at=created_at,
-            key_unused_until=created_at,
+            key_created_at=claimed_at,
+            key_unused_until=claimed_at,
             maybe_sent=False,
             generation=generation,
             claim_number=claim_number,
@@ -155,5 +159,5 @@ class GivenOut:
                     f"knows rules up to {DERIVATION}: go on with a newer release"
                 )
             if not self._runs:
-                self._offset = time.time() - now
+                self._clock_offset = now - monotonic()
             self._runs[run_id] = _Run(bytes(seed), created_at)

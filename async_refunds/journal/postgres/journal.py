@@ -152,6 +152,10 @@ class PostgresJournal(BatchGuard):
         """How many statements were carried out so far."""
         return self._writer.transactions
 
+    def now(self) -> float:
+        """Return Unix seconds by the database's clock."""
+        return self._given_out.now()
+
     def begin(self) -> None:
         """Begin a batch: every open item may be claimed, also one claimed before.
 

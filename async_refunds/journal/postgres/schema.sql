@@ -27,7 +27,7 @@ CREATE TABLE async_refunds.runs (
     run_id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     name text NOT NULL UNIQUE CHECK (name <> ''),
     tenant text COLLATE "C" NOT NULL CHECK (tenant ~ '^\S+$'),
-    base_url text COLLATE "C" NOT NULL CHECK (base_url ~ '^\S+$'),
+    base_url text COLLATE "C" NOT NULL CHECK (base_url ~ '^https?://[^/?#@\s]+$'),
     livemode boolean NOT NULL,
     -- Whose limits and whose key: one worker at a time holds an account of a scope.
     scope text COLLATE "C" NOT NULL GENERATED ALWAYS AS (
@@ -189,6 +189,15 @@ BEGIN
     RETURN found.run_id;
 END $$;
 
+-- Whether a text is an id of a kind, and no API key: its length is that after its prefix.
+CREATE FUNCTION async_refunds.is_id(id text, pattern text, longest integer)
+RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT id IS NOT NULL AND id ~ pattern
+        AND length(id) - strpos(id, '_') <= longest
+        AND (strpos(lower(id), 'k_') = 0 AND strpos(lower(id), 'whsec_') = 0
+            OR id !~* '(?<![a-z0-9])(?:[srp]k_(?:test|live|org)_|whsec_)[a-z0-9]')
+$$;
+
 -- Add refunds to a run, in the caller's transaction, and return how many were not there.
 -- No row of the run and no lease that is there is locked, so it waits for no worker.
 CREATE FUNCTION async_refunds.enqueue(
@@ -214,14 +223,15 @@ BEGIN
             cardinality(ids), cardinality(accounts)
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    -- The text of a wrong one is not shown: a key may have come in by mistake. A length
-    -- within the pattern would make it a hundred times as slow.
-    SELECT CASE WHEN id ~ '^(?:re|pyr)_[A-Za-z0-9_]+$' AND length(id) <= 255
+    -- As strict as Python's `validation`, or a worker could send nothing for it. The text
+    -- of a wrong one is not shown: a key may have come in by mistake. A length within the
+    -- pattern would make it a hundred times as slow.
+    SELECT CASE WHEN async_refunds.is_id(id, '^(?:re|pyr)_[A-Za-z0-9_]+$', 251)
             THEN 'account' ELSE 'id' END || ' ' || place INTO wrong
         FROM unnest(ids, accounts) WITH ORDINALITY AS given (id, account, place)
-        WHERE id IS NULL OR id !~ '^(?:re|pyr)_[A-Za-z0-9_]+$' OR length(id) > 255
-            OR account <> '' AND
-                (account !~ '^acct_[A-Za-z0-9_]+$' OR length(account) > 255)
+        WHERE NOT async_refunds.is_id(id, '^(?:re|pyr)_[A-Za-z0-9_]+$', 251)
+            OR account <> ''
+                AND NOT async_refunds.is_id(account, '^acct_[A-Za-z0-9_]+$', 250)
         LIMIT 1;
     IF wrong IS NOT NULL THEN
         RAISE EXCEPTION '% is none of Stripe''s: nothing is added', wrong
@@ -259,9 +269,15 @@ END $$;
 -- Defer a procrastinate job for each account, where procrastinate is on the search path.
 -- What a sweep finds anyway must fail no caller, nor make it wait.
 CREATE FUNCTION async_refunds.defer_jobs(scope text, accounts text[]) RETURNS void
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET lock_timeout = '100ms' AS $$
+DECLARE
+    deferred integer := cardinality(accounts)
+        + coalesce(nullif(current_setting('async_refunds.deferred', true), ''), '0')::integer;
 BEGIN
-    IF to_regclass('procrastinate_jobs') IS NULL THEN
+    -- Each job takes a lock until the caller's transaction ends, and all transactions
+    -- share the room for a few thousand.
+    PERFORM set_config('async_refunds.deferred', deferred::text, true);
+    IF deferred > 500 OR to_regclass('procrastinate_jobs') IS NULL THEN
         RETURN;
     END IF;
     -- Whoever adds to the same account in an open transaction defers its job.
@@ -277,7 +293,8 @@ BEGIN
             WHERE pg_try_advisory_xact_lock(hashtextextended(queueing_lock, 0))
         ON CONFLICT DO NOTHING;
 EXCEPTION WHEN undefined_column OR insufficient_privilege OR not_null_violation
-        OR check_violation OR datatype_mismatch THEN
+        OR check_violation OR datatype_mismatch OR lock_not_available OR out_of_memory
+        OR deadlock_detected THEN
     RAISE WARNING 'async_refunds: no job deferred: %', SQLERRM;
 END $$;
 

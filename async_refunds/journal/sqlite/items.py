@@ -98,6 +98,10 @@ class Items:
         self._first: dict[int, int] = {}
         self._at_work_since: float | None = None
 
+    def now(self) -> float:
+        """Return Unix seconds."""
+        return self._clock()
+
     def start(self) -> None:
         """Begin a batch: claims begin again with the oldest items."""
         self._last.clear()

@@ -77,6 +77,10 @@ class SqliteJournal(BatchGuard):
         """What the file says it is about."""
         return self._run
 
+    def now(self) -> float:
+        """See `Journal.now`."""
+        return self._items.now()
+
     def begin(self) -> None:
         """Begin a batch: every open item may be claimed, also one claimed before.
 

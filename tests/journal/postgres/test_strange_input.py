@@ -1,0 +1,130 @@
+"""What other programs may bring into the tables, by mistake: it stops nobody."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+from procrastinate.schema import SchemaManager
+
+from async_refunds.errors import JournalError
+from async_refunds.journal.postgres import Database
+from tests.support.fleets import worker
+
+if TYPE_CHECKING:
+    from tests.support.fleets import Fleet
+
+pytestmark = pytest.mark.asyncio(loop_factories=["real"])
+
+HOUR = 3600.0
+ENQUEUE = "SELECT async_refunds.enqueue(%s, %s::text[], %s::text[])"
+KEY = "sk_test_51Secret"
+
+
+@pytest.fixture
+def run(fleet: Fleet) -> str:
+    fleet.add([])
+    (name,) = fleet.value("SELECT array_agg(name) FROM async_refunds.runs")
+    assert isinstance(name, str)
+    return name
+
+
+@pytest.mark.parametrize(
+    ("refund_id", "account"),
+    [
+        ("re_" + 252 * "x", ""),
+        ("pyr_" + 252 * "x", ""),
+        (f"re_{KEY}", ""),
+        ("re_whsec_51Secret", ""),
+        ("re_1", f"acct_{KEY}"),
+        ("re_1", "acct_RK_LIVE_51Secret"),
+        ("re_1", "acct_" + 251 * "x"),
+    ],
+)
+def test_what_a_worker_could_not_send_is_not_added(
+    fleet: Fleet, run: str, refund_id: str, account: str
+) -> None:
+    with pytest.raises(psycopg.errors.InvalidParameterValue) as caught:
+        fleet.value(ENQUEUE, run, ["re_2", refund_id], ["", account])
+    assert "Secret" not in str(caught.value)
+    assert fleet.value("SELECT count(*) FROM async_refunds.items") == 0
+
+
+def test_longest_ids_and_words_like_a_key_are_added(fleet: Fleet, run: str) -> None:
+    refunds = ["re_" + 251 * "x", "pyr_" + 251 * "x", "re_task_1", "re_1"]
+    accounts = ["", "", "", "acct_" + 250 * "x"]
+    assert fleet.value(ENQUEUE, run, refunds, accounts) == len(refunds)
+
+
+@pytest.mark.parametrize(
+    "base_url", ["https://a.example/", "HTTPS://a.example", "a.example", "https://"]
+)
+def test_run_at_an_address_that_no_client_has_is_not_made(
+    fleet: Fleet, base_url: str
+) -> None:
+    with pytest.raises(psycopg.errors.CheckViolation):
+        fleet.do("SELECT async_refunds.ensure_run('r', %s, false)", base_url)
+
+
+def test_accounts_of_one_transaction_take_no_more_locks_than_there_is_room_for(
+    fleet: Fleet, run: str
+) -> None:
+    fleet.do(SchemaManager.get_schema())
+    accounts = [f"acct_{number}" for number in range(20_000)]
+    with psycopg.connect(fleet.address) as caller:
+        for part in (accounts[:10_000], accounts[10_000:]):
+            caller.execute(ENQUEUE, [run, ["re_1"] * len(part), part])
+        assert fleet.value(ENQUEUE, run, ["re_2"] * 400, accounts[:400]) == 400, (
+            "nor does it take the room of another"
+        )
+    jobs = "SELECT count(*) FROM procrastinate_jobs"
+    assert fleet.value(jobs) == 400
+    with psycopg.connect(fleet.address) as caller:
+        for number in range(6):
+            part = accounts[400 + 100 * number :][:100]
+            caller.execute(ENQUEUE, [run, ["re_2"] * 100, part])
+    assert fleet.value(jobs) == 900, "of all that one transaction adds, 500"
+
+
+def test_migration_of_procrastinate_makes_nobody_wait(fleet: Fleet, run: str) -> None:
+    fleet.do(SchemaManager.get_schema())
+    with psycopg.connect(fleet.address) as migration:
+        migration.execute("LOCK TABLE procrastinate_jobs")
+        assert fleet.value(ENQUEUE, run, ["re_1"], None) == 1
+    assert fleet.value("SELECT count(*) FROM procrastinate_jobs") == 0
+
+
+async def test_clock_of_this_machine_that_is_set_makes_no_key_older(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet.add(["re_1"])
+    async with worker(fleet.address) as one, worker(fleet.address, "two") as two:
+        await one.acquire()
+        await one.claim()
+        fleet.do("UPDATE async_refunds.items SET claimed_at = now() - interval '1 h'")
+        fleet.expire()
+        await two.acquire()
+        (claim,) = await two.claim()
+        for wrong in (0.0, 200_000.0, -200_000.0):
+            there = time.monotonic() + wrong
+            monkeypatch.setattr(time, "time", lambda there=there: there)
+            age = two.journal.now() - claim.key_created_at
+            assert age == pytest.approx(HOUR, abs=60)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "postgresql://pw:S3cr@tSecret@127.0.0.1/t1",
+        "postgresql://pw:S3cr:Secret@Secret@127.0.0.1/t1",
+        "postgresql://pw@127.0.0.1:Secret/t1",
+        "host=127.0.0.1 port=Secret",
+    ],
+)
+def test_part_of_a_password_in_the_wrong_place_is_not_shown(address: str) -> None:
+    with pytest.raises(JournalError, match="cannot be understood") as caught:
+        _ = Database(address).conninfo
+    assert "Secret" not in str(caught.value)
+    assert caught.value.__cause__ is None
