@@ -111,7 +111,8 @@ SELECT async_refunds.ensure_run('tonight', 'https://api.stripe.com', true)
 SELECT async_refunds.enqueue('tonight', ARRAY['re_1...'], ARRAY['acct_1...'])
 
 Exit codes: 0 they are in the run, 1 the answer was no, or the database failed
-and none is, 2 wrong usage, or no connection, 130 interrupted, and none is."""
+and none is, 2 wrong usage, no connection, or no right, 130 interrupted, and
+none is."""
 
 
 @with_options
@@ -165,6 +166,7 @@ def enqueue(
         origin = _origin(target.base_url, livemode=target.live)
         where = Target(origin, target.live, target.tenant)
         if where.livemode and requests.count > 1 and not yes:
+            preview.require_terminal(dry_run=False)
             preview.ask(
                 *(where, requests.count, 0), accounts=requests.accounts(), sums=()
             )
