@@ -195,7 +195,9 @@ def test_fleet_on_the_command_line(
 ) -> None:
     ids = stripe_emulator.seed_refunds(5)
     (tmp_path / "ids.csv").write_text("\n".join(["id", *ids]))
-    lines = BASH[1].splitlines()
+    (text,) = (each for each in BASH if "fleet init" in each)
+    lines = text.splitlines()
+    assert lines.pop(0) == "pip install '.[cli,postgres]'"
     assert lines.pop(0).startswith("export ASYNC_REFUNDS_DATABASE=postgresql://")
     environment = {
         **os.environ,
