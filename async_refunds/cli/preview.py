@@ -259,10 +259,14 @@ def ask(
         raise typer.Exit(NOT_ALL)
 
 
-def require_terminal() -> None:
-    """Refuse where no one can be asked."""
+def require_terminal(*, dry_run: bool = True) -> None:
+    """Refuse where no one can be asked.
+
+    Args:
+        dry_run: Whether the command can only show what it would do.
+    """
     if sys.stdin is None or not sys.stdin.isatty():
-        refuse(
-            "there is no terminal to ask on: add --yes, or --dry-run to see what "
-            "matches; nothing was sent"
-        )
+        rest = "; nothing was added"
+        if dry_run:
+            rest = ", or --dry-run to see what matches; nothing was sent"
+        refuse(f"there is no terminal to ask on: add --yes{rest}")

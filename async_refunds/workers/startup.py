@@ -17,7 +17,13 @@ from async_refunds.journal.postgres.connection import (
     describe,
     is_refusal,
 )
-from async_refunds.journal.postgres.schema import HISTORY_QUERY, history_warning
+from async_refunds.journal.postgres.outage import WAITING
+from async_refunds.journal.postgres.schema import (
+    HISTORY_QUERY,
+    RIGHTS_QUERY,
+    history_warning,
+    require_rights,
+)
 
 if TYPE_CHECKING:
     from async_refunds.journal.postgres.connection import Database
@@ -37,11 +43,11 @@ async def wait_for_database(database: Database, stop: asyncio.Event) -> bool:
         Whether it has answered; else the worker is to stop.
 
     Raises:
-        JournalError: What does not pass: a wrong password, a missing database, tables
-            of another release.
+        JournalError: What does not pass: a wrong password, a missing database, a right
+            that its role lacks, tables of another release.
     """
     stopping = asyncio.create_task(stop.wait())
-    pause, said = _FIRST_PAUSE, ""
+    pause = _FIRST_PAUSE
     try:
         while not stop.is_set():
             checking = asyncio.create_task(_check(database))
@@ -55,13 +61,16 @@ async def wait_for_database(database: Database, stop: asyncio.Event) -> bool:
             except TRANSIENT as error:
                 what = describe(error)
                 if is_refusal(error):
-                    raise _unusable(what) from None
-                if what != said:
-                    telemetry.log(logging.WARNING, "waiting for the database: %s", what)
-                    said = what
+                    raise JournalError(
+                        f"the database cannot be reached: {what}"
+                    ) from None
+                database.outage.away(stop, WAITING, what)
             except psycopg.Error as error:
-                raise _unusable(describe(error)) from None
+                raise JournalError(
+                    f"the database refuses: {describe(error)}"
+                ) from None
             else:
+                database.outage.back(stop)
                 return True
             finally:
                 # It may be connecting over a network that carries nothing.
@@ -77,17 +86,15 @@ async def wait_for_database(database: Database, stop: asyncio.Event) -> bool:
 
 
 async def _check(database: Database) -> None:
-    """Connect once, and warn if the database hides its history."""
+    """Connect once, look at the role's rights, and warn of a hidden history."""
     connection = await database.connect(patience=_PATIENCE)
     try:
         with answering_within(_PATIENCE, connection):
+            cursor = await connection.execute(RIGHTS_QUERY)
+            require_rights(await cursor.fetchone())
             cursor = await connection.execute(HISTORY_QUERY)
             warning = history_warning(await cursor.fetchone())
     finally:
         await connection.close()
     if warning is not None:
         telemetry.log(logging.WARNING, "%s", warning)
-
-
-def _unusable(what: str) -> JournalError:
-    return JournalError(f"the database cannot be reached: {what}")

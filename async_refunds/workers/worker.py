@@ -14,11 +14,14 @@ import psycopg
 
 from async_refunds import telemetry
 from async_refunds.client import RefundsClient
+from async_refunds.errors import JournalError
 from async_refunds.journal.postgres.connection import (
+    TRANSIENT,
     Database,
     answering_within,
     describe,
 )
+from async_refunds.journal.postgres.outage import TRYING_AGAIN
 from async_refunds.protocol import validation
 
 from .channel import Channel
@@ -96,9 +99,9 @@ async def work(
             be run beside: its jobs wake the worker, which needs none of them.
 
     Raises:
-        JournalError: The database refuses the connection at the start (a wrong
-            password, a missing database), its tables are of another release, or they
-            cannot be written.
+        JournalError: The database refuses the worker at the start (a wrong password, a
+            missing database, a right that its role lacks), its tables are of another
+            release, or they cannot be written.
         TypeError, ValueError: An argument that cannot be right.
     """
     if not (isinstance(refunds, RefundsClient) or callable(refunds)):
@@ -190,16 +193,25 @@ class _Worker:
     # ------------------------------------------------------------------ tenants
 
     async def _look_for_tenants(self) -> None:
-        """Begin with each tenant of which there is an open run."""
+        """Begin with each tenant of which there is an open run.
+
+        Raises:
+            JournalError: The runs cannot be read, other than for a while.
+        """
+        outage = self._database.outage
         while True:
             self._news.clear()
             try:
                 if not isinstance(self._refunds, RefundsClient):
                     await self._begin_all(self._refunds)
+            except TRANSIENT as error:
+                outage.away(self, TRYING_AGAIN, describe(error))
             except psycopg.Error as error:
-                telemetry.log(
-                    logging.WARNING, "the database is away: %s", describe(error)
-                )
+                raise JournalError(
+                    f"the runs could not be read: {describe(error)}"
+                ) from None
+            else:
+                outage.back(self)
             with suppress(TimeoutError):
                 async with asyncio.timeout(_INTERVAL):
                     await self._news.wait()

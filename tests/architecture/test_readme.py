@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import prometheus_client
+import psycopg
 import pytest
 
 from async_refunds import RefundsClient, SignatureVerificationError
@@ -31,6 +32,7 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 PYTHON: list[str] = [text for language, text in BLOCKS if language == "python"]
 BASH: list[str] = [text for language, text in BLOCKS if language == "bash"]
+SQL: list[str] = [text for language, text in BLOCKS if language == "sql"]
 CONSOLE: list[str] = [text for language, text in BLOCKS if language == "console"]
 REFUND = "re_1Nispe2eZvKYlo2Cd31jOCgZ"
 
@@ -193,7 +195,9 @@ def test_fleet_on_the_command_line(
 ) -> None:
     ids = stripe_emulator.seed_refunds(5)
     (tmp_path / "ids.csv").write_text("\n".join(["id", *ids]))
-    lines = BASH[1].splitlines()
+    (text,) = (each for each in BASH if "fleet init" in each)
+    lines = text.splitlines()
+    assert lines.pop(0) == "pip install '.[cli,postgres]'"
     assert lines.pop(0).startswith("export ASYNC_REFUNDS_DATABASE=postgresql://")
     environment = {
         **os.environ,
@@ -223,6 +227,19 @@ def test_fleet_on_the_command_line(
     told = [json.loads(each) for each in shown["report"].splitlines()]
     assert [each["outcome"] for each in told] == ["canceled"] * len(ids)
     assert all(stripe_emulator.books.cancellations[each] == 1 for each in ids)
+
+
+def test_enqueue_from_sql(postgres_database: str) -> None:
+    with psycopg.connect(postgres_database) as connection:
+        statements = SQL[0].replace("...", "1")
+        connection.execute(statements.encode())
+        connection.execute(statements.encode())
+        found = connection.execute(
+            """SELECT name, scope, account, refund_id
+                FROM async_refunds.items JOIN async_refunds.runs USING (run_id)"""
+        ).fetchall()
+    scope = "default https://api.stripe.com live"
+    assert found == [("tonight", scope, "acct_1", "re_1")]
 
 
 def test_webhook_closes_what_is_unknown(page: Page) -> None:

@@ -212,7 +212,9 @@ async def test_live_refunds_are_asked_about(fleet: Fleet) -> None:
     command = ("enqueue", "--run", "live", "re_1", "re_2", "--live")
     refused = await fleet(*command)
     assert refused.code == 2
-    assert "there is no terminal to ask on: add --yes" in refused.err
+    assert refused.err == (
+        "async-refunds: there is no terminal to ask on: add --yes; nothing was added\n"
+    )
     for answer, code in (("n\n", 1), ("y\n", 0)):
         screen = Screen()
         async with started(
@@ -259,7 +261,7 @@ async def test_run_is_paused_and_resumed(fleet: Fleet) -> None:
     assert retried.err == none.err
 
 
-async def test_what_was_given_up_is_opened_again(fleet: Fleet) -> None:
+async def test_what_was_not_canceled_is_opened_again(fleet: Fleet) -> None:
     ids = ("re_1", "re_2", "re_3", "re_4", "re_5")
     await fleet("enqueue", "--run", "tonight", *ids, "--base-url", HERE)
     await fleet("enqueue", "--run", "other", "re_1", "--base-url", HERE)
@@ -366,7 +368,7 @@ async def test_report_of_a_run(fleet: Fleet, tmp_path: Path) -> None:
     assert records["re_1"]["idempotency_key"] == "k1"
     ((seed,),) = fleet.rows("SELECT seed FROM async_refunds.runs")
     assert records["re_4"]["idempotency_key"] == derive_key(seed, None, "re_4", 2)
-    assert records["re_5"]["error"].startswith("given up: 8 workers in turn")
+    assert records["re_5"]["error"].startswith("dead: 8 workers in turn")
     assert csv.out.count("\n") == 7
     told = page.read_text()
     assert "<code>async-refunds fleet retry tonight --outcome failed</code>" in told
@@ -376,8 +378,8 @@ async def test_report_of_a_run(fleet: Fleet, tmp_path: Path) -> None:
     assert "eur        1        10.50" in shown
 
 
-async def on_terminal(fleet: Fleet, *arguments: str) -> str:
-    screen = Screen()
+async def on_terminal(fleet: Fleet, *arguments: str, columns: int = 200) -> str:
+    screen = Screen(columns)
     async with started(
         *("fleet", *arguments),
         key=None,
@@ -423,11 +425,36 @@ async def test_status_shows_accounts_and_workers(fleet: Fleet) -> None:
     assert (second["stripe_account"], second["held"]) == ("acct_9", False)
     assert 40 < second["waits"] <= 50
     shown = (await on_terminal(fleet, "status")).splitlines()
-    assert shown[0].split() == ["run", "state", "refunds", "open", "given", "up"]
+    assert shown[0].split() == ["run", "state", "refunds", "open", "dead"]
     assert shown[1].split() == ["tonight", "open", "6", "3", "1"]
-    assert "1 refund given up; no permission" in shown[5]
-    assert shown[6].startswith("acct_9   waits 0:00:")
+    assert "1 refund dead; no permission" in shown[5]
+    assert shown[4].split()[:3] == ["account", "address", "worker"]
+    assert shown[6].split()[:3] == ["acct_9", "https://api.stripe.com", "waits"]
     assert shown[-1] == "4 refunds open of 2 accounts, 1 worker"
+
+
+async def test_status_tells_whose_an_account_is_and_why_it_is_open(
+    fleet: Fleet,
+) -> None:
+    why = "you have no permission for this account; ask its owner for the right key"
+    await fleet("enqueue", "--run", "tonight", "re_1", "--base-url", HERE)
+    await fleet(
+        *("enqueue", "--run", "real", "re_2", "--base-url", HERE),
+        *("--live", "--tenant", "shop"),
+    )
+    know(fleet, "re_1", f"known_at = now(), error = 're_1 was not canceled: {why}'")
+    lost = "may or may not be canceled: it was cut"
+    know(fleet, "re_2", f"known_at = now(), error = 're_2 {lost}'")
+    shown = (await on_terminal(fleet, "status")).splitlines()
+    head, *both = shown[4:7]
+    assert head.split()[:4] == ["account", "tenant", "mode", "worker"]
+    rows = {tuple(each.split()[:3]): each for each in both}
+    assert rows[("own", "default", "test")].endswith(f"  {why}")
+    assert rows[("own", "shop", "live")].endswith(f"  {lost}")
+    narrow = await on_terminal(fleet, "status", columns=80)
+    assert all(len(each) <= 80 for each in narrow.splitlines())
+    assert why in " ".join(narrow.split()), "it is not cut"
+    assert (await fleet("status")).lines[0]["last_word"].startswith("re_")
 
 
 async def test_status_is_watched_until_ctrl_c(fleet: Fleet) -> None:

@@ -55,6 +55,7 @@ async def test_worker_waits_for_a_database_that_is_away_when_it_begins(
     assert fleet.results.keys() == set(ids)
     (said,) = [each for each in caplog.messages if WAITING in each]
     assert "\n" not in said
+    assert any("the database is back after" in each for each in caplog.messages)
 
 
 @pytest.mark.parametrize("how", ["refuse", "hold"])

@@ -12,7 +12,7 @@ from async_refunds.cli.exit_codes import NOT_ALL
 from async_refunds.cli.options import OptionGroup
 from async_refunds.cli.output import print_error, refuse
 from async_refunds.errors import JournalError
-from async_refunds.journal.postgres.connection import Database, describe
+from async_refunds.journal.postgres.connection import LASTING, Database, describe
 from async_refunds.journal.postgres.schema import check_version
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ class DatabaseOptions(OptionGroup, frozen=True, kw_only=True):
 def connected(given: DatabaseOptions, *, checked: bool = True) -> Generator[Connection]:
     """Connect until the end of the block, each statement a transaction of its own.
 
-    Ends the command if the database cannot be reached, or fails in the block.
+    Ends the command if the database cannot be reached or refuses, or fails in the
+    block.
 
     Args:
         given: Which database.
@@ -74,6 +75,8 @@ def connected(given: DatabaseOptions, *, checked: bool = True) -> Generator[Conn
             yield connection
     except JournalError as error:
         refuse(str(error))
+    except LASTING as error:
+        refuse(f"the database refuses: {describe(error)}")
     except psycopg.Error as error:
         print_error(f"the database: {describe(error)}")
         raise typer.Exit(NOT_ALL) from None

@@ -105,11 +105,14 @@ The run is made at the first time. What is in it already is not added again, so
 repeating the command adds nothing. All are added or none. No API key is
 needed; in live mode, more than one refund is asked about.
 
-From SQL, in the transaction of your own that decides it:
+From SQL, in the transaction of your own that decides it; the first makes the
+run, in live mode (true), and does nothing if it is there:
+SELECT async_refunds.ensure_run('tonight', 'https://api.stripe.com', true)
 SELECT async_refunds.enqueue('tonight', ARRAY['re_1...'], ARRAY['acct_1...'])
 
 Exit codes: 0 they are in the run, 1 the answer was no, or the database failed
-and none is, 2 wrong usage, or no connection, 130 interrupted, and none is."""
+and none is, 2 wrong usage, no connection, or no right, 130 interrupted, and
+none is."""
 
 
 @with_options
@@ -163,6 +166,7 @@ def enqueue(
         origin = _origin(target.base_url, livemode=target.live)
         where = Target(origin, target.live, target.tenant)
         if where.livemode and requests.count > 1 and not yes:
+            preview.require_terminal(dry_run=False)
             preview.ask(
                 *(where, requests.count, 0), accounts=requests.accounts(), sums=()
             )

@@ -25,10 +25,11 @@ HELP = """Make the tables of the fleet, or bring them up to this release.
 They stand in a schema of their own, async_refunds, beside your tables. Run it
 with every upgrade, before the workers: it changes nothing if all is as it
 should be, and refuses the tables of a newer release. The user needs the right
-to create a schema; workers need less.
+to create a schema; workers need less: the README, part "More than one machine",
+has the GRANTs for them, and for a service that enqueues.
 
-Exit codes: 0 the tables are those of this release, 1 the database refused, or
---check found others or none, 2 wrong usage, no connection, or a newer
+Exit codes: 0 the tables are those of this release, 1 the database failed, or
+--check found others or none, 2 wrong usage, no connection, no right, or a newer
 release's tables."""
 
 

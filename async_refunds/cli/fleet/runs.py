@@ -34,22 +34,22 @@ outcome, what to do about it, what came back, and the refunds that need
 attention; otherwise every refund.
 
 Exit codes: 0 all are canceled, 1 some are not, stdout broke (`| head`), or the
-database failed, 2 no such run, or no connection, 3 the outcome of some is
-unknown, 130 interrupted."""
+database failed, 2 no such run, no connection, or no right, 3 the outcome of
+some is unknown, 130 interrupted."""
 
 PAUSE_HELP = """Let the workers begin nothing more of a run.
 
 What is under way is finished. Other runs go on. `fleet resume` goes on with it.
 
-Exit codes: 0 it is paused, 1 the database failed, 2 no such run, or no
-connection."""
+Exit codes: 0 it is paused, 1 the database failed, 2 no such run, no
+connection, or no right."""
 
 RESUME_HELP = """Let the workers go on with a paused run.
 
-Exit codes: 0 it is open, 1 the database failed, 2 no such run, or no
-connection."""
+Exit codes: 0 it is open, 1 the database failed, 2 no such run, no
+connection, or no right."""
 
-RETRY_HELP = """Open refunds of a run again that were given up, and wake the workers.
+RETRY_HELP = """Open refunds again that were not canceled, and wake the workers.
 
 --outcome says which: failed (canceled nothing, for a reason that was fixed
 since), not_cancelable (its state forbade it, and may have changed: a bank that
@@ -58,15 +58,15 @@ the same key), dead (eight workers in turn ended while they had it: look into
 their logs first). Nothing is canceled twice.
 
 Exit codes: 0 they are open, also if there are none, 1 the database failed, 2
-wrong usage, no such run, or no connection."""
+wrong usage, no such run, no connection, or no right."""
 
 PRUNE_HELP = """Delete results that are older than some time, of all runs.
 
 Open refunds stay, and so does what became known within the last day: Stripe
 still knows its keys. Write what you want to keep with `fleet report` first.
 
-Exit codes: 0 they are deleted, 1 the database failed, 2 wrong usage, or no
-connection, 130 interrupted with some deleted."""
+Exit codes: 0 they are deleted, 1 the database failed, 2 wrong usage, no
+connection, or no right, 130 interrupted with some deleted."""
 
 
 @with_options
@@ -142,7 +142,7 @@ def retry(
     database: DatabaseOptions,
     quiet: Quiet = False,
 ) -> None:
-    """Open refunds of a run again that were given up, and wake the workers."""
+    """Open refunds again that were not canceled, and wake the workers."""
     names = {each.strip() for each in outcome.split(",")}
     for name in names:
         options.known("--outcome", name, OUTCOMES)

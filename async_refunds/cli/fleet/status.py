@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
@@ -11,8 +13,8 @@ import typer
 
 from async_refunds.cli.exit_codes import DONE
 from async_refunds.cli.options import Format, with_options
-from async_refunds.cli.output import Output, interruptible, refuse
-from async_refunds.cli.tables import aligned, counted, printable
+from async_refunds.cli.output import Output, interruptible, refuse, width
+from async_refunds.cli.tables import Table, aligned, counted, printable
 from async_refunds.journal.postgres.reader import AccountStatus, FleetReader
 from async_refunds.journal.postgres.runs import RunStatus, runs
 
@@ -27,20 +29,25 @@ _MAX_ROWS = 40
 """Accounts of a table: a fleet may have thousands."""
 # Home, and erase what is below (ECMA-48): the table is drawn over the last one.
 _REDRAW = b"\x1b[H\x1b[J"
-_LONGEST_WORD = 40
+# What makes the scope of an account.
+_SCOPE = ("tenant", "address", "mode")
+_COLUMNS = ("worker", "heard_of", "pace", "open", "oldest", "last_word")
+# An account has many refunds, and what is not said of each was not canceled.
+_SUBJECT = re.compile(r"^(?:re|pyr)_\w+ (?:was not canceled: )?")
 
 HELP = """Show who works on which account, and what is open.
 
 An account has the worker that holds it, the seconds since that was last heard
 of, the requests a second that Stripe allows it as far as was found, the open
 refunds, the time since the oldest was added, and the last word about one of
-them. --watch shows it again until Ctrl-C.
+them. Where there are several tenants, addresses or modes, it says which.
+--watch shows it again until Ctrl-C.
 
 Otherwise, and with --json: one object for each account. The view
 async_refunds.metrics has the same for a monitoring system.
 
 Exit codes: 0 shown, 1 the database failed, or stdout broke (`| head`), 2 wrong
-usage, or no connection, 130 interrupted; --watch ends so with 0."""
+usage, no connection, or no right, 130 interrupted; --watch ends so with 0."""
 
 
 @with_options
@@ -99,7 +106,8 @@ def _record(each: AccountStatus) -> dict[str, object]:
 
 
 def _lines(connection: Connection, reader: FleetReader) -> list[str]:
-    there, accounts = _runs(runs(connection)), _accounts(_busy(reader))
+    columns = width(sys.stdout)
+    there, accounts = _runs(runs(connection)), _accounts(_busy(reader), columns)
     lines = [*there, *([""] if there and accounts else []), *accounts]
     return lines or ["nothing to do: `async-refunds fleet enqueue` adds refunds"]
 
@@ -117,14 +125,22 @@ def _runs(there: Sequence[RunStatus]) -> list[str]:
         ]
         for each in there
     ]
-    return aligned([["run", "state", "refunds", "open", "given up"], *rows])
+    return aligned([["run", "state", "refunds", "open", "dead"], *rows])
 
 
-def _accounts(accounts: Sequence[AccountStatus]) -> list[str]:
+def _accounts(accounts: Sequence[AccountStatus], columns: int) -> list[str]:
     if not accounts:
         return []
-    head = ["account", "worker", "heard of", "pace", "open", "oldest", "last word"]
-    rows = [_row(each) for each in accounts[:_MAX_ROWS]]
+    # Whose an account is, where it could be of several.
+    scopes = [
+        dict(zip(_SCOPE, each.scope.split(" "), strict=True)) for each in accounts
+    ]
+    several = [name for name in _SCOPE if len({each[name] for each in scopes}) > 1]
+    rows = [
+        {"account": each.account or "own", **scope, **_row(each)}
+        for each, scope in zip(accounts[:_MAX_ROWS], scopes, strict=False)
+    ]
+    table = Table(["account", *several, *_COLUMNS], columns)
     workers = {each.owner for each in accounts if each.held}
     total = sum(each.open for each in accounts)
     more = len(accounts) - len(rows)
@@ -133,28 +149,26 @@ def _accounts(accounts: Sequence[AccountStatus]) -> list[str]:
         f"{counted(total, 'refund')} open of {counted(len(accounts), 'account')}, "
         f"{counted(len(workers), 'worker')}{rest}"
     )
-    return [*aligned([head, *rows]), summary]
+    return [*table.lines(rows, head=True), summary]
 
 
-def _row(each: AccountStatus) -> list[str]:
+def _row(each: AccountStatus) -> dict[str, str]:
     worker = each.owner if each.held and each.owner else "nobody"
     waits = each.waits if each.waits is not None else each.retries_in
     if waits is not None and not each.held:
         worker = f"waits {_span(waits)}"
-    word = printable(each.last_word or "")
+    word = _SUBJECT.sub("", each.last_word or "")
     if each.dead:
-        word = f"{counted(each.dead, 'refund')} given up; {word}".removesuffix("; ")
-    if len(word) > _LONGEST_WORD:
-        word = f"{word[: _LONGEST_WORD - 3]}..."
-    return [
-        each.account or "own",
-        printable(worker),
+        word = f"{counted(each.dead, 'refund')} dead; {word}".removesuffix("; ")
+    values = (
+        worker,
         f"{each.lease_age:.0f} s ago" if each.held else "",
         "" if each.rate is None else f"{each.rate:.1f}/s",
         f"{each.open:,}",
         "" if each.oldest is None else _span(each.oldest),
         word,
-    ]
+    )
+    return dict(zip(_COLUMNS, values, strict=True))
 
 
 def _span(seconds: float) -> str:

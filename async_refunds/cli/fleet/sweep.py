@@ -23,8 +23,8 @@ workers cancel what it adds. Run it every night: what is in the run already is
 not added again.
 
 Exit codes: 0 they are in the run, or none matches, 1 the search or the database
-failed and none is, or the answer was no, 2 wrong usage, or no connection, 130
-interrupted, and none is. With --dry-run: 0 searched to the end."""
+failed and none is, or the answer was no, 2 wrong usage, no connection, or no
+right, 130 interrupted, and none is. With --dry-run: 0 searched to the end."""
 
 
 @with_options

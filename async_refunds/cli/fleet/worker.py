@@ -42,8 +42,8 @@ twice. While the database is away it waits for it.
 The API key comes from STRIPE_API_KEY. Warnings go to stderr; what became of
 each refund is in `fleet report`.
 
-Exit codes: 0 it was stopped, 2 wrong usage, or the tables are not those of this
-release."""
+Exit codes: 0 it was stopped, 2 wrong usage, the database refuses, or its tables
+are not those of this release."""
 
 _CONCURRENCY = 50
 _PATIENCE = 120.0

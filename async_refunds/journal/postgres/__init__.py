@@ -1,7 +1,7 @@
 """A journal in PostgreSQL, which several machines share."""
 
 from .connection import Database
-from .enqueue import enqueue
+from .enqueue import enqueue, ensure_run
 from .journal import PostgresJournal
 from .leases import Lease, Leases
 from .reader import AccountStatus, FleetReader
@@ -16,5 +16,6 @@ __all__ = [
     "PostgresJournal",
     "check_version",
     "enqueue",
+    "ensure_run",
     "migrate",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import re
 import socket
@@ -18,6 +17,7 @@ from psycopg.rows import TupleRow
 from async_refunds.errors import JournalError
 from async_refunds.protocol.redaction import scrub
 
+from .outage import TRYING_AGAIN, Outage
 from .schema import EXISTS_QUERY, VERSION_QUERY, require_version
 
 if TYPE_CHECKING:
@@ -31,6 +31,17 @@ TRANSIENT = (
     errors.ReadOnlySqlTransaction,  # a standby: the primary is another one now
 )
 """What passes, so that the same statement is repeated on another connection."""
+
+LASTING = (
+    errors.InsufficientPrivilege,
+    errors.InvalidSchemaName,
+    errors.UndefinedTable,
+    errors.UndefinedColumn,
+    errors.UndefinedFunction,
+    errors.ReadOnlySqlTransaction,
+)
+"""What an operator has to mend. Who waits for another primary takes `TRANSIENT` first.
+"""
 
 # With what a server refuses a connection for good. libpq hands on no code of it, only
 # the words; a server that speaks another language is waited for.
@@ -66,8 +77,6 @@ PATIENCE = 30.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0  # seconds between attempts to reconnect
 
 _CLOSED = "the connection to the database was closed"
-
-_logger = logging.getLogger("async_refunds")
 
 
 def describe(error: Exception) -> str:
@@ -109,6 +118,8 @@ class Database:
 
     def __init__(self, conninfo: str = "") -> None:
         self._conninfo = conninfo
+        self.outage = Outage()
+        """Tells when it is away, for all that use it."""
 
     def __repr__(self) -> str:
         return "<Database>"
@@ -168,6 +179,7 @@ class Link:
         self._database = database
         self._patience = patience
         self._connection: Connection | None = None
+        self._made_after = 0  # so many outages
         self._connecting: asyncio.Task[Connection] | None = None
         self._closing = asyncio.Event()
         self._using = asyncio.Lock()
@@ -191,26 +203,33 @@ class Link:
     async def _repeat(
         self, work: Callable[[Connection, bool], Awaitable[list[TupleRow]]]
     ) -> list[TupleRow]:
-        in_doubt, pause = False, _FIRST_PAUSE
+        in_doubt, pause, outage = False, _FIRST_PAUSE, self._database.outage
         async with self._using:
-            while True:
-                if self._closing.is_set():
-                    raise JournalError(_CLOSED)
-                sent = False
-                try:
-                    connection = await self._connected()
-                    sent = True
-                    with answering_within(self._patience, connection):
-                        return await work(connection, in_doubt)
-                except TRANSIENT as error:
-                    in_doubt = in_doubt or sent
-                    await self._drop()
-                    _logger.warning(
-                        "the database is away, trying again: %s", describe(error)
-                    )
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._closing.wait(), pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
+            try:
+                while True:
+                    if self._closing.is_set():
+                        raise JournalError(_CLOSED)
+                    sent = False
+                    try:
+                        connection = await self._connected()
+                        sent = True
+                        with answering_within(self._patience, connection):
+                            rows = await work(connection, in_doubt)
+                    except TRANSIENT as error:
+                        in_doubt = in_doubt or sent
+                        await self._drop()
+                        # One that an outage has cut, which is over and was told of,
+                        # is no other outage.
+                        if not sent or self._made_after == outage.ended:
+                            outage.away(self, TRYING_AGAIN, describe(error))
+                    else:
+                        outage.back(self)
+                        return rows
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._closing.wait(), pause)
+                    pause = min(2 * pause, _LONGEST_PAUSE)
+            finally:
+                outage.forget(self)
 
     async def _connected(self) -> Connection:
         if self._connection is None:
@@ -222,6 +241,7 @@ class Link:
             if connecting.cancelled():
                 raise JournalError(_CLOSED)
             self._connection = connecting.result()
+            self._made_after = self._database.outage.ended
             if self._closing.is_set():
                 await self._drop()
                 raise JournalError(_CLOSED)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -10,13 +9,18 @@ from async_refunds.protocol import validation
 from async_refunds.results import CancelRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from collections.abc import Awaitable, Iterable, Iterator
 
 # Of one statement: a megabyte in the client, a tenth of a second in the database.
 _CHUNK = 10_000
+# With a name for each value, as drivers write them differently.
+_ENSURE_RUN = """SELECT CAST(async_refunds.ensure_run({run}, {base_url}, {livemode},
+    {tenant}, priority => {priority}) AS text)"""
 # Ids as one text: drivers take long to encode an array. None of them has a comma.
-_FUNCTION = """SELECT async_refunds.enqueue({}, string_to_array(CAST({} AS text), ','),
-    string_to_array(CAST({} AS text), ','))"""
+_ENQUEUE = """SELECT async_refunds.enqueue({run},
+    string_to_array(CAST({ids} AS text), ','),
+    string_to_array(CAST({accounts} AS text), ','))"""
+_STRIPE = "https://api.stripe.com"
 
 
 class AsyncpgConnection(Protocol):
@@ -33,6 +37,46 @@ class AsyncExecutor(Protocol):
     def execute(self, statement: Any, parameters: Any, /) -> Awaitable[Any]:  # noqa: ANN401 - as each has it
         """Carry out a statement."""
         ...
+
+
+async def ensure_run(
+    connection: AsyncpgConnection | AsyncExecutor,
+    run: str,
+    *,
+    livemode: bool,
+    base_url: str = _STRIPE,
+    tenant: str = "default",
+    priority: int = 0,
+) -> None:
+    """Make a run, unless there is one of this name: what `enqueue` adds refunds to.
+
+    It happens in the caller's transaction. A run that is there stays as it is.
+
+    Args:
+        connection: As `enqueue` has it. With others execute ``SELECT
+            async_refunds.ensure_run(run, base_url, livemode)``, which does the same.
+        run: Its name.
+        livemode: ``True`` for live mode, where real money moves; else test mode.
+            Workers with a key of this mode take its refunds, no others.
+        base_url: Where the API is, the same as the workers have.
+        tenant: Whose key it needs.
+        priority: Of several runs the smallest number of an account goes first.
+
+    Raises:
+        ValueError: ``base_url`` cannot be the address of an API.
+        Exception: The driver's: the run is there in another mode, at another address,
+            or of another tenant.
+    """
+    origin = validation.base_url(base_url, plain_http=not livemode)
+    await _send(
+        connection,
+        _ENSURE_RUN,
+        run=run,
+        base_url=origin,
+        livemode=livemode,
+        tenant=tenant,
+        priority=priority,
+    )
 
 
 async def enqueue(
@@ -52,7 +96,7 @@ async def enqueue(
             accounts)``, which does the same.
         requests: The refunds. Read as they are sent, 10,000 at a time; with a
             connection in autocommit each of these is a transaction of its own.
-        run: Its name. It is there already.
+        run: Its name. `ensure_run` makes it before, or ``async-refunds fleet enqueue``.
         stripe_account: The connected account of those that name none; ``None`` is the
             key's own.
 
@@ -65,43 +109,30 @@ async def enqueue(
         Exception: The driver's: there is no such run, or it is closed.
     """
     added = 0
-    send = _sender(connection)
     for ids, accounts in _chunks(requests, stripe_account):
-        added += await send(run, ids, accounts)
+        added += await _send(connection, _ENQUEUE, run=run, ids=ids, accounts=accounts)
     return added
 
 
-def _sender(
+async def _send(
     connection: Any,  # noqa: ANN401 - any driver's
-) -> Callable[[str, str, str | None], Awaitable[int]]:
-    """Return what carries out the function with a driver."""
-    if hasattr(connection, "fetchval"):
-        return partial(connection.fetchval, _FUNCTION.format("$1", "$2", "$3"))
+    query: str,
+    **values: object,
+) -> Any:  # noqa: ANN401 - as the function has it
+    """Carry out a function with a driver, and return its value."""
+    if hasattr(connection, "fetchval"):  # asyncpg
+        numbers = {name: f"${place}" for place, name in enumerate(values, 1)}
+        return await connection.fetchval(query.format(**numbers), *values.values())
     classes = type(connection).__mro__
     if any(each.__module__.startswith("sqlalchemy.") for each in classes):
-        return partial(_send_by_sqlalchemy, connection)
-    return partial(_send_by_psycopg, connection)
+        # Only whoever gave a connection of it has it.
+        from sqlalchemy import text  # noqa: PLC0415
 
-
-async def _send_by_sqlalchemy(
-    connection: AsyncExecutor, run: str, ids: str, accounts: str | None
-) -> int:
-    # Only whoever gave a connection of it has it.
-    from sqlalchemy import text  # noqa: PLC0415
-
-    values = {"run": run, "ids": ids, "accounts": accounts}
-    statement = text(_FUNCTION.format(":run", ":ids", ":accounts"))
-    added: int = (await connection.execute(statement, values)).scalar_one()
-    return added
-
-
-async def _send_by_psycopg(
-    connection: AsyncExecutor, run: str, ids: str, accounts: str | None
-) -> int:
-    statement = _FUNCTION.format("%s", "%s", "%s")
-    cursor = await connection.execute(statement.encode(), (run, ids, accounts))
-    added: int = (await cursor.fetchone())[0]
-    return added
+        statement = text(query.format(**{name: f":{name}" for name in values}))
+        return (await connection.execute(statement, values)).scalar_one()
+    marks = query.format(**{name: f"%({name})s" for name in values})
+    cursor = await connection.execute(marks.encode(), values)
+    return (await cursor.fetchone())[0]
 
 
 def _chunks(

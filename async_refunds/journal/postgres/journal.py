@@ -197,7 +197,12 @@ class PostgresJournal(BatchGuard):
         check_limits(limits)
         claims: dict[str | None, list[Claim]] = {}
         if self._run_id is not None:
-            await self._acquire(limits)
+            try:
+                await self._acquire(limits)
+            except psycopg.Error as error:
+                raise JournalError(
+                    f"the leases could not be taken: {describe(error)}"
+                ) from None
             claims = {account: [] for account in limits}
         self._given_out.forget_all_but(self.leases)
         wanted: dict[str | None, tuple[Lease, int]] = {}

@@ -38,7 +38,7 @@ _TALLY = f"""SELECT {_KNOWN}, count(*), count(*) FILTER (WHERE NOT i.settled),
     {_CHOSEN} GROUP BY 1"""  # noqa: S608 - our own text
 _RECORDS = f"""SELECT i.number, i.refund_id, nullif(i.account, ''), {_KNOWN}, i.status,
         i.idempotency_key, i.attempts, i.request_id,
-        CASE WHEN i.dead THEN 'given up: ' || i.claims
+        CASE WHEN i.dead THEN 'dead: ' || i.claims
             || ' workers in turn took it and ended without a result' ELSE i.error END,
         i.seconds, i.settled,
         i.amount, i.currency, i.created, i.charge, i.payment_intent,

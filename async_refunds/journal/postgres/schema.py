@@ -19,6 +19,14 @@ HISTORY_QUERY = """SELECT async_refunds.timeline() IS NOT NULL,
     ARRAY(SELECT name FROM unnest(ARRAY['pg_control_system()',
             'pg_current_wal_lsn()', 'pg_walfile_name(pg_lsn)']) AS needed (name)
         WHERE NOT has_function_privilege(to_regprocedure(name), 'EXECUTE'))"""
+# What a worker does with each table, and the grants that it lacks for that. Some may be
+# of columns.
+RIGHTS_QUERY = """SELECT string_agg(
+        format('GRANT %s ON async_refunds.%s TO %I', needed, name, current_user), '; ')
+    FROM (VALUES ('SELECT', 'runs'), ('SELECT', 'leases'), ('UPDATE', 'leases'),
+        ('SELECT', 'items'), ('UPDATE', 'items'), ('SELECT', 'timelines'),
+        ('INSERT', 'timelines'), ('SELECT', 'item_numbers')) AS given (needed, name)
+    WHERE NOT has_any_column_privilege('async_refunds.' || name, needed)"""
 # Any number, the same for every `migrate`: two at once take turns.
 _LOCK = "SELECT pg_advisory_xact_lock(6371642371)"
 _INIT = "run `async-refunds fleet init`"
@@ -78,6 +86,18 @@ def history_warning(row: tuple[Any, ...] | None) -> str | None:
         "never asked for. They are asked for with the same keys, but may be reported "
         f"already_canceled after a day, or get a new key too early; {remedy}"
     )
+
+
+def require_rights(row: tuple[str | None] | None) -> None:
+    """Refuse a role by what `RIGHTS_QUERY` finds.
+
+    Raises:
+        JournalError: It may not do what a worker does.
+    """
+    assert row is not None  # noqa: S101 - the query has one row
+    (grants,) = row
+    if grants is not None:
+        raise JournalError(f"the database refuses what a worker does; let it: {grants}")
 
 
 def require_version(row: tuple[int, int] | None, *, newest: int | None = None) -> None:

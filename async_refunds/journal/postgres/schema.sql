@@ -211,8 +211,10 @@ DECLARE
 BEGIN
     SELECT * INTO found FROM async_refunds.runs r WHERE r.name = run;
     IF found.run_id IS NULL THEN
-        RAISE EXCEPTION 'there is no run %: make it with async_refunds.create_run',
-            quote_nullable(run) USING ERRCODE = 'invalid_parameter_value';
+        RAISE EXCEPTION 'there is no run %: make it first, SELECT async_refunds.'
+            'ensure_run(%, ''https://api.stripe.com'', true), where true is live mode',
+            quote_nullable(run), quote_nullable(run)
+            USING ERRCODE = 'invalid_parameter_value';
     END IF;
     IF found.state = 'closed' THEN
         RAISE EXCEPTION 'the run % is closed', quote_literal(run)
@@ -227,14 +229,16 @@ BEGIN
     -- of a wrong one is not shown: a key may have come in by mistake. A length within the
     -- pattern would make it a hundred times as slow.
     SELECT CASE WHEN async_refunds.is_id(id, '^(?:re|pyr)_[A-Za-z0-9_]+$', 251)
-            THEN 'account' ELSE 'id' END || ' ' || place INTO wrong
+            THEN 'accounts[' || place || '] is not an account id (acct_...)'
+            ELSE 'ids[' || place || '] is not a refund id (re_... or pyr_...)' END
+            INTO wrong
         FROM unnest(ids, accounts) WITH ORDINALITY AS given (id, account, place)
         WHERE NOT async_refunds.is_id(id, '^(?:re|pyr)_[A-Za-z0-9_]+$', 251)
             OR account <> ''
                 AND NOT async_refunds.is_id(account, '^acct_[A-Za-z0-9_]+$', 250)
         LIMIT 1;
     IF wrong IS NOT NULL THEN
-        RAISE EXCEPTION '% is none of Stripe''s: nothing is added', wrong
+        RAISE EXCEPTION '%: nothing is added', wrong
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
     -- Numbered in the order given; inserted in one order by all, so that two that add

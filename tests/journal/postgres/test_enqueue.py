@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
-from async_refunds.journal.postgres import enqueue
+from async_refunds.journal.postgres import enqueue, ensure_run
 from async_refunds.results import CancelRequest
 from tests.support.fleets import URL
 
@@ -124,6 +124,46 @@ async def test_refunds_are_added_in_the_transaction_of_the_caller(
     assert found(fleet) == ADDED
 
 
+@pytest.mark.parametrize("of_driver", ASYNCHRONOUS, ids=lambda each: each.__name__)
+async def test_run_is_made_once_in_the_transaction_of_the_caller(
+    fleet: Fleet, of_driver: Callable[[str], AbstractAsyncContextManager[Any]]
+) -> None:
+    runs = """SELECT name, base_url, livemode, tenant, priority
+        FROM async_refunds.runs ORDER BY name"""
+    async with of_driver(fleet.address) as connection:
+        await ensure_run(
+            *(connection, "run"),
+            livemode=False,
+            base_url=f"{URL}/",
+            tenant="shop",
+            priority=3,
+        )
+        await ensure_run(connection, "real", livemode=True)
+        assert await enqueue(connection, ["re_1"], run="run") == 1
+        assert fleet.rows(runs) == []
+    made = fleet.rows(runs)
+    assert made == [
+        ("real", "https://api.stripe.com", True, "default", 0),
+        ("run", URL, False, "shop", 3),
+    ]
+    async with of_driver(fleet.address) as connection:
+        await ensure_run(connection, "real", livemode=True, priority=9)
+    assert fleet.rows(runs) == made
+
+
+async def test_run_that_is_there_otherwise_is_refused(fleet: Fleet) -> None:
+    async with of_psycopg(fleet.address) as connection:
+        await ensure_run(connection, "run", livemode=True)
+        with pytest.raises(ValueError, match="https"):
+            await ensure_run(
+                connection, "run", livemode=True, base_url="http://a.example"
+            )
+        with pytest.raises(
+            psycopg.errors.InvalidParameterValue, match="give another name"
+        ):
+            await ensure_run(connection, "run", livemode=False)
+
+
 async def test_others_call_the_function(fleet: Fleet) -> None:
     make_run(fleet)
     engine = create_engine(sqlalchemy_url(fleet.address, "psycopg"), poolclass=NullPool)
@@ -156,5 +196,15 @@ async def test_what_is_no_id_is_refused_before_it_is_sent(fleet: Fleet) -> None:
 
 async def test_unknown_run_is_the_drivers_error(fleet: Fleet) -> None:
     async with of_psycopg(fleet.address) as connection:
-        with pytest.raises(psycopg.errors.InvalidParameterValue, match="no run 'run'"):
+        with pytest.raises(
+            psycopg.errors.InvalidParameterValue, match="no run 'run'"
+        ) as caught:
             await enqueue(connection, ["re_1"], run="run")
+    told = str(caught.value).partition("\n")[0]
+    make = told[told.index("SELECT") : told.index(", where")]
+    fleet.do(make)  # as it is
+    async with of_psycopg(fleet.address) as connection:
+        assert await enqueue(connection, ["re_1"], run="run") == 1
+    ((livemode, url),) = fleet.rows("SELECT livemode, base_url FROM async_refunds.runs")
+    assert (livemode, url) == (True, "https://api.stripe.com")
+    assert told.endswith("where true is live mode")

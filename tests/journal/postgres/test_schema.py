@@ -195,14 +195,18 @@ def test_refunds_are_added_once_in_the_order_given(
 @pytest.mark.parametrize(
     ("ids", "accounts", "why"),
     [
-        (["re_1", "sk_test_secret"], None, "id 2 is none of Stripe's"),
-        (["re_1", None], None, "id 2 is none"),
-        (["re_"], None, "id 1 is none"),
-        (["re_1 "], None, "id 1 is none"),
-        (["re_1\n"], None, "id 1 is none"),
-        (["re_" + 253 * "x"], None, "id 1 is none"),
-        (["re_1"], ["acct_" + 251 * "x"], "account 1 is none"),
-        (["re_1"], ["sk_test_secret"], "account 1 is none"),
+        (
+            ["re_1", "sk_test_secret"],
+            None,
+            r"ids\[2\] is not a refund id \(re_... or pyr_...\)",
+        ),
+        (["re_1", None], None, r"ids\[2\] is not"),
+        (["re_"], None, r"ids\[1\] is not"),
+        (["re_1 "], None, r"ids\[1\] is not"),
+        (["re_1\n"], None, r"ids\[1\] is not"),
+        (["re_" + 253 * "x"], None, r"ids\[1\] is not"),
+        (["re_1"], ["acct_" + 251 * "x"], r"accounts\[1\] is not an account id"),
+        (["re_1"], ["sk_test_secret"], r"accounts\[1\] is not an account id"),
         (["re_1", "re_2"], ["acct_1"], "there are 2 ids and 1 accounts"),
     ],
 )
