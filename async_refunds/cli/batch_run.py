@@ -19,7 +19,7 @@ from async_refunds.results import CANCELED, CancelRequest, CancelResult
 
 from .exit_codes import DONE, INTERRUPTED, NOT_ALL, UNKNOWN
 from .progress import BatchProgress, shown
-from .report_data import effort, money_lines
+from .report_data import CanceledSums, effort
 from .summary import exit_code, next_steps, outcome_table, resume_command
 
 if TYPE_CHECKING:
@@ -139,9 +139,8 @@ class BatchRun:
         self._pending: dict[tuple[str | None, str], None] = {}
         self._requests = self._noting(requests)
         self._outcomes: Outcomes = Counter()
-        # What came back, of this run or, with a journal, of all of its runs.
-        self._sums: Counter[str] = Counter()
-        self._counts: Counter[str] = Counter()
+        # Of this run or, with a journal, of all of its runs.
+        self._sums = CanceledSums()
         self._sent = self._rate_limited = 0
         self._seconds = 0.0
         self._open = 0
@@ -218,14 +217,11 @@ class BatchRun:
                 self._rate_limited += sum(
                     attempt.status == _TOO_MANY for attempt in result.attempts
                 )
-                if result.outcome in CANCELED and result.refund is not None:
-                    self._add(result.refund.amount, result.refund.currency)
+                if result.refund is not None:
+                    self._sums.add(
+                        result.outcome, result.refund.amount, result.refund.currency
+                    )
                 self._write(result.outcome, result_record(result), sent=True)
-
-    def _add(self, amount: int | None, currency: str | None) -> None:
-        if amount is not None and currency is not None:
-            self._sums[currency] += amount
-            self._counts[currency] += 1
 
     def _write(
         self, outcome: CancelOutcome, record: dict[str, object], *, sent: bool
@@ -249,11 +245,9 @@ class BatchRun:
             self._open = tally.open
             self._sent, self._rate_limited = tally.requests, tally.rate_limited
             self._seconds = tally.seconds
-            self._sums.clear()
-            self._counts.clear()
+            self._sums = CanceledSums()
             for record in self._kept.journal.records():
-                if record.outcome in CANCELED:
-                    self._add(record.amount, record.currency)
+                self._sums.add(record.outcome, record.amount, record.currency)
             self._left = tally.open > 0
             return
         pending = [CancelRequest(each, account) for account, each in self._pending]
@@ -284,7 +278,7 @@ class BatchRun:
                 self._outcomes, next_steps(self._outcomes, resume)
             ):
                 say(line)
-            for line in money_lines(self._sums, self._counts):
+            for line in self._sums.tables():
                 say(line)
         if self._sent:
             say(effort(self._sent, self._rate_limited, self._seconds))
