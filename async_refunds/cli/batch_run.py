@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from async_refunds.batch import Batch
-from async_refunds.errors import JournalError
+from async_refunds.errors import APIConnectionError, JournalError
 from async_refunds.journal import SqliteJournal
 from async_refunds.results import CANCELED, CancelRequest, CancelResult
 
@@ -21,6 +21,7 @@ from .exit_codes import DONE, INTERRUPTED, NOT_ALL, UNKNOWN
 from .progress import BatchProgress, shown
 from .report_data import CanceledSums, effort
 from .summary import exit_code, next_steps, outcome_table, resume_command
+from .tables import counted
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -84,10 +85,9 @@ class OpenJournal(msgspec.Struct, frozen=True):
     path: str
     """As the user typed it."""
 
-    @property
-    def resume(self) -> str:
-        """The command that continues the run."""
-        return resume_command(self.path, self.journal.run)
+    def resume(self, limit: int | None = None) -> str:
+        """Return the command that continues the run, with so many refunds."""
+        return resume_command(self.path, self.journal.run, limit)
 
     @property
     def report(self) -> str:
@@ -131,6 +131,8 @@ class BatchRun:
         self._total = total
         self._done = done
         self._left_out = left_out
+        # What --max left out is not to be canceled by a command that is only repeated.
+        self._limit = total - done - left_out if left_out else None
         self._kept = kept
         output.kept_by = None if kept is None else kept.report
         self._brief = brief
@@ -146,6 +148,9 @@ class BatchRun:
         self._open = 0
         self._left = False
         self._listed = self._unlisted = 0
+        self._service = ""
+        self._answered = False
+        self._unreached = ""
         self._interrupted = False
         self._ended = False
 
@@ -159,6 +164,7 @@ class BatchRun:
     async def run(self, connection: Connection) -> int:
         """Cancel the refunds, write each result, and return the exit code."""
         options, kept = self._options, self._kept
+        self._service = connection.base_url
         loop = asyncio.get_running_loop()
         began = loop.time()
         async with connection.client(self._output) as refunds:
@@ -214,6 +220,7 @@ class BatchRun:
         ):
             async for result in results:
                 self._pending.pop((result.stripe_account, result.refund_id), None)
+                self._note_connection(result)
                 self._rate_limited += sum(
                     attempt.status == _TOO_MANY for attempt in result.attempts
                 )
@@ -222,6 +229,17 @@ class BatchRun:
                         result.outcome, result.refund.amount, result.refund.currency
                     )
                 self._write(result.outcome, result_record(result), sent=True)
+
+    def _note_connection(self, result: CancelResult) -> None:
+        """Note whether anything answered, and if not, why: to say it once."""
+        error, attempts = result.error, result.attempts
+        self._answered |= any(attempt.status is not None for attempt in attempts)
+        if not self._unreached and isinstance(error, APIConnectionError):
+            # The row begins with the id, and the line is about all of them.
+            cause = str(error).removeprefix(f"{result.refund_id} was not canceled: ")
+            if not cause.startswith(self._service):
+                cause = f"{self._service} could not be reached: {cause}"
+            self._unreached = cause
 
     def _write(
         self, outcome: CancelOutcome, record: dict[str, object], *, sent: bool
@@ -266,13 +284,18 @@ class BatchRun:
         if not (self._brief and exit_code(self._outcomes) == DONE):
             self._summarize_outcomes(broken=broken)
         if self._left_out:
-            self._output.say(f"--max left out {self._left_out:,} refunds")
+            self._output.say(f"--max left out {counted(self._left_out, 'refund')}")
         for note in self._notes:
             self._output.say(note)
 
     def _summarize_outcomes(self, *, broken: bool) -> None:
         kept, say = self._kept, self._output.say
-        resume = None if kept is None else kept.resume
+        limit = self._limit
+        if limit is not None and not broken and self._open <= limit:
+            limit = None  # it would take all
+        resume = None if kept is None else kept.resume(limit)
+        if self._unreached and not self._answered:
+            say(self._unreached)
         if self._outcomes:
             for line in outcome_table(
                 self._outcomes, next_steps(self._outcomes, resume)
@@ -284,11 +307,15 @@ class BatchRun:
             say(effort(self._sent, self._rate_limited, self._seconds))
         if broken:
             say(f"what was in flight is unknown: `{resume}` asks with the same keys")
-        elif self._open:
-            say(
-                f"{self._open:,} of {self._total:,} are open: `{resume}` continues "
-                "with them"
-            )
+        elif kept is not None and self._open:
+            how = f"`{resume}` continues with them"
+            if limit is not None:
+                how = f"`{resume}` takes the next {limit:,}, `{kept.resume()}` all"
+            say(f"{self._open:,} of {self._total:,} are open: {how}")
+        self._say_what_is_listed()
+
+    def _say_what_is_listed(self) -> None:
+        kept, say = self._kept, self._output.say
         if self._listed:
             where = "--output or --journal keeps them all"
             if kept is not None:
