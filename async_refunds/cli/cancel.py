@@ -169,9 +169,10 @@ def collect(
         refuse(f"{name} {error}; nothing was sent")
     lines = counted(bad, "line")
     if bad and not skip_bad:
+        are, them = ("is", "it") if bad == 1 else ("are", "them")
         refuse(
-            f"{lines} of {name} {'is' if bad == 1 else 'are'} wrong; nothing was sent: "
-            "fix them, or leave them out with --skip-bad"
+            f"{lines} of {name} {are} wrong; nothing was sent: fix {them}, or leave "
+            f"{them} out with --skip-bad"
         )
     if not requests.count:
         refuse(f"{name} has no refund ids in it; nothing was sent")
