@@ -280,7 +280,7 @@ class AccountQueue:
         """
         if self._exhausted or len(self._pending) > self._page // 4:
             return 0
-        page = min(self._page, most, max(1, int(self._cancels.pace.rate)))
+        page = min(self._page, most, self._sent_in_a_second)
         return max(1, page - len(self._pending))
 
     def note_claiming(self) -> None:
@@ -289,11 +289,17 @@ class AccountQueue:
         now = self._clock()
         seconds = now - self._claimed_at
         self._claimed_at = now
-        rate = max(1, int(self._cancels.pace.rate))
         if seconds < _SHORT:
-            self._page = min(2 * self._page, _LARGEST_PAGE, rate)
+            self._page = min(2 * self._page, _LARGEST_PAGE, self._sent_in_a_second)
         elif seconds > _LONG:
             self._page = max(1, self._page // 2)
+
+    @property
+    def _sent_in_a_second(self) -> int:
+        """How many claims are used in about a second."""
+        if self.closed_by is not None:
+            return _LARGEST_PAGE  # nothing is sent for them, so they have no pace
+        return max(1, int(self._cancels.pace.rate))
 
     @property
     def version(self) -> int:

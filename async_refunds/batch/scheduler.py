@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from async_refunds.journal import Claim, Journal, Leases
     from async_refunds.models import Attempt
-    from async_refunds.protocol.requests import Request
+    from async_refunds.protocol.requests import Reply, Request
     from async_refunds.results import CancelResult
 
     from .endpoint import Outage
@@ -414,14 +414,12 @@ class Scheduler:
         queue.record_reply(item, request, classification, attempt)
         self._has_answered = self._has_answered or queue.has_answered
         if queue.outage is not None and queue.closed_by is None:
-            self._judge_outage(queue, queue.outage, attempt)
+            self._judge_outage(queue, queue.outage, classification.reply)
         if self._on_idle is not None and queue.closed_by is not None:
             # Nothing of it is worth a claim before its lease is taken anew.
             self.drain(queue.account)
 
-    def _judge_outage(
-        self, queue: AccountQueue, outage: Outage, attempt: Attempt
-    ) -> None:
+    def _judge_outage(self, queue: AccountQueue, outage: Outage, reply: Reply) -> None:
         """Close an account while its service fails for longer than patience lasts.
 
         What waits would be tried at the slow pace of an outage, one after the other,
@@ -433,8 +431,12 @@ class Scheduler:
             seconds = min(seconds, _SILENCE)  # no network, or not the right address
         if outage.lasts(seconds, now):
             what = "could not be reached" if not outage.reached else "failed"
-            last = attempt.failure or f"HTTP status {attempt.status}"
-            text = f"{self._service} {what} for {now - outage.since:.0f} s ({last})"
+            last = (
+                reply.detail
+                if isinstance(reply, TransportFailure)
+                else f"HTTP status {reply.status}"
+            )
+            text = f"{self._service} {what} for {now - outage.since:.0f} s: {last}"
             failure = TransportFailure(Cause.REFUSED, text, sent=False)
             closing: Classification[Any] = Classification(
                 failure, Outcome.NOT_SENT, retry=False

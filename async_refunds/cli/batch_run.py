@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from async_refunds.batch import Batch
-from async_refunds.errors import JournalError
+from async_refunds.errors import APIConnectionError, JournalError
 from async_refunds.journal import SqliteJournal
 from async_refunds.results import CANCELED, CancelRequest, CancelResult
 
 from .exit_codes import DONE, INTERRUPTED, NOT_ALL, UNKNOWN
 from .progress import BatchProgress, shown
-from .report_data import effort, money_lines
+from .report_data import CanceledSums, effort
 from .summary import exit_code, next_steps, outcome_table, resume_command
+from .tables import counted
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -84,10 +85,9 @@ class OpenJournal(msgspec.Struct, frozen=True):
     path: str
     """As the user typed it."""
 
-    @property
-    def resume(self) -> str:
-        """The command that continues the run."""
-        return resume_command(self.path, self.journal.run)
+    def resume(self, limit: int | None = None) -> str:
+        """Return the command that continues the run, with so many refunds."""
+        return resume_command(self.path, self.journal.run, limit)
 
     @property
     def report(self) -> str:
@@ -131,6 +131,8 @@ class BatchRun:
         self._total = total
         self._done = done
         self._left_out = left_out
+        # What --max left out is not to be canceled by a command that is only repeated.
+        self._limit = total - done - left_out if left_out else None
         self._kept = kept
         output.kept_by = None if kept is None else kept.report
         self._brief = brief
@@ -139,14 +141,16 @@ class BatchRun:
         self._pending: dict[tuple[str | None, str], None] = {}
         self._requests = self._noting(requests)
         self._outcomes: Outcomes = Counter()
-        # What came back, of this run or, with a journal, of all of its runs.
-        self._sums: Counter[str] = Counter()
-        self._counts: Counter[str] = Counter()
+        # Of this run or, with a journal, of all of its runs.
+        self._sums = CanceledSums()
         self._sent = self._rate_limited = 0
         self._seconds = 0.0
         self._open = 0
         self._left = False
         self._listed = self._unlisted = 0
+        self._service = ""
+        self._answered = False
+        self._unreached = ""
         self._interrupted = False
         self._ended = False
 
@@ -160,6 +164,7 @@ class BatchRun:
     async def run(self, connection: Connection) -> int:
         """Cancel the refunds, write each result, and return the exit code."""
         options, kept = self._options, self._kept
+        self._service = connection.base_url
         loop = asyncio.get_running_loop()
         began = loop.time()
         async with connection.client(self._output) as refunds:
@@ -215,17 +220,26 @@ class BatchRun:
         ):
             async for result in results:
                 self._pending.pop((result.stripe_account, result.refund_id), None)
+                self._note_connection(result)
                 self._rate_limited += sum(
                     attempt.status == _TOO_MANY for attempt in result.attempts
                 )
-                if result.outcome in CANCELED and result.refund is not None:
-                    self._add(result.refund.amount, result.refund.currency)
+                if result.refund is not None:
+                    self._sums.add(
+                        result.outcome, result.refund.amount, result.refund.currency
+                    )
                 self._write(result.outcome, result_record(result), sent=True)
 
-    def _add(self, amount: int | None, currency: str | None) -> None:
-        if amount is not None and currency is not None:
-            self._sums[currency] += amount
-            self._counts[currency] += 1
+    def _note_connection(self, result: CancelResult) -> None:
+        """Note whether anything answered, and if not, why: to say it once."""
+        error, attempts = result.error, result.attempts
+        self._answered |= any(attempt.status is not None for attempt in attempts)
+        if not self._unreached and isinstance(error, APIConnectionError):
+            # The row begins with the id, and the line is about all of them.
+            cause = str(error).removeprefix(f"{result.refund_id} was not canceled: ")
+            if not cause.startswith(self._service):
+                cause = f"{self._service} could not be reached: {cause}"
+            self._unreached = cause
 
     def _write(
         self, outcome: CancelOutcome, record: dict[str, object], *, sent: bool
@@ -249,11 +263,9 @@ class BatchRun:
             self._open = tally.open
             self._sent, self._rate_limited = tally.requests, tally.rate_limited
             self._seconds = tally.seconds
-            self._sums.clear()
-            self._counts.clear()
+            self._sums = CanceledSums()
             for record in self._kept.journal.records():
-                if record.outcome in CANCELED:
-                    self._add(record.amount, record.currency)
+                self._sums.add(record.outcome, record.amount, record.currency)
             self._left = tally.open > 0
             return
         pending = [CancelRequest(each, account) for account, each in self._pending]
@@ -272,29 +284,38 @@ class BatchRun:
         if not (self._brief and exit_code(self._outcomes) == DONE):
             self._summarize_outcomes(broken=broken)
         if self._left_out:
-            self._output.say(f"--max left out {self._left_out:,} refunds")
+            self._output.say(f"--max left out {counted(self._left_out, 'refund')}")
         for note in self._notes:
             self._output.say(note)
 
     def _summarize_outcomes(self, *, broken: bool) -> None:
         kept, say = self._kept, self._output.say
-        resume = None if kept is None else kept.resume
+        limit = self._limit
+        if limit is not None and not broken and self._open <= limit:
+            limit = None  # it would take all
+        resume = None if kept is None else kept.resume(limit)
+        if self._unreached and not self._answered:
+            say(self._unreached)
         if self._outcomes:
             for line in outcome_table(
                 self._outcomes, next_steps(self._outcomes, resume)
             ):
                 say(line)
-            for line in money_lines(self._sums, self._counts):
+            for line in self._sums.tables():
                 say(line)
         if self._sent:
             say(effort(self._sent, self._rate_limited, self._seconds))
         if broken:
             say(f"what was in flight is unknown: `{resume}` asks with the same keys")
-        elif self._open:
-            say(
-                f"{self._open:,} of {self._total:,} are open: `{resume}` continues "
-                "with them"
-            )
+        elif kept is not None and self._open:
+            how = f"`{resume}` continues with them"
+            if limit is not None:
+                how = f"`{resume}` takes the next {limit:,}, `{kept.resume()}` all"
+            say(f"{self._open:,} of {self._total:,} are open: {how}")
+        self._say_what_is_listed()
+
+    def _say_what_is_listed(self) -> None:
+        kept, say = self._kept, self._output.say
         if self._listed:
             where = "--output or --journal keeps them all"
             if kept is not None:

@@ -47,7 +47,7 @@ Exit codes: 0 all are canceled, 1 some are not, the answer was no, or stdout
 broke (`| head`), 2 wrong usage, 3 the outcome of some is unknown: run the same
 command again, which cancels nothing twice, 130 interrupted with refunds left.
 With --dry-run: 0 all were read, whether or not they can be canceled, 1 some
-could not be read."""
+were not found or could not be read."""
 
 
 @options.with_options
@@ -138,7 +138,7 @@ def _show_preview(
             output.table(preview.PREVIEW_COLUMNS)
     for line in preview.preview_lines(writer.preview, repeatable=repeatable):
         output.say(line)
-    return NOT_ALL if writer.preview.statuses[preview.NOT_READ] else DONE
+    return DONE if writer.preview.all_read else NOT_ALL
 
 
 def collect(
@@ -169,9 +169,10 @@ def collect(
         refuse(f"{name} {error}; nothing was sent")
     lines = counted(bad, "line")
     if bad and not skip_bad:
+        are, them = ("is", "it") if bad == 1 else ("are", "them")
         refuse(
-            f"{lines} of {name} {'is' if bad == 1 else 'are'} wrong; nothing was sent: "
-            "fix them, or leave them out with --skip-bad"
+            f"{lines} of {name} {are} wrong; nothing was sent: fix {them}, or leave "
+            f"{them} out with --skip-bad"
         )
     if not requests.count:
         refuse(f"{name} has no refund ids in it; nothing was sent")

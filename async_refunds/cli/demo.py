@@ -114,8 +114,12 @@ class Demo:
             ):
                 with SqliteJournal.open(path, Run(base_url, livemode=False)) as journal:
                     journal.load(self._requests)
+                open_ = 0
                 for _ in range(ROUNDS):
-                    if not await self._round(refunds, path, output):
+                    if open_ and output.shows_status:  # a second bar begins
+                        output.say(asking_again(open_))
+                    open_ = await self._round(refunds, path, output)
+                    if not open_:
                         break
         calls = sum(attempt.number == 1 for attempt in self._attempts)
         return self._report(
@@ -210,6 +214,11 @@ class Demo:
             killed=killed,
             seconds=round(seconds, 2),
         )
+
+
+def asking_again(refunds: int) -> str:
+    """Return what is said between two rounds, for so many open refunds."""
+    return f"asking again for {refunds:,}"
 
 
 def report_lines(report: DemoReport) -> Iterator[str]:

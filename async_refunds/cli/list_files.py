@@ -56,6 +56,14 @@ _ZIPPED: tuple[tuple[bytes, str], ...] = (
     (b"xl/", f"is an Excel workbook (xlsx): {_SAVE_AS_CSV}"),
     (b"Index/", f"is a Numbers spreadsheet: {_SAVE_AS_CSV}"),
 )
+# A zip archive whose beginning does not tell has the name that its program gave it.
+_SPREADSHEETS = {
+    ".xlsx": "an Excel workbook (xlsx)",
+    ".xlsm": "an Excel workbook (xlsm)",
+    ".xlsb": "an Excel workbook (xlsb)",
+    ".ods": "a spreadsheet (ods)",
+    ".numbers": "a Numbers spreadsheet",
+}
 _BYTE_ORDER_MARKS = (
     (b"\xff\xfe\x00\x00", "utf-32"),
     (b"\x00\x00\xfe\xff", "utf-32"),
@@ -116,13 +124,13 @@ def _opened(source: str) -> Generator[BinaryIO]:
 
 def _entries(source: str, file: BinaryIO) -> Iterator[CancelRequest | BadLine]:
     head = file.read(_HEAD)
-    _refuse_what_is_no_text(head)
+    name = Path(source).suffix.lower()
+    _refuse_what_is_no_text(head, name)
     encoding, errors = _encoding(head)
     text = io.TextIOWrapper(
         io.BufferedReader(_Joined(head, file)), encoding, errors, newline=None
     )
     beginning = head.decode(encoding, "replace").lstrip("\ufeff \t\r\n")
-    name = Path(source).suffix.lower()
     if beginning.startswith(("{", "[")) or name in JSON_LINES:
         lines = _lines(text, _LONGEST_JSON_LINE)
         return entries_of_json(lines, one_per_line=name in JSON_LINES)
@@ -134,11 +142,13 @@ def _entries(source: str, file: BinaryIO) -> Iterator[CancelRequest | BadLine]:
     return entries_of_rows(_lines(text, _LONGEST_LINE))
 
 
-def _refuse_what_is_no_text(head: bytes) -> None:
+def _refuse_what_is_no_text(head: bytes, name: str) -> None:
     if head.startswith(b"PK\x03\x04"):
         for part, reason in _ZIPPED:
             if part in head:
                 raise UnreadableError(reason)
+        if name in _SPREADSHEETS:
+            raise UnreadableError(f"is {_SPREADSHEETS[name]}: {_SAVE_AS_CSV}")
         raise UnreadableError("is a zip archive: unpack it")
     for start, reason in _FORMATS:
         if head.startswith(start):

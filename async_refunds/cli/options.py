@@ -33,6 +33,9 @@ VARIABLES = "ASYNC_REFUNDS_"
 
 REFUND_HELP = "re_... or pyr_..."
 
+# Known values that fit into a message.
+_LISTED = 20
+
 
 class OptionGroup(msgspec.Struct, frozen=True, kw_only=True):
     """Options that a command takes as one argument."""
@@ -253,15 +256,17 @@ def connect(given: ConnectionOptions, *, account: bool = True) -> Connection:
 
 
 def known(option: str, value: str, values: Iterable[str]) -> None:
-    """Refuse a value that is none of the known ones, and show those."""
+    """Refuse a value that is none of the known ones, and show those it may mean.
+
+    All of them, if they are few.
+    """
     names = sorted(values)
     if value not in names:
-        close = difflib.get_close_matches(value, names, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        refuse(
-            f"{option}: {value!r} is unknown{hint}; known are {', '.join(names)}; "
-            "nothing was sent"
-        )
+        close = difflib.get_close_matches(value, names, n=3)
+        hint = f" (did you mean {' or '.join(close)}?)" if close else ""
+        if len(names) <= _LISTED:
+            hint += f"; known are {', '.join(names)}"
+        refuse(f"{option}: {value!r} is unknown{hint}; nothing was sent")
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:

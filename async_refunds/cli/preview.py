@@ -73,6 +73,11 @@ class Preview(msgspec.Struct):
         return self.statuses[CANCELABLE]
 
     @property
+    def all_read(self) -> bool:
+        """Whether each refund was found and read."""
+        return not (self.statuses[NOT_FOUND] or self.statuses[NOT_READ])
+
+    @property
     def seconds(self) -> float:
         """How long the cancels take at Stripe's limit; accounts go side by side."""
         accounts: Counter[str] = Counter()
@@ -141,6 +146,8 @@ def preview_lines(preview: Preview, *, repeatable: bool) -> Iterator[str]:
             yield f"{count:,} {'was' if count == 1 else 'were'} {status}"
         elif status != CANCELABLE:
             yield f"{count:,} cannot be canceled: {status}"
+    if preview.statuses[NOT_FOUND] == total:
+        yield "is this the key of the right account and mode, test or live?"
     if not can:
         return
     seconds = timedelta(seconds=max(1, round(preview.seconds)))

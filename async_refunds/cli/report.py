@@ -18,7 +18,7 @@ from .batch_run import MAX_ROWS, RESULT_COLUMNS
 from .money import in_major_units
 from .options import OptionGroup
 from .output import Output, interruptible, os_reason, refuse
-from .report_data import RunReader, RunReport, effort, money_lines
+from .report_data import RunReader, RunReport, effort
 from .report_html import html_page
 from .summary import exit_code, outcome_table, resume_command
 from .tables import printable, utc
@@ -45,9 +45,10 @@ _FORMULA = ("=", "+", "-", "@")
 HELP = """Show what became of each refund of a run, also while it is going on.
 
 On a terminal: the count of each outcome, what to do about it, what came back in
-each currency, and the refunds that need attention. Otherwise, and with --json
-or --csv: every refund with its outcome, key, amount, times, number of requests,
-request id and error. --html writes a page for a browser or a printer.
+each currency, and the refunds that need attention. What had been canceled
+before is a sum of its own. Otherwise, and with --json or --csv: every refund
+with its outcome, key, amount, times, number of requests, request id and error.
+--html writes a page for a browser or a printer.
 
 Amounts in JSON are in the smallest unit, as Stripe has them (105600 for 1,056.00
 EUR); elsewhere they are as people write them. A refund that was not sent yet
@@ -129,7 +130,7 @@ def _show(output: Output, run: RunReport, reader: RunReader) -> None:
     if run.going_on:
         output.say(f"{run.name} is in use: its run is going on")
     output.text(outcome_table(run.outcomes, run.steps))
-    output.text(money_lines(run.sums.amounts, run.sums.counts))
+    output.text(run.sums.tables())
     if run.requests:
         output.text([effort(run.requests, run.rate_limited, run.seconds)])
     shown = 0

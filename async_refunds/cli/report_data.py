@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from async_refunds.journal import Record, Run, Tally
+    from async_refunds.results import CancelOutcome
 
     from .summary import Outcomes, Steps
 
@@ -33,14 +34,13 @@ class Sums:
         self.counts = Counter[str]()
         """The number of refunds in it."""
         for record in records:
-            self.add(record)
+            self.add(record.amount, record.currency)
 
-    def add(self, record: Record) -> None:
+    def add(self, amount: int | None, currency: str | None) -> None:
         """Add a refund, unless its amount is not known."""
-        if record.amount is not None:
-            currency = record.currency or ""
-            self.amounts[currency] += record.amount
-            self.counts[currency] += 1
+        if amount is not None:
+            self.amounts[currency or ""] += amount
+            self.counts[currency or ""] += 1
 
     def rows(self) -> list[tuple[str, int, str]]:
         """Return each currency, its number of refunds, and the sum in major units."""
@@ -52,6 +52,46 @@ class Sums:
     def line(self) -> str:
         """Return the sums on one line, or nothing if no amount is known."""
         return ", ".join(f"{currency} {amount}" for currency, _, amount in self.rows())
+
+    def table(self, title: str) -> list[str]:
+        """Return the sums as a table, or nothing if no amount is known."""
+        if not self.counts:
+            return []
+        rows = [
+            [currency, f"{self.counts[currency]:,}", in_major_units(amount, currency)]
+            for currency, amount in sorted(self.amounts.items())
+        ]
+        return aligned([[title, "refunds", "sum"], *rows])
+
+
+class CanceledSums:
+    """What canceled refunds come to, by who canceled them.
+
+    A refund that was canceled before a run asked has another run, or somebody else, to
+    account for it: to add it to what came back would count its money twice.
+    """
+
+    def __init__(self) -> None:
+        self.came_back = Sums()
+        """Of those that the run canceled."""
+        self.before = Sums()
+        """Of those that were canceled before the run asked."""
+
+    def add(
+        self, outcome: CancelOutcome | None, amount: int | None, currency: str | None
+    ) -> None:
+        """Add a refund if it is canceled."""
+        if outcome == "canceled":
+            self.came_back.add(amount, currency)
+        elif outcome == "already_canceled":
+            self.before.add(amount, currency)
+
+    def tables(self) -> list[str]:
+        """Return a table of each, or nothing if no amount is known."""
+        return [
+            *self.came_back.table("came back"),
+            *self.before.table("canceled before"),
+        ]
 
 
 class RunReader(Protocol):
@@ -105,17 +145,17 @@ class RunReport:
         self.requests, self.rate_limited = tally.requests, tally.rate_limited
         self.seconds = tally.seconds
         self.outcomes: Outcomes = Counter()
-        self.sums = Sums()
-        """What came back."""
+        self.sums = CanceledSums()
         self.sums_by_account: dict[str | None, Sums] = {}
-        """The same, ``None`` for what is of the key's own account."""
+        """What came back, ``None`` for what is of the key's own account."""
         for record in reader.records():
             in_flight = self.is_in_flight(record)
             self.outcomes[IN_FLIGHT if in_flight else record.outcome] += 1
-            if record.outcome in CANCELED:
-                self.sums.add(record)
+            money = record.amount, record.currency
+            self.sums.add(record.outcome, *money)
+            if record.outcome == "canceled":
                 account = record.stripe_account
-                self.sums_by_account.setdefault(account, Sums()).add(record)
+                self.sums_by_account.setdefault(account, Sums()).add(*money)
 
     def is_in_flight(self, record: Record) -> bool:
         """Tell whether the running process may be canceling a refund now."""
@@ -129,7 +169,7 @@ class RunReport:
 
     @property
     def canceled(self) -> int:
-        """The number of refunds that are canceled."""
+        """The number of refunds that are canceled, by the run or before it asked."""
         return sum(self.outcomes[outcome] for outcome in CANCELED)
 
     def facts(self) -> Iterator[str]:
@@ -139,17 +179,6 @@ class RunReport:
             yield "It is going on."
         if self.requests:
             yield f"{effort(self.requests, self.rate_limited, self.seconds)}."
-
-
-def money_lines(sums: Counter[str], counts: Counter[str]) -> list[str]:
-    """Return a table of what came back, or nothing if no amount is known."""
-    if not sums:
-        return []
-    rows = [
-        [currency, f"{counts[currency]:,}", in_major_units(amount, currency)]
-        for currency, amount in sorted(sums.items())
-    ]
-    return aligned([["came back", "refunds", "sum"], *rows])
 
 
 def effort(requests: int, rate_limited: int, seconds: float) -> str:

@@ -146,15 +146,25 @@ def _facts(report: RunReport) -> str:
 
 def _verdict(report: RunReport) -> str:
     total, canceled = report.outcomes.total(), report.canceled
+    earlier = report.outcomes["already_canceled"]
+    before = f", {earlier:,} of them before this run asked" if earlier else ""
     if canceled == total:
-        kind, text = "good", f"All {total:,} are canceled."
+        kind, text = "good", f"All {total:,} are canceled{before}."
     else:
-        kind, text = "failed", f"{canceled:,} of {total:,} are canceled."
+        kind, text = "failed", f"{canceled:,} of {total:,} are canceled{before}."
     if unknown := report.outcomes["unknown"]:
         kind = "unknown"
         text += f" {unknown:,} may be canceled or not."
-    money = f"Came back: {report.sums.line()}." if report.sums.counts else ""
-    return f'<p class="verdict {kind}">{text} <span>{_text(money)}</span></p>'
+    sums = report.sums
+    money = [
+        f"{title}: {each.line()}."
+        for title, each in (
+            ("Came back", sums.came_back),
+            ("Canceled before", sums.before),
+        )
+        if each.counts
+    ]
+    return f'<p class="verdict {kind}">{text} <span>{_text(" ".join(money))}</span></p>'
 
 
 def _attention(report: RunReport, records: Iterable[Record]) -> str:
@@ -207,15 +217,19 @@ def _group(
 
 
 def _money(report: RunReport) -> str:
-    if not report.sums.counts:
+    """Return what came back, and below it what was canceled before."""
+    outcomes, sums = report.outcomes, report.sums
+    before = ""
+    if earlier := outcomes["already_canceled"]:
+        note = "Not by this run, which found them canceled; not in the sums above."
+        boxes = _boxes(sums.before, earlier, note)
+        before = f'<h3 class="before">Canceled before</h3>{boxes}'
+    if not (outcomes["canceled"] or earlier):
         return "<p>No amount is known.</p>"
-    boxes = "".join(
-        f"<div><dt>{_text(currency)}, {counted(count, 'refund')}</dt>"
-        f"<dd>{amount}</dd></div>"
-        for currency, count, amount in report.sums.rows()
-    )
-    unknown = report.canceled - report.sums.counts.total()
-    more = f" The amounts of {unknown:,} more are not known." if unknown else ""
+    note = "To the balance; the customers are not repaid by it."
+    boxes = "<p>Nothing: this run canceled none.</p>"
+    if outcomes["canceled"]:
+        boxes = _boxes(sums.came_back, outcomes["canceled"], note)
     by_account = ""
     if len(report.sums_by_account) > 1:
         rows = [
@@ -225,11 +239,21 @@ def _money(report: RunReport) -> str:
         ]
         head = ("Account", "Currency", "Refunds", "Sum")
         by_account = _table("short", head, rows, numbers={2, 3})
-    return (
-        f'<dl class="sums">{boxes}</dl>'
-        '<p class="note">To the balance; the customers are not repaid by it.'
-        f"{more}</p>{by_account}"
+    return f"{boxes}{by_account}{before}"
+
+
+def _boxes(sums: Sums, refunds: int, note: str) -> str:
+    """Return the sum of each currency, for so many refunds."""
+    if not sums.counts:
+        return "<p>No amount is known.</p>"
+    boxes = "".join(
+        f"<div><dt>{_text(currency)}, {counted(count, 'refund')}</dt>"
+        f"<dd>{amount}</dd></div>"
+        for currency, count, amount in sums.rows()
     )
+    unknown = refunds - sums.counts.total()
+    more = f" The amounts of {unknown:,} more are not known." if unknown else ""
+    return f'<dl class="sums">{boxes}</dl><p class="note">{note}{more}</p>'
 
 
 def _outcomes(report: RunReport) -> str:

@@ -25,11 +25,13 @@ IN_FLIGHT = "in flight"
 """Counts the refunds that a running process may be canceling."""
 
 
-def resume_command(journal: str, run: Run) -> str:
-    """Return the command that continues the run of a journal."""
+def resume_command(journal: str, run: Run, limit: int | None = None) -> str:
+    """Return the command that continues the run of a journal, with so many refunds."""
     words = ["async-refunds", "resume", journal, *(["--live"] if run.livemode else [])]
     if needs_address(run):
         words += ["--base-url", run.base_url]
+    if limit is not None:
+        words += ["--max", str(limit)]
     return shlex.join(words)
 
 

@@ -20,7 +20,7 @@ import psycopg
 import pytest
 
 from async_refunds import RefundsClient, SignatureVerificationError
-from async_refunds.cli.demo import DemoReport, report_lines
+from async_refunds.cli.demo import DemoReport, asking_again, report_lines
 from async_refunds.cli.fleet_demo.report import FleetDemoReport, HeldAccount
 from async_refunds.cli.fleet_demo.report import report_lines as fleet_report_lines
 from async_refunds.emulator import Emulator
@@ -149,6 +149,28 @@ async def test_web_service(
     assert answer.status_code == code
     assert answer.json() == body
     assert emulator.requests[0].idempotency_key == "intent-1"
+
+
+async def test_web_service_refuses_a_key_of_another_refund(page: Page) -> None:
+    emulator = Emulator()
+    first, second = emulator.add_refund(), emulator.add_refund()
+    async with emulator.serve() as url:
+        page.base_url = url
+        page.run(block("lifespan"))
+        app = page.names["app"]
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://shop") as shop,
+        ):
+            good, bad = [
+                await shop.post(f"/refunds/{each}/cancel?request_key=intent-1")
+                for each in (first, second)
+            ]
+    assert good.status_code == 200
+    assert bad.status_code == 409
+    assert bad.json() == {"detail": "this key was used for another refund"}
+    assert emulator.books.cancellations == {first: 1}
 
 
 @pytest.mark.asyncio(loop_factories=["real"])
@@ -327,6 +349,7 @@ def test_demo_prints_what_the_page_shows() -> None:
         seconds=3.03,
     )
     told = [re.sub(r" \(.*", "", line) for line in report_lines(report)]
+    told.insert(0, asking_again(report.asked_again))
     assert told == [re.sub(r" \(.*", "", line) for line in shown.splitlines()[1:]]
 
 

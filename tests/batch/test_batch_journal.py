@@ -564,8 +564,9 @@ async def test_second_batch_on_a_journal_is_refused(tmp_path: Path) -> None:
     ids = stripe.seed_refunds(3)
     async with client(stripe) as refunds:
         first = cancel_many(refunds, ids, journal=path)
+        # Left by `break`, as here, it goes on.
         await anext(first)
-        with pytest.raises(JournalError, match="use"):
+        with pytest.raises(JournalError, match=r"of this process: .*aclosing\("):
             await anext(cancel_many(refunds, ids, journal=path))
         await first.aclose()
         assert len(await canceled_many(refunds, ids, journal=path)) <= 2

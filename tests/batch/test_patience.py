@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
 
 from async_refunds import RefundsClient, cancel_many
+from async_refunds.journal import MemoryJournal
 from tests.support.answering import answering, canceled
-from tests.support.batches import KEY
+from tests.support.batches import KEY, canceled_many
 from tests.support.scripted import answer, refund_json
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Mapping
+
+    from async_refunds.journal import Claim
 
 
 @pytest.mark.parametrize("count", [1, 3, 8, 12, 40, 1000])
@@ -45,14 +49,39 @@ async def test_patience_bounds_a_batch_behind_a_dead_backend(count: int) -> None
     for result in results:
         if result.outcome == "failed":
             assert result.idempotency_key is None
-            assert re.search(
-                r"failed for [56] s \(HTTP status 502\)", str(result.error)
-            )
+            assert re.search(r"failed for [56] s: HTTP status 502$", str(result.error))
     # The outage is seen with the first answer after five seconds, and one comes every
     # two. The reads that settle what was sent take as long again.
     assert seconds < 10
     # Some cancels and reads until the outage is noticed, then one in two seconds each.
     assert asked.total() < 20 + 1.1 * seconds
+
+
+class SlowJournal(MemoryJournal):
+    """A journal that takes as long for claims as a disk at work."""
+
+    async def claim(
+        self, limits: Mapping[str | None, int]
+    ) -> dict[str | None, list[Claim]]:
+        await asyncio.sleep(0.1)
+        return await super().claim(limits)
+
+
+async def test_rest_is_given_up_at_once_where_nothing_answers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    loop = asyncio.get_running_loop()
+    ids = [f"re_{number}" for number in range(300)]
+    url = f"http://127.0.0.1:{port}"
+    async with RefundsClient(KEY, base_url=url) as refunds:
+        began = loop.time()
+        found = await canceled_many(refunds, ids, journal=SlowJournal())
+        seconds = loop.time() - began
+    assert {found[each].outcome for each in ids} == {"failed"}
+    text = f"{url} could not be reached for [5-8] s: no connection"
+    assert re.search(text, str(found[ids[-1]].error))
+    # Not a claim for each: what is given up has no pace.
+    assert seconds < 10
 
 
 async def test_batch_goes_on_after_an_outage() -> None:

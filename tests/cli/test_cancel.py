@@ -189,6 +189,23 @@ async def test_refused_connection_is_a_failure_that_sent_nothing() -> None:
     assert ended.lines[0]["outcome"] == "failed"
     assert ended.lines[0]["request_id"] is None
     assert "no connection" in ended.lines[0]["error"]
+    cause = f"http://127.0.0.1:{port} could not be reached: no connection (Connection "
+    assert ended.err.startswith(f"{cause}refused)\n")
+
+
+async def test_refused_connections_of_many_are_told_once() -> None:
+    emulator, ids = emulator_of(1)
+    async with emulator.serve() as base_url:
+        emulator.faults.script("refuse")
+        good = await run("cancel", *ids, "re_none", "--base-url", base_url)
+    down = await run(
+        *("cancel", *(f"re_{n}" for n in range(30)), "--patience", "0.1"),
+        *("--base-url", base_url),
+    )
+    assert "could not be reached" not in good.err
+    assert down.code == 1
+    assert len(down.lines) == 30
+    assert down.err.count("could not be reached") == 1
 
 
 async def test_unknown_host_is_a_failure_that_sent_nothing() -> None:

@@ -141,3 +141,16 @@ async def test_demo_on_a_terminal_shows_progress_and_the_story_on_stdout() -> No
     assert story[0] == "5 of 5 refunds canceled"
     assert story[-1] == AGREE
     assert "5/5" in await bar_shown
+
+
+async def test_demo_on_a_terminal_says_why_another_bar_begins() -> None:
+    screen, bar = Screen(), Screen()
+    async with started(
+        *("demo", "--refunds", "2", "--faults", "redirect=1"),
+        stdout=screen.terminal,
+        stderr=bar.terminal,
+    ) as running:
+        bar_shown = bar.reading()
+        ended, _ = await screen.shows(running)
+    assert ended.code == 1
+    assert (await bar_shown).count("asking again for 2\n") == demo.ROUNDS - 1

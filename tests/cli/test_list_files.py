@@ -380,6 +380,17 @@ UNREADABLE: dict[str, tuple[str | bytes, str]] = {
 }
 
 
+@pytest.mark.parametrize("suffix", ["xlsx", "XLSX", "ods"])
+def test_workbook_that_does_not_begin_as_one_is_known_by_its_name(
+    suffix: str, tmp_path: Path
+) -> None:
+    content = zipped("docProps/app.xml")
+    with pytest.raises(UnreadableError) as caught:
+        read(tmp_path / f"list.{suffix}", content)
+    told = f"({suffix.lower()}): save its sheet as CSV"
+    assert str(caught.value).endswith(told)
+
+
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_list_that_cannot_be_trusted_is_refused_whole(
     name: str, tmp_path: Path

@@ -56,7 +56,7 @@ async def test_dry_run_shows_what_would_happen_and_ends_with_the_command(
         assert not emulator.books.requests["cancel"]
         command = last.partition("to cancel them: async-refunds ")[2]
         done = await run_in_shell(f"refunds {command}", folder=tmp_path)
-    assert ended.code == 0
+    assert ended.code == 1
     *said, limit, money = said
     assert limit == (
         "canceling takes about 0:00:01 at Stripe's limit of 25 requests per second for "
@@ -130,11 +130,27 @@ async def test_dry_run_from_stdin_says_that_the_list_is_needed_again() -> None:
             f"printf '%s\\n' {' '.join(ids)} | refunds cancel --from - --dry-run "
             f"--max 2 --base-url {base_url}"
         )
-        none = await run("cancel", "re_1", "--dry-run", "--base-url", base_url)
-    assert ended.code == none.code == 0
+    assert ended.code == 0
     assert ended.err.startswith("2 of 2 refunds can be canceled:\n")
     assert ended.err.endswith("the list came from stdin: give it again\n")
-    assert none.err == "0 of 1 refund can be canceled\n1 was not found\n"
+
+
+@real
+async def test_dry_run_that_finds_none_asks_whether_the_key_is_the_right_one() -> None:
+    emulator, _ = emulator_of(0)
+    ids = [emulator.add_refund(livemode=True) for _ in range(3)]
+    async with emulator.serve() as base_url:
+        one, all_ = await run_each(
+            ("cancel", "re_1", "--dry-run", "--base-url", base_url),
+            ("cancel", *ids, "--dry-run", "--base-url", base_url),
+        )
+        moved = emulator.add_refund(status="succeeded")
+        some = await run("cancel", moved, *ids, "--dry-run", "--base-url", base_url)
+    asks = "is this the key of the right account and mode, test or live?\n"
+    assert one.err == f"0 of 1 refund can be canceled\n1 was not found\n{asks}"
+    assert all_.err == f"0 of 3 refunds can be canceled\n3 were not found\n{asks}"
+    assert some.err.endswith("3 were not found\n1 cannot be canceled: succeeded\n")
+    assert one.code == all_.code == some.code == 1
 
 
 @real
@@ -312,7 +328,8 @@ async def test_live_refunds_without_a_terminal_or_yes_are_refused(
     assert [line["refund_id"] for line in one.lines] == ids[:1]
     assert some.code == 1
     assert sorted(line["refund_id"] for line in some.lines) == sorted(ids[:3])
-    assert "3 of 6 are open: `async-refunds resume run.sqlite3 --live`" in some.err
+    command = "async-refunds resume run.sqlite3 --live"
+    assert f"3 of 6 are open: `{command}` continues with them" in some.err
     assert rest.code == 0
     assert emulator.books.cancellations == dict.fromkeys(ids, 1)
 

@@ -209,7 +209,8 @@ async def test_money_is_in_major_units_but_in_json(tmp_path: Path) -> None:
         start = lines.index(money[0])
         assert lines[start : start + 3] == money
         assert re.fullmatch(r"5 requests in 0:00:\d\d", lines[start + 3])
-    assert "came back  refunds  sum\neur        1        1,056.00\n" in plain.err
+    before = "canceled before  refunds  sum\neur              1        1,056.00\n"
+    assert before in plain.err
     assert [line["amount"] for line in as_json.lines] == [105_600, 105_600, 99, 1]
     refund = emulator.refund(ids[0])
     for name in ("charge", "payment_intent", "created", "failure_balance_transaction"):
@@ -217,6 +218,40 @@ async def test_money_is_in_major_units_but_in_json(tmp_path: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(as_csv.out[1:], newline="")))
     assert [row["amount"] for row in rows] == ["1056.00", "105600", "0.99", "0.01"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", rows[0]["created_utc"])
+
+
+async def test_money_of_two_runs_over_the_same_refunds_came_back_once(
+    tmp_path: Path,
+) -> None:
+    emulator, _ = emulator_of(0)
+    ids = [emulator.add_refund() for _ in range(3)]
+    async with emulator.serve() as base_url:
+        first = await run(
+            *("cancel", *ids[:2], "--journal", "1.sqlite3", "--base-url", base_url),
+            folder=tmp_path,
+        )
+        second = await run(
+            *("cancel", *ids, "--journal", "2.sqlite3", "--base-url", base_url),
+            folder=tmp_path,
+        )
+        third = await run("cancel", *ids, "re_none", "--base-url", base_url)
+    screen = Screen()
+    async with started(
+        "report", "2.sqlite3", stdout=screen.terminal, key=None, folder=tmp_path
+    ) as running:
+        _, shown = await screen.shows(running)
+    once = "came back  refunds  sum\njpy        2        10,000\n"
+    assert once in first.err
+    assert "canceled before" not in first.err
+    for text in (second.err, shown):
+        assert (
+            "came back  refunds  sum\njpy        1        5,000\n"
+            "canceled before  refunds  sum\njpy              2        10,000\n"
+        ) in text
+    assert "came back" not in third.err
+    assert "canceled before  refunds  sum\njpy              3        15,000\n" in (
+        third.err
+    )
 
 
 async def test_amount_that_is_not_known_is_in_no_sum(tmp_path: Path) -> None:

@@ -82,10 +82,13 @@ async def test_page_has_what_came_back_and_what_needs_attention(
     page = Page((tmp_path / "run.html").read_text())
     text = page.text
     assert "A run at https://a.example in test mode: 6 refunds." in text
-    assert "EUR, 1 refund\n1,056.00\nJPY, 1 refund\n500" in text
-    assert "3 of 6 are canceled. 1 may be canceled or not." in text
-    assert "Came back: EUR 1,056.00, JPY 500." in text
-    assert "The amounts of 1 more are not known." in text
+    assert "3 of 6 are canceled, 1 of them before this run asked. 1 may be" in text
+    assert "Came back: EUR 1,056.00. Canceled before: JPY 500." in text
+    came_back, before = text.split("What came back\n")[1].split("Canceled before\n")
+    assert came_back.startswith("EUR, 1 refund\n1,056.00\nTo the balance;")
+    assert "The amounts of 1 more are not known." in came_back
+    assert before.startswith("JPY, 1 refund\n500\nNot by this run")
+    assert "amounts of" not in before
     assert text.index("the answer was lost") < text.index("is succeeded")
     assert "Maybe canceled: \nasync-refunds resume run.sqlite3\n; nothing" in text
     assert "1 open\nasync-refunds resume run.sqlite3\n" in text
@@ -118,6 +121,24 @@ async def test_page_of_a_run_without_results_says_so(tmp_path: Path) -> None:
     text = Page((tmp_path / "run.html").read_text()).text
     for said in ("No amount is known.", "There is no result yet.", "1 open\n"):
         assert said in text
+
+
+async def test_page_of_a_run_that_canceled_none_says_that_nothing_came_back(
+    tmp_path: Path,
+) -> None:
+    results: list[tuple[CancelOutcome, Refund | None, str]]
+    results = [("already_canceled", refund(n, 500, "jpy"), "") for n in range(2)]
+    await journal_with(
+        tmp_path / "run.sqlite3", *results, account="acct_1", never_sent=0
+    )
+    ended = await run(
+        *("report", "run.sqlite3", "--html", "run.html"), key=None, folder=tmp_path
+    )
+    assert ended.code == 0
+    text = Page((tmp_path / "run.html").read_text()).text
+    assert "All 2 are canceled, 2 of them before this run asked." in text
+    assert "Came back:" not in text
+    assert "Nothing: this run canceled none.\nCanceled before\nJPY, 2 refunds\n" in text
 
 
 async def test_page_of_a_run_that_went_well_needs_no_attention(tmp_path: Path) -> None:

@@ -244,8 +244,8 @@ def test_process_that_forgets_to_close_ends_and_loses_nothing(path: Path) -> Non
 # ------------------------------------------------------------------ one at a time
 
 
-def refused(path: Path) -> None:
-    with pytest.raises(JournalError, match="is in use by another process") as caught:
+def refused(path: Path, by: str = "another process") -> None:
+    with pytest.raises(JournalError, match=f"is in use by {by}") as caught:
         SqliteJournal.open(path, RUN)
     assert repr(str(path)) in str(caught.value)
 
@@ -271,8 +271,8 @@ def test_second_process_is_refused(path: Path) -> None:
 
 def test_second_object_of_a_process_is_refused(path: Path) -> None:
     with SqliteJournal.open(path, RUN) as journal:
-        refused(path)
-        refused(path)
+        refused(path, by="another batch of this process")
+        refused(path, by="another batch of this process")
         journal.load([])
     with SqliteJournal.open(path), child(HOLDER, path) as process:
         # Nor did the refusals take the lock from the first.
@@ -289,7 +289,7 @@ def test_hard_link_is_refused_whichever_name_is_in_use(path: Path) -> None:
                 SqliteJournal.open(link)
         assert journal.load(items(3, 3)) == 3  # and the first is not disturbed
         path.unlink()
-        with pytest.raises(JournalError, match="in use by another process"):
+        with pytest.raises(JournalError, match="in use by another batch of this"):
             SqliteJournal.open(link)
         with pytest.raises(JournalError, match="was removed or replaced"):
             journal.load(items(6, 3))
@@ -329,7 +329,7 @@ def test_file_that_is_mounted_twice_is_refused(path: Path, mounted: Path) -> Non
         refused(path)
         refused(path)
     with SqliteJournal.open(path) as journal:
-        with pytest.raises(JournalError, match="in use by another process"):
+        with pytest.raises(JournalError, match="in use by another batch of this"):
             SqliteJournal.open(mounted)
         with child(HOLDER, mounted) as process:
             assert process.wait(AGES) == 1

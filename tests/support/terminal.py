@@ -31,8 +31,10 @@ UNSET = (
     *("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS"),
 )
 
-# What came back in each currency, and how much work it was.
-FIGURES = re.compile(r"came back  |[a-z]{3} +[\d,]+ +[\d,.]+$|[\d,]+ requests? in ")
+# What came back or was canceled before in each currency, and how much work it was.
+FIGURES = re.compile(
+    r"(came back|canceled before)  |[a-z]{3} +[\d,]+ +[\d,.]+$|[\d,]+ requests? in "
+)
 
 COMMAND = ("-m", "async_refunds")
 IN_SHELL = (

@@ -67,7 +67,9 @@ class Lock:
             if db is not None:
                 db.close()
             if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
-                raise _in_use(place) from error
+                found = _identity(place)
+                here = found is not None and found[:2] in _HELD
+                raise _in_use(place, here=here) from error
             raise explained(self._path, error) from error
         return db
 
@@ -87,7 +89,7 @@ class Lock:
         # What follows sees a single file that is mounted at two places, where the locks
         # by name differ.
         if (found.st_dev, found.st_ino) in _HELD:
-            raise _in_use(place)
+            raise _in_use(place, here=True)
         if sys.platform == "linux":  # pragma: no branch - as above
             self._lock_file(place, (found.st_dev, found.st_ino))
 
@@ -104,7 +106,7 @@ class Lock:
         try:
             fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, wanted)
         except BlockingIOError as error:
-            raise _in_use(place) from error
+            raise _in_use(place, here=False) from error
 
     def release(self) -> None:
         """Let go, and leave no file behind. The second time does nothing.
@@ -132,7 +134,13 @@ _HELD: set[tuple[int, int]] = set()
 open the file, and closing it would end the locks that SQLite has on it."""
 
 
-def _in_use(place: str) -> JournalError:
+def _in_use(place: str, *, here: bool) -> JournalError:
+    if here:
+        return JournalError(
+            f"the journal {place!r} is in use by another batch of this process: wait "
+            f"for its end. One that is left by `break` goes on until its generator is "
+            f"closed: use `async with aclosing(cancel_many(...)) as results`"
+        )
     return JournalError(
         f"the journal {place!r} is in use by another process (or another batch of this "
         f"one): wait for its end, or stop it"

@@ -1,0 +1,70 @@
+"""``--max`` and a journal: what was left out is canceled only when told to."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.terminal import emulator_of, run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support.terminal import Ended
+
+pytestmark = pytest.mark.asyncio(loop_factories=["real"])
+
+RESUME = "async-refunds resume run.sqlite3"
+
+
+def commands(ended: Ended) -> list[str]:
+    """Return the commands that a summary names, in its order."""
+    return re.findall(r"`(.*?)`", ended.err)
+
+
+async def test_command_that_is_offered_takes_no_more_than_max_did(
+    tmp_path: Path,
+) -> None:
+    emulator, ids = emulator_of(5)
+    (tmp_path / "ids.txt").write_text("\n".join(["re_none", *ids]))
+    async with emulator.serve() as base_url:
+        first = await run(
+            *("cancel", "--from", "ids.txt", "--max", "2", "--journal", "run.sqlite3"),
+            *("--base-url", base_url),
+            folder=tmp_path,
+        )
+        assert first.err.endswith(
+            f"5 of 6 are open: `{RESUME} --max 2` takes the next 2, `{RESUME}` all\n"
+            "--max left out 4 refunds\n"
+        )
+        # What failed is open too, and goes first.
+        *about_outcomes, some, all_ = commands(first)
+        assert {*about_outcomes, some} == {f"{RESUME} --max 2"}
+        assert all_ == RESUME
+        second = await run(*some.split()[1:], folder=tmp_path)
+        assert set(emulator.books.cancellations) == set(ids[:2])
+        third = await run(*some.split()[1:], folder=tmp_path)
+        fourth = await run(*all_.split()[1:], folder=tmp_path)
+    assert "4 of 6 are open: " in second.err
+    assert "3 of 6 are open: " in third.err
+    assert "--max left out 2 refunds" in third.err
+    assert set(commands(fourth)) == {RESUME}
+    assert emulator.books.cancellations == dict.fromkeys(ids, 1)
+
+
+async def test_max_that_would_take_all_of_the_rest_is_not_offered(
+    tmp_path: Path,
+) -> None:
+    emulator, ids = emulator_of(3)
+    async with emulator.serve() as base_url:
+        ended = await run(
+            *("cancel", *ids, "--max", "2", "--journal", "run.sqlite3"),
+            *("--base-url", base_url),
+            folder=tmp_path,
+        )
+    assert set(commands(ended)) == {RESUME}
+    assert ended.err.endswith(
+        f"1 of 3 are open: `{RESUME}` continues with them\n--max left out 1 refund\n"
+    )
