@@ -16,7 +16,6 @@ from tests.support.fleets import worker
 if TYPE_CHECKING:
     from tests.support.fleets import Fleet
 
-pytestmark = pytest.mark.asyncio(loop_factories=["real"])
 
 HOUR = 3600.0
 ENQUEUE = "SELECT async_refunds.enqueue(%s, %s::text[], %s::text[])"
@@ -29,6 +28,12 @@ def run(fleet: Fleet) -> str:
     (name,) = fleet.value("SELECT array_agg(name) FROM async_refunds.runs")
     assert isinstance(name, str)
     return name
+
+
+def with_procrastinate(fleet: Fleet) -> None:
+    """Make its tables beside ours."""
+    with psycopg.connect(fleet.address, autocommit=True) as connection:
+        connection.execute(SchemaManager.get_schema().encode())
 
 
 @pytest.mark.parametrize(
@@ -71,12 +76,13 @@ def test_run_at_an_address_that_no_client_has_is_not_made(
 def test_accounts_of_one_transaction_take_no_more_locks_than_there_is_room_for(
     fleet: Fleet, run: str
 ) -> None:
-    fleet.do(SchemaManager.get_schema())
+    with_procrastinate(fleet)
     accounts = [f"acct_{number}" for number in range(20_000)]
+    others = [f"acct_other{number}" for number in range(400)]
     with psycopg.connect(fleet.address) as caller:
         for part in (accounts[:10_000], accounts[10_000:]):
             caller.execute(ENQUEUE, [run, ["re_1"] * len(part), part])
-        assert fleet.value(ENQUEUE, run, ["re_2"] * 400, accounts[:400]) == 400, (
+        assert fleet.value(ENQUEUE, run, ["re_1"] * 400, others) == 400, (
             "nor does it take the room of another"
         )
     jobs = "SELECT count(*) FROM procrastinate_jobs"
@@ -89,13 +95,14 @@ def test_accounts_of_one_transaction_take_no_more_locks_than_there_is_room_for(
 
 
 def test_migration_of_procrastinate_makes_nobody_wait(fleet: Fleet, run: str) -> None:
-    fleet.do(SchemaManager.get_schema())
+    with_procrastinate(fleet)
     with psycopg.connect(fleet.address) as migration:
         migration.execute("LOCK TABLE procrastinate_jobs")
         assert fleet.value(ENQUEUE, run, ["re_1"], None) == 1
     assert fleet.value("SELECT count(*) FROM procrastinate_jobs") == 0
 
 
+@pytest.mark.asyncio(loop_factories=["real"])
 async def test_clock_of_this_machine_that_is_set_makes_no_key_older(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
