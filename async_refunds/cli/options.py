@@ -256,14 +256,21 @@ def connect(given: ConnectionOptions, *, account: bool = True) -> Connection:
 
 
 def known(option: str, value: str, values: Iterable[str]) -> None:
-    """Refuse a value that is none of the known ones, and show those it may mean.
+    """Refuse a value that is none of the known ones, and show the closest.
 
     All of them, if they are few.
     """
     names = sorted(values)
     if value not in names:
-        close = difflib.get_close_matches(value, names, n=3)
-        hint = f" (did you mean {' or '.join(close)}?)" if close else ""
+        close = sorted(
+            difflib.get_close_matches(value, names, n=_LISTED),
+            # Of equally close ones, that which begins as the value does: jpy for jpn.
+            key=lambda each: (
+                -difflib.SequenceMatcher(None, each, value).ratio(),
+                each[:1] != value[:1],
+            ),
+        )
+        hint = f" (did you mean {close[0]}?)" if close else ""
         if len(names) <= _LISTED:
             hint += f"; known are {', '.join(names)}"
         refuse(f"{option}: {value!r} is unknown{hint}; nothing was sent")

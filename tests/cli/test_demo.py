@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from async_refunds.cli import demo
+from async_refunds.cli.crash_recovery import ROUNDS
 from tests.support.terminal import Screen, appears, run, run_each, started, there
 
 if TYPE_CHECKING:
@@ -153,4 +154,4 @@ async def test_demo_on_a_terminal_says_why_another_bar_begins() -> None:
         bar_shown = bar.reading()
         ended, _ = await screen.shows(running)
     assert ended.code == 1
-    assert (await bar_shown).count("asking again for 2\n") == demo.ROUNDS - 1
+    assert (await bar_shown).count("asking again for 2\n") == ROUNDS - 1

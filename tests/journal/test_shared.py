@@ -387,9 +387,9 @@ def test_lock_that_was_removed_while_it_was_waited_for(path: Path, then: str) ->
     HOOKS.before_opening(str(name), remove)
     if then == "gone":
         with SqliteJournal.open(path, RUN):
-            refused(path)
+            refused(path, by="another batch of this process")
     else:
-        refused(path)
+        refused(path, by="another batch of this process")
         others[0].close_now()
     assert left(path) == ["run.sqlite3"]
 
