@@ -208,6 +208,9 @@ class Yesterday(MemoryJournal):
 
     def __init__(self, age: float) -> None:
         super().__init__(clock=lambda: time.time() - age)
+
+    def now(self) -> float:
+        return time.time()
         self.rekeyed: list[str] = []
 
     async def claim(
