@@ -19,6 +19,7 @@ from async_refunds.cli.tables import counted
 from async_refunds.journal.postgres import administration
 from async_refunds.journal.postgres.runs import RunReader
 
+from .change import Change
 from .database import DatabaseOptions, RunArgument, connected
 
 if TYPE_CHECKING:
@@ -34,20 +35,22 @@ outcome, what to do about it, what came back, and the refunds that need
 attention; otherwise every refund.
 
 Exit codes: 0 all are canceled, 1 some are not, stdout broke (`| head`), or the
-database failed, 2 no such run, or no connection, 3 the outcome of some is
-unknown, 130 interrupted."""
+database failed, 2 no such run, no connection, or no right, 3 the outcome of
+some is unknown, 130 interrupted."""
 
 PAUSE_HELP = """Let the workers begin nothing more of a run.
 
 What is under way is finished. Other runs go on. `fleet resume` goes on with it.
 
 Exit codes: 0 it is paused, 1 the database failed, 2 no such run, or no
-connection."""
+connection, 130 interrupted. With 1 and 130 stderr says whether it is paused:
+perhaps, if the database did not answer any more."""
 
 RESUME_HELP = """Let the workers go on with a paused run.
 
 Exit codes: 0 it is open, 1 the database failed, 2 no such run, or no
-connection."""
+connection, 130 interrupted. With 1 and 130 stderr says whether it is open:
+perhaps, if the database did not answer any more."""
 
 RETRY_HELP = """Open refunds of a run again that were given up, and wake the workers.
 
@@ -58,7 +61,8 @@ the same key), dead (eight workers in turn ended while they had it: look into
 their logs first). Nothing is canceled twice.
 
 Exit codes: 0 they are open, also if there are none, 1 the database failed, 2
-wrong usage, no such run, or no connection."""
+wrong usage, no such run, or no connection, 130 interrupted. With 1 and 130
+stderr says whether they are open: perhaps, if the database did not answer."""
 
 PRUNE_HELP = """Delete results that are older than some time, of all runs.
 
@@ -66,14 +70,14 @@ Open refunds stay, and so does what became known within the last day: Stripe
 still knows its keys. Write what you want to keep with `fleet report` first.
 
 Exit codes: 0 they are deleted, 1 the database failed, 2 wrong usage, or no
-connection, 130 interrupted with some deleted."""
+connection, 130 interrupted. With 1 and 130 stderr says how many are at least."""
 
 
 @with_options
 def report(run: RunArgument, *, form: ReportForm, database: DatabaseOptions) -> None:
     """Show what became of each refund of a run."""
     with (
-        interruptible(lambda: "the report is not complete; the run goes on"),
+        interruptible(lambda: "the report is not complete; nothing was changed"),
         connected(database) as connection,
     ):
         reader = RunReader(connection, database.address, run)
@@ -125,10 +129,16 @@ def _set_state(
     *,
     quiet: bool,
 ) -> None:
-    with connected(database) as connection:
-        administration.set_state(connection, run, state)
-    Output(Format(quiet=quiet)).say(f"{run} is {state}")
-    raise typer.Exit(DONE)
+    change = Change(
+        "nothing was changed",
+        f"perhaps {run} is {state}: the same command again makes sure",
+    )
+    with change.told(), connected(database, change=change) as connection:
+        with change.transaction(connection):
+            administration.set_state(connection, run, state)
+        change.done(f"{run} is {state}")
+        Output(Format(quiet=quiet)).say(change.said)
+        raise typer.Exit(DONE)
 
 
 @with_options
@@ -146,12 +156,18 @@ def retry(
     names = {each.strip() for each in outcome.split(",")}
     for name in names:
         options.known("--outcome", name, OUTCOMES)
-    with connected(database) as connection:
-        opened = administration.retry(
-            connection, run, names - {DEAD}, dead=DEAD in names
-        )
-    Output(Format(quiet=quiet)).say(f"{counted(opened, 'refund')} of {run} opened")
-    raise typer.Exit(DONE)
+    change = Change(
+        "nothing was opened",
+        "perhaps they are open: the same command again opens what is not",
+    )
+    with change.told(), connected(database, change=change) as connection:
+        with change.transaction(connection):
+            opened = administration.retry(
+                connection, run, names - {DEAD}, dead=DEAD in names
+            )
+        change.done(f"{counted(opened, 'refund')} of {run} opened")
+        Output(Format(quiet=quiet)).say(change.said)
+        raise typer.Exit(DONE)
 
 
 @with_options
@@ -168,10 +184,16 @@ def prune(
     seconds = span_seconds("--older-than", older_than)
     if seconds < administration.KEY_SECONDS:
         refuse("--older-than must be a day at least: Stripe still knows the keys")
-    with (
-        connected(database) as connection,
-        interruptible(lambda: "some are deleted; repeat the command for the rest"),
-    ):
-        deleted = administration.prune(connection, seconds)
-    Output(Format(quiet=quiet)).say(f"{counted(deleted, 'result')} deleted")
-    raise typer.Exit(DONE)
+    rest = "the same command again deletes the rest"
+    # Each page is a transaction of its own.
+    change = Change("nothing was deleted", "")
+
+    def note(deleted: int) -> None:
+        change.done(f"at least {counted(deleted, 'result')} deleted: {rest}")
+
+    with change.told(), connected(database, change=change) as connection:
+        change.done(f"perhaps some are deleted: {rest}")
+        deleted = administration.prune(connection, seconds, on_page=note)
+        change.done(f"{counted(deleted, 'result')} deleted")
+        Output(Format(quiet=quiet)).say(change.said)
+        raise typer.Exit(DONE)

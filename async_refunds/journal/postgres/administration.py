@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from async_refunds.errors import JournalError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from psycopg import Connection
 
@@ -101,11 +101,21 @@ def retry(
     return int(str(row[0]))
 
 
-def prune(connection: Database, older_than: float) -> int:
+def prune(
+    connection: Database,
+    older_than: float,
+    *,
+    on_page: Callable[[int], object] | None = None,
+) -> int:
     """Delete the results that are older than so many seconds.
 
     A run's row stays: its name, and the seed of its keys. Open refunds stay, and what
     became known within a day, since Stripe still knows the keys.
+
+    Args:
+        connection: To the database.
+        older_than: Seconds.
+        on_page: Called with how many are deleted so far, each time that is certain.
 
     Returns:
         How many were deleted.
@@ -113,4 +123,6 @@ def prune(connection: Database, older_than: float) -> int:
     seconds, deleted = max(older_than, KEY_SECONDS), 0
     while count := connection.execute(_PRUNE, [seconds, _PAGE]).rowcount:
         deleted += count
+        if on_page is not None:
+            on_page(deleted)
     return deleted
