@@ -162,10 +162,14 @@ def retry(
     )
     with change.told(), connected(database, change=change) as connection:
         with change.transaction(connection):
-            opened = administration.retry(
+            found = administration.retry(
                 connection, run, names - {DEAD}, dead=DEAD in names
             )
-        change.done(f"{counted(opened, 'refund')} of {run} opened")
+        more = f"; {found.open_already:,} were open already"
+        change.done(
+            f"{counted(found.opened, 'refund')} of {run} opened"
+            + (more if found.open_already else "")
+        )
         Output(Format(quiet=quiet)).say(change.said)
         raise typer.Exit(DONE)
 
