@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from async_refunds.cli import options
-from async_refunds.cli.exit_codes import DONE
+from async_refunds.cli.exit_codes import DONE, NOT_ALL
 from async_refunds.cli.options import Format, Quiet, with_options
-from async_refunds.cli.output import Output, interruptible, refuse
+from async_refunds.cli.output import Output, interruptible, print_error, refuse
 from async_refunds.cli.report import ReportForm, write_report
 from async_refunds.cli.report_data import RunReport
 from async_refunds.cli.spans import span_seconds
 from async_refunds.cli.summary import exit_code, next_steps
 from async_refunds.cli.tables import counted
+from async_refunds.errors import JournalError
 from async_refunds.journal.postgres import administration
 from async_refunds.journal.postgres.runs import RunReader
 
@@ -34,9 +36,12 @@ As `async-refunds report` does for a journal: on a terminal the count of each
 outcome, what to do about it, what came back, and the refunds that need
 attention; otherwise every refund.
 
-Exit codes: 0 all are canceled, 1 some are not, stdout broke (`| head`), or the
-database failed, 2 no such run, no connection, or no right, 3 the outcome of
-some is unknown, 130 interrupted."""
+A refund that a worker has in hand is in flight. One that was perhaps sent, and
+that nobody has in hand, is unknown: also in a paused run.
+
+Exit codes: 0 all are canceled, 1 some are not, the run has none (pruned?),
+stdout broke (`| head`), or the database failed, 2 no such run, or no
+connection, 3 the outcome of some is unknown, 130 interrupted."""
 
 PAUSE_HELP = """Let the workers begin nothing more of a run.
 
@@ -82,18 +87,36 @@ def report(run: RunArgument, *, form: ReportForm, database: DatabaseOptions) -> 
     ):
         reader = RunReader(connection, database.address, run)
         again = shlex.join(["async-refunds", "fleet", "retry", run])
-        told = RunReport(run, reader, resume=again, steps=fleet_steps)
-        write_report(told, reader, form)
+        try:
+            told = RunReport(
+                run, reader, resume=again, steps=partial(fleet_steps, reader)
+            )
+            write_report(told, reader, form)
+        except JournalError as error:  # the run was there a moment ago
+            print_error(str(error))
+            raise typer.Exit(NOT_ALL) from None
+        if not told.outcomes:
+            print_error(f"{run} has no refunds: none was added, or all were pruned")
+            raise typer.Exit(NOT_ALL)
     raise typer.Exit(exit_code(told.outcomes))
 
 
-def fleet_steps(outcomes: Outcomes, retry: str) -> Steps:
+def fleet_steps(reader: RunReader, outcomes: Outcomes, retry: str) -> Steps:
     """Return what to do about each outcome, in the order of a table.
 
     Args:
+        reader: Tells the state of the run, and how many refunds are given up.
         outcomes: The counts.
         retry: The command that opens refunds again.
     """
+    asks, waits = _worker_steps(reader)
+    dead, again = reader.dead, f"`{retry} --outcome {DEAD}`"
+    if dead["unknown"] == outcomes["unknown"] > 0:
+        asks = f"given up until {again}"
+    elif dead["unknown"]:
+        asks += f"; {dead['unknown']:,} given up until {again}"
+    if dead[None]:
+        waits += f"; {dead[None]:,} given up until {again}"
     return {
         **next_steps(outcomes, None),
         "not_cancelable": (
@@ -103,9 +126,25 @@ def fleet_steps(outcomes: Outcomes, retry: str) -> Steps:
             "not canceled: read the error, fix its cause, then "
             f"`{retry} --outcome failed`"
         ),
-        "unknown": "maybe canceled: a worker asks again; nothing is canceled twice",
-        None: "nothing yet: workers take it in turn (`async-refunds fleet status`)",
+        "unknown": f"maybe canceled: {asks}; nothing is canceled twice",
+        None: waits,
     }
+
+
+def _worker_steps(reader: RunReader) -> tuple[str, str]:
+    """Return what workers do about unknown refunds, and about open ones."""
+    if reader.state == "paused":
+        resume = shlex.join(["async-refunds", "fleet", "resume", reader.name])
+        return (
+            f"paused, a worker asks again after `{resume}`",
+            f"paused: nothing until `{resume}`",
+        )
+    if reader.state == "closed":
+        return "the run is closed, no worker asks", "nothing: the run is closed"
+    return (
+        "a worker asks again",
+        "nothing yet: workers take it in turn (`async-refunds fleet status`)",
+    )
 
 
 @with_options
