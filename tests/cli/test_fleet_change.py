@@ -36,7 +36,7 @@ ENQUEUE = ("enqueue", "--run", "tonight", "re_2", "--base-url", HERE)
 PERHAPS_ADDED = "perhaps all were added: the same command again adds nothing twice"
 
 # A command, what is said of it when its commit is in doubt, and what is true then.
-CHANGES = {
+CHANGES: dict[tuple[str, ...], tuple[str, str]] = {
     ENQUEUE: (
         PERHAPS_ADDED,
         "SELECT count(*) = 2 FROM async_refunds.items",
