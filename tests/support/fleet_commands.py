@@ -40,8 +40,8 @@ class Fleet:
             return cursor.fetchall() if cursor.description else []
 
 
-async def on_terminal(fleet: Fleet, *arguments: str) -> str:
-    screen = Screen()
+async def on_terminal(fleet: Fleet, *arguments: str, columns: int = 200) -> str:
+    screen = Screen(columns)
     async with started(
         *("fleet", *arguments),
         key=None,
