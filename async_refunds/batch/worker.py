@@ -87,7 +87,7 @@ class CancelWorker:
             JournalError: A new key could not be kept.
         """
         try:
-            request = _cancel_of(item)
+            _cancel_of(item)
         except ValueError as error:
             # Other programs write to a journal in a database. What cannot be sent is
             # this item's result, and ends no other one.
@@ -103,7 +103,7 @@ class CancelWorker:
             if conclusion is not None:
                 return self._end_call(item, conclusion, passing=conclusion.passing)
         pacing, call = self._begin_call(item)
-        conclusion = await call.cancel(request)
+        conclusion = await call.cancel(_cancel_of(item))  # perhaps with a new key
         item.call = None
         item.maybe_sent = conclusion.outcome == "unknown"
         # A settling read that the pace held back may be made by a later call.

@@ -159,8 +159,8 @@ class RunReport:
 
     def is_in_flight(self, record: Record) -> bool:
         """Tell whether the running process may be canceling a refund now."""
-        unknown = record.outcome == "unknown" and record.seconds is None
-        return self.going_on and unknown
+        in_hand = self.going_on if record.in_flight is None else record.in_flight
+        return in_hand and record.outcome == "unknown" and record.seconds is None
 
     @property
     def steps(self) -> Steps:

@@ -145,6 +145,8 @@ def _facts(report: RunReport) -> str:
 
 
 def _verdict(report: RunReport) -> str:
+    if not report.outcomes.total():
+        return '<p class="verdict failed">There are no refunds.</p>'
     total, canceled = report.outcomes.total(), report.canceled
     earlier = report.outcomes["already_canceled"]
     before = f", {earlier:,} of them before this run asked" if earlier else ""

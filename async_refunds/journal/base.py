@@ -117,6 +117,9 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     """The transaction that brings the money back to the balance."""
     known_at: float | None = None
     """Unix seconds of the last result."""
+    in_flight: bool | None = None
+    """Whether a process that holds its account has it in hand now; ``None`` where only
+    the use of the journal as a whole is known."""
 
 
 class Leases(Protocol):

@@ -66,9 +66,7 @@ async def wait_for_database(database: Database, stop: asyncio.Event) -> bool:
                     ) from None
                 database.outage.away(stop, WAITING, what)
             except psycopg.Error as error:
-                raise JournalError(
-                    f"the database refuses: {describe(error)}"
-                ) from None
+                raise JournalError(f"the database refuses: {describe(error)}") from None
             else:
                 database.outage.back(stop)
                 return True

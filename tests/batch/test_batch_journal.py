@@ -208,10 +208,10 @@ class Yesterday(MemoryJournal):
 
     def __init__(self, age: float) -> None:
         super().__init__(clock=lambda: time.time() - age)
+        self.rekeyed: list[str] = []
 
     def now(self) -> float:
         return time.time()
-        self.rekeyed: list[str] = []
 
     async def claim(
         self, limits: Mapping[str | None, int]

@@ -8,19 +8,12 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-import psycopg
 import pytest
 
 from async_refunds.emulator import Emulator
 from async_refunds.journal.keys import derive_key
-from tests.support.terminal import (
-    Ended,
-    Screen,
-    emulator_of,
-    run,
-    run_each,
-    started,
-)
+from tests.support.fleet_commands import Fleet, on_terminal
+from tests.support.terminal import Screen, emulator_of, run, run_each, started
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,29 +21,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.asyncio(loop_factories=["real"])
 
 HERE = "http://127.0.0.1:12111"
-
-
-class Fleet:
-    """A database, and the commands on it."""
-
-    def __init__(self, address: str) -> None:
-        self.environment = {"ASYNC_REFUNDS_DATABASE": address}
-        self._address = address
-
-    def __call__(self, *arguments: str) -> Any:  # noqa: ANN401 - an awaitable of Ended
-        return run("fleet", *arguments, key=None, environment=self.environment)
-
-    async def each(self, *commands: tuple[str, ...]) -> list[Ended]:
-        return await run_each(
-            *(("fleet", *command) for command in commands),
-            key=None,
-            environment=self.environment,
-        )
-
-    def rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        with psycopg.connect(self._address, autocommit=True) as connection:
-            cursor = connection.execute(query.encode(), values)
-            return cursor.fetchall() if cursor.description else []
 
 
 @pytest.fixture
@@ -339,7 +309,7 @@ async def a_run(fleet: Fleet) -> None:
     )
     know(fleet, "re_3", f"{done}, outcome = 'failed', error = 'no permission'")
     know(fleet, "re_4", "generation = 2, claims = 1, maybe_sent = true")
-    know(fleet, "re_5", "dead = true, claims = 8")
+    know(fleet, "re_5", "dead = true, claims = 9")
 
 
 async def test_report_of_a_run(fleet: Fleet, tmp_path: Path) -> None:
@@ -376,27 +346,6 @@ async def test_report_of_a_run(fleet: Fleet, tmp_path: Path) -> None:
     assert "`async-refunds fleet retry tonight --outcome failed`" in shown
     assert "6 requests in 0:01:30" in shown
     assert "eur        1        10.50" in shown
-
-
-async def on_terminal(fleet: Fleet, *arguments: str, columns: int = 200) -> str:
-    screen = Screen(columns)
-    async with started(
-        *("fleet", *arguments),
-        key=None,
-        environment=fleet.environment,
-        stdout=screen.terminal,
-    ) as running:
-        _, shown = await screen.shows(running)
-    return shown
-
-
-async def test_report_says_whether_a_worker_is_at_it(fleet: Fleet) -> None:
-    await a_run(fleet)
-    hold(fleet, seconds=60)
-    shown = await on_terminal(fleet, "report", "tonight")
-    assert "in flight" in shown
-    hold(fleet, seconds=-1)
-    assert "in flight" not in await on_terminal(fleet, "report", "tonight")
 
 
 def hold(fleet: Fleet, *, seconds: float) -> None:

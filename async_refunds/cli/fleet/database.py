@@ -18,6 +18,8 @@ from async_refunds.journal.postgres.schema import check_version
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from .change import Change
+
 Connection: TypeAlias = "psycopg.Connection[tuple[object, ...]]"
 
 RunArgument = Annotated[
@@ -54,7 +56,9 @@ class DatabaseOptions(OptionGroup, frozen=True, kw_only=True):
 
 
 @contextmanager
-def connected(given: DatabaseOptions, *, checked: bool = True) -> Generator[Connection]:
+def connected(
+    given: DatabaseOptions, *, checked: bool = True, change: Change | None = None
+) -> Generator[Connection]:
     """Connect until the end of the block, each statement a transaction of its own.
 
     Ends the command if the database cannot be reached or refuses, or fails in the
@@ -63,6 +67,7 @@ def connected(given: DatabaseOptions, *, checked: bool = True) -> Generator[Conn
     Args:
         given: Which database.
         checked: Refuse tables that this release cannot work with.
+        change: What the block changes: a failure tells what is certain of it.
     """
     try:
         connection = psycopg.connect(given.address.conninfo, autocommit=True)
@@ -78,5 +83,6 @@ def connected(given: DatabaseOptions, *, checked: bool = True) -> Generator[Conn
     except LASTING as error:
         refuse(f"the database refuses: {describe(error)}")
     except psycopg.Error as error:
-        print_error(f"the database: {describe(error)}")
+        told = "" if change is None else f"; {change.said}"
+        print_error(f"the database: {describe(error)}{told}")
         raise typer.Exit(NOT_ALL) from None

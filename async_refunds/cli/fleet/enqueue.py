@@ -14,11 +14,12 @@ from async_refunds.cli.cancel import collect
 from async_refunds.cli.config import BASE_URL, mode_name
 from async_refunds.cli.exit_codes import DONE
 from async_refunds.cli.options import OptionGroup, with_options
-from async_refunds.cli.output import Output, interruptible, refuse
+from async_refunds.cli.output import Output, refuse
 from async_refunds.cli.refund_list import RefundList
 from async_refunds.cli.tables import counted
 from async_refunds.protocol import validation
 
+from .change import Change
 from .database import DatabaseOptions, connected
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ _ENSURE = """
 SELECT async_refunds.ensure_run(%s, %s, %s, tenant => %s, priority => %s)
 """
 _ENQUEUE = "SELECT async_refunds.enqueue(%s, %s, %s)"
+
+PERHAPS_ADDED = "perhaps all were added: the same command again adds nothing twice"
 
 
 class TenantOptions(OptionGroup, frozen=True, kw_only=True):
@@ -92,6 +95,14 @@ class Target(msgspec.Struct, frozen=True):
         return mode_name(self.livemode)
 
 
+class Added(msgspec.Struct, frozen=True):
+    """What became of the refunds that were given."""
+
+    run: str
+    added: int
+    already_there: int
+
+
 def _origin(base_url: str, *, livemode: bool) -> str:
     try:
         return validation.base_url(base_url, plain_http=not livemode)
@@ -110,9 +121,9 @@ run, in live mode (true), and does nothing if it is there:
 SELECT async_refunds.ensure_run('tonight', 'https://api.stripe.com', true)
 SELECT async_refunds.enqueue('tonight', ARRAY['re_1...'], ARRAY['acct_1...'])
 
-Exit codes: 0 they are in the run, 1 the answer was no, or the database failed
-and none is, 2 wrong usage, no connection, or no right, 130 interrupted, and
-none is."""
+Exit codes: 0 they are in the run, 1 the answer was no, the database failed, or
+stdout broke, 2 wrong usage, no connection, or no right, 130 interrupted. With 1
+and 130 stderr says which: nothing was added, perhaps all were, or how many were."""
 
 
 @with_options
@@ -160,7 +171,9 @@ def enqueue(
             validation.account_id(account)
         except ValueError as error:
             refuse(str(error).replace("stripe_account", "--account"))
+    change = Change("nothing was added", PERHAPS_ADDED)
     with ExitStack() as stack:
+        stack.enter_context(change.told())
         requests = stack.enter_context(RefundList(account))
         notes = collect(requests, refund_ids or [], source, skip_bad=skip_bad)
         origin = _origin(target.base_url, livemode=target.live)
@@ -170,11 +183,10 @@ def enqueue(
             preview.ask(
                 *(where, requests.count, 0), accounts=requests.accounts(), sums=()
             )
-        connection = stack.enter_context(connected(database))
-        stack.enter_context(interruptible(lambda: "nothing was added"))
-        added = add(connection, run, where, priority, requests)
-        tell(Output(form), run, added, requests.count, notes)
-    raise typer.Exit(DONE)
+        connection = stack.enter_context(connected(database, change=change))
+        added = add(connection, run, where, priority, requests, change=change)
+        tell(Output(form), added, change, notes)
+        raise typer.Exit(DONE)
 
 
 def add(
@@ -183,8 +195,10 @@ def add(
     target: Target,
     priority: int,
     requests: RefundList,
-) -> int:
-    """Add refunds in one transaction, and return how many were not there.
+    *,
+    change: Change,
+) -> Added:
+    """Add refunds in one transaction, and return how many were added.
 
     Args:
         connection: To the database.
@@ -192,9 +206,10 @@ def add(
         target: Where they are canceled.
         priority: Of a run that is made.
         requests: The refunds.
+        change: Notes how far that has come.
     """
     added, rows = 0, iter(requests)
-    with connection.transaction():
+    with change.transaction(connection):
         connection.execute(
             _ENSURE,
             (run, target.base_url, target.livemode, target.tenant, priority),
@@ -206,15 +221,16 @@ def add(
             row = cursor.fetchone()
             assert row is not None  # noqa: S101 - a function returns one row
             added += int(str(row[0]))
-    return added
-
-
-def tell(output: Output, run: str, added: int, given: int, notes: list[str]) -> None:
-    """Say how many refunds were added, of those that were given."""
-    there = given - added
-    if not output.as_table:
-        output.record({"run": run, "added": added, "already_there": there})
+    there = requests.count - added
     more = f"; {there:,} were in it already" if there else ""
-    output.say(f"{counted(added, 'refund')} added to {run}{more}")
+    change.done(f"{counted(added, 'refund')} added to {run}{more}")
+    return Added(run, added, there)
+
+
+def tell(output: Output, added: Added, change: Change, notes: list[str]) -> None:
+    """Say how many refunds were added, of those that were given."""
+    if not output.as_table:
+        output.record(msgspec.structs.asdict(added))
+    output.say(change.said)
     for note in notes:
         output.say(note)

@@ -18,6 +18,7 @@ from async_refunds.journal.postgres.schema import (
     migrate,
 )
 
+from .change import Change
 from .database import DatabaseOptions, connected
 
 HELP = """Make the tables of the fleet, or bring them up to this release.
@@ -44,7 +45,14 @@ def init(
 ) -> None:
     """Make the tables of the fleet, or bring them up to this release."""
     output = Output(Format(quiet=quiet))
-    with connected(database, checked=False) as connection:
+    change = Change(
+        "nothing was changed",
+        "perhaps the tables are made: the same command again makes them, or finds them",
+    )
+    with (
+        change.told(),
+        connected(database, checked=False, change=change) as connection,
+    ):
         if check:
             try:
                 check_version(connection)
@@ -52,11 +60,16 @@ def init(
                 print_error(str(error))
                 raise typer.Exit(NOT_ALL) from None
             output.say(f"the tables of async_refunds have version {VERSION}")
-        elif migrate(connection):
-            output.say(f"made the tables of async_refunds, version {VERSION}")
         else:
-            output.say(f"nothing to do: the tables have version {VERSION}")
+            with change.transaction(connection):
+                made = migrate(connection)
+            change.done(
+                f"made the tables of async_refunds, version {VERSION}"
+                if made
+                else f"nothing to do: the tables have version {VERSION}"
+            )
+            output.say(change.said)
         warning = history_warning(connection.execute(HISTORY_QUERY).fetchone())
         if warning is not None:
             output.warn(warning)
-    raise typer.Exit(DONE)
+        raise typer.Exit(DONE)

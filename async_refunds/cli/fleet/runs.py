@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from async_refunds.cli import options
-from async_refunds.cli.exit_codes import DONE
+from async_refunds.cli.exit_codes import DONE, NOT_ALL
 from async_refunds.cli.options import Format, Quiet, with_options
-from async_refunds.cli.output import Output, interruptible, refuse
+from async_refunds.cli.output import Output, interruptible, print_error, refuse
 from async_refunds.cli.report import ReportForm, write_report
 from async_refunds.cli.report_data import RunReport
 from async_refunds.cli.spans import span_seconds
 from async_refunds.cli.summary import exit_code, next_steps
 from async_refunds.cli.tables import counted
+from async_refunds.errors import JournalError
 from async_refunds.journal.postgres import administration
 from async_refunds.journal.postgres.runs import RunReader
 
+from .change import Change
 from .database import DatabaseOptions, RunArgument, connected
 
 if TYPE_CHECKING:
@@ -33,21 +36,26 @@ As `async-refunds report` does for a journal: on a terminal the count of each
 outcome, what to do about it, what came back, and the refunds that need
 attention; otherwise every refund.
 
-Exit codes: 0 all are canceled, 1 some are not, stdout broke (`| head`), or the
-database failed, 2 no such run, no connection, or no right, 3 the outcome of
-some is unknown, 130 interrupted."""
+A refund that a worker has in hand is in flight. One that was perhaps sent, and
+that nobody has in hand, is unknown: also in a paused run.
+
+Exit codes: 0 all are canceled, 1 some are not, the run has none (pruned?),
+stdout broke (`| head`), or the database failed, 2 no such run, no
+connection, or no right, 3 the outcome of some is unknown, 130 interrupted."""
 
 PAUSE_HELP = """Let the workers begin nothing more of a run.
 
 What is under way is finished. Other runs go on. `fleet resume` goes on with it.
 
 Exit codes: 0 it is paused, 1 the database failed, 2 no such run, no
-connection, or no right."""
+connection, or no right, 130 interrupted. With 1 and 130 stderr says whether it
+is paused: perhaps, if the database did not answer any more."""
 
 RESUME_HELP = """Let the workers go on with a paused run.
 
 Exit codes: 0 it is open, 1 the database failed, 2 no such run, no
-connection, or no right."""
+connection, or no right, 130 interrupted. With 1 and 130 stderr says whether it
+is open: perhaps, if the database did not answer any more."""
 
 RETRY_HELP = """Open refunds again that were not canceled, and wake the workers.
 
@@ -58,7 +66,8 @@ the same key), dead (eight workers in turn ended while they had it: look into
 their logs first). Nothing is canceled twice.
 
 Exit codes: 0 they are open, also if there are none, 1 the database failed, 2
-wrong usage, no such run, no connection, or no right."""
+wrong usage, no such run, no connection, or no right, 130 interrupted. With 1 and
+130 stderr says whether they are open: perhaps, if the database did not answer."""
 
 PRUNE_HELP = """Delete results that are older than some time, of all runs.
 
@@ -66,30 +75,49 @@ Open refunds stay, and so does what became known within the last day: Stripe
 still knows its keys. Write what you want to keep with `fleet report` first.
 
 Exit codes: 0 they are deleted, 1 the database failed, 2 wrong usage, no
-connection, or no right, 130 interrupted with some deleted."""
+connection, or no right, 130 interrupted. With 1 and 130 stderr says how many are
+at least."""
 
 
 @with_options
 def report(run: RunArgument, *, form: ReportForm, database: DatabaseOptions) -> None:
     """Show what became of each refund of a run."""
     with (
-        interruptible(lambda: "the report is not complete; the run goes on"),
+        interruptible(lambda: "the report is not complete; nothing was changed"),
         connected(database) as connection,
     ):
         reader = RunReader(connection, database.address, run)
         again = shlex.join(["async-refunds", "fleet", "retry", run])
-        told = RunReport(run, reader, resume=again, steps=fleet_steps)
-        write_report(told, reader, form)
+        try:
+            told = RunReport(
+                run, reader, resume=again, steps=partial(fleet_steps, reader)
+            )
+            write_report(told, reader, form)
+        except JournalError as error:  # the run was there a moment ago
+            print_error(str(error))
+            raise typer.Exit(NOT_ALL) from None
+        if not told.outcomes:
+            print_error(f"{run} has no refunds: none was added, or all were pruned")
+            raise typer.Exit(NOT_ALL)
     raise typer.Exit(exit_code(told.outcomes))
 
 
-def fleet_steps(outcomes: Outcomes, retry: str) -> Steps:
+def fleet_steps(reader: RunReader, outcomes: Outcomes, retry: str) -> Steps:
     """Return what to do about each outcome, in the order of a table.
 
     Args:
+        reader: Tells the state of the run, and how many refunds are dead.
         outcomes: The counts.
         retry: The command that opens refunds again.
     """
+    asks, waits = _worker_steps(reader)
+    dead, again = reader.dead, f"`{retry} --outcome {DEAD}`"
+    if dead["unknown"] == outcomes["unknown"] > 0:
+        asks = f"dead until {again}"
+    elif dead["unknown"]:
+        asks += f"; {dead['unknown']:,} dead until {again}"
+    if dead[None]:
+        waits += f"; {dead[None]:,} dead until {again}"
     return {
         **next_steps(outcomes, None),
         "not_cancelable": (
@@ -99,9 +127,25 @@ def fleet_steps(outcomes: Outcomes, retry: str) -> Steps:
             "not canceled: read the error, fix its cause, then "
             f"`{retry} --outcome failed`"
         ),
-        "unknown": "maybe canceled: a worker asks again; nothing is canceled twice",
-        None: "nothing yet: workers take it in turn (`async-refunds fleet status`)",
+        "unknown": f"maybe canceled: {asks}; nothing is canceled twice",
+        None: waits,
     }
+
+
+def _worker_steps(reader: RunReader) -> tuple[str, str]:
+    """Return what workers do about unknown refunds, and about open ones."""
+    if reader.state == "paused":
+        resume = shlex.join(["async-refunds", "fleet", "resume", reader.name])
+        return (
+            f"paused, a worker asks again after `{resume}`",
+            f"paused: nothing until `{resume}`",
+        )
+    if reader.state == "closed":
+        return "the run is closed, no worker asks", "nothing: the run is closed"
+    return (
+        "a worker asks again",
+        "nothing yet: workers take it in turn (`async-refunds fleet status`)",
+    )
 
 
 @with_options
@@ -125,10 +169,16 @@ def _set_state(
     *,
     quiet: bool,
 ) -> None:
-    with connected(database) as connection:
-        administration.set_state(connection, run, state)
-    Output(Format(quiet=quiet)).say(f"{run} is {state}")
-    raise typer.Exit(DONE)
+    change = Change(
+        "nothing was changed",
+        f"perhaps {run} is {state}: the same command again makes sure",
+    )
+    with change.told(), connected(database, change=change) as connection:
+        with change.transaction(connection):
+            administration.set_state(connection, run, state)
+        change.done(f"{run} is {state}")
+        Output(Format(quiet=quiet)).say(change.said)
+        raise typer.Exit(DONE)
 
 
 @with_options
@@ -146,12 +196,22 @@ def retry(
     names = {each.strip() for each in outcome.split(",")}
     for name in names:
         options.known("--outcome", name, OUTCOMES)
-    with connected(database) as connection:
-        opened = administration.retry(
-            connection, run, names - {DEAD}, dead=DEAD in names
+    change = Change(
+        "nothing was opened",
+        "perhaps they are open: the same command again opens what is not",
+    )
+    with change.told(), connected(database, change=change) as connection:
+        with change.transaction(connection):
+            found = administration.retry(
+                connection, run, names - {DEAD}, dead=DEAD in names
+            )
+        more = f"; {found.open_already:,} were open already"
+        change.done(
+            f"{counted(found.opened, 'refund')} of {run} opened"
+            + (more if found.open_already else "")
         )
-    Output(Format(quiet=quiet)).say(f"{counted(opened, 'refund')} of {run} opened")
-    raise typer.Exit(DONE)
+        Output(Format(quiet=quiet)).say(change.said)
+        raise typer.Exit(DONE)
 
 
 @with_options
@@ -168,10 +228,16 @@ def prune(
     seconds = span_seconds("--older-than", older_than)
     if seconds < administration.KEY_SECONDS:
         refuse("--older-than must be a day at least: Stripe still knows the keys")
-    with (
-        connected(database) as connection,
-        interruptible(lambda: "some are deleted; repeat the command for the rest"),
-    ):
-        deleted = administration.prune(connection, seconds)
-    Output(Format(quiet=quiet)).say(f"{counted(deleted, 'result')} deleted")
-    raise typer.Exit(DONE)
+    rest = "the same command again deletes the rest"
+    # Each page is a transaction of its own.
+    change = Change("nothing was deleted", "")
+
+    def note(deleted: int) -> None:
+        change.done(f"at least {counted(deleted, 'result')} deleted: {rest}")
+
+    with change.told(), connected(database, change=change) as connection:
+        change.done(f"perhaps some are deleted: {rest}")
+        deleted = administration.prune(connection, seconds, on_page=note)
+        change.done(f"{counted(deleted, 'result')} deleted")
+        Output(Format(quiet=quiet)).say(change.said)
+        raise typer.Exit(DONE)

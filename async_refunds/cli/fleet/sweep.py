@@ -9,12 +9,13 @@ import typer
 from async_refunds.cli import options, preview
 from async_refunds.cli.exit_codes import DONE
 from async_refunds.cli.options import with_options
-from async_refunds.cli.output import Output, interruptible
+from async_refunds.cli.output import Output
 from async_refunds.cli.refund_list import RefundList
 from async_refunds.cli.sweep import FilterOptions, find
 
+from .change import Change
 from .database import DatabaseOptions, connected
-from .enqueue import RunOption, Target, TenantOptions, add, tell
+from .enqueue import PERHAPS_ADDED, RunOption, Target, TenantOptions, add, tell
 
 HELP = """Find refunds in requires_action that are old or expire soon; enqueue them.
 
@@ -23,8 +24,9 @@ workers cancel what it adds. Run it every night: what is in the run already is
 not added again.
 
 Exit codes: 0 they are in the run, or none matches, 1 the search or the database
-failed and none is, or the answer was no, 2 wrong usage, no connection, or no
-right, 130 interrupted, and none is. With --dry-run: 0 searched to the end."""
+failed, stdout broke, or the answer was no, 2 wrong usage, no connection, or no
+right, 130 interrupted. With 1 and 130 stderr says which: nothing was added, perhaps all
+were, or how many were. With --dry-run: 0 searched to the end."""
 
 
 @with_options
@@ -44,10 +46,15 @@ def sweep(
     if not (send.yes or dry_run):
         preview.require_terminal()
     output = Output(form)
+    change = Change("nothing was added", PERHAPS_ADDED)
     with ExitStack() as stack:
+        if not dry_run:  # which adds nothing anyway
+            stack.enter_context(change.told())
         matches = stack.enter_context(RefundList(connection.account))
         # Before the search: it may take minutes.
-        db = None if dry_run else stack.enter_context(connected(database))
+        db = None
+        if not dry_run:
+            db = stack.enter_context(connected(database, change=change))
         find(
             *(wanted, matches, output),
             connection=connection,
@@ -60,7 +67,6 @@ def sweep(
         if not send.yes:
             preview.ask(api, matches.count, 0, accounts=matches.accounts(), sums=())
         target = Target(api.base_url, api.livemode, tenant.tenant)
-        with interruptible(lambda: "nothing was added"):
-            added = add(db, run, target, 0, matches)
-        tell(output, run, added, matches.count, [])
-    raise typer.Exit(DONE)
+        added = add(db, run, target, 0, matches, change=change)
+        tell(output, added, change, [])
+        raise typer.Exit(DONE)

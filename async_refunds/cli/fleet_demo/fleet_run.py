@@ -128,8 +128,8 @@ class FleetRun:
         Workers would ask for it again by themselves, after a minute.
         """
         with psycopg.connect(self._address, autocommit=True) as connection:
-            self.retried += administration.retry(
-                connection, RUN, {"failed", "unknown"}, dead=False
+            self.retried += sum(
+                administration.retry(connection, RUN, {"failed", "unknown"}, dead=False)
             )
 
     async def _look(self) -> FleetView:

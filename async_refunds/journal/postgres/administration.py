@@ -5,12 +5,12 @@ Each takes a synchronous connection in autocommit mode, as a command line has it
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from async_refunds.errors import JournalError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from psycopg import Connection
 
@@ -45,13 +45,15 @@ WITH run AS (
             maybe_sent = maybe_sent AND outcome IS DISTINCT FROM 'not_cancelable'
         FROM wanted w WHERE (i.settled OR i.dead) AND (i.run_id, i.account, i.refund_id)
             = (w.run_id, w.account, w.refund_id)
+        RETURNING i.refund_id
 ), woken AS (
     UPDATE async_refunds.leases l SET not_before = '-infinity',
             retry_at = '-infinity', retries = 0, takeovers = 0
         FROM run WHERE l.scope = run.scope
             AND l.account IN (SELECT account FROM wanted)
 )
-SELECT (SELECT count(*) FROM wanted), pg_notify('async_refunds', scope) FROM run
+SELECT (SELECT count(*) FROM opened), (SELECT count(*) FROM wanted),
+    pg_notify('async_refunds', scope) FROM run
 """
 _PRUNE = """
 DELETE FROM async_refunds.items WHERE ctid = ANY(ARRAY(
@@ -60,6 +62,15 @@ DELETE FROM async_refunds.items WHERE ctid = ANY(ARRAY(
         LIMIT %s
 ))
 """
+
+
+class Retried(NamedTuple):
+    """How many refunds `retry` has found."""
+
+    opened: int
+    """Those that nobody would have asked for again."""
+    open_already: int
+    """Those that workers would have asked for again by themselves, later."""
 
 
 def set_state(connection: Database, run: str, state: Literal["open", "paused"]) -> None:
@@ -79,7 +90,7 @@ def set_state(connection: Database, run: str, state: Literal["open", "paused"]) 
 
 def retry(
     connection: Database, run: str, outcomes: Collection[str], *, dead: bool = False
-) -> int:
+) -> Retried:
     """Open refunds of a run again, and let their accounts go on at once.
 
     Args:
@@ -89,7 +100,7 @@ def retry(
         dead: Also those that were claimed too often without a result.
 
     Returns:
-        How many are open now.
+        How many of them were opened, and how many were open.
 
     Raises:
         JournalError: There is no such run.
@@ -98,14 +109,25 @@ def retry(
     row = connection.execute(_RETRY, given).fetchone()
     if row is None:
         raise JournalError(f"there is no run {run!r}")
-    return int(str(row[0]))
+    opened, found = int(str(row[0])), int(str(row[1]))
+    return Retried(opened, found - opened)
 
 
-def prune(connection: Database, older_than: float) -> int:
+def prune(
+    connection: Database,
+    older_than: float,
+    *,
+    on_page: Callable[[int], object] | None = None,
+) -> int:
     """Delete the results that are older than so many seconds.
 
     A run's row stays: its name, and the seed of its keys. Open refunds stay, and what
     became known within a day, since Stripe still knows the keys.
+
+    Args:
+        connection: To the database.
+        older_than: Seconds.
+        on_page: Called with how many are deleted so far, each time that is certain.
 
     Returns:
         How many were deleted.
@@ -113,4 +135,6 @@ def prune(connection: Database, older_than: float) -> int:
     seconds, deleted = max(older_than, KEY_SECONDS), 0
     while count := connection.execute(_PRUNE, [seconds, _PAGE]).rowcount:
         deleted += count
+        if on_page is not None:
+            on_page(deleted)
     return deleted

@@ -25,25 +25,34 @@ if TYPE_CHECKING:
 
 _PAGE = 1000  # records
 
-# What is known of an item: `unknown` if a key may have been sent since its last result.
-_KNOWN = """CASE WHEN i.maybe_sent AND (i.outcome IS NULL OR i.outcome = 'failed')
+# What is known of an item: `unknown` if a key may have been sent since its last result,
+# also if that was final and it was opened again.
+KNOWN = """CASE WHEN i.maybe_sent
+        AND (NOT i.settled OR i.outcome IS NULL OR i.outcome = 'failed')
     THEN 'unknown' ELSE i.outcome END"""
-_CHOSEN = """FROM async_refunds.items i JOIN async_refunds.runs r USING (run_id)
-    WHERE (%(scope)s::text IS NULL OR r.scope = %(scope)s)
+# Claimed by whoever holds the account now, without a result yet. `l` is the lease.
+_IN_FLIGHT = """(r.state = 'open' AND NOT i.settled AND NOT i.dead
+    AND i.claim_number IS NOT NULL AND i.claimed_by = l.token
+    AND l.until > now()) IS TRUE"""
+_ITEMS = "FROM async_refunds.items i JOIN async_refunds.runs r USING (run_id)"
+_CHOSEN = """WHERE (%(scope)s::text IS NULL OR r.scope = %(scope)s)
         AND (%(run_id)s::uuid IS NULL OR r.run_id = %(run_id)s::uuid)"""
-_TALLY = f"""SELECT {_KNOWN}, count(*), count(*) FILTER (WHERE NOT i.settled),
+_TALLY = f"""SELECT {KNOWN}, count(*), count(*) FILTER (WHERE NOT i.settled),
         coalesce(sum(i.attempts), 0)::bigint, coalesce(sum(i.rate_limited), 0)::bigint,
         extract(epoch FROM min(i.claimed_at))::float8,
         extract(epoch FROM max(i.known_at))::float8
-    {_CHOSEN} GROUP BY 1"""  # noqa: S608 - our own text
-_RECORDS = f"""SELECT i.number, i.refund_id, nullif(i.account, ''), {_KNOWN}, i.status,
+    {_ITEMS} {_CHOSEN} GROUP BY 1"""  # noqa: S608 - our own text
+# The claim that gives an item up is counted, and nobody has it.
+_RECORDS = f"""SELECT i.number, i.refund_id, nullif(i.account, ''), {KNOWN}, i.status,
         i.idempotency_key, i.attempts, i.request_id,
-        CASE WHEN i.dead THEN 'dead: ' || i.claims
+        CASE WHEN i.dead THEN 'dead: ' || (i.claims - 1)
             || ' workers in turn took it and ended without a result' ELSE i.error END,
         i.seconds, i.settled,
         i.amount, i.currency, i.created, i.charge, i.payment_intent,
         i.failure_balance_transaction, extract(epoch FROM i.known_at)::float8,
-        r.seed, i.generation
+        {_IN_FLIGHT}, r.seed, i.generation
+    {_ITEMS} LEFT JOIN async_refunds.leases l
+        ON (l.scope, l.account) = (r.scope, i.account)
     {_CHOSEN} ORDER BY i.number"""  # noqa: S608 - our own text
 _STATUS = """SELECT scope, nullif(account, ''), owner, held, lease_age_seconds, pace,
         takeovers, open, dead, oldest_open_seconds, waits_seconds, retry_seconds,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from psycopg.rows import class_row
 from async_refunds.errors import JournalError
 from async_refunds.journal.base import Run
 
-from .reader import FleetReader
+from .reader import KNOWN, FleetReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,17 +24,22 @@ if TYPE_CHECKING:
     from .connection import Database
 
 _RUN = """
-SELECT run_id::text, base_url, livemode, options FROM async_refunds.runs WHERE name = %s
+SELECT run_id::text, base_url, livemode, options, state
+    FROM async_refunds.runs WHERE name = %s
 """
 _IN_USE = """
 SELECT EXISTS (
     SELECT FROM async_refunds.items i
         JOIN async_refunds.runs r USING (run_id)
         JOIN async_refunds.leases l ON (l.scope, l.account) = (r.scope, i.account)
-        WHERE r.name = %s AND NOT i.settled AND NOT i.dead
+        WHERE r.name = %s AND r.state = 'open' AND NOT i.settled AND NOT i.dead
             AND l.token IS NOT NULL AND l.until > clock_timestamp()
 )
 """
+_DEAD = f"""
+SELECT {KNOWN}, count(*) FROM async_refunds.items i
+    WHERE i.run_id = %s::uuid AND i.dead GROUP BY 1
+"""  # noqa: S608 - our own text
 _RUNS = """
 SELECT r.name, r.scope, r.state, count(i.*) AS refunds,
         count(i.*) FILTER (WHERE i.settled) AS settled,
@@ -81,11 +87,18 @@ class RunReader:
         row = connection.execute(_RUN, [name]).fetchone()
         if row is None:
             raise JournalError(f"there is no run {name!r}")
-        run_id, base_url, livemode, options = row
+        run_id, base_url, livemode, options, state = row
+        self.name = name
+        self.state: str = state
+        """``open``, ``paused`` or ``closed``."""
         self.run = Run(base_url, livemode, options)
         """What it is about."""
         self.in_use = connection.execute(_IN_USE, [name]).fetchone() == (True,)
-        """Whether a worker holds an account that has something left of the run."""
+        """Whether it is open, and a worker holds an account with something left."""
+        self.dead: Counter[str | None] = Counter(
+            dict(connection.execute(_DEAD.encode(), [run_id]).fetchall())
+        )
+        """How many refunds of each outcome no worker asks for again by itself."""
         self._reader = FleetReader(database, run_id=run_id)
 
     def tally(self) -> Tally:
