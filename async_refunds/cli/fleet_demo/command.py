@@ -145,5 +145,7 @@ def _ended_as_by_ctrl_c() -> Generator[None]:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
+    # asyncio's own handler cancels what runs; an exception from here could be raised in
+    # the middle of a fork, and the process would be lost.
     del number, frame
-    raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)

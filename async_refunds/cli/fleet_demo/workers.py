@@ -139,6 +139,14 @@ class WorkerProcesses:
     async def start(self) -> None:
         """Start one more, as ``w1``, ``w2``, and so on."""
         name = f"w{len(self._all) + 1}"
+        starting = asyncio.create_task(self._started(name))
+        try:
+            await asyncio.shield(starting)
+        finally:
+            # Also when the demo is interrupted meanwhile, or the process would be left.
+            self._all[name] = await starting
+
+    async def _started(self, name: str) -> WorkerProcess:
         log = self._folder / f"{name}.log"
         with log.open("wb") as file:
             process = await asyncio.create_subprocess_exec(
@@ -149,7 +157,7 @@ class WorkerProcesses:
                 stderr=file,
                 start_new_session=True,  # Ctrl-C is for us, who end it
             )
-        self._all[name] = WorkerProcess(name, process, log)
+        return WorkerProcess(name, process, log)
 
     def check(self) -> None:
         """Make sure that none has ended by itself.
