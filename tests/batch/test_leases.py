@@ -671,11 +671,13 @@ async def test_new_key_that_the_lease_forbids_drops_the_account() -> None:
         scripted(CANCELED, reads=[WAITING]) as server,
         server.client() as refunds,
     ):
-        journal = LeasedJournal(clock=lambda: 0.0)
+        now = [0.0]
+        journal = LeasedJournal(clock=lambda: now[0])
         async with long_batch(refunds, journal) as batch:
             await journal.enqueue([RE], A)
             journal.hold(A)
-            await journal.claim({A: 1})  # by an earlier batch, at the epoch
+            await journal.claim({A: 1})  # by an earlier batch, two days ago
+            now[0] = 48 * 3600.0
             batch.open(A)
             await server.received_at_least(1)
             journal.take_away(A)
