@@ -87,7 +87,7 @@ class CancelWorker:
             JournalError: A new key could not be kept.
         """
         try:
-            _cancel_of(item)
+            request = _cancel_of(item)
         except ValueError as error:
             # Other programs write to a journal in a database. What cannot be sent is
             # this item's result, and ends no other one.
@@ -99,11 +99,12 @@ class CancelWorker:
         if item.known is not None and not self._scheduler.may_begin(item):
             return self._end(item, item.known)
         if _is_stale(item, self._journal.now()):
-            conclusion = await self._settle_expired_key(item)
+            conclusion = await self._settle_expired_key(item, request)
             if conclusion is not None:
                 return self._end_call(item, conclusion, passing=conclusion.passing)
+            request = _cancel_of(item)  # with its new key
         pacing, call = self._begin_call(item)
-        conclusion = await call.cancel(_cancel_of(item))  # perhaps with a new key
+        conclusion = await call.cancel(request)
         item.call = None
         item.maybe_sent = conclusion.outcome == "unknown"
         # A settling read that the pace held back may be made by a later call.
@@ -145,13 +146,18 @@ class CancelWorker:
         item.call = call
         return pacing, call
 
-    async def _settle_expired_key(self, item: Item) -> Conclusion | None:
+    async def _settle_expired_key(
+        self, item: Item, request: Request[Refund]
+    ) -> Conclusion | None:
         """Read what became of a key that Stripe may have forgotten.
+
+        Args:
+            item: The item.
+            request: The cancel with that key.
 
         Returns:
             ``None`` if the refund still waits: the item then has a new key.
         """
-        request = _cancel_of(item)
         reading = settling_read(request)
         pacing, call = self._begin_call(item)
         conclusion: Conclusion | None

@@ -305,6 +305,24 @@ async def test_old_keys_stay_unknown_while_the_reads_wait_for_an_outage(
     assert stripe.books.requests.keys() == {"retrieve"}
 
 
+async def test_old_key_whose_read_has_no_time_stays_unknown() -> None:
+    stripe = emulator()
+    ids = stripe.seed_refunds(30)
+    stripe.faults.storm(1, names=["503"])
+    async with client(stripe) as refunds:
+        results = await canceled_many(
+            *(refunds, ids),
+            journal=Yesterday(DAY),
+            patience=20,
+            concurrency=30,
+            timeout=2.0,
+        )
+    assert {result.outcome for result in results.values()} == {"unknown"}
+    errors = [str(result.error) for result in results.values()]
+    assert any("no time left for the read" in error for error in errors)
+    assert stripe.books.requests.keys() == {"retrieve"}
+
+
 async def test_refund_that_is_gone_is_unknown_if_it_may_have_been_asked_for() -> None:
     stripe = emulator()
     async with client(stripe) as refunds:

@@ -104,7 +104,8 @@ def _is_torn(given: Mapping[str, object]) -> bool:
     An ``@`` or a ``:`` in a password ends it, and libpq shows what it could not reach.
     """
     host, port = str(given.get("host") or ""), str(given.get("port") or "")
-    return "@" in host or not re.fullmatch(r"[0-9, ]*", port)
+    # A name that begins with it is an abstract socket.
+    return "@" in host[1:] or not re.fullmatch(r"[0-9, ]*", port)
 
 
 class Database:

@@ -73,6 +73,8 @@ class GivenOut:
         self, lease: Lease, claim_number: int, item: ClaimedRow
     ) -> LeasedClaim | None:
         """Return the claim of an item; ``None`` if it must not be given out."""
+        # With each: after a failover it is another machine's clock.
+        self._clock_offset = item.claimed_at - monotonic()
         after, pending = self.cursor(lease), self._pending[lease.account]
         after[item.run_id] = max(item.number, after.get(item.run_id, 0))
         # A failover may have forgotten that it was given out.
@@ -146,18 +148,16 @@ class GivenOut:
         """Return the runs whose seeds are not known yet."""
         return set(run_ids) - self._runs.keys()
 
-    def learn_runs(self, rows: Iterable[tuple[str, bytes, int, float, float]]) -> None:
-        """Note what `RUNS` finds and, with the first, how far the clocks are apart.
+    def learn_runs(self, rows: Iterable[tuple[str, bytes, int, float]]) -> None:
+        """Note what `RUNS` finds.
 
         Raises:
             JournalError: The keys of a run are derived as a newer release does.
         """
-        for run_id, seed, derivation, created_at, now in rows:
+        for run_id, seed, derivation, created_at in rows:
             if derivation > DERIVATION:
                 raise JournalError(
                     f"a run derives its keys by rule {derivation}, and this release "
                     f"knows rules up to {DERIVATION}: go on with a newer release"
                 )
-            if not self._runs:
-                self._clock_offset = now - monotonic()
             self._runs[run_id] = _Run(bytes(seed), created_at)

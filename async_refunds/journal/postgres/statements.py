@@ -391,8 +391,7 @@ rekeyed AS (
 )
 SELECT held.wait, rekeyed.claimed_at FROM held LEFT JOIN rekeyed ON true"""  # noqa: S608 - our own text
 
-RUNS = """SELECT run_id::text, seed, derivation, extract(epoch FROM created_at)::float8,
-    extract(epoch FROM clock_timestamp())::float8
+RUNS = """SELECT run_id::text, seed, derivation, extract(epoch FROM created_at)::float8
     FROM async_refunds.runs WHERE run_id = ANY (%(runs)s::uuid[])"""
 
 ADD = """SELECT async_refunds.enqueue(

@@ -11,6 +11,8 @@ from procrastinate.schema import SchemaManager
 
 from async_refunds.errors import JournalError
 from async_refunds.journal.postgres import Database
+from async_refunds.journal.postgres.given_out import ClaimedRow, GivenOut
+from async_refunds.journal.postgres.leases import Lease
 from tests.support.fleets import worker
 
 if TYPE_CHECKING:
@@ -121,6 +123,18 @@ async def test_clock_of_this_machine_that_is_set_makes_no_key_older(
             assert age == pytest.approx(HOUR, abs=60)
 
 
+def test_clock_is_that_of_the_database_that_claimed_last() -> None:
+    """After a failover it is another machine's."""
+    given_out, lease = GivenOut(), Lease(None, "token", None, 0)
+    given_out.learn_runs([("run", b"seed", 1, 1000.0)])
+    for number, at in enumerate((1000.0, 9000.0, 5000.0), 1):
+        row = ClaimedRow("run", f"re_{number}", number, 1, at, None, dead=False)
+        claim = given_out.give_out(lease, number, row)
+        assert claim is not None
+        assert claim.key_created_at == at
+        assert given_out.now() == pytest.approx(at, abs=60)
+
+
 @pytest.mark.parametrize(
     "address",
     [
@@ -135,3 +149,7 @@ def test_part_of_a_password_in_the_wrong_place_is_not_shown(address: str) -> Non
         _ = Database(address).conninfo
     assert "Secret" not in str(caught.value)
     assert caught.value.__cause__ is None
+
+
+def test_abstract_socket_is_an_address() -> None:
+    assert "@pg" in Database("host=@pg dbname=refunds").conninfo
