@@ -12,10 +12,12 @@ in RFC 9002, section 7.3.2. If they continue after it, the limit itself has fall
 the cuts are deeper, and the way back to the middle of a cut that was too deep is short,
 as in BIC (Xu, Harfoush and Rhee, INFOCOM 2004). If four of nine that went out after a
 cut are refused, in a run that was calm before, the rate falls at once to the share that
-got through. If nothing gets through for seconds, the rate of before is remembered and
-sought again by doubling, as in the slow start of RFC 5681. A run that does not use its
-rate does not raise it (RFC 9438, section 5.8). botocore's adaptive mode uses CUBIC; it
-cuts to 0.7, and its sawtooth averages 0.92 of the limit.
+got through. One process that has an account for itself, and begins its search, falls
+at the second 429 to the limit whose bucket lets in as much as got through. If nothing
+gets through for seconds, the rate of before is remembered and sought again by doubling,
+as in the slow start of RFC 5681. A run that does not use its rate does not raise it
+(RFC 9438, section 5.8). botocore's adaptive mode uses CUBIC; it cuts to 0.7, and its
+sawtooth averages 0.92 of the limit.
 
 **The concurrency** is additive in both directions: one less for each refusal, which is
 exactly what was too many, and one more for a hundred answers.
@@ -96,6 +98,15 @@ _MARGIN, _HALF = 0.95, 0.5
 _LEAST_SHARE = 0.2
 """The least share where nobody else asks, at the first 429s and for the next holder.
 Nothing may get through for a moment, and the way up from far below a limit is long."""
+_SEARCH, _SECOND = 5.0, 4
+"""Seconds from the start in which a limit far below is seen at once where nobody else
+asks, and answers after the first 429 among which there is a second one then: three of
+four are refused. On an account of 5/s the search meets two or three 429s, and more
+only as far as they were under way; by `_REFUSALS` it meets eight or more."""
+_BURST = 1.0
+"""Seconds of its rate that a bucket holds which nobody has used for a while. So what
+got through until the first 429s is what the limit lets through in so much more time.
+Where it holds less the estimate is too low, and `_REGAIN` takes it up again."""
 _REGAIN = 0.35
 """Requests a second, per second, on the way back up after that, until the first 429: an
 estimate from eight answers may be a third too low, and a limit of 25/s that has halved
@@ -177,6 +188,7 @@ class RateController:
         "_fresh_answers",
         "_fresh_refused",
         "_good_rate",
+        "_let_in",
         "_passed",
         "_rate",
         "_recent",
@@ -185,6 +197,7 @@ class RateController:
         "_refused_since",
         "_requests",
         "_resume_at",
+        "_searches",
         "_slot",
         "_used",
         "_was_calm",
@@ -216,7 +229,9 @@ class RateController:
         self._began_at = now
         self._cut_at = -math.inf
         self._was_calm = False  # at one of the cuts since the last fall
+        self._searches = alone and start is None  # from nothing, where nobody else asks
         self._at_first = False  # whether the last was the first, and nobody else asks
+        self._let_in = 0  # answers until then that were no 429s
         self._answers = self._refused = 0  # since the cut, and 429s of these
         self._fresh_answers = self._fresh_refused = 0  # of what went out after it
         self._recent = 0  # the last of these, a bit each, newest lowest: 1 is a 429
@@ -247,8 +262,9 @@ class RateController:
         """
         if self._resume_at is not None:
             return self._resume_at
-        # Still on its way to where it begins to feel for the limit.
-        if self._cut_at == -math.inf and self._rate < self._ceiling:
+        # Still on its way to where it begins to feel for the limit, or just there.
+        on_its_way = self._cut_at == -math.inf and self._rate < self._ceiling
+        if on_its_way or self._is_early:
             return None
         return self._rate if self._fixed else min(self._rate, self._getting_through())
 
@@ -338,12 +354,9 @@ class RateController:
             return
         if since >= _EVENT:
             self._begin_event(now, since)
-        elif self._has_fallen():
-            # From the first of them to the last, which is this one.
-            refused, answers = self._recent.bit_count(), self._recent.bit_length()
-            passed = 1 - (refused - 1) / (answers - 1)
-            before, least = self._rate, _LEAST_SHARE if self._at_first else _HALF
-            self._cut(now, max(least, _MARGIN * passed))
+        elif (share := self._fallen_to(sent_at)) is not None:
+            before = self._rate
+            self._cut(now, share)
             self._ceiling, self._climb = _MARGIN * before, _REGAIN
             self._was_calm = self._at_first = False
         else:
@@ -362,6 +375,7 @@ class RateController:
         if min(since, now - self._began_at) >= _CALM:
             self._was_calm = True
         self._at_first = self._alone and self._cut_at == -math.inf
+        self._let_in = self._answers - self._refused
         self._cut(now, cut)
         if cut < _CUT and not regaining:
             self._ceiling = (self._rate + before) / 2
@@ -386,6 +400,31 @@ class RateController:
         self._fresh_refused += refused
         if not self._fixed:  # and its rate may be any number
             self._recent = (self._recent << 1 | refused) & (1 << self._span) - 1
+
+    def _fallen_to(self, sent_at: float) -> float | None:
+        """Return the limit as a share of the rate, once it is seen to be far below.
+
+        Args:
+            sent_at: When the request went out whose 429 just came.
+        """
+        if self._is_early:
+            # The bucket was full then, and has less than one request now: half of one.
+            seconds = max(0.0, sent_at - self._began_at)
+            let_in = self._let_in + self._answers - self._refused + 0.5
+            share = let_in / (seconds + _BURST) / self._rate
+            if seconds < _SEARCH and share < _HALF:
+                return max(_LEAST_SHARE, share)
+        if not self._has_fallen():
+            return None
+        # From the first of them to the last, which is this one.
+        refused, answers = self._recent.bit_count(), self._recent.bit_length()
+        passed = 1 - (refused - 1) / (answers - 1)
+        return max(_LEAST_SHARE if self._at_first else _HALF, _MARGIN * passed)
+
+    @property
+    def _is_early(self) -> bool:
+        """Whether the first 429 of a search from nothing has only just come."""
+        return self._searches and self._at_first and self._answers <= _SECOND
 
     def _has_fallen(self) -> bool:
         """Tell whether the limit fell, by what went out after the cut of this event."""

@@ -17,11 +17,13 @@ class Bucket:
     def __init__(self, rate: float) -> None:
         self.rate = rate
         self.room, self.at = max(rate, 1.0), 0.0
+        self.passed = 0
 
     def lets_in(self, now: float) -> bool:
         room = min(max(self.rate, 1.0), self.room + (now - self.at) * self.rate)
         self.at = now
         self.room = room - (room >= 1)
+        self.passed += room >= 1
         return room >= 1
 
 
@@ -67,7 +69,76 @@ def test_handover_in_the_middle_of_the_search_costs_few_refusals(
     assert second.rate >= 0.8 * limit
 
 
-@pytest.mark.parametrize(("limit", "most"), [(5.0, 15), (8.0, 9), (15.0, 6)])
+@pytest.mark.parametrize("age", [0.2, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0, 3.0])
+@pytest.mark.parametrize("late", [0.0, 0.1, 0.2, 0.4, 0.7, 0.9])
+def test_takeover_costs_few_refusals_whenever_the_holder_was_killed(
+    age: float, late: float
+) -> None:
+    """Five at most, by what was kept at the end or some time before, if anything."""
+    bucket = Bucket(5.0)
+    first = RateController(alone=True, now=0.0)
+    refusals(first, bucket, 0.0, max(0.0, age - late))
+    kept = first.found_rate
+    refusals(first, bucket, max(0.0, age - late), age)
+    begin = age + 3.0
+    second = RateController(start=kept, alone=True, now=begin)
+    assert len(refusals(second, bucket, begin, begin + 3.0)) <= 5
+    assert second.rate >= 0.8 * bucket.rate
+
+
+@pytest.mark.parametrize("age", [1.0, 2.0, 3.0, 10.0])
+def test_pace_of_an_account_that_was_taken_over_is_kept(age: float) -> None:
+    bucket = Bucket(5.0)
+    first = RateController(alone=True, now=0.0)
+    refusals(first, bucket, 0.0, age)
+    begin = age + 3.0
+    second = RateController(start=first.found_rate, alone=True, now=begin)
+    before = bucket.passed
+    refusals(second, bucket, begin, begin + 30.0)
+    assert bucket.passed - before >= 0.95 * 30 * bucket.rate
+
+
+def test_search_that_met_two_refusals_by_chance_comes_back_up() -> None:
+    pace = RateController(alone=True, now=0.0)
+    pace.on_rate_limit(0.1, 0.05)
+    pace.on_rate_limit(0.15, 0.1)
+    assert pace.rate == pytest.approx(0.2 * 19.5)
+    bucket = Bucket(25.0)
+    assert not refusals(pace, bucket, 0.15, 45.0)
+    assert pace.rate >= 0.9 * 20
+
+
+def test_limit_that_is_not_far_below_is_not_guessed() -> None:
+    """Two refusals of a stream that jitter has spoilt say little about a limit."""
+    pace = RateController(alone=True, now=0.0)
+    for number in range(40):
+        pace.on_success(0.05 * number, 0.05 * number)
+    pace.on_rate_limit(2.0, 2.0)
+    pace.on_rate_limit(2.05, 2.05)
+    assert pace.rate == pytest.approx(20 * 0.975)
+
+
+def test_account_that_was_little_used_tells_nothing_of_its_limit() -> None:
+    pace = RateController(alone=True, now=0.0)
+    for second in range(10):
+        pace.on_success(float(second), float(second))
+    pace.on_rate_limit(10.0, 10.0)
+    pace.on_rate_limit(10.05, 10.05)
+    assert pace.rate == pytest.approx(20 * 0.975)
+
+
+def test_pace_is_not_found_before_it_is_seen_how_far_the_limit_is() -> None:
+    pace = RateController(alone=True, now=0.0)
+    pace.on_rate_limit(0.3, 0.3)
+    assert pace.found_rate is None
+    for number in range(4):
+        pace.on_success(0.4 + 0.05 * number, 0.4 + 0.05 * number)
+    assert pace.found_rate is None
+    pace.on_success(0.6, 0.6)
+    assert pace.found_rate == pace.rate
+
+
+@pytest.mark.parametrize(("limit", "most"), [(5.0, 5), (8.0, 5), (15.0, 6)])
 def test_search_of_one_that_is_alone_goes_down_at_once(limit: float, most: int) -> None:
     bucket = Bucket(limit)
     pace = RateController(alone=True, now=0.0)

@@ -249,7 +249,7 @@ def test_takeover_that_is_late_as_the_machine_was_is_told_apart(
 
 @pytest.mark.parametrize(
     ("rate", "age", "found"),
-    [(5.0, 2.0, True), (25.0, 2.0, False), (5.0, 1.0, False)],
+    [(5.0, 2.0, True), (25.0, 2.0, False), (5.0, 0.5, True)],
     ids=["slow", "fast", "young"],
 )
 def test_takeover_that_costs_many_refusals(
