@@ -256,17 +256,18 @@ class RateController:
     def found_rate(self) -> float | None:
         """The rate with which another process may begin; ``None`` if none is found yet.
 
-        That of before, while nothing gets through or the service fails. While the rate
-        is far above the limit and still on its way down, what gets through of it: the
-        other process has no way down to go, and no refusals on it.
+        None is found at a fixed pace. That of before, while nothing gets through or the
+        service fails. While the rate is far above the limit and still on its way down,
+        what gets through of it: the other process has no way down to go, and no
+        refusals on it.
         """
         if self._resume_at is not None:
             return self._resume_at
         # Still on its way to where it begins to feel for the limit, or just there.
         on_its_way = self._cut_at == -math.inf and self._rate < self._ceiling
-        if on_its_way or self._is_early:
+        if self._fixed or on_its_way or self._is_early:
             return None
-        return self._rate if self._fixed else min(self._rate, self._getting_through())
+        return min(self._rate, self._getting_through())
 
     def _getting_through(self) -> float:
         """Return the requests a second that get through, if many do not; or infinity.

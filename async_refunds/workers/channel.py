@@ -1,15 +1,16 @@
 """What workers tell each other, and what wakes them: PostgreSQL's notifications.
 
 Nothing rests on them. A worker that hears nothing looks for work each second, and one
-that is not heard leaves no account without a worker.
+that is not heard leaves no account without a worker. Who watches a fleet may listen.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import psycopg
@@ -22,7 +23,7 @@ from async_refunds.journal.postgres.connection import (
     hang_up,
 )
 
-from .fair_share import Presence
+from .fair_share import FORGOTTEN, Presence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -124,9 +125,8 @@ class Channel:
         if channel == _WORK:
             self._on_work(payload)
             return
-        # Of another release, perhaps.
-        with suppress(msgspec.DecodeError):
-            self._on_presence(msgspec.json.decode(payload, type=Presence))
+        if (presence := _presence(payload)) is not None:
+            self._on_presence(presence)
 
     def tell(self) -> None:
         """Tell the others now what this worker has."""
@@ -141,3 +141,47 @@ class Channel:
     def _hang_up(self) -> None:
         if self._connection is not None:
             hang_up(self._connection)
+
+
+def _presence(payload: str) -> Presence | None:
+    """Return what a worker tells; ``None`` for what another release does."""
+    with suppress(msgspec.DecodeError):
+        return msgspec.json.decode(payload, type=Presence)
+    return None
+
+
+class Listener:
+    """Hears which workers are there, for whoever only watches.
+
+    Args:
+        connection: To the database, in autocommit mode.
+
+    Raises:
+        psycopg.Error: From any method: the database fails.
+    """
+
+    EVERYBODY = 1.5 * _INTERVAL
+    """Seconds within which each worker has told of itself."""
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        self._connection = connection
+        self._heard: dict[tuple[str, str], tuple[float, Presence]] = {}
+        connection.execute(f"LISTEN {_WORKERS}".encode())
+
+    def listen(self, seconds: float) -> None:
+        """Hear the workers for so long."""
+        for notify in self._connection.notifies(timeout=seconds):
+            if (presence := _presence(notify.payload)) is not None:
+                place = presence.scope, presence.worker
+                self._heard[place] = time.monotonic(), presence
+                if presence.leaving:
+                    del self._heard[place]
+
+    def workers(self) -> list[Presence]:
+        """Return what those have told last that are there, one for each scope."""
+        now = time.monotonic()
+        return [
+            presence
+            for heard_at, presence in self._heard.values()
+            if now - heard_at <= FORGOTTEN
+        ]

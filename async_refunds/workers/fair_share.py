@@ -17,7 +17,7 @@ a time, so that workers that start together share. Of an average of many it is t
 part, so that what a worker of hundreds has left is taken over in a second."""
 _STEP_ALONE = 100
 """The same of one that is alone."""
-_FORGOTTEN = 3.0
+FORGOTTEN = 3.0
 """Seconds without a word after which a worker counts as gone."""
 _SETTLING = 2.0
 """Seconds after which those that get accounts have said how many they have."""
@@ -41,6 +41,8 @@ class Presence(msgspec.Struct, frozen=True):
     """Whether it ends, and gives its accounts back."""
     freed: bool = False
     """Whether it has just given accounts back: now they are there for others."""
+    name: str = ""
+    """How its leases are shown; empty from a worker of an older release."""
 
 
 class FairShare:
@@ -75,7 +77,7 @@ class FairShare:
     def others(self, now: float) -> list[Presence]:
         """Return what the workers have told that are there now."""
         for worker, (heard_at, _) in list(self._others.items()):
-            if now - heard_at > _FORGOTTEN:
+            if now - heard_at > FORGOTTEN:
                 del self._others[worker]
                 self._silent[worker] = heard_at
         return [presence for _, presence in self._others.values()]

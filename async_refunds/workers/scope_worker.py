@@ -25,6 +25,7 @@ from async_refunds.protocol.error_mapping import describe_failure
 from async_refunds.protocol.redaction import scrub
 from async_refunds.protocol.requests import Response
 
+from . import notices
 from .fair_share import FairShare, Presence
 from .metrics import Counts, WorkerMetrics
 
@@ -147,6 +148,7 @@ class ScopeWorker:
             self._hungry,
             leaving=self._stopping,
             freed=freed,
+            name=self._options.name,
         )
 
     def metrics(self) -> WorkerMetrics:
@@ -271,6 +273,8 @@ class ScopeWorker:
         self._hand_over(self._share.hand_over(held, len(self._draining), now))
         room = 0 if self._stopping else self._share.room(held, now)
         taken = await self._leases.acquire(room) if room else []
+        for line in notices.takeovers(taken):
+            telemetry.log(logging.WARNING, "%s", line)
         for lease in taken:
             self._forget(lease.account)
             if self._stopping:  # since then
@@ -299,11 +303,18 @@ class ScopeWorker:
         """Have the paces kept with the next renewal or release, and return them."""
         rates: dict[str | None, float] = {}
         for account in self._leases.accounts:
-            rate = self._execution.rate_of(account)
+            rate = self._note_rate(account)
             if rate is not None:
-                self._leases.note_rate(account, rate)
                 rates[account] = rate
         return rates
+
+    def _note_rate(self, account: str | None) -> float | None:
+        """Have the pace of an account kept, and return it."""
+        given = self._options.rate
+        rate = self._execution.rate_of(account) if given is None else given
+        if rate is not None:
+            self._leases.note_rate(account, rate, found=given is None)
+        return rate
 
     async def _keep_rates(self) -> None:
         """Keep the paces that are far from those that were kept last."""
@@ -332,9 +343,7 @@ class ScopeWorker:
 
     def _on_idle(self, account: str | None) -> None:
         closing = self._execution.closing_of(account)
-        rate = self._execution.rate_of(account)
-        if rate is not None:
-            self._leases.note_rate(account, rate)
+        self._note_rate(account)
         if closing is None:
             self._refusals.pop(account, None)
         if closing is not None:
@@ -381,7 +390,9 @@ class ScopeWorker:
                 self._execution.open_account(account)
         self._may_have_more = False
         leaving = self._leaving.copy()
-        await self._leases.release_all(leaving)
+        left_open = await self._leases.release_all(leaving)
+        if left_open:
+            telemetry.log(logging.WARNING, "%s", notices.left_open(left_open))
         for account in leaving:
             self._forget(account)
         if leaving:

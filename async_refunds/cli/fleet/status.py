@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,18 +14,25 @@ from async_refunds.cli.exit_codes import DONE
 from async_refunds.cli.options import Format, with_options
 from async_refunds.cli.output import Output, interruptible, refuse, width
 from async_refunds.cli.tables import Table, aligned, counted, printable
-from async_refunds.journal.postgres.reader import AccountStatus, FleetReader
+from async_refunds.journal.postgres.reader import AccountStatus, account_statuses
 from async_refunds.journal.postgres.runs import RunStatus, runs
+from async_refunds.workers.channel import Listener
 
 from .database import DatabaseOptions, connected
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from async_refunds.workers.fair_share import Presence
+
     from .database import Connection
 
 _MAX_ROWS = 40
 """Accounts of a table: a fleet may have thousands."""
+_AT_ONCE = (
+    "what waits is asked for at once after "
+    "`async-refunds fleet retry RUN --outcome failed,unknown`"
+)
 # Home, and erase what is below (ECMA-48): the table is drawn over the last one.
 _REDRAW = b"\x1b[H\x1b[J"
 # What makes the scope of an account.
@@ -37,11 +43,13 @@ _SUBJECT = re.compile(r"^(?:re|pyr)_\w+ (?:was not canceled: )?")
 
 HELP = """Show who works on which account, and what is open.
 
-An account has the worker that holds it, the seconds since that was last heard
-of, the requests a second that Stripe allows it as far as was found, the open
-refunds, the time since the oldest was added, and the last word about one of
-them. Where there are several tenants, addresses or modes, it says which.
---watch shows it again until Ctrl-C.
+A run is open, paused, or done: all of its refunds are settled. An account has
+the worker that holds it, the seconds since that was last heard of, the requests
+a second that Stripe allows it as far as was found, or that --rate allows the
+worker, the open refunds, the time since the oldest was added, and the last word
+about one of them. Where there are several tenants, addresses or modes, it says
+which. Workers that have no account are named, too: a second is listened to
+them. --watch shows it again until Ctrl-C.
 
 Otherwise, and with --json: one object for each account. The view
 async_refunds.metrics has the same for a monitoring system.
@@ -70,33 +78,38 @@ def status(
     if watch and not output.as_table:
         refuse("--watch draws on a terminal; repeat the command for JSON")
     with interruptible(lambda: "nothing was changed"), connected(database) as db:
-        reader = FleetReader(database.address)
-        if watch:
-            _watch(output, db, reader, every)
-        elif output.as_table:
-            output.text(_lines(db, reader))
+        if output.as_table:
+            listener = Listener(db)
+            listener.listen(Listener.EVERYBODY)
+            if watch:
+                _watch(output, db, listener, every)
+            output.text(_lines(db, listener))
         else:
-            for account in _busy(reader):
+            for account in _busy(db):
                 output.record(_record(account))
     raise typer.Exit(DONE)
 
 
 def _watch(
-    output: Output, connection: Connection, reader: FleetReader, every: float
+    output: Output, connection: Connection, listener: Listener, every: float
 ) -> None:
     try:
         while True:
-            lines = _lines(connection, reader)
+            lines = _lines(connection, listener)
             output.raw(_REDRAW)
             output.text(lines)
-            time.sleep(every)
+            listener.listen(every)
     except KeyboardInterrupt:
         raise typer.Exit(DONE) from None
 
 
-def _busy(reader: FleetReader) -> list[AccountStatus]:
+def _busy(connection: Connection) -> list[AccountStatus]:
     """Return the accounts that have something left, or that a worker holds."""
-    return [each for each in reader.status() if each.open or each.dead or each.held]
+    return [
+        each
+        for each in account_statuses(connection)
+        if each.open or each.dead or each.held
+    ]
 
 
 def _record(each: AccountStatus) -> dict[str, object]:
@@ -105,11 +118,30 @@ def _record(each: AccountStatus) -> dict[str, object]:
     return {"stripe_account": fields.pop("account"), **fields}
 
 
-def _lines(connection: Connection, reader: FleetReader) -> list[str]:
-    columns = width(sys.stdout)
-    there, accounts = _runs(runs(connection)), _accounts(_busy(reader), columns)
-    lines = [*there, *([""] if there and accounts else []), *accounts]
-    return lines or ["nothing to do: `async-refunds fleet enqueue` adds refunds"]
+def _lines(connection: Connection, listener: Listener) -> list[str]:
+    there, busy = _runs(runs(connection)), _busy(connection)
+    accounts = _accounts(busy, width(sys.stdout))
+    tables = [*there, *([""] if there and accounts else []), *accounts]
+    return [
+        *(tables or ["nothing to do: `async-refunds fleet enqueue` adds refunds"]),
+        *_summary(busy, listener.workers()),
+    ]
+
+
+def _summary(accounts: Sequence[AccountStatus], there: Sequence[Presence]) -> list[str]:
+    """Return what is open in all, and who works, waits for work, or is missing."""
+    working = {each.owner for each in accounts if each.held and each.owner}
+    idle = sorted({each.name for each in there if each.name} - working)
+    workers = counted(len(working) + len(idle), "worker")
+    if idle:
+        workers += f", idle: {', '.join(map(printable, idle))}"
+    if not accounts:
+        return [workers] if idle else []
+    total = sum(each.open for each in accounts)
+    refunds = counted(total, "refund")
+    summary = f"{refunds} open of {counted(len(accounts), 'account')}, {workers}"
+    waits = any(_seconds_to_wait(each) is not None for each in accounts)
+    return [*([_AT_ONCE] if waits else []), summary]
 
 
 def _runs(there: Sequence[RunStatus]) -> list[str]:
@@ -118,9 +150,9 @@ def _runs(there: Sequence[RunStatus]) -> list[str]:
     rows = [
         [
             printable(each.name),
-            each.state,
+            each.shown_state,
             f"{each.refunds:,}",
-            f"{each.refunds - each.settled - each.dead:,}",
+            f"{each.open:,}",
             f"{each.dead:,}",
         ]
         for each in there
@@ -141,21 +173,14 @@ def _accounts(accounts: Sequence[AccountStatus], columns: int) -> list[str]:
         for each, scope in zip(accounts[:_MAX_ROWS], scopes, strict=False)
     ]
     table = Table(["account", *several, *_COLUMNS], columns)
-    workers = {each.owner for each in accounts if each.held}
-    total = sum(each.open for each in accounts)
     more = len(accounts) - len(rows)
-    rest = f"; {counted(more, 'more account')}, --json has all" if more else ""
-    summary = (
-        f"{counted(total, 'refund')} open of {counted(len(accounts), 'account')}, "
-        f"{counted(len(workers), 'worker')}{rest}"
-    )
-    return [*table.lines(rows, head=True), summary]
+    rest = [f"{counted(more, 'more account')}, --json has all"] if more else []
+    return [*table.lines(rows, head=True), *rest]
 
 
 def _row(each: AccountStatus) -> dict[str, str]:
     worker = each.owner if each.held and each.owner else "nobody"
-    waits = each.waits if each.waits is not None else each.retries_in
-    if waits is not None and not each.held:
+    if (waits := _seconds_to_wait(each)) is not None:
         worker = f"waits {_span(waits)}"
     word = _SUBJECT.sub("", each.last_word or "")
     if each.dead:
@@ -169,6 +194,13 @@ def _row(each: AccountStatus) -> dict[str, str]:
         word,
     )
     return dict(zip(_COLUMNS, values, strict=True))
+
+
+def _seconds_to_wait(each: AccountStatus) -> float | None:
+    """Return until when nobody works on what is left of an account, if it waits."""
+    if each.held:
+        return None
+    return each.waits if each.waits is not None else each.retries_in
 
 
 def _span(seconds: float) -> str:

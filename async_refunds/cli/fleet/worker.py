@@ -92,6 +92,11 @@ def worker(
     """Cancel what is enqueued, until it is stopped."""
     output = Output(form)
     api = Connection(live=given.live, base_url=given.base_url, context=given.context)
+    if given.live and not api.livemode:
+        refuse(
+            "--live is for runs in live mode, and STRIPE_API_KEY is a test key: it can "
+            "cancel nothing of them"
+        )
     address = database.address
     _log_warnings(verbose=form.verbose)
     outcomes: Counter[str] = Counter()

@@ -56,6 +56,10 @@ class Lease(msgspec.Struct, frozen=True):
     """Requests a second at which the last holder was."""
     takeovers: int = 0
     """How many holders in turn ended without releasing it."""
+    former: str | None = None
+    """Who held it last, if that is known and did not release it."""
+    left: int = 0
+    """How many refunds that one has left open, counted up to a thousand."""
 
 
 class Leases:
@@ -108,10 +112,18 @@ class Leases:
         lease = self._held.get(stripe_account)
         return None if lease is None else lease.rate
 
-    def note_rate(self, stripe_account: str | None, rate: float) -> None:
-        """Note where an account's pace is: kept with the next renewal."""
+    def note_rate(
+        self, stripe_account: str | None, rate: float, *, found: bool = True
+    ) -> None:
+        """Note where an account's pace is: kept with the next renewal.
+
+        Args:
+            stripe_account: The account. Nothing happens if it is not held.
+            rate: Requests a second.
+            found: Whether the next holder may begin there. If not, it is only shown.
+        """
         if stripe_account in self._held:
-            self._rates[stripe_account] = rate
+            self._rates[stripe_account] = rate if found else -rate
 
     @property
     def accounts(self) -> list[str | None]:
@@ -163,9 +175,11 @@ class Leases:
             return await cursor.fetchall()
 
         leases: list[Lease] = []
-        for account, rate, takeovers, taken_over in await self._link.repeat(work):
+        for account, rate, takeovers, taken_over, *left in await self._link.repeat(
+            work
+        ):
             self.takeovers += taken_over
-            lease = Lease(account or None, token, rate, takeovers)
+            lease = Lease(account or None, token, rate, takeovers, *left)
             self._held[lease.account] = lease
             self._good_until[lease.account] = sent_at + self.ttl
             leases.append(lease)
@@ -197,12 +211,16 @@ class Leases:
 
     async def release_all(
         self, accounts: Mapping[str | None, float], *, retry_later: bool = True
-    ) -> None:
+    ) -> dict[str | None, float]:
         """Give accounts back; see `release`.
 
         Args:
             accounts: The accounts, and for how many seconds nobody takes each.
             retry_later: See `release`.
+
+        Returns:
+            Those of which something is left open with a result, and the seconds until
+            that is asked for again.
 
         Raises:
             JournalError: The tables are of another release, or it was closed.
@@ -215,7 +233,7 @@ class Leases:
             if lease is not None:
                 leases.append((lease, rate, accounts[account]))
         if not leases:
-            return
+            return {}
         values = {
             "scope": self.scope,
             "accounts": [lease.account or "" for lease, _, _ in leases],
@@ -227,10 +245,10 @@ class Leases:
         }
 
         async def work(connection: Connection, _: bool) -> list[Any]:  # noqa: FBT001 - as Link calls it
-            await connection.execute(RELEASE, values)
-            return []
+            return await (await connection.execute(RELEASE, values)).fetchall()
 
-        await self._link.repeat(work)
+        released = await self._link.repeat(work)
+        return {account or None: left for account, left in released if left is not None}
 
     def lose(self, lease: Lease) -> None:
         """Note that somebody else has taken an account over."""

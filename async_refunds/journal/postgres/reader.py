@@ -93,6 +93,18 @@ class AccountStatus(msgspec.Struct, frozen=True):
     last_word_age: float | None
 
 
+def account_statuses(
+    connection: psycopg.Connection[Any], scope: str | None = None
+) -> list[AccountStatus]:
+    """Return how far each account is that was ever enqueued, of one scope or of all.
+
+    Raises:
+        psycopg.Error: The database cannot be read.
+    """
+    rows = connection.execute(_STATUS.encode(), {"scope": scope}).fetchall()
+    return [AccountStatus(*row) for row in rows]
+
+
 class FleetReader:
     """A fleet's tables for reading. It connects for each call.
 
@@ -154,7 +166,8 @@ class FleetReader:
 
     def status(self) -> list[AccountStatus]:
         """Return how far each account is that was ever enqueued."""
-        return [AccountStatus(*row) for row in self._rows(_STATUS, self._values)]
+        with self._connected() as connection:
+            return account_statuses(connection, self._values["scope"])
 
     def _rows(self, query: str, values: dict[str, Any]) -> list[Any]:
         with self._connected() as connection:

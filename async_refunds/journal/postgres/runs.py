@@ -61,6 +61,16 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     settled: int
     dead: int
 
+    @property
+    def open(self) -> int:
+        """How many workers ask for by themselves, now or later."""
+        return self.refunds - self.settled - self.dead
+
+    @property
+    def shown_state(self) -> str:
+        """Its state for people: ``done`` if it has refunds, and all are settled."""
+        return "done" if self.settled == self.refunds > 0 else self.state
+
 
 def runs(connection: Connection[Any]) -> list[RunStatus]:
     """Return the runs that are not closed, oldest first."""

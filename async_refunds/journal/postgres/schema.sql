@@ -64,7 +64,9 @@ CREATE TABLE async_refunds.leases (
     all_takeovers bigint NOT NULL DEFAULT 0,
     -- A former holder may have requests under way until then: no refund gets a new key.
     no_new_key_until timestamptz NOT NULL DEFAULT '-infinity',
-    pace double precision,  -- requests a second, where the next holder begins
+    -- Requests a second. Where the next holder begins; or, negative, what this one was
+    -- told to keep to (--rate), which says nothing of Stripe's limit.
+    pace double precision,
     PRIMARY KEY (scope, account)
 ) WITH (fillfactor = 50);
 
@@ -308,7 +310,7 @@ CREATE VIEW async_refunds.metrics AS
             l.token IS NOT NULL AND l.until > clock_timestamp() AS held,
             extract(epoch FROM clock_timestamp() - l.renewed_at)::float8
                 AS lease_age_seconds,
-            l.pace, l.all_takeovers AS takeovers,
+            abs(l.pace) AS pace, l.all_takeovers AS takeovers,
             coalesce(i.open, 0) AS open, coalesce(i.dead, 0) AS dead,
             extract(epoch FROM clock_timestamp() - i.oldest)::float8
                 AS oldest_open_seconds,

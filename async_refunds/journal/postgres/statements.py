@@ -47,7 +47,7 @@ def _has(items: str, runs: str = "true") -> str:
 _NOT_HELD = """l.scope = %(scope)s AND l.until < clock_timestamp()
         AND l.account <> ALL (%(held)s::text[])"""
 _MAY_BE_TAKEN = f"{_NOT_HELD} AND l.not_before <= clock_timestamp()"
-_LOCKED = """SELECT l.account, l.token IS NOT NULL AS taken_over
+_LOCKED = """SELECT l.account, l.token IS NOT NULL AS taken_over, l.owner AS former
         FROM async_refunds.leases l WHERE"""
 # Which way to look for work. Of a few accounts that may be taken, each is asked whether
 # it has some. Where many may be taken, nearly all of them may be settled for good: then
@@ -70,9 +70,18 @@ _FREE_OF_MANY = f"""SELECT l.* FROM (
     ) l WHERE NOT {_FEW} LIMIT %(limit)s"""  # noqa: S608 - our own text
 _FREE = f"""SELECT * FROM ({_FREE_OF_FEW}) few
     UNION ALL SELECT * FROM ({_FREE_OF_MANY}) many"""  # noqa: S608 - our own text
+# How much is open of an account: for people, so not beyond a thousand.
+_LEFT = f"""(SELECT count(*) FROM async_refunds.runs o CROSS JOIN LATERAL (
+        SELECT FROM async_refunds.items i
+        WHERE {_open("o")} AND i.account = l.account LIMIT 1000
+    ) i WHERE o.scope = l.scope AND o.state = 'open')"""  # noqa: S608 - our own text
 _FREE_OF_THESE = f"""{_LOCKED} {_NOT_HELD} AND l.account = ANY (%(accounts)s::text[])
         AND {_has("true")}
     LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED"""
+
+
+# Where a new holder begins: not with what the last one was told to keep to.
+_FOUND_PACE = "CASE WHEN l.pace > 0 THEN l.pace END"
 
 
 def _acquire(free: str, retry_at: str) -> str:
@@ -95,14 +104,16 @@ UPDATE async_refunds.leases l SET
     no_new_key_until = CASE WHEN l.token IS NULL THEN l.no_new_key_until
         ELSE clock_timestamp() + make_interval(secs => %(grace)s) END
 FROM free, history WHERE l.scope = %(scope)s AND l.account = free.account
-RETURNING l.account, l.pace, l.takeovers, free.taken_over"""  # noqa: S608 - our own text
+RETURNING l.account, {_FOUND_PACE}, l.takeovers, free.taken_over, free.former,
+    CASE WHEN free.taken_over THEN {_LEFT} ELSE 0 END"""  # noqa: S608 - our own text
 
 
 ACQUIRE = _acquire(_FREE, "l.retry_at")
 # For whoever asks for certain accounts: they do not wait.
 ACQUIRE_THESE = _acquire(_FREE_OF_THESE, "'-infinity'")
-ACQUIRED = """SELECT account, pace, takeovers, takeovers > 0 FROM async_refunds.leases
-    WHERE scope = %(scope)s AND token = %(token)s"""
+ACQUIRED = f"""SELECT l.account, {_FOUND_PACE}, l.takeovers, l.takeovers > 0, NULL, 0
+    FROM async_refunds.leases l
+    WHERE l.scope = %(scope)s AND l.token = %(token)s"""  # noqa: S608 - our own text
 
 RENEW = """
 WITH history AS MATERIALIZED (SELECT async_refunds.note_timeline() AS timeline),
@@ -169,7 +180,9 @@ UPDATE async_refunds.leases l SET
     retries = CASE WHEN l.retry_at > clock_timestamp() THEN l.retries WHEN left_open
         THEN least(l.retries + 1, 4) ELSE 0 END
 FROM found
-WHERE l.scope = %(scope)s AND l.account = found.account"""
+WHERE l.scope = %(scope)s AND l.account = found.account
+RETURNING l.account, CASE WHEN found.left_open
+    THEN extract(epoch FROM l.retry_at - clock_timestamp())::float8 END"""
 
 # Which accounts a statement writes for. Not more, and none without its lock.
 _HELD = """held AS MATERIALIZED (

@@ -87,6 +87,55 @@ async def test_account_of_a_killed_worker_is_taken_over(fleet: Fleet) -> None:
         assert fleet.value("SELECT owner FROM async_refunds.leases") == "two"
 
 
+async def test_rate_that_a_holder_was_told_is_shown_and_binds_no_other(
+    fleet: Fleet,
+) -> None:
+    shown = "SELECT pace FROM async_refunds.metrics"
+    fleet.add(["re_1"])
+    async with worker(fleet.address) as one, worker(fleet.address, "two") as two:
+        await one.acquire()
+        one.leases.note_rate(None, 25.0)
+        await one.leases.renew()
+        one.leases.note_rate(None, 2.0, found=False)
+        await one.leases.renew()
+        assert fleet.value(shown) == 2.0
+        await one.leases.release(None)
+        assert fleet.value(shown) == 2.0
+        (lease,) = await two.leases.acquire(10)
+        assert lease.rate is None
+        two.leases.note_rate(None, 12.0)
+        await two.leases.release(None)
+        assert fleet.value(shown) == 12.0
+
+
+async def test_takeover_tells_of_whom_and_what_is_left(fleet: Fleet) -> None:
+    fleet.add(["re_1", "re_2", "re_3"])
+    fleet.add(["re_4"], run="paused")
+    fleet.do("UPDATE async_refunds.runs SET state = 'paused' WHERE name = 'paused'")
+    fleet.do("UPDATE async_refunds.items SET settled = true WHERE refund_id = 're_1'")
+    async with worker(fleet.address) as one, worker(fleet.address, "two") as two:
+        (first,) = await one.leases.acquire(10)
+        assert (first.former, first.left) == (None, 0)
+        fleet.expire()
+        (second,) = await two.leases.acquire(10)
+        assert (second.former, second.left) == ("one", 2)
+        assert await two.leases.release_all({None: 0.0}) == {}
+        (third,) = await two.leases.acquire(10)
+        assert (third.former, third.left) == (None, 0)
+
+
+async def test_release_tells_until_when_what_failed_waits(fleet: Fleet) -> None:
+    fleet.add(["re_1"])
+    fleet.add(["re_2"], "acct_1")
+    async with worker(fleet.address) as one:
+        await one.acquire()
+        (claim,) = await one.claim()
+        await one.settle(claim, "failed")
+        left = await one.leases.release_all({None: 0.0, "acct_1": 0.0})
+        assert left.keys() == {None}
+        assert 50 < left[None] <= 60
+
+
 async def test_late_renewal_of_a_lease_that_nobody_took_lives_on(fleet: Fleet) -> None:
     fleet.add(["re_1"])
     async with worker(fleet.address) as one, worker(fleet.address, "two") as two:
