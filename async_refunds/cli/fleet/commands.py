@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import enqueue, init, runs, status, sweep, worker
+from . import enqueue, init, runs, status, sweep, wait, worker
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -14,6 +14,7 @@ for name, help_text, command in (
     ("sweep", sweep.HELP, sweep.sweep),
     ("worker", worker.HELP, worker.worker),
     ("status", status.HELP, status.status),
+    ("wait", wait.HELP, wait.wait),
     ("report", runs.REPORT_HELP, runs.report),
     ("pause", runs.PAUSE_HELP, runs.pause),
     ("resume", runs.RESUME_HELP, runs.resume),

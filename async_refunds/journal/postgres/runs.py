@@ -49,6 +49,49 @@ SELECT r.name, r.scope, r.state, count(i.*) AS refunds,
     GROUP BY r.run_id ORDER BY r.created_at
 """
 
+# By the index of what is open: nothing of what is settled, which may be nearly all.
+_PROGRESS = """
+SELECT r.state, i.* FROM async_refunds.runs r CROSS JOIN LATERAL (
+    SELECT count(*) AS open, count(*) FILTER (WHERE i.known_at IS NOT NULL) AS tried
+        FROM async_refunds.items i
+        WHERE i.run_id = r.run_id AND NOT i.settled AND NOT i.dead
+) i WHERE r.name = %s
+"""
+_TOTAL = """
+SELECT count(*) FROM async_refunds.items JOIN async_refunds.runs r USING (run_id)
+    WHERE r.name = %s
+"""
+
+
+class RunProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """What is left of a run."""
+
+    state: str
+    """``open``, ``paused`` or ``closed``."""
+    open: int
+    """How many refunds workers ask for by themselves, now or later."""
+    tried: int
+    """Those of them that failed, or are unknown, and are asked for again later."""
+
+
+def run_progress(connection: Connection[Any], name: str) -> RunProgress:
+    """Return what is left of a run.
+
+    Raises:
+        JournalError: There is no such run.
+    """
+    with closing(connection.cursor(row_factory=class_row(RunProgress))) as cursor:
+        found = cursor.execute(_PROGRESS, [name]).fetchone()
+    if found is None:
+        raise JournalError(f"there is no run {name!r}")
+    return found
+
+
+def run_total(connection: Connection[Any], name: str) -> int:
+    """Return how many refunds a run has."""
+    ((total,),) = connection.execute(_TOTAL, [name]).fetchall()
+    return int(total)
+
 
 class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A run that is not closed."""

@@ -1,0 +1,143 @@
+"""``fleet wait``: until workers have nothing more to do for a run."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from async_refunds.cli import progress
+from async_refunds.cli.exit_codes import NOT_ALL
+from async_refunds.cli.options import Format, with_options
+from async_refunds.cli.output import Output, interruptible, print_error
+from async_refunds.cli.summary import exit_code
+from async_refunds.cli.tables import counted
+from async_refunds.errors import JournalError
+from async_refunds.journal.postgres.runs import RunReader, run_progress, run_total
+
+from .database import DatabaseOptions, RunArgument, connected
+
+if TYPE_CHECKING:
+    from async_refunds.cli.summary import Outcomes
+    from async_refunds.journal.postgres.runs import RunProgress
+
+    from .database import Connection
+
+# Seconds between two looks; and of the time at most this share is spent on them.
+_INTERVAL, _SHARE = 0.5, 0.1
+
+HELP = """Wait until workers have nothing more to do for a run.
+
+What failed, or is unknown, is asked for again by workers, after up to a quarter
+of an hour: it counts as not done. What is dead counts as done. The progress
+goes to stderr, what became of the refunds to stdout.
+
+Exit codes: 0 all are canceled, 1 some are not, or are open after --timeout, the
+run has none, stdout broke, or the database failed, 2 wrong usage, no such run,
+no connection, or no right, 3 the outcome of some is unknown, 130 interrupted."""
+
+
+@with_options
+def wait(
+    run: RunArgument,
+    *,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", min=0.0, help="Wait no longer. [default: to the end]"
+        ),
+    ] = None,
+    database: DatabaseOptions,
+    form: Format,
+) -> None:
+    """Wait until workers have nothing more to do for a run."""
+    output = Output(form)
+    with (
+        interruptible(lambda: "workers go on with it"),
+        connected(database) as connection,
+    ):
+        waiting = _Waiting(output, connection, run)
+        asyncio.run(waiting.to_its_end(timeout))
+        try:
+            tally = RunReader(connection, database.address, run).tally()
+        except JournalError as error:  # the run was there a moment ago
+            print_error(str(error))
+            raise typer.Exit(NOT_ALL) from None
+        outcomes: Outcomes = Counter()
+        for name, count in tally.outcomes.items():
+            outcomes[name] += count
+        _tell(output, run, waiting.left, outcomes)
+    raise typer.Exit(exit_code(outcomes) if outcomes else NOT_ALL)
+
+
+def _tell(output: Output, run: str, left: RunProgress, outcomes: Outcomes) -> None:
+    if not outcomes:
+        print_error(f"{run} has no refunds: none was added, or all were pruned")
+        return
+    if not output.as_table:
+        counts = {name or "open": count for name, count in outcomes.items()}
+        output.record({"run": run, "open": left.open, "outcomes": counts})
+    told = ", ".join(f"{n:,} {name or 'open'}" for name, n in outcomes.most_common())
+    output.say(f"{run}, {counted(outcomes.total(), 'refund')}: {told}")
+    if left.open:
+        print_error(f"{counted(left.open, 'refund')} of {run} not done; workers go on")
+
+
+class _Waiting:
+    """Looks at a run now and then.
+
+    Args:
+        output: Gets the progress.
+        connection: To the database.
+        run: The name of the run.
+    """
+
+    def __init__(self, output: Output, connection: Connection, run: str) -> None:
+        self._output, self._connection, self._run = output, connection, run
+        self.left = run_progress(connection, run)
+        """What is left of it, as of the last look."""
+        self._total = run_total(connection, run)
+        self._speed = progress.Speed(time.monotonic, self._done)
+        self._told_state = "open"
+
+    async def to_its_end(self, timeout: float | None) -> None:  # noqa: ASYNC109 - it is given as such
+        """Wait until nothing is left, or for so many seconds."""
+        until = None if timeout is None else time.monotonic() + timeout
+        async with progress.shown(self._output, self._line):
+            while self.left.open and self.left.state != "closed":
+                self._tell_state()
+                began = time.monotonic()
+                if until is not None and began >= until:
+                    return
+                before, self.left = self.left, run_progress(self._connection, self._run)
+                if self.left.open > before.open:
+                    self._total = run_total(self._connection, self._run)
+                took = time.monotonic() - began
+                pause = max(_INTERVAL, took / _SHARE)
+                if until is not None:
+                    pause = min(pause, max(0.0, until - time.monotonic()))
+                await asyncio.sleep(pause if self.left.open else 0.0)
+
+    def _tell_state(self) -> None:
+        if self.left.state != self._told_state:
+            self._told_state = self.left.state
+            self._output.say(f"{self._run} is {self.left.state}")
+
+    @property
+    def _done(self) -> int:
+        return max(0, self._total - self.left.open)
+
+    def _line(self, columns: int) -> str:
+        speed = self._speed.per_second(self._done)
+        tried = self.left.tried
+        parts = [
+            (4, progress.bar(self._done, self._total)),
+            (0, f"{self._done:,}/{self._total:,}"),
+            (3, f"{speed:.1f}/s"),
+            (1, progress.time_left(self.left.open, speed)),
+            (2, f"{tried:,} to be asked for again" if tried else ""),
+        ]
+        return progress.fitted(parts, columns)
