@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import os
+import signal
 import sys
 from collections import deque
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from async_refunds.emulator import ReceivedRequest
 from async_refunds.journal import JournalReader
 from async_refunds.results import CANCELED
 
+from .children import end_with_us
 from .options import VARIABLES
 
 if TYPE_CHECKING:
@@ -164,6 +166,7 @@ async def _run(command: list[str], killing: asyncio.Event) -> int:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.DEVNULL,
+        preexec_fn=end_with_us(signal.SIGKILL),
     )
     ended = asyncio.create_task(process.wait())
     reached = asyncio.create_task(killing.wait())

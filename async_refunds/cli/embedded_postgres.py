@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import psycopg
 from psycopg.conninfo import make_conninfo
 
+from .children import end_with_us
+
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
@@ -215,6 +217,8 @@ def _start(command: Sequence[str], output: int, user: _User) -> subprocess.Popen
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is for us, who end it
+            # At once, as `_serving` does it.
+            preexec_fn=end_with_us(signal.SIGQUIT),  # noqa: PLW1509 - it takes no lock
             cwd="/",  # another user may not be let into ours
             user=user.user,
             group=user.group,

@@ -339,6 +339,30 @@ async def test_interrupted_demo_leaves_no_process_and_no_folder_behind(
     assert not there(folder, "*")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels do not do that")
+@pytest.mark.parametrize(
+    ("how", "moment"),
+    [
+        (("--workers", "3"), "postgres-*/data/base"),
+        (("--workers", "3"), "demo-*/w3.log"),
+        (("--kill",), "*/run.sqlite3"),
+    ],
+)
+async def test_killed_demo_leaves_no_process_behind(
+    folder: Path, how: tuple[str, ...], moment: str
+) -> None:
+    async with started(
+        *("demo", *how, "--refunds", "9999"), key=None, folder=folder
+    ) as running:
+        await appears(running, folder, moment)
+        assert processes_of(folder)
+        running.process.kill()
+        await running.ended()
+    async with asyncio.timeout(10):
+        while processes_of(folder):  # noqa: ASYNC110 - of the kernel
+            await asyncio.sleep(0.02)
+
+
 async def test_worker_that_ends_by_itself_ends_the_demo_with_its_last_words(
     folder: Path,
 ) -> None:

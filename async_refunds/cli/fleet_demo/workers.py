@@ -9,6 +9,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
+from async_refunds.cli.children import end_with_us
 from async_refunds.cli.crash_recovery import KEY, without_options
 
 if TYPE_CHECKING:
@@ -156,6 +157,7 @@ class WorkerProcesses:
                 stdout=file,
                 stderr=file,
                 start_new_session=True,  # Ctrl-C is for us, who end it
+                preexec_fn=end_with_us(signal.SIGKILL),
             )
         return WorkerProcess(name, process, log)
 
