@@ -59,12 +59,6 @@ class Flags(report.Flags, frozen=True, kw_only=True):
     kills: int
 
 
-class Report(report.Report, frozen=True, kw_only=True):
-    """What each part found, by the name of the figure."""
-
-    parts: dict[str, dict[str, float]]
-
-
 class Bench:
     """A run of the parts that were asked for."""
 
@@ -157,7 +151,7 @@ class Bench:
                     told = batch_sizes.figures(*told)
                 yield part, told
 
-    def draw(self, path: Path) -> None:
+    def draw(self, _: report.Parts, path: Path) -> None:
         """Draw what was measured, a panel for each of three questions."""
         panels: list[Callable[[Any], None]] = []
         if self.log:
@@ -256,29 +250,12 @@ def measured(
 def main() -> None:
     """Measure what was asked for, and print it."""
     asked = flags()
-    found: dict[str, dict[str, float]] = {}
-    if not asked.json:
-        how = f"{asked.rounds} rounds of the part journal, all else once"
-        print(report.heading(QUESTION, how), flush=True)
+    how = f"{asked.rounds} rounds of the part journal, all else once"
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(asked, Path(name))
-        for part, figures in measured(bench, asked.parts):
-            found[part] = found.get(part, {}) | figures
-            if not asked.json:
-                lines = (f"{value:12.2f}  {what}" for what, value in figures.items())
-                print("\n".join(("", part, *lines)), flush=True)
-    whole = Report(
-        question=QUESTION,
-        versions=report.versions(),
-        rounds=asked.rounds,
-        headlines={
-            f"{part}: {what}": value
-            for part, figures in found.items()
-            for what, value in figures.items()
-        },
-        parts=found,
-    )
-    report.finish(asked, whole, bench.draw)
+        report.tell_parts(
+            asked, QUESTION, how, measured(bench, asked.parts), bench.draw
+        )
 
 
 if __name__ == "__main__":

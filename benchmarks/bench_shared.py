@@ -16,10 +16,10 @@ import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections import deque
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import count, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,13 +32,14 @@ if not __package__:  # run by its path, whose folder is first in the search path
 
 from async_refunds.emulator import Emulator, Limits
 from async_refunds.journal import Run, SqliteJournal
-from benchmarks import batch_child, drawing, fleet_child, report
+from benchmarks import batch_child, drawing, fleet_child, fleet_server, report
 from benchmarks.canned import canned_server
 from benchmarks.harness import in_turn
-from tests.support.postgres_server import PostgresServer, running_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
+
+    from tests.support.postgres_server import PostgresServer
 
 QUESTION = "What does a fleet make of Stripe's limits, and of many small accounts?"
 
@@ -64,12 +65,6 @@ class Flags(report.Flags, frozen=True, kw_only=True):
     parts: tuple[str, ...]
     seconds: int
     accounts: int
-
-
-class Report(report.Report, frozen=True, kw_only=True):
-    """What each part found, by the name of the figure."""
-
-    parts: dict[str, dict[str, float]]
 
 
 class Cost(msgspec.Struct, frozen=True):
@@ -341,7 +336,7 @@ def flags() -> Flags:
     return report.read(parser, Flags)
 
 
-def draw(found: dict[str, dict[str, float]], path: Path) -> None:
+def draw(found: report.Parts, path: Path) -> None:
     """Draw what many accounts cost over one plain batch."""
     bars = {
         what: value
@@ -357,38 +352,9 @@ def draw(found: dict[str, dict[str, float]], path: Path) -> None:
 def main() -> None:
     """Measure what was asked for, and print it."""
     asked = flags()
-    found: dict[str, dict[str, float]] = {}
-    if not asked.json:
-        how = f"{asked.rounds} rounds of the part accounts, the other one once"
-        print(report.heading(QUESTION, how), flush=True)
-    with (
-        tempfile.TemporaryDirectory() as name,
-        # As a server is by default, but for what waits for a disk.
-        running_server(
-            autovacuum="on", synchronous_commit="on", shared_buffers="128MB"
-        ) as server,
-    ):
-        bench = Bench(asked, Path(name), server)
-        for part in asked.parts:
-            report.say(f"{part} ...")
-            found[part] = PARTS[part](bench)
-            if not asked.json:
-                lines = (
-                    f"{value:12.2f}  {what}" for what, value in found[part].items()
-                )
-                print("\n".join(("", part, *lines)), flush=True)
-    whole = Report(
-        question=QUESTION,
-        versions=report.versions(),
-        rounds=asked.rounds,
-        headlines={
-            f"{part}: {what}": value
-            for part, figures in found.items()
-            for what, value in figures.items()
-        },
-        parts=found,
-    )
-    report.finish(asked, whole, lambda path: draw(found, path))
+    how = f"{asked.rounds} rounds of the part accounts, the other one once"
+    measured = fleet_server.measured(asked.parts, PARTS, partial(Bench, asked))
+    report.tell_parts(asked, QUESTION, how, measured, draw)
 
 
 if __name__ == "__main__":

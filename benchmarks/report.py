@@ -15,12 +15,12 @@ import importlib.util
 import platform
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from benchmarks.harness import Figure
 
@@ -55,6 +55,16 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     headlines: dict[str, float]
     """The answer in a few figures, by what each is: the summary of
     ``python -m benchmarks`` holds them against the targets by these names."""
+
+
+Parts: TypeAlias = dict[str, dict[str, float]]
+"""What each part of a benchmark found, by the name of the figure."""
+
+
+class PartsReport(Report, frozen=True, kw_only=True):
+    """What a benchmark of several parts tells."""
+
+    parts: Parts
 
 
 F = TypeVar("F", bound=Flags)
@@ -169,3 +179,43 @@ def finish(flags: Flags, report: Report, draw: Callable[[Path], None]) -> None:
     if flags.plot is not None:
         draw(flags.plot)
         say(f"drawn: {flags.plot}")
+
+
+def tell_parts(
+    flags: Flags,
+    question: str,
+    how: str,
+    measured: Iterable[tuple[str, dict[str, float]]],
+    draw: Callable[[Parts, Path], None],
+) -> None:
+    """Print what each part found as soon as it has; at the end finish the report.
+
+    Args:
+        flags: What was asked for.
+        question: What the benchmark answers, in a line.
+        how: How it is measured, in a line.
+        measured: Gives the name of each part and what it found. One that comes twice
+            adds to what it found before.
+        draw: Draws all of that.
+    """
+    if not flags.json:
+        print(heading(question, how), flush=True)
+    found: Parts = {}
+    for part, figures in measured:
+        found[part] = found.get(part, {}) | figures
+        if not flags.json:
+            lines = (f"{value:12.2f}  {what}" for what, value in figures.items())
+            print("\n".join(("", part, *lines)), flush=True)
+    headlines = {
+        f"{part}: {what}": value
+        for part, figures in found.items()
+        for what, value in figures.items()
+    }
+    whole = PartsReport(
+        question=question,
+        versions=versions(),
+        rounds=flags.rounds,
+        headlines=headlines,
+        parts=found,
+    )
+    finish(flags, whole, lambda path: draw(found, path))
