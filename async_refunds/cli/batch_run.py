@@ -95,6 +95,14 @@ class OpenJournal(msgspec.Struct, frozen=True):
         return shlex.join(["async-refunds", "report", self.path])
 
 
+def why_unreached(error: APIConnectionError, refund_id: str, service: str) -> str:
+    """Return one line about all refunds, from the error of one."""
+    cause = str(error).removeprefix(f"{refund_id} was not canceled: ")
+    if cause.startswith(service):  # of a refund that was given up without a request
+        return cause
+    return f"{service} could not be reached: {cause}"
+
+
 class BatchRun:
     """One batch: results to stdout, progress and summary to stderr.
 
@@ -235,11 +243,7 @@ class BatchRun:
         error, attempts = result.error, result.attempts
         self._answered |= any(attempt.status is not None for attempt in attempts)
         if not self._unreached and isinstance(error, APIConnectionError):
-            # The row begins with the id, and the line is about all of them.
-            cause = str(error).removeprefix(f"{result.refund_id} was not canceled: ")
-            if not cause.startswith(self._service):
-                cause = f"{self._service} could not be reached: {cause}"
-            self._unreached = cause
+            self._unreached = why_unreached(error, result.refund_id, self._service)
 
     def _write(
         self, outcome: CancelOutcome, record: dict[str, object], *, sent: bool

@@ -23,6 +23,7 @@ from async_refunds import (
     cancel_many,
 )
 from async_refunds.batch import Batch
+from async_refunds.batch.scheduler import Scheduler
 from async_refunds.cli.crash_recovery import kill_and_resume
 from async_refunds.emulator import Emulator
 from async_refunds.journal import JournalReader, MemoryJournal, Run, SqliteJournal
@@ -321,6 +322,26 @@ async def test_old_key_whose_read_has_no_time_stays_unknown() -> None:
     errors = [str(result.error) for result in results.values()]
     assert any("no time left for the read" in error for error in errors)
     assert stripe.books.requests.keys() == {"retrieve"}
+
+
+async def test_old_key_whose_read_gets_no_slot_stays_unknown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As above, where the pace says so at once: a refusal that is not waited for."""
+
+    async def none_is_free(*_: object) -> bool:
+        return False
+
+    monkeypatch.setattr(Scheduler, "wait_for_slot", none_is_free)
+    stripe = emulator()
+    refund_id = stripe.add_refund()
+    async with client(stripe) as refunds:
+        results = await canceled_many(
+            refunds, [refund_id], journal=Yesterday(DAY), patience=5
+        )
+    assert results[refund_id].outcome == "unknown"
+    assert "no time left for the read" in str(results[refund_id].error)
+    assert not stripe.books.requests
 
 
 async def test_refund_that_is_gone_is_unknown_if_it_may_have_been_asked_for() -> None:

@@ -5,8 +5,9 @@ import socket
 import pytest
 from typer.testing import CliRunner
 
+from async_refunds import APIConnectionError
 from async_refunds.cli.app import app
-from async_refunds.cli.batch_run import result_record
+from async_refunds.cli.batch_run import result_record, why_unreached
 from async_refunds.models import Refund
 from async_refunds.results import CancelResult
 from tests.support.terminal import LIVE_KEY, Screen, emulator_of, run, started
@@ -191,6 +192,21 @@ async def test_refused_connection_is_a_failure_that_sent_nothing() -> None:
     assert "no connection" in ended.lines[0]["error"]
     cause = f"http://127.0.0.1:{port} could not be reached: no connection (Connection "
     assert ended.err.startswith(f"{cause}refused)\n")
+
+
+@pytest.mark.parametrize(
+    ("cause", "told"),
+    [
+        ("no connection (refused)", "http://s could not be reached: no connection ("),
+        ("http://s failed for 5 s: HTTP status 502", "http://s failed for 5 s: HTTP"),
+    ],
+    ids=["of one refund", "of all"],
+)
+async def test_why_nothing_answered_is_one_line_about_all(
+    cause: str, told: str
+) -> None:
+    error = APIConnectionError(f"re_1 was not canceled: {cause}")
+    assert why_unreached(error, "re_1", "http://s").startswith(told)
 
 
 async def test_refused_connections_of_many_are_told_once() -> None:

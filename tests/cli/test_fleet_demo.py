@@ -100,8 +100,13 @@ async def test_killed_worker_leaves_nothing_undone_and_nothing_is_canceled_twice
 
     story = ended.err.splitlines()
     held = len(report["held"])
-    assert story[0].startswith(f"{report['killed']} killed; it held {held} account")
-    assert story[1] == "200 of 200 refunds of 6 accounts canceled by 2 workers"
+    # Before, between and after stand lines of progress where the machine is slow.
+    (told,) = (
+        number
+        for number, line in enumerate(story)
+        if line.startswith(f"{report['killed']} killed; it held {held} account")
+    )
+    assert story.index("200 of 200 refunds of 6 accounts canceled by 2 workers") > told
     assert f"{left[0]['open']} open" in ended.err
     assert f"taken over by {other} after " in ended.err
     assert "  sent until then  0 requests for them" in story
