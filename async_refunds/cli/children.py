@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import signal
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Callable
 
 _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 
 
-def end_with_us(number: signal.Signals) -> Callable[[], None] | None:
+def end_with_us(number: signal.Signals) -> Callable[[], object] | None:
     """Return a ``preexec_fn``: the kernel then sends the child a signal at our end.
 
     Start the child from the main thread: the end of the thread is what counts.
@@ -28,11 +28,4 @@ def end_with_us(number: signal.Signals) -> Callable[[], None] | None:
     if sys.platform != "linux":
         return None
     # Looked up before the fork: after it another thread may hold the loader's lock.
-    prctl, us = ctypes.CDLL(None).prctl, os.getpid()
-
-    def ask() -> None:
-        prctl(_SET_DEATH_SIGNAL, int(number))
-        if os.getppid() != us:  # that was too late
-            signal.raise_signal(signal.SIGKILL)
-
-    return ask
+    return partial(ctypes.CDLL(None).prctl, _SET_DEATH_SIGNAL, int(number))

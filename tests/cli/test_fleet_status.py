@@ -84,6 +84,8 @@ async def test_idle_workers_are_named(fleet: Fleet) -> None:
         ) as watching:
             showing = screen.reading()
             await screen.asks("2 workers, idle: other, spare")
+            # What another release tells is passed over.
+            fleet.rows("SELECT pg_notify('async_refunds_workers', 'hello')")
             two.process.send_signal(signal.SIGTERM)
             assert (await two.ended()).code == 0
             await screen.asks("1 worker, idle: spare")

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from tests.support.fleet_commands import Fleet
+from tests.support.fleet_commands import Fleet, on_terminal
 from tests.support.terminal import Screen, emulator_of, started
 
 pytestmark = pytest.mark.asyncio(loop_factories=["real"])
@@ -141,6 +141,18 @@ async def test_run_that_is_not_there_or_has_nothing_is_not_done(fleet: Fleet) ->
     assert empty.err == (
         "async-refunds: empty has no refunds: none was added, or all were pruned\n"
     )
+
+
+async def test_database_that_fails_at_the_end_is_no_run_that_is_missing(
+    fleet: Fleet,
+) -> None:
+    await add(fleet, "re_1")
+    fleet.rows("UPDATE async_refunds.items SET settled = true, outcome = 'canceled'")
+    assert await on_terminal(fleet, "wait", "tonight") == "", "it is told on stderr"
+    fleet.rows("ALTER TABLE async_refunds.items RENAME rate_limited TO gone")
+    failed = await fleet("wait", "tonight")
+    assert failed.code == 1
+    assert failed.err.startswith("async-refunds: the database cannot be read: ")
 
 
 async def test_database_that_fails_meanwhile_ends_the_wait(fleet: Fleet) -> None:
