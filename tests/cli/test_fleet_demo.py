@@ -17,6 +17,7 @@ import pytest
 
 from async_refunds.cli.fleet_demo import fleet_run, workers
 from async_refunds.cli.fleet_demo.fleet_demo import FleetDemo
+from async_refunds.cli.fleet_demo.observer import AccountView, FleetView, Observer
 from async_refunds.cli.fleet_demo.report import (
     FleetDemoReport,
     HeldAccount,
@@ -241,6 +242,33 @@ async def test_hopeless_weather_is_given_up(
         in line
         for line in report_lines(report)
     )
+
+
+async def test_worker_that_never_holds_anything_is_given_up_and_not_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Idle(Observer):
+        def __init__(self) -> None:
+            """Look at no database."""
+
+        async def look(self) -> FleetView:
+            account = AccountView(
+                stripe_account="acct_1",
+                owner=None,
+                held=False,
+                waits=False,
+                acquired_at=0.0,
+                open=2,
+                settled=1,
+            )
+            return FleetView([account])
+
+    monkeypatch.setattr(fleet_run, "PATIENCE", 0.0)
+    watched = fleet_run.FleetRun(
+        3, "host=/nowhere", Idle(), workers.WorkerProcesses(tmp_path, "", "")
+    )
+    await watched.work(Output())
+    assert (watched.killed, watched.held) == (None, {})
 
 
 async def test_refund_that_is_left_unknown_is_not_waited_for(

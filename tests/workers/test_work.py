@@ -458,6 +458,24 @@ async def test_leases_that_cannot_be_taken_end_the_worker(fleet: Fleet) -> None:
             await working
 
 
+async def test_runs_that_cannot_be_read_end_the_worker(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("async_refunds.workers.worker._INTERVAL", 0.05)
+    asked = asyncio.Event()
+
+    def client_of(tenant: str) -> None:
+        del tenant
+        asked.set()
+
+    await fleet.seed(1, A)
+    working = asyncio.create_task(work(fleet.database, client_of))
+    await asked.wait()
+    await fleet.ask("ALTER TABLE async_refunds.runs RENAME TO gone")
+    with pytest.raises(JournalError, match="runs could not be read: relation"):
+        await working
+
+
 async def test_tenants_are_found_also_after_the_database_was_away(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -16,7 +16,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from async_refunds.errors import JournalError
 from async_refunds.journal import Run
 from async_refunds.journal.postgres import Database, FleetReader, PostgresJournal
-from async_refunds.journal.postgres.connection import Link
+from async_refunds.journal.postgres.connection import PATIENCE, Link
 from async_refunds.results import CancelRequest
 from tests.support.fleets import (
     FAR_TOO_LONG,
@@ -34,6 +34,7 @@ from .test_claims import attempt
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from async_refunds.journal.postgres.connection import Connection
     from tests.support.fleets import Fleet
 
 pytestmark = pytest.mark.asyncio(loop_factories=["real"])
@@ -300,6 +301,34 @@ async def test_close_does_not_wait_for_a_connection_that_is_not_made(
 
 async def no_work(connection: Any, in_doubt: bool) -> list[Any]:  # noqa: ANN401, FBT001 - as Link calls it
     raise AssertionError((connection, in_doubt))
+
+
+async def test_connection_that_is_made_at_the_moment_of_the_end_is_closed(
+    fleet: Fleet,
+) -> None:
+    class Late(Database):
+        async def connect(self, *, patience: float = PATIENCE) -> Connection:
+            made.append(connection := await super().connect(patience=patience))
+            closing.append(asyncio.create_task(link.close(within=0.0)))
+            await asyncio.sleep(0)  # it gives up after this, and before it is seen
+            return connection
+
+    made: list[Connection] = []
+    closing: list[asyncio.Task[None]] = []
+    link = Link(Late(fleet.address))
+    with pytest.raises(JournalError, match="was closed"):
+        await link.repeat(no_work)
+    await closing[0]
+    assert [each.closed for each in made] == [True]
+
+
+async def test_run_whose_leases_cannot_be_taken_says_so(fleet: Fleet) -> None:
+    run = Run(URL, livemode=False)
+    async with await PostgresJournal.open(fleet.address, run, name="run") as journal:
+        await journal.add([CancelRequest("re_1")])
+        fleet.do("ALTER TABLE async_refunds.leases RENAME TO gone")
+        with pytest.raises(JournalError, match="leases could not be taken: relation"):
+            await journal.claim({None: 1})
 
 
 async def test_database_without_tables_or_with_newer_ones_is_told(
