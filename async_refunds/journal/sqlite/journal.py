@@ -149,7 +149,7 @@ class SqliteJournal(BatchGuard):
             ValueError: An id that is no text; the same.
         """
         rows = [_row(request) for request in requests]
-        await self._writer.do(lambda db: self._items.add(db, rows))
+        await self._writer.do(lambda db: self._items.add(db, rows), urgent=False)
 
     async def claim(
         self, limits: Mapping[str | None, int]
@@ -160,7 +160,10 @@ class SqliteJournal(BatchGuard):
             ValueError: A limit below 1.
         """
         check_limits(limits)
-        return await self._writer.do(lambda db: self._items.claim(db, limits))
+        # A batch claims ahead of need.
+        return await self._writer.do(
+            lambda db: self._items.claim(db, limits), urgent=False
+        )
 
     async def rekey(self, claim: Claim) -> Claim:
         """Give out the same item with a new key, which is kept.
