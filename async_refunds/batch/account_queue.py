@@ -85,13 +85,13 @@ class AccountQueue:
         "_pushed",
         "_refused",
         "_retry_heap",
-        "_under_way",
         "_version",
         "account",
         "draining",
         "dropped",
         "reopening",
         "scheduled_at",
+        "under_way",
         "unkept",
     )
 
@@ -128,9 +128,10 @@ class AccountQueue:
         self._exhausted = False  # the journal has no more of it for now
         self._version = 0  # how often the journal got more of it
         self._checked_out = 0  # items that a worker has
-        self._under_way = 0  # calls that are not between two attempts
+        self.under_way = 0
+        """How many calls are not between two attempts."""
         start = None if leases is None else leases.rate(account)
-        self._cancels = Endpoint(new_pace(start), clock, lambda: self._under_way)
+        self._cancels = Endpoint(new_pace(start), clock, self)
         self._new_pace = new_pace
         self._made_reads: Endpoint | None = None
         self._closed_by: Classification[Any] | None = None
@@ -138,14 +139,14 @@ class AccountQueue:
         self._ended: asyncio.Event | None = None  # made when a call sleeps
         self._refused = _NOBODY  # since a cancel was not
         self._has_answered = False
-        self._charge_locks = ChargeLocks()
+        self._charge_locks: ChargeLocks | None = None  # made when a lock is met
 
     @property
     def _reads(self) -> Endpoint:
         """The reads, of which most accounts make none."""
         if self._made_reads is None:
             pace = self._new_pace(None)
-            self._made_reads = Endpoint(pace, self._clock, lambda: self._under_way)
+            self._made_reads = Endpoint(pace, self._clock, self)
         return self._made_reads
 
     # ------------------------------------------------------------------- figures
@@ -180,7 +181,7 @@ class AccountQueue:
     @property
     def busy(self) -> bool:
         """Whether it has items, waiting or under way."""
-        return self._under_way > 0 or not self.empty
+        return self.under_way > 0 or not self.empty
 
     @property
     def rate(self) -> float:
@@ -340,7 +341,7 @@ class AccountQueue:
         if self.closed_by is not None or self.draining:
             return -math.inf
         if (
-            self._under_way >= self._cancels.pace.concurrency
+            self.under_way >= self._cancels.pace.concurrency
             or self._checked_out >= share
             or self._cancels.waiting  # retries go before new items
         ):
@@ -363,7 +364,7 @@ class AccountQueue:
         else:
             item = Item(self._pending.pop(0), now)
         self._checked_out += 1
-        self._under_way += 1
+        self.under_way += 1
         if self.closed_by is None and not self.draining:
             self._cancels.pace.reserve(now)
         return item
@@ -382,7 +383,8 @@ class AccountQueue:
 
     def release(self, item: Item) -> None:
         """Note that a worker is done with an item."""
-        self._charge_locks.release(item)
+        if self._charge_locks is not None:
+            self._charge_locks.release(item)
         self._checked_out -= 1
         self._leave()
 
@@ -430,7 +432,7 @@ class AccountQueue:
         else:
             endpoint.record_limit(limit, attempt)
         if cancel:
-            self._charge_locks.note(item, locked=limit is Limit.LOCK)
+            self._note_lock(item, locked=limit is Limit.LOCK)
         if self._closed_until < math.inf and self._cancels.outage is None:
             self._reopen()
         if isinstance(reply, Response):
@@ -492,7 +494,7 @@ class AccountQueue:
             if seconds and self._ends_before(endpoint, seconds):
                 return False
             async with asyncio.timeout_at(until):
-                if cancel:
+                if cancel and self._charge_locks is not None:
                     await self._charge_locks.acquire(item)
                 # A service that never answered has no pace to keep to.
                 if self._has_answered:
@@ -500,7 +502,7 @@ class AccountQueue:
         except TimeoutError:
             return False
         finally:
-            self._under_way += 1
+            self.under_way += 1
             self._changed(self)  # new items may have waited for this one
         return not endpoint.closed
 
@@ -525,17 +527,28 @@ class AccountQueue:
             async with asyncio.timeout(seconds):
                 await self._ended.wait()
 
+    # --------------------------------------------------------------------- locks
+
+    def _note_lock(self, item: Item, *, locked: bool) -> None:
+        if locked and self._charge_locks is None:
+            self._charge_locks = ChargeLocks()
+        if self._charge_locks is not None:
+            self._charge_locks.note(item, locked=locked)
+
     def needs_charge(self, item: Item) -> bool:
         """Tell whether only the item's charge can tell what it has to wait for."""
-        ends = self.dropped or self.draining
-        return not ends and self._charge_locks.needs_charge(item)
+        locks = self._charge_locks
+        if locks is None or self.dropped or self.draining:
+            return False
+        return locks.needs_charge(item)
 
     def learn_charge(self, item: Item, charge: str | None) -> None:
         """Note the charge of an item; ``None`` if it could not be learned."""
-        self._charge_locks.learn(item, charge)
+        if self._charge_locks is not None:
+            self._charge_locks.learn(item, charge)
 
     def _leave(self) -> None:
-        self._under_way -= 1
+        self.under_way -= 1
         self.notify()
 
     def notify(self) -> None:

@@ -107,6 +107,7 @@ class Scheduler:
         self._clock = clock
         self._workers = workers
         self._queues: dict[str | None, AccountQueue] = {}
+        self._on_change = self._queue_changed  # one method object for all of them
         # When each account may send next, soonest first. Only the entry that
         # `AccountQueue.scheduled_at` names counts; `_enqueue` leaves older ones behind.
         self._heap: list[tuple[float, int, AccountQueue]] = []
@@ -172,7 +173,7 @@ class Scheduler:
 
     def _new_queue(self, account: str | None) -> AccountQueue:
         queue = self._queues[account] = AccountQueue(
-            account, self._new_pace, self._clock, self._queue_changed, self._leases
+            account, self._new_pace, self._clock, self._on_change, self._leases
         )
         return queue
 
