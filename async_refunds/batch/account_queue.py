@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from async_refunds.models import Attempt
     from async_refunds.protocol.requests import Request
 
+    from .claiming import ClaimBudget
     from .rate_control import RateController
 
 # Refusals in a row of the key (of different calls) or of its permissions (of different
@@ -41,7 +42,7 @@ _EVIDENCE = 3
 
 # Claims held ahead for one account, at first and at most: a commit of the journal
 # serves so many.
-_FIRST_PAGE, _LARGEST_PAGE = 4, 2000
+_FIRST_PAGE, _LARGEST_PAGE = 8, 2000
 # Seconds until a queue whose permit was refused asks again: a lease may live on.
 _PAUSE = 0.5
 
@@ -60,21 +61,23 @@ class AccountQueue:
         new_pace: Makes the pace of one endpoint, at a given rate if there is one.
         clock: The event loop's time, in seconds.
         changed: Called when an item may go out sooner than `next_at` said.
+        budget: Of the claims of all accounts.
         leases: Of this process; ``None`` if no other process shares the work.
     """
 
     __slots__ = (
+        "_budget",
         "_cancels",
         "_changed",
         "_charge_locks",
         "_checked_out",
-        "_claimed_at",
         "_claiming",
         "_clock",
         "_closed_by",
         "_closed_until",
         "_ended",
         "_exhausted",
+        "_filled_at",
         "_has_answered",
         "_leases",
         "_made_reads",
@@ -85,6 +88,7 @@ class AccountQueue:
         "_pushed",
         "_refused",
         "_retry_heap",
+        "_used_up_at",
         "_version",
         "account",
         "draining",
@@ -101,6 +105,8 @@ class AccountQueue:
         new_pace: Callable[[float | None], RateController],
         clock: Callable[[], float],
         changed: Callable[[AccountQueue], object],
+        *,
+        budget: ClaimBudget,
         leases: Leases | None = None,
     ) -> None:
         self.account = account
@@ -119,12 +125,14 @@ class AccountQueue:
         self._claiming = False
         self._clock = clock
         self._changed = changed
+        self._budget = budget
         # A list: an empty deque takes 600 bytes, and a platform has 5,000 accounts.
         self._pending: list[Claim] = []
         self._retry_heap: list[tuple[float, int, Item]] = []
         self._pushed = 0
         self._page = _FIRST_PAGE
-        self._claimed_at = -math.inf
+        # When the last page came, and went: the first one is neither short nor long.
+        self._filled_at, self._used_up_at = 0.0, _SHORT
         self._exhausted = False  # the journal has no more of it for now
         self._version = 0  # how often the journal got more of it
         self._checked_out = 0  # items that a worker has
@@ -236,7 +244,7 @@ class AccountQueue:
         """Forget what is not under way, and let that end without another request."""
         self.dropped, self.reopening = True, False
         self._retry_heap.clear()
-        self._pending.clear()
+        self._take_pending()
         self._exhausted = True
         self._cancels.closed = self._reads.closed = True
         self._wake_sleepers()
@@ -249,12 +257,16 @@ class AccountQueue:
         A call ends with the attempt that is under way, and perhaps a read to settle it.
         """
         self.draining = self._exhausted = True
-        unsent = self.unsent
-        self._pending.clear()
+        unsent = self._take_pending()
         self._cancels.closed = True
         self._wake_sleepers()
         self.notify()
         return unsent
+
+    def _take_pending(self) -> list[Claim]:
+        taken, self._pending = self._pending, []
+        self._budget.held -= len(taken)
+        return taken
 
     def _wake_sleepers(self) -> None:
         """End the sleeps of calls between two attempts: no other one follows."""
@@ -269,17 +281,26 @@ class AccountQueue:
         self._version += 1
         self.notify()
 
+    @property
+    def hungry(self) -> bool:
+        """Whether to ask the journal for claims.
+
+        Early enough for the commit to end before the last one is sent.
+        """
+        return not (self._exhausted or self._claiming) and (
+            len(self._pending) <= self._page // 4
+        )
+
     def claims_wanted(self, most: int) -> int:
         """Return how many claims to ask the journal for; 0 for none now.
 
-        Early enough for the commit to end before the last one is sent, and never more
-        than goes out in about a second: a killed run asks again for all that it had
-        claimed.
+        Never more than goes out in about a second: a killed run asks again for all that
+        it had claimed.
 
         Args:
             most: The share of this account in the memory for all claims.
         """
-        if self._exhausted or len(self._pending) > self._page // 4:
+        if not self.hungry:
             return 0
         page = min(self._page, most, self._sent_in_a_second)
         return max(1, page - len(self._pending))
@@ -287,9 +308,7 @@ class AccountQueue:
     def note_claiming(self) -> None:
         """Note that the journal is asked for claims, and fit the page to their use."""
         self._claiming = True
-        now = self._clock()
-        seconds = now - self._claimed_at
-        self._claimed_at = now
+        seconds = self._used_up_at - self._filled_at
         if seconds < _SHORT:
             self._page = min(2 * self._page, _LARGEST_PAGE, self._sent_in_a_second)
         elif seconds > _LONG:
@@ -316,7 +335,9 @@ class AccountQueue:
             version: Of the queue when they were asked for.
         """
         self._claiming = False
+        self._filled_at = self._used_up_at = self._clock()
         self._pending.extend(claims)
+        self._budget.held += len(claims)
         if len(claims) < limit and version == self._version:
             self._exhausted = True
         self.notify()
@@ -324,6 +345,7 @@ class AccountQueue:
     def return_claim(self, item: Item) -> None:
         """Take back the claim of an item for which nothing was sent."""
         self._pending.append(item.claim)
+        self._budget.held += 1
 
     # --------------------------------------------------------------------- items
 
@@ -363,6 +385,11 @@ class AccountQueue:
             item = heapq.heappop(self._retry_heap)[2]
         else:
             item = Item(self._pending.pop(0), now)
+            self._budget.held -= 1
+            if len(self._pending) <= self._page // 4 and (
+                self._used_up_at == self._filled_at
+            ):
+                self._used_up_at = now
         self._checked_out += 1
         self.under_way += 1
         if self.closed_by is None and not self.draining:

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 _LOCK_WAIT = 5.0
 """Seconds to wait for another connection's lock: that of a reader is short."""
 _CACHE = 1_000
-"""KiB, in 4 KiB pages. Ids come in no order: of a large run no cache has the index's
-page, and the system does. Four times as much loads no faster and takes 9 MB of a run."""
+"""KiB. Ids come in no order: of a large run no cache has the index's page that is next,
+and the system has it. Four times as much loads no faster and takes 9 MB of a run."""
 
 _ALONE = "ro&immutable=1"
 """Reads no -wal (https://www.sqlite.org/uri.html#uriimmutable)."""
