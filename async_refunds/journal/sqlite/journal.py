@@ -218,9 +218,14 @@ def _row(request: CancelRequest) -> tuple[Any, ...]:
         ValueError: One with half a surrogate pair, which UTF-8 does not have.
     """
     refund_id, account = request.refund_id, request.stripe_account
-    for name, value in (("refund_id", refund_id), ("stripe_account", account or "")):
-        if not isinstance(value, str):
-            raise TypeError(f"{name} must be a str, not {type(value).__name__}")
-        if not value.isascii():
-            value.encode()
+    _require_text("refund_id", refund_id)
+    if account is not None:
+        _require_text("stripe_account", account)
     return new_row(refund_id, account)
+
+
+def _require_text(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str, not {type(value).__name__}")
+    if not value.isascii():
+        value.encode()
