@@ -88,6 +88,7 @@ class AccountQueue:
         "_pushed",
         "_refused",
         "_retry_heap",
+        "_sleeping",
         "_used_up_at",
         "_version",
         "account",
@@ -144,7 +145,8 @@ class AccountQueue:
         self._made_reads: Endpoint | None = None
         self._closed_by: Classification[Any] | None = None
         self._closed_until = math.inf
-        self._ended: asyncio.Event | None = None  # made when a call sleeps
+        self._ended: asyncio.Event | None = None  # while a call sleeps: 0.8 KB
+        self._sleeping = 0  # how many do
         self._refused = _NOBODY  # since a cancel was not
         self._has_answered = False
         self._charge_locks: ChargeLocks | None = None  # made when a lock is met
@@ -550,9 +552,15 @@ class AccountQueue:
             await asyncio.sleep(0)
             return
         self._ended = self._ended or asyncio.Event()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._ended.wait()
+        self._sleeping += 1
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._ended.wait()
+        finally:
+            self._sleeping -= 1
+            if not self._sleeping:
+                self._ended = None
 
     # --------------------------------------------------------------------- locks
 

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import tracemalloc
+from contextlib import contextmanager
 from itertools import count
 from typing import TYPE_CHECKING
 
+from async_refunds.batch.account_queue import AccountQueue
+from async_refunds.batch.claiming import ClaimBudget
+from async_refunds.batch.endpoint import Endpoint
 from async_refunds.batch.rate_control import RateController
 from async_refunds.batch.scheduler import Scheduler
 from async_refunds.journal import Claim
+from async_refunds.protocol.requests import cancel_request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
     from async_refunds.batch.claiming import WantedClaims
 
@@ -45,6 +51,18 @@ def scheduler() -> Scheduler:
         service="https://api.stripe.com",
         patience=120.0,
         leases=Rates(),
+    )
+
+
+def batch_queue() -> AccountQueue:
+    """Return the queue of one account."""
+    clock = asyncio.get_running_loop().time
+    return AccountQueue(
+        "acct_1",
+        lambda _: RateController(rate=FAST, now=clock()),
+        clock,
+        lambda queue: queue,
+        budget=ClaimBudget(),
     )
 
 
@@ -133,17 +151,51 @@ async def test_slow_accounts_that_hold_all_claims_hold_up_no_other_one() -> None
     assert loop.time() - began < 0.1
 
 
+@contextmanager
+def bytes_taken() -> Generator[Callable[[], int]]:
+    """Tell what was allocated in the block, and is still held."""
+    gc.collect()
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    try:
+        yield lambda: tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+
+
 async def test_account_takes_little_memory() -> None:
     """Kilobytes for each of 5,000 accounts would be most of what a batch takes."""
     batch, many = scheduler(), 1000
     names = [f"fast_{number}" for number in range(many)]
     batch.extend(["first"])
-    gc.collect()
-    tracemalloc.start()
-    try:
-        before, _ = tracemalloc.get_traced_memory()
+    with bytes_taken() as taken:
         batch.extend(names)
-        after, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert (after - before) / many < 1000
+        assert taken() / many < 1000
+
+
+async def test_retry_leaves_no_memory_behind() -> None:
+    """Where a network is slow, thousands of accounts retry sooner or later."""
+    batch, many = scheduler(), 500
+    batch.extend(f"fast_{number}" for number in range(many))
+    await claim(batch)
+    items = [await batch.next_item() for _ in range(many)]
+    request = cancel_request("re_1", idempotency_key="key")
+    with bytes_taken() as taken:
+        for item in items:
+            assert item is not None
+            assert await batch.wait_for_slot(item, request, 1.0, math.inf)
+        assert taken() / many < 200
+
+
+async def test_wait_for_a_slot_leaves_no_memory_behind() -> None:
+    clock = asyncio.get_running_loop().time
+    queue = batch_queue()
+    endpoints = [
+        Endpoint(RateController(rate=FAST, now=clock()), clock, queue)
+        for _ in range(500)
+    ]
+    with bytes_taken() as taken:
+        for endpoint in endpoints:
+            slots = [endpoint.acquire_slot() for _ in range(3)]
+            assert await asyncio.gather(*slots) == [True] * 3
+        assert taken() / len(endpoints) < 200
