@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from async_refunds.models import Attempt
     from async_refunds.protocol.requests import Request
 
+    from .claiming import ClaimBudget
     from .rate_control import RateController
 
 # Refusals in a row of the key (of different calls) or of its permissions (of different
@@ -41,7 +42,7 @@ _EVIDENCE = 3
 
 # Claims held ahead for one account, at first and at most: a commit of the journal
 # serves so many.
-_FIRST_PAGE, _LARGEST_PAGE = 4, 2000
+_FIRST_PAGE, _LARGEST_PAGE = 8, 2000
 # Seconds until a queue whose permit was refused asks again: a lease may live on.
 _PAUSE = 0.5
 
@@ -60,21 +61,23 @@ class AccountQueue:
         new_pace: Makes the pace of one endpoint, at a given rate if there is one.
         clock: The event loop's time, in seconds.
         changed: Called when an item may go out sooner than `next_at` said.
+        budget: Of the claims of all accounts.
         leases: Of this process; ``None`` if no other process shares the work.
     """
 
     __slots__ = (
+        "_budget",
         "_cancels",
         "_changed",
         "_charge_locks",
         "_checked_out",
-        "_claimed_at",
         "_claiming",
         "_clock",
         "_closed_by",
         "_closed_until",
         "_ended",
         "_exhausted",
+        "_filled_at",
         "_has_answered",
         "_leases",
         "_made_reads",
@@ -85,13 +88,15 @@ class AccountQueue:
         "_pushed",
         "_refused",
         "_retry_heap",
-        "_under_way",
+        "_sleeping",
+        "_used_up_at",
         "_version",
         "account",
         "draining",
         "dropped",
         "reopening",
         "scheduled_at",
+        "under_way",
         "unkept",
     )
 
@@ -101,6 +106,8 @@ class AccountQueue:
         new_pace: Callable[[float | None], RateController],
         clock: Callable[[], float],
         changed: Callable[[AccountQueue], object],
+        *,
+        budget: ClaimBudget,
         leases: Leases | None = None,
     ) -> None:
         self.account = account
@@ -119,33 +126,37 @@ class AccountQueue:
         self._claiming = False
         self._clock = clock
         self._changed = changed
+        self._budget = budget
         # A list: an empty deque takes 600 bytes, and a platform has 5,000 accounts.
         self._pending: list[Claim] = []
         self._retry_heap: list[tuple[float, int, Item]] = []
         self._pushed = 0
         self._page = _FIRST_PAGE
-        self._claimed_at = -math.inf
+        # When the last page came, and went: the first one is neither short nor long.
+        self._filled_at, self._used_up_at = 0.0, _SHORT
         self._exhausted = False  # the journal has no more of it for now
         self._version = 0  # how often the journal got more of it
         self._checked_out = 0  # items that a worker has
-        self._under_way = 0  # calls that are not between two attempts
+        self.under_way = 0
+        """How many calls are not between two attempts."""
         start = None if leases is None else leases.rate(account)
-        self._cancels = Endpoint(new_pace(start), clock, lambda: self._under_way)
+        self._cancels = Endpoint(new_pace(start), clock, self)
         self._new_pace = new_pace
         self._made_reads: Endpoint | None = None
         self._closed_by: Classification[Any] | None = None
         self._closed_until = math.inf
-        self._ended: asyncio.Event | None = None  # made when a call sleeps
+        self._ended: asyncio.Event | None = None  # while a call sleeps: 0.8 KB
+        self._sleeping = 0  # how many do
         self._refused = _NOBODY  # since a cancel was not
         self._has_answered = False
-        self._charge_locks = ChargeLocks()
+        self._charge_locks: ChargeLocks | None = None  # made when a lock is met
 
     @property
     def _reads(self) -> Endpoint:
         """The reads, of which most accounts make none."""
         if self._made_reads is None:
             pace = self._new_pace(None)
-            self._made_reads = Endpoint(pace, self._clock, lambda: self._under_way)
+            self._made_reads = Endpoint(pace, self._clock, self)
         return self._made_reads
 
     # ------------------------------------------------------------------- figures
@@ -180,7 +191,7 @@ class AccountQueue:
     @property
     def busy(self) -> bool:
         """Whether it has items, waiting or under way."""
-        return self._under_way > 0 or not self.empty
+        return self.under_way > 0 or not self.empty
 
     @property
     def rate(self) -> float:
@@ -235,7 +246,7 @@ class AccountQueue:
         """Forget what is not under way, and let that end without another request."""
         self.dropped, self.reopening = True, False
         self._retry_heap.clear()
-        self._pending.clear()
+        self._take_pending()
         self._exhausted = True
         self._cancels.closed = self._reads.closed = True
         self._wake_sleepers()
@@ -248,12 +259,16 @@ class AccountQueue:
         A call ends with the attempt that is under way, and perhaps a read to settle it.
         """
         self.draining = self._exhausted = True
-        unsent = self.unsent
-        self._pending.clear()
+        unsent = self._take_pending()
         self._cancels.closed = True
         self._wake_sleepers()
         self.notify()
         return unsent
+
+    def _take_pending(self) -> list[Claim]:
+        taken, self._pending = self._pending, []
+        self._budget.held -= len(taken)
+        return taken
 
     def _wake_sleepers(self) -> None:
         """End the sleeps of calls between two attempts: no other one follows."""
@@ -268,17 +283,26 @@ class AccountQueue:
         self._version += 1
         self.notify()
 
+    @property
+    def hungry(self) -> bool:
+        """Whether to ask the journal for claims.
+
+        Early enough for the commit to end before the last one is sent.
+        """
+        return not (self._exhausted or self._claiming) and (
+            len(self._pending) <= self._page // 4
+        )
+
     def claims_wanted(self, most: int) -> int:
         """Return how many claims to ask the journal for; 0 for none now.
 
-        Early enough for the commit to end before the last one is sent, and never more
-        than goes out in about a second: a killed run asks again for all that it had
-        claimed.
+        Never more than goes out in about a second: a killed run asks again for all that
+        it had claimed.
 
         Args:
             most: The share of this account in the memory for all claims.
         """
-        if self._exhausted or len(self._pending) > self._page // 4:
+        if not self.hungry:
             return 0
         page = min(self._page, most, self._sent_in_a_second)
         return max(1, page - len(self._pending))
@@ -286,9 +310,7 @@ class AccountQueue:
     def note_claiming(self) -> None:
         """Note that the journal is asked for claims, and fit the page to their use."""
         self._claiming = True
-        now = self._clock()
-        seconds = now - self._claimed_at
-        self._claimed_at = now
+        seconds = self._used_up_at - self._filled_at
         if seconds < _SHORT:
             self._page = min(2 * self._page, _LARGEST_PAGE, self._sent_in_a_second)
         elif seconds > _LONG:
@@ -315,7 +337,9 @@ class AccountQueue:
             version: Of the queue when they were asked for.
         """
         self._claiming = False
+        self._filled_at = self._used_up_at = self._clock()
         self._pending.extend(claims)
+        self._budget.held += len(claims)
         if len(claims) < limit and version == self._version:
             self._exhausted = True
         self.notify()
@@ -323,6 +347,7 @@ class AccountQueue:
     def return_claim(self, item: Item) -> None:
         """Take back the claim of an item for which nothing was sent."""
         self._pending.append(item.claim)
+        self._budget.held += 1
 
     # --------------------------------------------------------------------- items
 
@@ -340,7 +365,7 @@ class AccountQueue:
         if self.closed_by is not None or self.draining:
             return -math.inf
         if (
-            self._under_way >= self._cancels.pace.concurrency
+            self.under_way >= self._cancels.pace.concurrency
             or self._checked_out >= share
             or self._cancels.waiting  # retries go before new items
         ):
@@ -362,8 +387,13 @@ class AccountQueue:
             item = heapq.heappop(self._retry_heap)[2]
         else:
             item = Item(self._pending.pop(0), now)
+            self._budget.held -= 1
+            if len(self._pending) <= self._page // 4 and (
+                self._used_up_at == self._filled_at
+            ):
+                self._used_up_at = now
         self._checked_out += 1
-        self._under_way += 1
+        self.under_way += 1
         if self.closed_by is None and not self.draining:
             self._cancels.pace.reserve(now)
         return item
@@ -382,7 +412,8 @@ class AccountQueue:
 
     def release(self, item: Item) -> None:
         """Note that a worker is done with an item."""
-        self._charge_locks.release(item)
+        if self._charge_locks is not None:
+            self._charge_locks.release(item)
         self._checked_out -= 1
         self._leave()
 
@@ -430,7 +461,7 @@ class AccountQueue:
         else:
             endpoint.record_limit(limit, attempt)
         if cancel:
-            self._charge_locks.note(item, locked=limit is Limit.LOCK)
+            self._note_lock(item, locked=limit is Limit.LOCK)
         if self._closed_until < math.inf and self._cancels.outage is None:
             self._reopen()
         if isinstance(reply, Response):
@@ -492,7 +523,7 @@ class AccountQueue:
             if seconds and self._ends_before(endpoint, seconds):
                 return False
             async with asyncio.timeout_at(until):
-                if cancel:
+                if cancel and self._charge_locks is not None:
                     await self._charge_locks.acquire(item)
                 # A service that never answered has no pace to keep to.
                 if self._has_answered:
@@ -500,7 +531,7 @@ class AccountQueue:
         except TimeoutError:
             return False
         finally:
-            self._under_way += 1
+            self.under_way += 1
             self._changed(self)  # new items may have waited for this one
         return not endpoint.closed
 
@@ -521,21 +552,38 @@ class AccountQueue:
             await asyncio.sleep(0)
             return
         self._ended = self._ended or asyncio.Event()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._ended.wait()
+        self._sleeping += 1
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._ended.wait()
+        finally:
+            self._sleeping -= 1
+            if not self._sleeping:
+                self._ended = None
+
+    # --------------------------------------------------------------------- locks
+
+    def _note_lock(self, item: Item, *, locked: bool) -> None:
+        if locked and self._charge_locks is None:
+            self._charge_locks = ChargeLocks()
+        if self._charge_locks is not None:
+            self._charge_locks.note(item, locked=locked)
 
     def needs_charge(self, item: Item) -> bool:
         """Tell whether only the item's charge can tell what it has to wait for."""
-        ends = self.dropped or self.draining
-        return not ends and self._charge_locks.needs_charge(item)
+        locks = self._charge_locks
+        if locks is None or self.dropped or self.draining:
+            return False
+        return locks.needs_charge(item)
 
     def learn_charge(self, item: Item, charge: str | None) -> None:
         """Note the charge of an item; ``None`` if it could not be learned."""
-        self._charge_locks.learn(item, charge)
+        if self._charge_locks is not None:
+            self._charge_locks.learn(item, charge)
 
     def _leave(self) -> None:
-        self._under_way -= 1
+        self.under_way -= 1
         self.notify()
 
     def notify(self) -> None:

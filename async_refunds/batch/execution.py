@@ -14,9 +14,10 @@ from async_refunds.journal import LeaseLostError
 from async_refunds.protocol.redaction import scrub
 
 from . import source
+from .claiming import claim_ahead, give_back
 from .rate_control import RateController
 from .recorder import ResultRecorder
-from .scheduler import Figures, Scheduler, claim_ahead, give_back
+from .scheduler import Figures, Scheduler
 from .worker import CancelWorker
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """Whose turn it is: the next item of the account that may send soonest.
 
 A slow account holds up no other one. Nothing here sends, and nothing here speaks to
-the journal: workers ask for the next item, and `claim_ahead` brings claims.
+the journal: workers ask for the next item, and `claiming.claim_ahead` brings claims.
 """
 
 from __future__ import annotations
@@ -9,22 +9,21 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from async_refunds.journal import LeaseLostError
 from async_refunds.protocol.classification import Classification, Outcome
 from async_refunds.protocol.requests import Cause, TransportFailure
 
 from .account_queue import AccountQueue
+from .claiming import ClaimBudget, WantedClaims
 from .endpoint import event_or
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from async_refunds.journal import Claim, Journal, Leases
+    from async_refunds.journal import Claim, Leases
     from async_refunds.models import Attempt
     from async_refunds.protocol.requests import Reply, Request
     from async_refunds.results import CancelResult
@@ -37,13 +36,12 @@ if TYPE_CHECKING:
 # what stands before Stripe is over by then.
 _SILENCE = 5.0
 
-# Claims held in memory over all accounts: what a process sends in a second or two.
-_CLAIMS = 5_000
 # Items that the journal may be ahead of the claims. All of a usual input, so that a run
 # that is killed has it; of one without an end, what a large platform sends in seconds.
 _AHEAD = 100_000
-# Claims that one round asks for: a commit of some tens of milliseconds.
-_ROUND = 1000
+# Seconds within which an account is to send, or workers are short of work: a commit of
+# claims takes about as long.
+_SOON = 0.05
 
 
 class Figures(msgspec.Struct, frozen=True):
@@ -61,15 +59,6 @@ class Figures(msgspec.Struct, frozen=True):
     """Requests a second that the paces of all busy accounts allow."""
     in_trouble: bool = False
     """Whether the pace of a busy account is down because Stripe fails."""
-
-
-class WantedClaims(msgspec.Struct, frozen=True):
-    """What one account is to claim from the journal."""
-
-    account: str | None
-    limit: int
-    version: int
-    """Of the account's queue."""
 
 
 class Scheduler:
@@ -107,11 +96,13 @@ class Scheduler:
         self._clock = clock
         self._workers = workers
         self._queues: dict[str | None, AccountQueue] = {}
+        self._on_change = self._queue_changed  # one method object for all of them
         # When each account may send next, soonest first. Only the entry that
         # `AccountQueue.scheduled_at` names counts; `_enqueue` leaves older ones behind.
         self._heap: list[tuple[float, int, AccountQueue]] = []
         self._pushed = 0
         self._hungry: dict[str | None, AccountQueue] = {}  # may want claims
+        self._budget = ClaimBudget()
         self._returned: list[Claim] = []  # by accounts that are drained
         self._picking = asyncio.Lock()
         self._changed = asyncio.Event()
@@ -172,7 +163,12 @@ class Scheduler:
 
     def _new_queue(self, account: str | None) -> AccountQueue:
         queue = self._queues[account] = AccountQueue(
-            account, self._new_pace, self._clock, self._queue_changed, self._leases
+            account,
+            self._new_pace,
+            self._clock,
+            self._on_change,
+            budget=self._budget,
+            leases=self._leases,
         )
         return queue
 
@@ -279,27 +275,30 @@ class Scheduler:
         self._hungry[queue.account] = queue
         self._claims_wanted.set()
 
-    def _share(self) -> int:
-        return max(1, _CLAIMS // max(1, len(self._queues)))
-
     async def claims_wanted(self) -> list[WantedClaims]:
         """Wait until accounts want claims, or return some; nothing if it is stopped."""
         while not self._stopped:
-            share = self._share()
-            wanted: list[WantedClaims] = []
-            total = 0
-            while self._hungry and total < _ROUND:
-                account = next(iter(self._hungry))
-                queue = self._hungry.pop(account)
-                if limit := queue.claims_wanted(share):
-                    queue.note_claiming()
-                    wanted.append(WantedClaims(account, limit, queue.version))
-                    total += limit
+            wanted = self._next_round()
             if wanted or self._returned:
                 return wanted
             self._claims_wanted.clear()
             await self._claims_wanted.wait()
         return []
+
+    def _next_round(self) -> list[WantedClaims]:
+        """Return what accounts are to claim, those first that have waited longest."""
+        share = self._budget.share(len(self._queues))
+        wanted: list[WantedClaims] = []
+        asked = 0
+        while self._hungry and (room := self._budget.room_for(asked)):
+            account = next(iter(self._hungry))
+            queue = self._hungry.pop(account)
+            if limit := queue.claims_wanted(min(share, room)):
+                queue.note_claiming()
+                wanted.append(WantedClaims(account, limit, queue.version))
+                asked += limit
+        self._budget.short_of_work = False
+        return wanted
 
     def add_claims(self, wanted: WantedClaims, claims: list[Claim]) -> None:
         """Take what the journal gave out for an account."""
@@ -314,7 +313,7 @@ class Scheduler:
             self._room.set()
         if queue.dropped or queue.draining:
             self._take_back(queue)
-        if not queue.empty:
+        if queue.hungry:
             self._want_claims(queue)
         self._forget_if_idle(queue)
 
@@ -336,6 +335,9 @@ class Scheduler:
                 if queue is None and self._is_over():
                     return None
                 if queue is None or wait > 0:
+                    if self._hungry and wait > _SOON:
+                        self._budget.short_of_work = True
+                        self._claims_wanted.set()
                     await event_or(self._changed, wait)
                 elif queue.draining or queue.may_send():
                     return self._check_out(queue)
@@ -508,30 +510,8 @@ class Scheduler:
         item = queue.check_out(self._clock())
         self._checked_out += 1
         self._enqueue(queue)
-        if queue.claims_wanted(self._share()):
-            self._want_claims(queue)
+        if queue.hungry:
+            self._hungry[queue.account] = queue
+        if self._hungry and self._budget.has_room:
+            self._claims_wanted.set()
         return item
-
-
-async def claim_ahead(journal: Journal, scheduler: Scheduler) -> None:
-    """Bring the scheduler the claims it wants, until it is stopped.
-
-    One round serves many accounts, whose claims the journal keeps with one commit.
-    """
-    while not scheduler.stopped:
-        wanted = await scheduler.claims_wanted()
-        if returned := scheduler.take_returned():
-            await give_back(journal, returned)
-            scheduler.claims_kept(returned)
-        if wanted:
-            claims = await journal.claim({each.account: each.limit for each in wanted})
-            for each in wanted:
-                if each.account not in claims:
-                    scheduler.drop([each.account])
-                scheduler.add_claims(each, claims.get(each.account, []))
-
-
-async def give_back(journal: Journal, claims: list[Claim]) -> None:
-    """Return claims to the journal, those whose lease is lost excepted."""
-    with suppress(LeaseLostError):
-        await journal.give_back(claims)

@@ -11,8 +11,6 @@ from async_refunds.protocol.redaction import scrub
 from async_refunds.results import CancelOutcome  # noqa: TC001 - a struct's field
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from async_refunds.models import Refund
     from async_refunds.results import CancelResult
 
@@ -88,13 +86,16 @@ class Facts(msgspec.Struct, array_like=True, gc=False):
     def _see(self, refund: Refund) -> None:
         # Whatever a server puts into an answer has to fit into a row.
         self.amount, self.created = _number(refund.amount), _number(refund.created)
-        status, self.currency, charge, payment_intent, transaction = _words(
-            refund.status,
-            refund.currency,
-            id_of(refund.charge),
-            id_of(refund.payment_intent),
-            id_of(refund.failure_balance_transaction),
-        )
+        status, currency = refund.status, refund.currency
+        charge, payment_intent = id_of(refund.charge), id_of(refund.payment_intent)
+        transaction = id_of(refund.failure_balance_transaction)
+        # One look at all of them: nearly always there is nothing that must not be kept.
+        text = f"{status} {currency} {charge} {payment_intent} {transaction}"
+        if len(text) > _LONGEST or scrub(text) != text:
+            status, charge = _word(status), _word(charge)
+            payment_intent, transaction = _word(payment_intent), _word(transaction)
+            currency = scrub(currency)[:_LONGEST]
+        self.currency = currency
         self.status = status or self.status
         self.charge = charge or self.charge
         self.payment_intent = payment_intent or self.payment_intent
@@ -108,13 +109,9 @@ def _number(value: int) -> int | None:
     return value if abs(value) < 2**63 else None
 
 
-def _words(*values: str | None) -> Sequence[str | None]:
-    """Return words of Stripe's, with nothing in them that must not be kept."""
-    # One look at all of them: nearly always there is nothing to find.
-    text = " ".join([value for value in values if value])
-    if len(text) <= _LONGEST and scrub(text) == text:
-        return values
-    return [None if value is None else scrub(value)[:_LONGEST] for value in values]
+def _word(value: str | None) -> str | None:
+    """Return a word of Stripe's, with nothing in it that must not be kept."""
+    return None if value is None else scrub(value)[:_LONGEST]
 
 
 def _text(error: Exception) -> str:

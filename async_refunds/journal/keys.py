@@ -15,6 +15,8 @@ DERIVATION = 1
 """The number of the rule below. A run keeps the number that it began with."""
 _DIGITS = 32  # hexadecimal, 128 bits: no two items of all runs meet by chance
 
+_encode = msgspec.json.Encoder().encode
+
 
 def derive_key(
     seed: bytes, stripe_account: str | None, refund_id: str, generation: int
@@ -27,5 +29,5 @@ def derive_key(
         refund_id: The refund.
         generation: 1 for the first key of the item, 2 for its successor, ...
     """
-    item = msgspec.json.encode((stripe_account, refund_id, generation))
+    item = _encode((stripe_account, refund_id, generation))
     return hashlib.sha256(seed + item).hexdigest()[:_DIGITS]

@@ -28,6 +28,7 @@ from async_refunds.journal import (
     SqliteJournal,
     Tally,
 )
+from async_refunds.journal.sqlite import writer
 from async_refunds.models import Attempt, Refund
 from async_refunds.results import CancelOutcome, CancelRequest, CancelResult
 from tests.support.journals import claimed
@@ -604,6 +605,44 @@ async def test_all_that_wait_share_a_commit(path: Path) -> None:
         assert commits(path) - before == 2  # that of the claim, and one for the rest
         assert ids(await last) == ["re_499"]
         assert journal.tally().open == 1
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let what nobody waits for wait, as long as it takes."""
+    monkeypatch.setattr(writer, "_BUSY", 3600.0)
+    monkeypatch.setattr(writer, "_GATHER", 3600.0)
+
+
+@real
+@pytest.mark.usefixtures("patient")
+async def test_claim_goes_with_the_next_results(path: Path) -> None:
+    async with SqliteJournal.open(path, RUN) as journal:
+        journal.load(requests(1, 2, 3))
+        one, two = await claimed(journal, None, 2)
+        await journal.settle([(one, result(one))])
+        before = commits(path)
+        claiming = asyncio.create_task(claimed(journal, None, 1))
+        await started(claiming)
+        for _ in range(20):
+            await asyncio.to_thread(int)  # the journal's thread runs meanwhile
+        await journal.settle([(two, result(two))])  # which waits for nothing
+        assert ids(await claiming) == ["re_3"]
+        assert commits(path) - before == 1
+
+
+@real
+@pytest.mark.usefixtures("patient")
+async def test_what_waits_for_results_is_kept_at_the_end(path: Path) -> None:
+    journal = SqliteJournal.open(path, RUN)
+    await journal.add(requests(1))
+    (claim,) = await claimed(journal, None, 1)
+    await journal.settle([(claim, result(claim))])
+    adding = asyncio.create_task(journal.add(requests(2)))
+    await started(adding)
+    await journal.close()
+    await adding
+    assert [each.refund_id for each in records(path)] == ["re_1", "re_2"]
 
 
 @real

@@ -8,6 +8,7 @@ for each item, and the key is on the disk all the same.
 
 from __future__ import annotations
 
+from collections.abc import Sequence  # noqa: TC003 - a struct's field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -25,42 +26,34 @@ _WRITE = "INSERT OR REPLACE INTO claims"
 
 
 class _Page(msgspec.Struct, array_like=True, gc=False):
-    """What one claim gave out of an account for the first time."""
+    """What one claim gave out of an account for the first time.
+
+    The first two fields are written.
+    """
 
     last: int
     """The number of its last item. Its first one follows that of the page before."""
     claimed_at: float
     """Unix seconds."""
+    without_facts: int = 0
+    """How many of its items have no facts yet. Of this batch's pages only."""
 
 
-class _OpenPage:
-    """A page of this batch, some of whose items may have no facts yet."""
+class _Account(msgspec.Struct, gc=False):
+    """What is known of one account. A platform has thousands, so it is small."""
 
-    __slots__ = ("items", "page")
-
-    def __init__(self, page: _Page, items: int) -> None:
-        self.page = page
-        self.items = items
-        """How many have none."""
-
-
-class _Account:
-    """What is known of one account."""
-
-    __slots__ = ("crc", "earlier", "id", "pages")
-
-    def __init__(self, number: int) -> None:
-        self.id = number
-        self.crc = 0  # of its row as written
-        self.earlier: list[_Page] = []
-        """Of earlier batches."""
-        self.pages: list[_OpenPage] = []
-        """Of this batch, oldest first; never empty again after its first claim."""
+    id: int
+    crc: int = 0
+    """Of its row as written."""
+    earlier: Sequence[_Page] = ()
+    """The pages of earlier batches, which its row has until this one claims."""
+    pages: Sequence[_Page] = ()
+    """Of this batch, oldest first; never empty again after its first claim."""
 
     @property
-    def written(self) -> list[_Page]:
+    def written(self) -> Sequence[_Page]:
         """The pages that its row has."""
-        return self.earlier or [each.page for each in self.pages]
+        return self.earlier or self.pages
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -102,14 +95,14 @@ class ClaimPages:
         """Begin a batch: what was given out before it is of an earlier one."""
         for account in self._accounts.values():
             account.earlier = account.written
-            account.pages = []
+            account.pages = ()
 
     def last(self, stripe_account: str | None) -> int:
         """Return the number of the last item that was given out; 0 if none was."""
         account = self._accounts.get(stripe_account)
         if account is None:
             return 0
-        return (account.earlier[-1] if account.earlier else account.pages[-1].page).last
+        return account.written[-1].last
 
     def claimed_at(self, stripe_account: str | None, number: int) -> float | None:
         """Return when an item without facts was given out; ``None`` if it was not."""
@@ -130,14 +123,16 @@ class ClaimPages:
         if account is None:
             account = _Account(len(self._accounts) + 1)
             self._accounts[stripe_account] = account
-        account.earlier = []
-        account.pages = [each for each in account.pages if each.items]
-        account.pages.append(_OpenPage(_Page(last, claimed_at), items))
+        account.earlier = ()
+        page = _Page(last, claimed_at, items)
+        account.pages = (*[each for each in account.pages if each.without_facts], page)
 
     def leave(self, stripe_account: str | None, number: int) -> None:
         """Note that an item that this batch gave out has facts now."""
-        pages = self._accounts[stripe_account].pages
-        next(each for each in pages if number <= each.page.last).items -= 1
+        for page in self._accounts[stripe_account].pages:
+            if number <= page.last:
+                page.without_facts -= 1
+                return
 
     def write(
         self, db: sqlite3.Connection, stripe_accounts: Iterable[str | None]
@@ -147,10 +142,11 @@ class ClaimPages:
         more = 0
         for stripe_account in stripe_accounts:
             account = self._accounts[stripe_account]
-            pages = bytearray(_encode(account.written))
-            crc = checksum(account.id, stripe_account, pages)
+            pages = [(each.last, each.claimed_at) for each in account.written]
+            encoded = bytearray(_encode(pages))
+            crc = checksum(account.id, stripe_account, encoded)
             more += crc - account.crc
             account.crc = crc
-            rows.append((account.id, stripe_account, pages, crc))
+            rows.append((account.id, stripe_account, encoded, crc))
         write_rows(db, _WRITE, rows)
         return more

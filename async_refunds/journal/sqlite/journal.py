@@ -149,7 +149,7 @@ class SqliteJournal(BatchGuard):
             ValueError: An id that is no text; the same.
         """
         rows = [_row(request) for request in requests]
-        await self._writer.do(lambda db: self._items.add(db, rows))
+        await self._writer.do(lambda db: self._items.add(db, rows), urgent=False)
 
     async def claim(
         self, limits: Mapping[str | None, int]
@@ -160,7 +160,10 @@ class SqliteJournal(BatchGuard):
             ValueError: A limit below 1.
         """
         check_limits(limits)
-        return await self._writer.do(lambda db: self._items.claim(db, limits))
+        # A batch claims ahead of need.
+        return await self._writer.do(
+            lambda db: self._items.claim(db, limits), urgent=False
+        )
 
     async def rekey(self, claim: Claim) -> Claim:
         """Give out the same item with a new key, which is kept.
@@ -215,9 +218,14 @@ def _row(request: CancelRequest) -> tuple[Any, ...]:
         ValueError: One with half a surrogate pair, which UTF-8 does not have.
     """
     refund_id, account = request.refund_id, request.stripe_account
-    for name, value in (("refund_id", refund_id), ("stripe_account", account or "")):
-        if not isinstance(value, str):
-            raise TypeError(f"{name} must be a str, not {type(value).__name__}")
-        if not value.isascii():
-            value.encode()
+    _require_text("refund_id", refund_id)
+    if account is not None:
+        _require_text("stripe_account", account)
     return new_row(refund_id, account)
+
+
+def _require_text(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str, not {type(value).__name__}")
+    if not value.isascii():
+        value.encode()

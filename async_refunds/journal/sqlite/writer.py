@@ -27,16 +27,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Operation: TypeAlias = "Callable[[sqlite3.Connection], Any]"
-Waiter: TypeAlias = "tuple[Operation, asyncio.Future[Any]]"
+# With whether somebody waits for it.
+Waiter: TypeAlias = "tuple[Operation, asyncio.Future[Any], bool]"
 
 _LINGER = 1.0
 """Seconds after which a thread without work ends, so that a journal that is never
 closed keeps no process alive. The next call starts another for some microseconds."""
-_BUSY, _GATHER = 0.05, 0.02
-"""Seconds. Where the last commit is no longer ago than the first, more work is about to
-come: waiting so much longer for it makes one commit of several; it is PostgreSQL's
-commit_delay (https://www.postgresql.org/docs/current/wal-configuration.html). A batch
-claims ahead of need, so that no request waits for it."""
+_BUSY, _GATHER = 0.1, 0.05
+"""Seconds. Where the last commit of something urgent is no longer ago than the first,
+another one is about to come: what is not urgent waits so much longer, and goes with it.
+It is PostgreSQL's commit_delay
+(https://www.postgresql.org/docs/current/wal-configuration.html)."""
 _STALLED = 60.0
 """Seconds after which a write counts as one that will not end: a disk that hangs.
 SQLite waits for locks for at most ten, and a load of a million items takes as long."""
@@ -66,7 +67,7 @@ class Writer:
         self._waiting: list[Waiter] = []
         self._closers: list[asyncio.Future[None]] = []
         self._thread: threading.Thread | None = None
-        self._kept_at = -math.inf
+        self._urgent_at = -math.inf
         self._closing = self._closed = False
         # Whether a reader keeps the file behind the -wal.
         self._behind = False
@@ -140,8 +141,16 @@ class Writer:
 
     # ------------------------------------------------------------ from a loop
 
-    async def do(self, operation: Callable[[sqlite3.Connection], T]) -> T:
-        """Return what an operation returned, once what it did is kept."""
+    async def do(
+        self, operation: Callable[[sqlite3.Connection], T], *, urgent: bool = True
+    ) -> T:
+        """Return what an operation returned, once what it did is kept.
+
+        Args:
+            operation: What to do with the connection, in a transaction.
+            urgent: Whether somebody waits for it. What nobody waits for is kept with
+                the next of those, if one is about to come.
+        """
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         with self._changed:
             self._refuse()
@@ -149,7 +158,7 @@ class Writer:
                 self._wake()
             except RuntimeError as error:  # no thread is to be had
                 raise self._fail(error) from error
-            self._waiting.append((operation, future))
+            self._waiting.append((operation, future, urgent))
         return await self.unless_stalled(future)
 
     async def unless_stalled(self, future: asyncio.Future[T]) -> T:
@@ -190,9 +199,10 @@ class Writer:
             ):
                 self._thread = None
                 return []
-        if time.monotonic() - self._kept_at < _BUSY:
-            time.sleep(_GATHER)
-        with self._changed:
+            if time.monotonic() - self._urgent_at < _BUSY:
+                self._changed.wait_for(
+                    lambda: self._closing or _is_urgent(self._waiting), _GATHER
+                )
             batch, self._waiting = self._waiting, []
         if not batch:
             self._finish()
@@ -203,14 +213,15 @@ class Writer:
         with self._using:
             try:
                 self._begin()
-                answers = [operation(self._db) for operation, _ in batch]
+                answers = [operation(self._db) for operation, _, _ in batch]
                 self._commit()
             except BaseException as error:  # noqa: BLE001 - each caller gets it
                 self._roll_back()
                 failure = self._fail(error)
                 answers = [JournalError(failure.message) for _ in batch]
-        self._kept_at = time.monotonic()
-        _deliver([future for _, future in batch], answers)
+        if _is_urgent(batch):
+            self._urgent_at = time.monotonic()
+        _deliver([future for _, future, _ in batch], answers)
 
     def _finish(self) -> None:
         with self._using:
@@ -290,6 +301,10 @@ class Writer:
         if self._reason is None:
             self._reason = explained(self._place, error).message
         return JournalError(self._reason)
+
+
+def _is_urgent(waiting: list[Waiter]) -> bool:
+    return any(urgent for _, _, urgent in waiting)
 
 
 def _deliver(futures: list[asyncio.Future[Any]], answers: list[Any]) -> None:
