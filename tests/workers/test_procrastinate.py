@@ -172,7 +172,8 @@ async def test_supervisor_ends_while_the_database_is_away(
         network.cut()
         async with asyncio.timeout(_HANGS):
             await supervisor.end(running)
-    running.cancel()
+            running.cancel()  # once more: it is let go of at once
+            await asyncio.wait([running])
 
 
 async def test_jobs_of_workers_that_were_killed_are_removed(
