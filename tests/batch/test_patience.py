@@ -134,6 +134,24 @@ async def test_refund_that_always_fails_closes_nothing() -> None:
     assert set(outcome.values()) == {"canceled"}
 
 
+async def test_answer_that_never_came_is_settled_after_an_outage() -> None:
+    """Its end is the first that is heard once the account may be tried again."""
+
+    def respond(method: str, refund_id: str) -> bytes:
+        if refund_id != "re_stalled":
+            return answer(502, b"<html>Bad Gateway</html>")
+        return b"" if method == "POST" else canceled(refund_id)
+
+    ids = ["re_stalled", *(f"re_{number}" for number in range(20))]
+    async with (
+        answering(respond) as base_url,
+        RefundsClient(KEY, base_url=base_url, attempt_timeout=30.0) as refunds,
+    ):
+        found = await canceled_many(refunds, ids, patience=5)
+    assert found.pop("re_stalled").outcome == "canceled"
+    assert {result.outcome for result in found.values()} == {"unknown", "failed"}
+
+
 @pytest.mark.parametrize("body", ["another refund", "not canceled"])
 async def test_wrong_answer_is_no_outage(body: str) -> None:
     asked: Counter[str] = Counter()
