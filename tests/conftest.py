@@ -27,6 +27,9 @@ pytest_plugins = [
 # same process, short enough that a suite full of time-outs stays quick.
 GRACE = 0.002
 
+# Fixtures that work in another thread or process.
+WORK_ELSEWHERE = {"stripe_emulator", "stripe_emulator_session", "postgres_server"}
+
 
 class JumpingSelector(selectors.DefaultSelector):
     """Wait for no clock: when no socket is ready, time jumps to the next timer."""
@@ -51,8 +54,10 @@ class JumpingEventLoop(asyncio.SelectorEventLoop):
 
     What a test computes takes none of its time, however busy the machine is.
 
-    Work in another thread or process is invisible to it: a test that waits for such
-    work asks for the plain loop (``@pytest.mark.asyncio(loop_factories=["real"])``).
+    Work in another thread or process is invisible to it, and a deadline passes while
+    the test waits for it: such a test asks for the plain loop
+    (``@pytest.mark.asyncio(loop_factories=["real"])``). One whose fixtures work there
+    gets it unasked.
     """
 
     def __init__(self) -> None:
@@ -71,8 +76,10 @@ class JumpingEventLoop(asyncio.SelectorEventLoop):
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Give a test the jumping loop unless it asks for the real one."""
+    """Give a test the jumping loop unless it needs the real one."""
     del config
+    if WORK_ELSEWHERE & {*getattr(item, "fixturenames", ())}:
+        return {"real": asyncio.SelectorEventLoop}
     marker = item.get_closest_marker("asyncio")
     if marker is not None and "loop_factories" in marker.kwargs:
         return {"fake": JumpingEventLoop, "real": asyncio.SelectorEventLoop}

@@ -168,8 +168,11 @@ class AccountQueue:
 
     @property
     def closed_by(self) -> Classification[Any] | None:
-        """The reply after which nothing of this account can be canceled for now."""
-        if self._closed_until <= self._clock():
+        """The reply after which nothing of this account can be canceled for now.
+
+        While it is drained it opens no more: the next holder is to wait for that long.
+        """
+        if self._closed_until <= self._clock() and not self.draining:
             self._reopen()
         return self._closed_by
 

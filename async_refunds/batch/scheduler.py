@@ -415,7 +415,8 @@ class Scheduler:
         queue = self._queue_of(item)
         queue.record_reply(item, request, classification, attempt)
         self._has_answered = self._has_answered or queue.has_answered
-        if queue.outage is not None and queue.closed_by is None:
+        # In this order: what was closed for long enough opens, and its outage is over.
+        if queue.closed_by is None and queue.outage is not None:
             self._judge_outage(queue, queue.outage, classification.reply)
         if self._on_idle is not None and queue.closed_by is not None:
             # Nothing of it is worth a claim before its lease is taken anew.

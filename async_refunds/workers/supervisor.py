@@ -44,6 +44,8 @@ class Supervisor:
     async def run(self) -> None:
         """Run it until the task is cancelled."""
         clock = asyncio.get_running_loop().time
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine runs in one
         pause = _FIRST_PAUSE
         while True:
             began = clock()
@@ -53,6 +55,9 @@ class Supervisor:
                 why = describe(error)
             else:
                 why = "it ended"
+            if task.cancelling():
+                # An error of its end has taken the place of the cancellation.
+                raise asyncio.CancelledError
             if clock() - began > _LASTING:
                 pause = _FIRST_PAUSE
             telemetry.log(
@@ -83,7 +88,11 @@ class Supervisor:
 
 
 async def end(running: asyncio.Task[None]) -> None:
-    """End a supervisor's task; wait for it no longer than two seconds."""
+    """End a supervisor's task; wait for it no longer than two seconds.
+
+    What procrastinate still waits for then, such as the database, is broken off.
+    """
     running.cancel()
     with suppress(asyncio.CancelledError):
         await asyncio.wait([running], timeout=2 * _GRACE)
+    running.cancel()

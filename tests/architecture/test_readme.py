@@ -173,7 +173,6 @@ async def test_web_service_refuses_a_key_of_another_refund(page: Page) -> None:
     assert emulator.books.cancellations == {first: 1}
 
 
-@pytest.mark.asyncio(loop_factories=["real"])
 async def test_many_refunds(
     page: Page,
     stripe_emulator: Emulator,
@@ -270,7 +269,13 @@ def test_webhook_closes_what_is_unknown(page: Page) -> None:
         page.names["on_webhook"](b"{}", "t=1,v1=00")
 
 
-async def test_metrics_of_prometheus(page: Page, stripe_emulator: Emulator) -> None:
+async def test_metrics_of_prometheus(
+    page: Page, stripe_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = prometheus_client.CollectorRegistry()  # in place of the process's
+    for name in ("Counter", "Histogram"):
+        kind = functools.partial(getattr(prometheus_client, name), registry=ours)
+        monkeypatch.setattr(prometheus_client, name, kind)
     page.run(block("prometheus_client"))
     refund_id = stripe_emulator.add_refund()
     stripe_emulator.faults.script("503", "ok")
@@ -279,12 +284,11 @@ async def test_metrics_of_prometheus(page: Page, stripe_emulator: Emulator) -> N
     page.names["RefundsClient"] = here
     async with page.names["measured_client"]("sk_test_x") as refunds:
         await refunds.cancel(refund_id)
-    shown = prometheus_client.generate_latest().decode()
+    shown = prometheus_client.generate_latest(ours).decode()
     assert 'cancel_calls_total{method="cancel",outcome="canceled"} 1.0' in shown
     assert 'cancel_retries_total{reason="503"} 1.0' in shown
 
 
-@pytest.mark.asyncio(loop_factories=["real"])
 async def test_test_of_your_own(page: Page, stripe_emulator: Emulator) -> None:
     page.run(block("test_lost_answer"))
     await page.names["test_lost_answer"](stripe_emulator)

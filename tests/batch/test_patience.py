@@ -14,6 +14,7 @@ from async_refunds import RefundsClient, cancel_many
 from async_refunds.journal import MemoryJournal
 from tests.support.answering import answering, canceled
 from tests.support.batches import KEY, canceled_many
+from tests.support.leased import long_batch
 from tests.support.scripted import answer, refund_json
 
 if TYPE_CHECKING:
@@ -132,6 +133,45 @@ async def test_refund_that_always_fails_closes_nothing() -> None:
     outcome = {result.refund_id: result.outcome for result in results}
     assert outcome.pop("re_bad") == "unknown"
     assert set(outcome.values()) == {"canceled"}
+
+
+async def test_answer_that_never_came_is_settled_after_an_outage() -> None:
+    """Its end is the first that is heard once the account may be tried again."""
+
+    def respond(method: str, refund_id: str) -> bytes:
+        if refund_id != "re_stalled":
+            return answer(502, b"<html>Bad Gateway</html>")
+        return b"" if method == "POST" else canceled(refund_id)
+
+    ids = ["re_stalled", *(f"re_{number}" for number in range(20))]
+    async with (
+        answering(respond) as base_url,
+        RefundsClient(KEY, base_url=base_url, attempt_timeout=30.0) as refunds,
+    ):
+        found = await canceled_many(refunds, ids, patience=5)
+    assert found.pop("re_stalled").outcome == "canceled"
+    assert {result.outcome for result in found.values()} == {"unknown", "failed"}
+
+
+async def test_account_that_goes_for_an_outage_says_so_however_late_its_calls_end() -> (
+    None
+):
+    """Its next holder is to wait, though patience has passed again meanwhile."""
+
+    def respond(method: str, refund_id: str) -> bytes:
+        stalled = method == "POST" and refund_id == "re_stalled"
+        return b"" if stalled else answer(502, b"<html>Bad Gateway</html>")
+
+    ids = ["re_stalled", *(f"re_{number}" for number in range(20))]
+    async with (
+        answering(respond) as base_url,
+        RefundsClient(KEY, base_url=base_url, attempt_timeout=30.0) as refunds,
+        long_batch(refunds, patience=5.0) as batch,
+    ):
+        await batch.journal.enqueue(ids, None)
+        batch.open(None)
+        await batch.until_idle()
+    assert batch.closings[None] is not None
 
 
 @pytest.mark.parametrize("body", ["another refund", "not canceled"])

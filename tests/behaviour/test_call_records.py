@@ -378,7 +378,6 @@ asyncio.run(main())
 @pytest.mark.parametrize(
     ("level", "shown"), [("debug", 3), ("INFO", 1), ("", 0), ("nonsense", 0)]
 )
-@pytest.mark.asyncio(loop_factories=["real"])
 async def test_variable_shows_each_attempt_on_stderr_and_never_the_key(
     level: str, shown: int, stripe_emulator: Emulator
 ) -> None:

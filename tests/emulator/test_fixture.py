@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import aiohttp
-import pytest
 
 if TYPE_CHECKING:
     from async_refunds.emulator import Emulator
 
 
-@pytest.mark.asyncio(loop_factories=["real"])
 async def test_fixture_serves_an_emulator(
     stripe_emulator: Emulator, stripe_emulator_session: Emulator
 ) -> None:
@@ -25,3 +24,11 @@ async def test_fixture_serves_an_emulator(
         ) as response:
             assert (await response.json())["id"] == refund_id
         assert emulator.requests[-1].path.endswith(refund_id)
+
+
+async def test_test_with_the_fixture_has_a_clock_that_goes_on_while_it_serves(
+    stripe_emulator: Emulator,
+) -> None:
+    """Its thread has all the time of the real loop, however busy the machine is."""
+    assert stripe_emulator.base_url
+    assert type(asyncio.get_running_loop()) is asyncio.SelectorEventLoop

@@ -156,6 +156,32 @@ async def test_procrastinate_that_just_ends_begins_again(
     assert "in 0.1 s" not in caplog.text
 
 
+async def test_supervisor_that_is_ended_begins_nothing_again(
+    fleet: Fleet,
+    app: App,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Also if procrastinate fails as it ends, and its error hides the cancellation."""
+    runs = 0
+
+    async def fail_at_the_end(**options: object) -> None:
+        nonlocal runs
+        del options
+        runs += 1
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise procrastinate.exceptions.ConnectorException from None
+
+    monkeypatch.setattr(app, "run_worker_async", fail_at_the_end)
+    running = asyncio.create_task(supervisor.Supervisor(app, lambda _: None).run())
+    await fleet.until(lambda: runs)
+    await supervisor.end(running)
+    assert running.cancelled()
+    assert "begins again" not in caplog.text
+
+
 _HANGS = 60.0
 
 
@@ -172,7 +198,8 @@ async def test_supervisor_ends_while_the_database_is_away(
         network.cut()
         async with asyncio.timeout(_HANGS):
             await supervisor.end(running)
-    running.cancel()
+            await asyncio.wait([running])
+        assert running.cancelled()
 
 
 async def test_jobs_of_workers_that_were_killed_are_removed(
