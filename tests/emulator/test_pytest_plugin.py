@@ -12,8 +12,9 @@ pytestmark = pytest.mark.unmeasured
 
 ROOT = Path(__file__).parents[2]
 
-# A plugin of this suite alone, which takes a second to load.
-ARGUMENTS = ("-p", "no:schemathesis", "-p", "no:cacheprovider")
+# Plugins that only this suite needs: they take longer to load than these tests take.
+UNUSED = ("schemathesis", "valkey", "faker", "hypothesispytest", "cacheprovider")
+ARGUMENTS = tuple(word for name in UNUSED for word in ("-p", f"no:{name}"))
 
 OFFICIAL = """
 import stripe
@@ -147,7 +148,7 @@ def site(installed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.usefixtures("site")
 def test_pytest_that_uses_no_emulator_loads_none(pytester: pytest.Pytester) -> None:
-    plugins = ("asyncio", "anyio", "hypothesispytest", "pytest_cov")
+    plugins = ("asyncio", "anyio", "pytest_cov")
     without = [argument for name in plugins for argument in ("-p", f"no:{name}")]
     passes(pytester, LIGHT, *without)
 

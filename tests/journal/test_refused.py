@@ -323,11 +323,17 @@ def test_file_that_cannot_be_made(path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 async def settle(journal: SqliteJournal, count: int) -> None:
-    for claim in await claimed(journal, None, count):
-        result = CancelResult(
-            refund_id=claim.refund_id, stripe_account=None, outcome="canceled"
+    settled = [
+        (
+            claim,
+            CancelResult(
+                refund_id=claim.refund_id, stripe_account=None, outcome="canceled"
+            ),
         )
-        await journal.settle([(claim, result)])
+        for claim in await claimed(journal, None, count)
+    ]
+    for first in range(0, count, 10):  # a commit each
+        await journal.settle(settled[first : first + 10])
 
 
 def test_journal_cut_short_is_never_believed(path: Path) -> None:
@@ -499,15 +505,18 @@ def test_copy_on_a_full_disk_leaves_nothing(small: Path, path: Path) -> None:
     assert contents(small.parent) == {}
 
 
+STEP = 250  # items that are added at once, each time in a commit
+
+
 async def fill(journal: SqliteJournal) -> int:
     """Add items until it fails; return how many it said are kept."""
     kept = 0
     while True:
         try:
-            await journal.add(items(kept + 50)[kept:])
+            await journal.add(items(kept + STEP)[kept:])
         except JournalError:
             return kept
-        kept += 50
+        kept += STEP
 
 
 @real
@@ -522,9 +531,9 @@ async def test_full_disk_stops_the_run_and_loses_nothing(small: Path) -> None:
         found = [each.refund_id for each in records(small)]
         # The last ones failed, and may be there all the same.
         assert found in [
-            [each.refund_id for each in items(n)] for n in (kept, kept + 50)
+            [each.refund_id for each in items(n)] for n in (kept, kept + STEP)
         ]
-        assert len(await claimed(journal, None, kept + 100)) == len(found)
+        assert len(await claimed(journal, None, kept + 2 * STEP)) == len(found)
     assert list(contents(small.parent)) == ["run.sqlite3"]
 
 
@@ -544,5 +553,5 @@ async def test_limit_on_the_size_of_files_loses_nothing(path: Path) -> None:
     assert kept
     async with SqliteJournal.open(path) as journal:
         # The last ones failed, and may be there all the same.
-        assert len(await claimed(journal, None, kept + 100)) in {kept, kept + 50}
+        assert len(await claimed(journal, None, kept + 2 * STEP)) in {kept, kept + STEP}
     assert list(contents(path.parent)) == ["run.sqlite3"]

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ import pytest
 
 from async_refunds.errors import JournalError
 from async_refunds.journal import JournalReader, Run, SqliteJournal
+from async_refunds.journal.sqlite import file
 from async_refunds.results import CancelRequest, CancelResult
 from tests.support.journals import claimed
 
@@ -495,7 +497,10 @@ def test_slow_reader_holds_nothing_up(path: Path) -> None:
         assert len(list(pages)) == 1999
 
 
-def test_reader_in_the_way_of_the_end_is_cleaned_up_after(path: Path) -> None:
+def test_reader_in_the_way_of_the_end_is_cleaned_up_after(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file, "_LOCK_WAIT", 0.05)  # the reader outlasts any wait
     journal = SqliteJournal.open(path, RUN)
     journal.load(items(0, 3))
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -511,28 +516,48 @@ def test_reader_in_the_way_of_the_end_is_cleaned_up_after(path: Path) -> None:
     assert left(path) == ["run.sqlite3"]
 
 
-def test_other_writer_in_the_way_is_named(path: Path) -> None:
+@pytest.mark.parametrize("use", [SqliteJournal.open, JournalReader])
+def test_other_writer_that_ends_soon_is_waited_for(
+    path: Path, use: Callable[[Path], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with SqliteJournal.open(path, RUN) as journal:
         journal.load(items(0, 3))
-    found: list[str] = []
+    monkeypatch.setattr(file, "_LOCK_WAIT", AGES)
+    connect, connected = file.connect, threading.Event()
 
-    def use(kind: type[JournalReader] | Callable[[Path], SqliteJournal]) -> None:
+    def noted(place: str, mode: str) -> sqlite3.Connection:
+        db = connect(place, mode)
+        connected.set()
+        return db
+
+    monkeypatch.setattr(file, "connect", noted)
+    with (
+        closing(sqlite3.connect(path, isolation_level=None)) as other,
+        ThreadPoolExecutor() as pool,
+    ):
+        other.execute("BEGIN EXCLUSIVE")
+        using = pool.submit(use, path)
         try:
-            kind(path)
-        except JournalError as error:
-            found.append(error.message)
+            assert connected.wait(AGES)
+            # SQLite does not tell that it waits. However slow this is, it cannot end.
+            assert not wait([using], timeout=0.05).done
+        finally:
+            other.execute("ROLLBACK")
+        used = using.result(AGES)
+        if isinstance(used, SqliteJournal):
+            used.close_now()
 
+
+@pytest.mark.parametrize("use", [SqliteJournal.open, JournalReader])
+def test_other_writer_in_the_way_is_named(
+    path: Path, use: Callable[[Path], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file, "_LOCK_WAIT", 0.05)  # the other outlasts any wait
+    with SqliteJournal.open(path, RUN) as journal:
+        journal.load(items(0, 3))
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        users = [
-            threading.Thread(target=use, args=(kind,))
-            for kind in (SqliteJournal.open, JournalReader)
-        ]
-        for user in users:  # both at once, since each waits for some seconds
-            user.start()
-        for user in users:
-            user.join(AGES)
-    assert len(found) == 2
-    assert all("is locked by another program" in message for message in found)
+        with pytest.raises(JournalError, match="is locked by another program"):
+            use(path)
     with SqliteJournal.open(path) as journal:
         assert journal.tally().open == 3
