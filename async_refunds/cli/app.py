@@ -17,6 +17,7 @@ from . import (
     cancel,
     demo,
     emulator,
+    environment,
     lookup,
     report,
     resume,
@@ -24,6 +25,7 @@ from . import (
     verify,
 )
 from .fleet import app as fleet
+from .output import print_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,7 +79,11 @@ def main(
         ),
     ] = False,
 ) -> None:
-    """Carry the options of the command itself."""
+    """Carry the options of the command itself, and look at the variables of all."""
+    if environment.unknown_variables():
+        fleet.load()  # whose options have theirs
+        if unknown := environment.unknown_variables():
+            print_error(environment.warning(unknown))
 
 
 # Each help text is a string of its own: `python -OO` drops docstrings. Its first line

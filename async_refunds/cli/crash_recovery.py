@@ -20,7 +20,7 @@ from async_refunds.journal import JournalReader
 from async_refunds.results import CANCELED
 
 from .children import end_with_us
-from .options import VARIABLES
+from .environment import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -185,5 +185,5 @@ def without_options(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in environment.items()
-        if not name.startswith(VARIABLES)
+        if not name.startswith(PREFIX)
     }

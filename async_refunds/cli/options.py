@@ -11,25 +11,20 @@ import functools
 import inspect
 import logging
 import os
-from copy import copy
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import msgspec
 import typer
-from typer.models import OptionInfo
 
 from async_refunds.protocol import validation
 
-from . import interruption
+from . import environment, interruption
 from .config import BASE_URL, Connection
 from .exit_codes import INTERRUPTED, NOT_ALL
 from .output import OutputLostError, print_error, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-
-VARIABLES = "ASYNC_REFUNDS_"
-"""How the environment variables of the options begin."""
 
 REFUND_HELP = "re_... or pyr_..."
 
@@ -300,7 +295,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
             ]
         else:
             parameters.append(parameter.replace(annotation=kind))
-    parameters = [_with_variable(each) for each in parameters]
+    parameters = [environment.with_variable(each) for each in parameters]
 
     @functools.wraps(command)
     def run(**given: Any) -> None:  # noqa: ANN401 - as the command has them
@@ -329,23 +324,6 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     vars(run)["__signature__"] = inspect.Signature(parameters)
     run.__annotations__ = {each.name: each.annotation for each in parameters}
     return run
-
-
-def _with_variable(parameter: inspect.Parameter) -> inspect.Parameter:
-    """Let an environment variable give an option: ASYNC_REFUNDS_RATE for --rate."""
-    annotation: Any = parameter.annotation
-    for place, metadata in enumerate(annotation.__metadata__):
-        if isinstance(metadata, OptionInfo):
-            option = copy(metadata)
-            names = [each for each in option.param_decls or () if each[:2] == "--"]
-            name = names[0][2:] if names else parameter.name
-            option.envvar = f"{VARIABLES}{name.replace('-', '_').upper()}"
-            option.show_envvar = False
-            others = [*annotation.__metadata__]
-            others[place] = option
-            kind = annotation.__origin__
-            return parameter.replace(annotation=Annotated[(kind, *others)])
-    return parameter
 
 
 def _set_up_logging(*, verbose: bool) -> None:

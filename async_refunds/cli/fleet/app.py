@@ -32,15 +32,24 @@ NO_EXTRA = (
 
 @cache
 def _commands() -> dict[str, Any]:
+    if not load():
+        refuse(NO_EXTRA)
+    from .commands import app  # noqa: PLC0415 - imported by `load`
+
+    return dict(typer.main.get_group(app).commands)
+
+
+def load() -> bool:
+    """Import the commands, and tell whether that was possible."""
     # Lazy: psycopg takes 140 ms to import, a third of what every other command takes to
     # start; and the extra may be missing.
     try:
-        from .commands import app  # noqa: PLC0415
+        from . import commands  # noqa: F401, PLC0415
     except ModuleNotFoundError as error:
         if error.name not in ("psycopg", "procrastinate"):
             raise
-        refuse(NO_EXTRA)
-    return dict(typer.main.get_group(app).commands)
+        return False
+    return True
 
 
 class FleetGroup(TyperGroup):
