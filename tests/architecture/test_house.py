@@ -22,7 +22,7 @@ PACKAGE = Path(async_refunds.__path__[0])
 # Each room, and the rooms that it may import. A room is a folder or a top-level module.
 ROOMS: dict[str, set[str]] = {
     "cli": {"batch", "client", "emulator", "journal", "protocol", "results", "retry"}
-    | {"errors", "models", "version", "workers"},
+    | {"errors", "models", "telemetry", "version", "workers"},
     "integrations": {"models", "version", "workers"},
     "workers": {"batch", "client", "journal", "telemetry", "protocol", "results"}
     | {"errors"},
