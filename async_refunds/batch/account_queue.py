@@ -582,8 +582,8 @@ class AccountQueue:
 
     def learn_charge(self, item: Item, charge: str | None) -> None:
         """Note the charge of an item; ``None`` if it could not be learned."""
-        if self._charge_locks is not None:
-            self._charge_locks.learn(item, charge)
+        assert self._charge_locks is not None  # noqa: S101 - `needs_charge` comes before
+        self._charge_locks.learn(item, charge)
 
     def _leave(self) -> None:
         self.under_way -= 1

@@ -164,11 +164,6 @@ class FleetReader:
             for *fields, seed, generation in cursor:
                 yield _record(fields, bytes(seed), generation)
 
-    def status(self) -> list[AccountStatus]:
-        """Return how far each account is that was ever enqueued."""
-        with self._connected() as connection:
-            return account_statuses(connection, self._values["scope"])
-
     def _rows(self, query: str, values: dict[str, Any]) -> list[Any]:
         with self._connected() as connection:
             return connection.execute(query.encode(), values).fetchall()

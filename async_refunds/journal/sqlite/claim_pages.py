@@ -129,10 +129,8 @@ class ClaimPages:
 
     def leave(self, stripe_account: str | None, number: int) -> None:
         """Note that an item that this batch gave out has facts now."""
-        for page in self._accounts[stripe_account].pages:
-            if number <= page.last:
-                page.without_facts -= 1
-                return
+        pages = self._accounts[stripe_account].pages
+        next(each for each in pages if number <= each.last).without_facts -= 1
 
     def write(
         self, db: sqlite3.Connection, stripe_accounts: Iterable[str | None]
