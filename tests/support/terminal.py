@@ -239,6 +239,14 @@ class Screen:
             await self._more.wait()
             self._more.clear()
 
+    async def answers(self, running: Running, text: str) -> tuple[Ended, str]:
+        """Type a text once there is a question; then as `shows`."""
+        showing = self.reading()
+        await self.asks("[y/N]:")
+        self.types(text)
+        ended = await running.ended()
+        return ended, await showing
+
     def types(self, text: str) -> None:
         """Write as a person at the keyboard."""
         os.write(self._screen, text.encode())
