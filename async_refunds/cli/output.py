@@ -265,8 +265,9 @@ def width(stream: IO[str] | None) -> int:
     columns = os.environ.get("COLUMNS", "")
     if columns.isdecimal() and int(columns):
         return int(columns)
+    if stream is None:  # the terminal is gone, and stderr with it
+        return _DEFAULT_WIDTH
     try:
-        assert stream is not None  # noqa: S101 - only a terminal is asked
         return os.get_terminal_size(stream.fileno()).columns or _DEFAULT_WIDTH
     except (OSError, ValueError):
         return _DEFAULT_WIDTH

@@ -148,6 +148,25 @@ async def test_progress_outlives_a_closed_stderr(
     assert drawn == 2
 
 
+class Unplugged(Dead):
+    """A terminal that is gone."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+async def test_progress_outlives_its_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long a batch goes on without it."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr(sys, "stderr", Unplugged())
+    output = Output()
+    assert output.shows_status
+    async with shown(output, str):
+        await asyncio.sleep(25.0)
+    assert sys.stderr is None
+
+
 @real
 @pytest.mark.parametrize("columns", [40, 80, 200])
 async def test_status_line_fits_the_terminal_and_leaves_nothing_behind(

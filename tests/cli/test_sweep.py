@@ -157,7 +157,6 @@ async def test_person_is_asked_first(answer: str, code: int, said: str) -> None:
     emulator, _ = emulator_of(0)
     (old,) = days_old(emulator, 15, livemode=True)
     screen = Screen()
-    screen.types(answer)
     async with (
         emulator.serve() as base_url,
         started(
@@ -167,7 +166,7 @@ async def test_person_is_asked_first(answer: str, code: int, said: str) -> None:
             stderr=screen.terminal,
         ) as running,
     ):
-        ended, shown = await screen.shows(running)
+        ended, shown = await screen.answers(running, answer)
     assert ended.code == code
     assert "Cancel this refund? Real money moves. [y/N]:" in shown
     assert any(said in line for line in shown.splitlines()[-4:])
@@ -181,7 +180,6 @@ async def test_sweep_goes_through_a_journal_and_tells_what_else_is_open_there(
     theirs = days_old(emulator, 15, 16, account="acct_1Them")
     emulator.expire_key("sk_test_expired")
     screen = Screen()
-    screen.types("y\n")
     async with emulator.serve() as base_url:
         how = ("--journal", "run.sqlite3", "--base-url", base_url)
         left = await run("cancel", *ids, *how, key="sk_test_expired", folder=tmp_path)
@@ -191,7 +189,7 @@ async def test_sweep_goes_through_a_journal_and_tells_what_else_is_open_there(
             stderr=screen.terminal,
             folder=tmp_path,
         ) as running:
-            ended, shown = await screen.shows(running)
+            ended, shown = await screen.answers(running, "y\n")
     assert left.code == 1
     assert ended.code == 0
     assert (

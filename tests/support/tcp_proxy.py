@@ -37,7 +37,7 @@ class TcpProxy:
         """Whether no byte is carried."""
         self.losing_answer = False
         """Whether the next bytes from the target are lost, and their connection."""
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def accept(self) -> None:
         """Accept connections; until then they are refused."""

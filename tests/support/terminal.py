@@ -35,6 +35,8 @@ UNSET = (
 FIGURES = re.compile(
     r"(came back|canceled before)  |[a-z]{3} +[\d,]+ +[\d,.]+$|[\d,]+ requests? in "
 )
+# What a log gets every ten seconds, which a busy machine may need for anything.
+PROGRESS = re.compile(r"^(\[[#-]{20}\]|[\d,]+ searched)  .*\n", re.MULTILINE)
 
 COMMAND = ("-m", "async_refunds")
 IN_SHELL = (
@@ -64,7 +66,7 @@ class How(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Ended:
-    """What a process left behind."""
+    """What a process left behind; stderr without the lines of progress."""
 
     code: int
     out: str
@@ -114,13 +116,9 @@ class Running:
         """Wait for its end; whatever it said, it never told the key."""
         out, err = await self.process.communicate()
         assert self.process.returncode is not None
-        ended = Ended(
-            self.process.returncode,
-            (out or b"").decode(),
-            self._told + (err or b"").decode(),
-        )
-        assert CANARY not in ended.out + ended.err
-        return ended
+        told, said = (out or b"").decode(), self._told + (err or b"").decode()
+        assert CANARY not in told + said
+        return Ended(self.process.returncode, told, PROGRESS.sub("", said))
 
 
 @asynccontextmanager
@@ -240,6 +238,14 @@ class Screen:
         while text.encode() not in self._shown:
             await self._more.wait()
             self._more.clear()
+
+    async def answers(self, running: Running, text: str) -> tuple[Ended, str]:
+        """Type a text once there is a question; then as `shows`."""
+        showing = self.reading()
+        await self.asks("[y/N]:")
+        self.types(text)
+        ended = await running.ended()
+        return ended, await showing
 
     def types(self, text: str) -> None:
         """Write as a person at the keyboard."""

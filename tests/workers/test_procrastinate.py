@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import procrastinate
 import pytest
+from procrastinate.exceptions import ConnectorException
 
 from async_refunds import RefundsClient
 from async_refunds.workers import add_sweep, add_tasks, new_app, supervisor, sweep
@@ -172,7 +173,7 @@ async def test_supervisor_that_is_ended_begins_nothing_again(
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
-            raise procrastinate.exceptions.ConnectorException from None
+            raise ConnectorException from None
 
     monkeypatch.setattr(app, "run_worker_async", fail_at_the_end)
     running = asyncio.create_task(supervisor.Supervisor(app, lambda _: None).run())

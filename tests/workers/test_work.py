@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from async_refunds import JournalError, RefundsClient, RetryPolicy
 from async_refunds.batch.execution import Execution
 from async_refunds.emulator import Limits
+from async_refunds.journal.postgres.connection import Link
 from async_refunds.workers import scope_worker, work
 from async_refunds.workers.fair_share import FairShare
 from tests.support.batches import KEY, asked
+from tests.support.fleets import FAR_TOO_LONG
 from tests.support.scripted import CANCELED, RE, refusal, scripted
 
 if TYPE_CHECKING:
@@ -383,15 +387,21 @@ async def test_worker_ends_in_time_while_the_network_is_silent(
     for name in ("_END_OF_CALLS", "_END_OF_JOURNAL", "_CLOSES_WITHIN"):
         monkeypatch.setattr(scope_worker, name, 0.1)
     monkeypatch.setattr("async_refunds.workers.worker._GOOD_BYE", 0.1)
+    # Whatever the end would wait for, it would wait for an hour.
+    endless = functools.partial(Link, patience=3600.0)
+    for module in ("journal", "leases"):
+        monkeypatch.setattr(f"async_refunds.journal.postgres.{module}.Link", endless)
     await fleet.seed(100, A)
     async with (
         fleet.network() as (network, address),
-        fleet.worker(database=address, rate=50.0, ttl=TTL) as worker,
+        fleet.worker(
+            database=make_conninfo(address, connect_timeout=3600), rate=50.0, ttl=TTL
+        ) as worker,
     ):
         await fleet.until_told(5)
         network.hold()
         await asyncio.sleep(1.5)
-        async with asyncio.timeout(4.0):  # less than a connection attempt may take
+        async with asyncio.timeout(FAR_TOO_LONG):
             await worker.end()
 
 
