@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from .claiming import ClaimBudget
     from .rate_control import RateController
 
-# Refusals in a row of the key (of different calls) or of its permissions (of different
-# refunds), with no other answer between, before the account is closed. One may concern
-# the refund alone; after several every further request is wasted.
+# Refunds for which the key or its permissions are refused in a row, with no other
+# answer between, before the account is closed. One may concern the refund alone; after
+# several every further request is wasted.
 _EVIDENCE = 3
 
 # Claims held ahead for one account, at first and at most: a commit of the journal
@@ -50,7 +50,7 @@ _PAUSE = 0.5
 # too large. A commit takes some hundredths of a second.
 _SHORT, _LONG = 0.5, 2.0
 
-_NOBODY: frozenset[tuple[int, int]] = frozenset()  # one for all: each takes 216 bytes
+_NOBODY: frozenset[str] = frozenset()  # one for all: each takes 216 bytes
 
 
 class AccountQueue:
@@ -484,15 +484,13 @@ class AccountQueue:
         A key may be good for cancels and not for reads. Only Stripe can refuse it: a
         page of a proxy says nothing about keys.
         """
-        unauthorized = reply.status == 401  # noqa: PLR2004 - Unauthorized
-        forbidden = unauthorized or (cancel and reply.status == 403)  # noqa: PLR2004 - Forbidden
+        forbidden = reply.status == 401 or (cancel and reply.status == 403)  # noqa: PLR2004 - Unauthorized, Forbidden
         if classification.outcome is Outcome.REFUSED and forbidden:
             if classification.proof is Proof.NONE or not is_from_stripe(
                 reply, classification.envelope
             ):
                 return
-            # A 403 may always concern this refund, a 401 says something each time.
-            self._refused |= {(item.claim.number, item.calls if unauthorized else 0)}
+            self._refused |= {item.claim.refund_id}
             if len(self._refused) >= _EVIDENCE:
                 self.close(classification)
         elif cancel and not classification.limit and _is_word(classification):

@@ -6,9 +6,12 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from async_refunds.client import RefundsClient, begin_call
 from async_refunds.errors import APITimeoutError, RefundsError
 from async_refunds.models import id_of
+from async_refunds.protocol.classification import Proof
 from async_refunds.protocol.outcome import (
     Conclusion,
     conclude,
@@ -180,10 +183,14 @@ class CancelWorker:
         return conclusion
 
     def _conclude_closed(self, item: Item, closing: Classification[Any]) -> Conclusion:
-        """Conclude an item whose account was closed before it had an answer."""
+        """Conclude an item whose account was closed before it had an answer.
+
+        What closed the account answered other refunds. How well that is proven says
+        nothing of this one: only its own requests can have left a doubt.
+        """
         conclusion = conclude(
             _cancel_of(item),
-            closing,
+            msgspec.structs.replace(closing, proof=Proof.KEY),
             None,
             maybe_sent=item.maybe_sent,
             attempts=item.attempts,

@@ -70,6 +70,22 @@ FOUND_ONCE: dict[str, tuple[str, Script]] = {
         "batch",
         (Option("poor"), Act(0, "POST", 0, 0, "403"), Given(0), Given(1)),
     ),
+    "what was never sent is unknown after refusals without proof": (
+        "batch",
+        (
+            *(Option("concurrency"), Given(13), Given(14)),
+            Act(13, "POST", 0, 99, "401"),
+            Act(13, "GET", 0, 99, wire="other_refund"),
+        ),
+    ),
+    "calls of one refund that are refused close the account": (
+        "batch",
+        (
+            *(Option("borrowed"), Option("max_retries"), Option("concurrency")),
+            *(Given(0), Given(2)),
+            Act(0, "POST", 0, 99, "401", "extra_next", 33768),
+        ),
+    ),
     "a kill, and the -wal is lost": (
         "journals",
         (Given(0), Given(1), Kill(0, 2, "executed"), Damage(1, "lose", "-wal")),

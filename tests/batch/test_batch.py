@@ -757,6 +757,48 @@ async def test_wrong_key_is_tried_with_three_refunds() -> None:
         assert isinstance(result.error, AuthenticationError)
 
 
+async def test_refused_key_says_nothing_doubtful_of_what_was_never_sent() -> None:
+    """Also where no refusal is proven, since the reads that would do it say nothing."""
+
+    def respond(method: str, refund_id: str) -> bytes:
+        if method == "POST":
+            return refusal(401, echo=False)
+        return answer(200, refund_json(id="re_other"))
+
+    ids = [f"re_{number}" for number in range(8)]
+    async with (
+        answering(respond) as base_url,
+        RefundsClient(KEY, base_url=base_url) as refunds,
+    ):
+        results = await canceled_many(refunds, ids, concurrency=1, patience=20)
+    sent = [result for result in results.values() if result.attempts]
+    assert len(sent) == 3
+    assert {result.outcome for result in sent} == {"unknown"}
+    unsent = [result for result in results.values() if not result.attempts]
+    assert {(each.outcome, each.idempotency_key) for each in unsent} == {
+        ("failed", None)
+    }
+    assert {type(each.error) for each in unsent} == {AuthenticationError}
+
+
+async def test_one_refund_whose_calls_are_all_refused_closes_nothing() -> None:
+    def respond(method: str, refund_id: str) -> bytes:
+        if refund_id != "re_refused":
+            return canceled(refund_id)
+        if method == "POST":
+            return refusal(401, echo=False)
+        return answer(200, refund_json(id="re_other"))
+
+    ids = ["re_refused", *(f"re_{number}" for number in range(3))]
+    async with (
+        answering(respond) as base_url,
+        RefundsClient(KEY, base_url=base_url) as refunds,
+    ):
+        results = await canceled_many(refunds, ids, concurrency=1, patience=20)
+    assert results.pop("re_refused").outcome == "unknown"
+    assert {result.outcome for result in results.values()} == {"canceled"}
+
+
 async def test_brown_out_slows_the_run_down_and_fails_nothing() -> None:
     stripe = emulator()
     ids = stripe.seed_refunds(2000)
