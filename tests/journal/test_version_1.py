@@ -140,28 +140,45 @@ def test_damage_is_named_and_nothing_is_changed(
     assert version(path) == 1
 
 
+# Kills itself in the middle: however slow another process is, it would not be too late.
 OPENER = """
-import sys
+import os, signal, sys
 from async_refunds.journal import SqliteJournal
-print("opening", flush=True)
+from async_refunds.journal.sqlite import file
+
+wal = f"{sys.argv[1]}-wal"
+connect = file.connect
+
+def kill_in_the_middle(statement):
+    if os.path.exists(wal) and os.path.getsize(wal) > 1_000_000:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def watched(place, mode):
+    db = connect(place, mode)
+    db.set_trace_callback(kill_in_the_middle)
+    return db
+
+file.connect = watched
 SqliteJournal.open(sys.argv[1])
 """
 
 
-def test_kill_while_it_is_migrated_loses_nothing(path: Path) -> None:
+@pytest.mark.parametrize("lose", [False, True], ids=["whole", "only the file is left"])
+def test_kill_while_it_is_migrated_loses_nothing(path: Path, *, lose: bool) -> None:
     with closing(sqlite3.connect(path)) as db, db:
         db.executemany(
             "INSERT INTO items (refund_id) VALUES (?)",
             [(f"re_x{number}",) for number in range(60_000)],
         )
     wal = path.with_name("run.sqlite3-wal")
-    with subprocess.Popen([sys.executable, "-c", OPENER, str(path)]) as process:  # noqa: S603 - ours
-        while not (wal.exists() and wal.stat().st_size > 1_000_000):
-            assert process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.wait(AGES)
-    wal.unlink()  # it may be lost too
-    path.with_name("run.sqlite3-shm").unlink()
+    opener = [sys.executable, "-c", OPENER, str(path)]
+    ended = subprocess.run(opener, check=False, timeout=AGES)  # noqa: S603 - ours
+    assert ended.returncode == -signal.SIGKILL
+    assert wal.stat().st_size > 1_000_000
+    if lose:
+        wal.unlink()
+        path.with_name("run.sqlite3-shm").unlink()
+    assert version(path) == 1, "it is migrated already"
     assert known(path)[: len(KNOWN)] == KNOWN
     with SqliteJournal.open(path) as journal:
         assert journal.tally().total == 60_000 + len(KNOWN)
