@@ -34,10 +34,10 @@ Takes accounts that nobody works on, a few at a time, finds the pace that Stripe
 allows each, and goes on with what a worker that died has left, with the same
 idempotency keys. Only runs of its --tenant, --base-url and mode are its own.
 
-SIGTERM or Ctrl-C: it begins nothing more, waits for what is under way, and
-gives its accounts back, within ten seconds. A second one ends it at once: what
-was under way is asked for again by another worker, and nothing is canceled
-twice. While the database is away it waits for it.
+SIGTERM or Ctrl-C: it begins nothing more, gives what is under way three seconds
+to end, and its accounts back, within ten seconds in all. A second one ends it
+at once. What was not answered is asked for again by another worker, with the
+same key: nothing is canceled twice. While the database is away it waits for it.
 
 The API key comes from STRIPE_API_KEY. Warnings go to stderr; what became of
 each refund is in `fleet report`.
