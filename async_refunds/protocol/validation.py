@@ -219,6 +219,20 @@ def object_id(name: str, value: object) -> str:
     return _matching(_OBJECT_ID, name, value, "an id of letters, digits and _")
 
 
+def run_name(value: object) -> str:
+    """Return the name of a run, which every worker and operator sees.
+
+    Raises:
+        TypeError: Not a ``str``.
+        ValueError: Empty, or with an API key in it.
+    """
+    text = _text("run", value)
+    _refuse_key("run", text)
+    if not text:
+        raise ValueError("run must have a name, such as 2026-11-27")
+    return text
+
+
 def whole(name: str, value: object, *, least: int = 0, most: int = 2**63 - 1) -> int:
     """Return a whole number within bounds.
 

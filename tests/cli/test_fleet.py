@@ -13,7 +13,14 @@ import pytest
 from async_refunds.emulator import Emulator
 from async_refunds.journal.keys import derive_key
 from tests.support.fleet_commands import Fleet, on_terminal
-from tests.support.terminal import Screen, emulator_of, run, run_each, started
+from tests.support.terminal import (
+    LIVE_KEY,
+    Screen,
+    emulator_of,
+    run,
+    run_each,
+    started,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -127,6 +134,24 @@ async def test_missing_extra_is_named(tmp_path: Path) -> None:
 
 
 # ----------------------------------------------------------------------------- enqueue
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("", "--run must have a name"),
+        (f"run-{LIVE_KEY}", "--run contains an API key, which must not be sent there"),
+    ],
+    ids=["empty", "key"],
+)
+async def test_name_of_a_run_is_checked_before_anything_is_kept(
+    fleet: Fleet, name: str, told: str
+) -> None:
+    ended = await fleet("enqueue", "--run", name, "re_1", "--base-url", HERE)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith(f"async-refunds: {told}")
+    assert LIVE_KEY not in ended.err
+    assert fleet.rows("SELECT name FROM async_refunds.runs") == []
 
 
 async def test_refunds_are_added_once(fleet: Fleet, tmp_path: Path) -> None:

@@ -166,11 +166,13 @@ def enqueue(
     """Add refunds to a run; workers cancel them from then on."""
     if not refund_ids and source is None:
         refuse("give refunds, or --from FILE; nothing was added")
-    if account is not None:
-        try:
+    try:
+        validation.run_name(run)
+        if account is not None:
             validation.account_id(account)
-        except ValueError as error:
-            refuse(str(error).replace("stripe_account", "--account"))
+    except ValueError as error:
+        told = str(error).replace("stripe_account", "--account")
+        refuse(told.replace("run ", "--run ", 1) if told.startswith("run ") else told)
     change = Change("nothing was added", PERHAPS_ADDED)
     with ExitStack() as stack:
         stack.enter_context(change.told())

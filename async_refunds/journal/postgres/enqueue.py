@@ -63,7 +63,9 @@ async def ensure_run(
         priority: Of several runs the smallest number of an account goes first.
 
     Raises:
-        ValueError: ``base_url`` cannot be the address of an API.
+        TypeError: ``run`` is no ``str``.
+        ValueError: ``base_url`` cannot be the address of an API, or ``run`` is empty or
+            has an API key in it.
         Exception: The driver's: the run is there in another mode, at another address,
             or of another tenant.
     """
@@ -71,7 +73,7 @@ async def ensure_run(
     await _send(
         connection,
         _ENSURE_RUN,
-        run=run,
+        run=validation.run_name(run),
         base_url=origin,
         livemode=livemode,
         tenant=tenant,

@@ -164,6 +164,15 @@ async def test_run_that_is_there_otherwise_is_refused(fleet: Fleet) -> None:
             await ensure_run(connection, "run", livemode=False)
 
 
+@pytest.mark.parametrize("name", ["", "night sk_live_51Secret"])
+async def test_name_that_nobody_can_use_is_refused(fleet: Fleet, name: str) -> None:
+    async with of_psycopg(fleet.address) as connection:
+        with pytest.raises(ValueError, match=r"^run ") as caught:
+            await ensure_run(connection, name, livemode=False)
+    assert "51Secret" not in str(caught.value)
+    assert fleet.value("SELECT count(*) FROM async_refunds.runs") == 0
+
+
 async def test_others_call_the_function(fleet: Fleet) -> None:
     make_run(fleet)
     engine = create_engine(sqlalchemy_url(fleet.address, "psycopg"), poolclass=NullPool)
