@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import typer
@@ -44,7 +45,7 @@ def load() -> bool:
     # Lazy: psycopg takes 140 ms to import, a third of what every other command takes to
     # start; and the extra may be missing.
     try:
-        from . import commands  # noqa: F401, PLC0415
+        import_module(f"{__package__}.commands")
     except ModuleNotFoundError as error:
         if error.name not in ("psycopg", "procrastinate"):
             raise
