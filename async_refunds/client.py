@@ -201,9 +201,9 @@ class RefundsClient:
         The money goes back to the balance; the customer is not repaid by it. If this
         returns, the refund is canceled. If it raises `OutcomeUnknownError`, the refund
         may be canceled. If it raises anything else, this call canceled nothing, except
-        for `asyncio.CancelledError`: a task that is cancelled during the call leaves
-        the refund perhaps canceled. A caller whose task may be cancelled should give
-        the key.
+        for `asyncio.CancelledError`: a task that is cancelled during the call, also by
+        `asyncio.timeout` or `wait_for` around it, leaves the refund perhaps canceled. A
+        caller whose task may be cancelled should give the key.
 
         Args:
             refund_id: ``re_...`` or ``pyr_...``.
