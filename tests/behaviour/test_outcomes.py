@@ -33,6 +33,7 @@ from async_refunds import (
 from async_refunds.client import begin_call
 from async_refunds.protocol.requests import cancel_request
 from tests.conftest import JumpingEventLoop
+from tests.support.batches import client, emulator
 from tests.support.scripted import (
     CANCELED,
     CUT,
@@ -789,3 +790,20 @@ async def test_renewed_key_does_not_erase_a_doubtful_refusal() -> None:
         )
         with pytest.raises(OutcomeUnknownError):
             await refunds.cancel(RE)
+
+
+async def test_time_out_around_a_call_leaves_it_perhaps_canceled() -> None:
+    """As a cancellation does: the same key tells what became of it."""
+    stripe = emulator()
+    refund_id = stripe.add_refund()
+    stripe.latency = 2.0
+    async with client(stripe) as refunds:
+        with pytest.raises(TimeoutError) as caught:
+            async with asyncio.timeout(1):
+                await refunds.cancel(refund_id, idempotency_key="mine")
+        assert type(caught.value) is TimeoutError
+        await asyncio.sleep(3)  # of the jumping loop: Stripe goes on with it
+        assert stripe.books.cancellations[refund_id] == 1
+        again = await refunds.cancel(refund_id, idempotency_key="mine")
+    assert again.status == "canceled"
+    assert stripe.books.cancellations[refund_id] == 1
