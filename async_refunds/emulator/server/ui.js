@@ -22,13 +22,22 @@ async function call(path, body) {
   return shown;
 }
 
+// What a person did wrong stays until they do something else; what keeps the page from
+// asking, until it can again.
+const problems = { action: "", watching: "" };
+function tell(about, problem) {
+  problems[about] = problem;
+  element("problem").textContent = Object.values(problems).filter(Boolean).join(" ");
+}
+
 async function act(path, body) {
   try {
     await call(path, body);
-    await show();
+    tell("action", "");
   } catch (error) {
-    element("problem").textContent = error.message;
+    tell("action", error.message);
   }
+  await update();
 }
 
 function lineOf(...values) {
@@ -103,10 +112,7 @@ function keep(id, data, lines) {
   document.querySelector(`#${id} tbody`).replaceChildren(...lines(data));
 }
 
-async function show() {
-  const paths = ["/clock", "/faults", "/requests", "/refunds", "/books"];
-  const [clock, faults, requests, refunds, books] =
-    await Promise.all(paths.map((path) => call(path)));
+function show([clock, faults, requests, refunds, books]) {
   element("now").textContent = `${utc(clock.now)} UTC`;
   const script = faults.script.length ? `next: ${faults.script.join(", ")}` : "";
   const storm = words(faults.storm);
@@ -120,16 +126,33 @@ async function show() {
   keep("requests", requests.slice(-100).reverse(), (each) => each.map(requestLine));
   keep("refunds", refunds, (each) => each.map(refundLine));
   keep("books", books, booksLines);
-  element("problem").textContent = "";
+}
+
+const PATHS = ["/clock", "/faults", "/requests", "/refunds", "/books"];
+let begun = 0;
+let shown = 0;
+async function update() {
+  const turn = ++begun;
+  let problem = "";
+  let answers;
+  try {
+    answers = await Promise.all(PATHS.map((path) => call(path)));
+  } catch (error) {
+    problem = `No answer: ${error.message}`;
+  }
+  // Answers to what was asked before what is shown are older than it.
+  if (turn < shown) return;
+  shown = turn;
+  tell("watching", problem);
+  if (answers) show(answers);
 }
 
 async function watch() {
   try {
-    if (!document.hidden) await show();
-  } catch (error) {
-    element("problem").textContent = `No answer: ${error.message}`;
+    if (!document.hidden) await update();
+  } finally {
+    setTimeout(watch, EVERY);
   }
-  setTimeout(watch, EVERY);
 }
 
 for (const each of document.querySelectorAll("[data-advance]")) {
