@@ -118,6 +118,7 @@ class Execution:
             clock=clock,
             patience=patience,
             timeout=timeout,
+            kept=not log_untaken,
         )
         self._error: BaseException | None = None
         self._calling: set[asyncio.Task[None]] = set()

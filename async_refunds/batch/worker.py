@@ -59,6 +59,8 @@ class CancelWorker:
         clock: The event loop's time, in seconds.
         patience: Seconds for which a refund is tried again.
         timeout: Seconds for each call; ``None`` is the client's own.
+        kept: Whether the journal outlasts the batch, so that what goes on with it asks
+            again for what is unknown.
     """
 
     def __init__(
@@ -70,9 +72,15 @@ class CancelWorker:
         clock: Callable[[], float],
         patience: float,
         timeout: float | None,
+        kept: bool,
     ) -> None:
         self._refunds = refunds
         self._journal = journal
+        self._asked_again_by = None
+        if kept:
+            self._asked_again_by = (
+                "the next run" if journal.leases is None else "a worker"
+            )
         self._scheduler = scheduler
         self._clock = clock
         self._patience = patience
@@ -90,7 +98,7 @@ class CancelWorker:
             JournalError: A new key could not be kept.
         """
         try:
-            request = _cancel_of(item)
+            request = self._cancel_of(item)
         except ValueError as error:
             # Other programs write to a journal in a database. What cannot be sent is
             # this item's result, and ends no other one.
@@ -105,7 +113,7 @@ class CancelWorker:
             conclusion = await self._settle_expired_key(item, request)
             if conclusion is not None:
                 return self._end_call(item, conclusion, passing=conclusion.passing)
-            request = _cancel_of(item)  # with its new key
+            request = self._cancel_of(item)  # with its new key
         pacing, call = self._begin_call(item)
         conclusion = await call.cancel(request)
         item.call = None
@@ -125,12 +133,21 @@ class CancelWorker:
         if not (item.attempts or item.may_have_canceled):
             return None
         conclusion = conclude_interrupted(
-            _cancel_of(item),
+            self._cancel_of(item),
             item.attempts,
             "the call was interrupted",
             maybe_sent=item.may_have_canceled,
         )
         return self._result(item, conclusion)
+
+    def _cancel_of(self, item: Item) -> Request[Refund]:
+        claim = item.claim
+        return cancel_request(
+            claim.refund_id,
+            idempotency_key=claim.idempotency_key,
+            stripe_account=claim.stripe_account,
+            asked_again_by=self._asked_again_by,
+        )
 
     def _begin_call(self, item: Item) -> tuple[_CallPacing, Call]:
         give_up_at = item.began_at + self._patience
@@ -189,7 +206,7 @@ class CancelWorker:
         nothing of this one: only its own requests can have left a doubt.
         """
         conclusion = conclude(
-            _cancel_of(item),
+            self._cancel_of(item),
             msgspec.structs.replace(closing, proof=Proof.KEY),
             None,
             maybe_sent=item.maybe_sent,
@@ -337,15 +354,6 @@ class _CallPacing:
             permit=self._permit,
         )
         return (await call.read(reading)).value
-
-
-def _cancel_of(item: Item) -> Request[Refund]:
-    claim = item.claim
-    return cancel_request(
-        claim.refund_id,
-        idempotency_key=claim.idempotency_key,
-        stripe_account=claim.stripe_account,
-    )
 
 
 def _lacks_permit(item: Item) -> bool:
