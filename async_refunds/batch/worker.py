@@ -76,11 +76,8 @@ class CancelWorker:
     ) -> None:
         self._refunds = refunds
         self._journal = journal
-        self._asked_again_by = None
-        if kept:
-            self._asked_again_by = (
-                "the next run" if journal.leases is None else "a worker"
-            )
+        goes_on = "the next run" if journal.leases is None else "a worker"
+        self._asked_again_by = goes_on if kept else None
         self._scheduler = scheduler
         self._clock = clock
         self._patience = patience

@@ -52,8 +52,8 @@ class Request(msgspec.Struct, Generic[T], frozen=True, gc=False):
     refund_id: str
     """Empty for a list."""
     asked_again_by: str | None = None
-    """Who asks again with the key while the outcome is unknown, as a subject for people;
-    ``None``: the caller has to."""
+    """Who asks again with the key while the outcome is unknown, in words; ``None`` if
+    the caller has to."""
 
     @property
     def endpoint(self) -> Literal["cancel", "retrieve", "list"]:
