@@ -164,7 +164,7 @@ async def test_refunds_are_added_once(fleet: Fleet, tmp_path: Path) -> None:
     more = await fleet(*command, "--from", str(source), "--account", "acct_1")
     assert more.err.splitlines() == [
         "2 refunds added to tonight",
-        "1 line names a refund that was given before; each is canceled once",
+        "3 refunds given, 1 of them given before; each is canceled once",
     ]
     again = await fleet(*command, "re_4", "--from", str(source), "--account", "acct_1")
     assert (
