@@ -20,14 +20,13 @@ from async_refunds.results import CANCELED, CancelRequest, CancelResult
 from .exit_codes import DONE, INTERRUPTED, NOT_ALL, UNKNOWN
 from .progress import BatchProgress, shown
 from .report_data import CanceledSums, effort
-from .summary import exit_code, next_steps, outcome_table, resume_command
+from .summary import NOT_BEGUN, exit_code, next_steps, outcome_table, resume_command
 from .tables import counted
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 
     from async_refunds.journal import Claim
-    from async_refunds.results import CancelOutcome
 
     from .config import Connection
     from .options import BatchOptions
@@ -245,9 +244,7 @@ class BatchRun:
         if not self._unreached and isinstance(error, APIConnectionError):
             self._unreached = why_unreached(error, result.refund_id, self._service)
 
-    def _write(
-        self, outcome: CancelOutcome, record: dict[str, object], *, sent: bool
-    ) -> None:
+    def _write(self, outcome: str, record: dict[str, object], *, sent: bool) -> None:
         self._outcomes[outcome] += 1
         if not self._output.as_table or self._total <= MAX_ROWS:
             self._output.record(record)
@@ -280,9 +277,10 @@ class BatchRun:
                 outcome="failed",
             )
             self._left = True
-            self._write(
-                "failed", {**result_record(result), "error": NOT_SENT}, sent=False
-            )
+            shown = {**result_record(result), "error": NOT_SENT}
+            if self._output.as_table:
+                shown["outcome"] = NOT_BEGUN  # a program reads one of `CancelOutcome`
+            self._write(NOT_BEGUN, shown, sent=False)
 
     def _summarize(self, *, broken: bool) -> None:
         if not (self._brief and exit_code(self._outcomes) == DONE):

@@ -94,8 +94,8 @@ def emulator(
             here = base_url.replace("//0.0.0.0:", "//127.0.0.1:")
             here = here.replace("//[::]:", "//[::1]:")
             if hook is not None:
-                output.warn(f"  posts events to {webhook}, signed with {hook.secret}")
-            output.warn(
+                output.offer(f"  posts events to {webhook}, signed with {hook.secret}")
+            output.offer(
                 f"  STRIPE_API_KEY=sk_test_123 async-refunds cancel {example} "
                 f"--base-url {here}"
             )

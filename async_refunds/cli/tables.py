@@ -6,6 +6,8 @@ import textwrap
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from async_refunds.protocol.redaction import mask_keys
+
 from . import money
 
 if TYPE_CHECKING:
@@ -36,6 +38,13 @@ def counted(count: int, noun: str) -> str:
 
 
 def printable(text: str) -> str:
+    """Return the text without an API key, or anything that a terminal would obey."""
+    if "k_" in text or "whsec_" in text:
+        text = mask_keys(text)
+    return escaped(text)
+
+
+def escaped(text: str) -> str:
     """Return the text without anything that a terminal would obey."""
     if text.isprintable():  # as almost all are, of a hundred thousand refunds
         return text

@@ -456,9 +456,11 @@ async def test_many_that_were_never_begun_do_not_flood_a_terminal(
             ended, shown = await screen.shows(running)
     assert ended.code == 130
     assert len(shown.splitlines()) == 300
-    assert shown.splitlines()[0] == f"{ids[2]}  failed    interrupted, nothing was sent"
-    assert "canceled  2\n" in ended.err
-    assert "failed    318 " in ended.err
+    assert shown.splitlines()[0] == (
+        f"{ids[2]}  not begun    interrupted, nothing was sent"
+    )
+    assert "canceled   2\n" in ended.err
+    assert "not begun  318 " in ended.err
     assert "that need attention, all but 18 of them; --output" in ended.err
 
 

@@ -41,6 +41,23 @@ def unread() -> Iterator[int]:
 
 
 @pytest.mark.parametrize(
+    "words",
+    [("--help",), ("--version",), ("cancel", "--help"), ("fleet", "worker", "-h")],
+)
+async def test_help_ends_as_data_does_when_stdout_breaks(
+    words: tuple[str, ...], full: int, unread: int
+) -> None:
+    ended = await run(*words, stdout=full)
+    said = "async-refunds: stdout broke (No space left on device)\n"
+    assert (ended.code, ended.err) == (1, said)
+    left = await run(*words, stdout=unread)
+    assert (left.code, left.err) == (1, "")
+    whole = await run(*words)
+    assert (whole.code, whole.err) == (0, "")
+    assert whole.out.startswith("async-refunds" if "--version" in words else "Usage: ")
+
+
+@pytest.mark.parametrize(
     ("stdout", "reason"),
     [("full", "No space left on device"), ("unread", "Broken pipe")],
 )
