@@ -508,6 +508,9 @@ async def test_page_of_a_proxy_is_no_word_on_the_key() -> None:
         await refunds.close()
     assert server.methods() == "POST GET POST GET POST GET POST GET"
     assert {result.outcome for result in results.values()} == {"unknown"}
+    for result in results.values():  # no journal has the key
+        advice = f"; call cancel again with idempotency_key={result.idempotency_key!r}"
+        assert advice in str(result.error)
 
 
 async def test_service_that_comes_up_a_little_later_is_waited_for() -> None:

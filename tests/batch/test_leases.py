@@ -296,7 +296,9 @@ async def test_stopped_without_a_permit_gives_back_what_was_not_sent() -> None:
     )
 
 
-async def test_stopped_without_a_permit_tells_what_it_knows_of_the_rest() -> None:
+async def test_stopped_without_a_permit_tells_what_it_knows_of_the_rest(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with (
         scripted("reset", reads=[WAITING]) as server,
         server.client() as refunds,
@@ -309,6 +311,8 @@ async def test_stopped_without_a_permit_tells_what_it_knows_of_the_rest() -> Non
         await asyncio.sleep(60.0)
     assert server.methods() == "POST"
     assert batch.outcomes == {"re_1": "unknown"}
+    assert "; a worker asks again with idempotency_key=" in caplog.text
+    assert "call cancel again" not in caplog.text
 
 
 async def test_call_under_way_ends_without_another_request_when_it_is_dropped() -> None:

@@ -546,7 +546,7 @@ async def test_worker_tells_of_a_refused_key_and_a_second_signal_ends_it_at_once
             await until(fleet, "SELECT bool_or(maybe_sent) FROM async_refunds.items")
             ((owner,),) = fleet.rows("SELECT owner FROM async_refunds.leases")
             worker.process.send_signal(signal.SIGTERM)
-            await worker.sleeps()
+            await worker.says("stopping: .* what is under way has three seconds to end")
             worker.process.send_signal(signal.SIGINT)
             ended = await worker.ended()
     assert owner == "night"
@@ -558,14 +558,16 @@ async def test_worker_waits_for_the_database_and_refuses_the_wrong_one(
     fleet: Fleet, postgres_empty_database: str
 ) -> None:
     to = ("fleet", "worker", "--base-url", HERE)
-    empty, lease = await run_each(
+    empty, *leases = await run_each(
         (*to, "--database", postgres_empty_database),
         (*to, "--lease", "0"),
+        (*to, "--lease", "0.99"),
         environment=fleet.environment,
     )
-    assert [empty.code, lease.code] == [2, 2]
+    assert [empty.code, *(lease.code for lease in leases)] == [2, 2, 2]
     assert "run `async-refunds fleet init`" in empty.err
-    assert "--lease must be" in lease.err
+    assert "--lease must be above 0 seconds, not 0.0" in leases[0].err
+    assert "--lease must be at least 1 second" in leases[1].err
     away = {"ASYNC_REFUNDS_DATABASE": "postgresql://127.0.0.1:1/nobody"}
     async with started(*to, "--verbose", environment=away) as worker:
         await worker.says("waiting for the database: ")
