@@ -57,6 +57,8 @@ class CancelWorker:
         journal: Where new keys are kept.
         scheduler: Of this batch.
         clock: The event loop's time, in seconds.
+        hand_over: Leaves an item, and what is known of it, to the next holder of its
+            account.
         patience: Seconds for which a refund is tried again.
         timeout: Seconds for each call; ``None`` is the client's own.
         kept: Whether the journal outlasts the batch, so that what goes on with it asks
@@ -70,6 +72,7 @@ class CancelWorker:
         scheduler: Scheduler,
         *,
         clock: Callable[[], float],
+        hand_over: Callable[[Item, CancelResult], object],
         patience: float,
         timeout: float | None,
         kept: bool,
@@ -80,6 +83,7 @@ class CancelWorker:
         self._asked_again_by = goes_on if kept else None
         self._scheduler = scheduler
         self._clock = clock
+        self._hand_over = hand_over
         self._patience = patience
         self._timeout = timeout
 
@@ -118,6 +122,15 @@ class CancelWorker:
         # A settling read that the pace held back may be made by a later call.
         passing = conclusion.passing or pacing.read_refused
         return self._end_call(item, conclusion, passing=passing)
+
+    def end_interrupted(self, item: Item, known: CancelResult) -> CancelResult | None:
+        """Return what is known of an item whose call was broken off.
+
+        Returns:
+            ``None`` if it is left to the next holder of its account.
+        """
+        item.maybe_sent = item.may_have_canceled
+        return self._end(item, known)
 
     def last_known(self, item: Item) -> CancelResult | None:
         """Return the result of an item whose call was broken off.
@@ -258,8 +271,7 @@ class CancelWorker:
         if not self._scheduler.hands_over(item):
             return known
         if item.maybe_sent:
-            # The journal has it as claimed, which says that it may have been sent.
-            self._scheduler.release(item)
+            self._hand_over(item, known)
         else:
             self._scheduler.return_claim(item)
         return None

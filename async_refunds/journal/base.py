@@ -240,6 +240,17 @@ class Journal(Protocol):
         """
         ...
 
+    async def hand_over(self, known: Sequence[tuple[Claim, CancelResult]]) -> None:
+        """Leave items that were sent, and came to no end, to the next holder.
+
+        It claims them at once, and with the same keys. A journal that nobody shares
+        keeps the results: the next batch asks again.
+
+        Raises:
+            LeaseLostError: Some accounts are not held any more; all else is kept.
+        """
+        ...
+
     async def accounts(self) -> list[str | None]:
         """Return the accounts that have open items, ``None`` for the key's own."""
         ...

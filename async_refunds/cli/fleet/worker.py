@@ -36,9 +36,9 @@ idempotency keys. Only runs of its --tenant, --base-url and mode are its own.
 
 SIGTERM or Ctrl-C: it begins nothing more, gives what is under way three seconds
 to end, and its accounts back, within ten seconds in all. A second one ends it
-at once. What was not answered is asked for again by a worker, some time later
-and with the same key: nothing is canceled twice. While the database is away it
-waits for it.
+at once. What was not answered is left to the next worker that has its account,
+which asks with the same key: nothing is canceled twice. While the database is
+away it waits for it.
 
 The API key comes from STRIPE_API_KEY. Warnings go to stderr; what became of
 each refund is in `fleet report`.

@@ -373,6 +373,28 @@ given_back AS (
 )
 SELECT account, token::text FROM held"""  # noqa: S608 - our own text
 
+# Still claimed, which says that it may have been sent; without a result, which would
+# make it wait.
+HAND_OVER = f"""
+WITH {_HELD},
+handed_over AS (
+    UPDATE async_refunds.items i SET
+        generation = greatest(i.generation, known.generation),
+        claims = greatest(0, i.claims - 1),
+        claim_number = NULL,
+        attempts = i.attempts + known.attempts,
+        rate_limited = i.rate_limited + known.rate_limited,
+        request_id = coalesce(known.request_id, i.request_id)
+    FROM json_to_recordset(%(rows)s::json) AS known (
+        run_id uuid, account text, refund_id text, token uuid, generation integer,
+        attempts integer, rate_limited integer, request_id text)
+    JOIN held USING (account, token)
+    WHERE i.run_id = known.run_id AND i.account = known.account
+        AND i.refund_id = known.refund_id AND NOT i.settled
+        AND i.claimed_by = held.token AND i.claim_number IS NOT NULL
+)
+SELECT account, token::text FROM held"""  # noqa: S608 - our own text
+
 # Conditional on the generation that the claim had. While a former holder may have a
 # request under way, it says how many seconds that may take and changes nothing.
 REKEY = f"""
