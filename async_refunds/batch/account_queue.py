@@ -170,10 +170,8 @@ class AccountQueue:
     def closed_by(self) -> Classification[Any] | None:
         """The reply after which nothing of this account can be canceled for now.
 
-        While it is drained it opens no more: the next holder is to wait for that long.
+        It stays until `reopen_if_due` or a good reply opens the account.
         """
-        if self._closed_until <= self._clock() and not self.draining:
-            self._reopen()
         return self._closed_by
 
     @property
@@ -427,6 +425,21 @@ class AccountQueue:
         self._cancels.closed = until < math.inf
         self.notify()
 
+    def reopen_if_due(self) -> None:
+        """Open the account if it was closed for long enough.
+
+        The first step of each turn: of the account to give out an item or to claim
+        more, of a reply, of a retry that has slept. No timer does it: what a closed
+        account has is given out at once, to end, so nothing in it waits to be opened.
+        While it is drained it opens no more: the next holder is to wait for that long.
+        """
+        if (
+            self._closed_until < math.inf
+            and self._closed_until <= self._clock()
+            and not self.draining
+        ):
+            self._reopen()
+
     def _reopen(self) -> None:
         self._closed_by = self._cancels.outage = None
         self._closed_until = math.inf
@@ -470,6 +483,8 @@ class AccountQueue:
         if isinstance(reply, Response):
             self._has_answered = True
             self._judge_key(item, reply, classification, cancel=cancel)
+        # Last, so that a failure that came late does not begin the next outage.
+        self.reopen_if_due()
 
     def _judge_key(
         self,
@@ -521,6 +536,7 @@ class AccountQueue:
         self._leave()
         try:
             await self._sleep(seconds)
+            self.reopen_if_due()
             if seconds and self._ends_before(endpoint, seconds):
                 return False
             async with asyncio.timeout_at(until):

@@ -293,6 +293,7 @@ class Scheduler:
         while self._hungry and (room := self._budget.room_for(asked)):
             account = next(iter(self._hungry))
             queue = self._hungry.pop(account)
+            queue.reopen_if_due()
             if limit := queue.claims_wanted(min(share, room)):
                 queue.note_claiming()
                 wanted.append(WantedClaims(account, limit, queue.version))
@@ -415,7 +416,6 @@ class Scheduler:
         queue = self._queue_of(item)
         queue.record_reply(item, request, classification, attempt)
         self._has_answered = self._has_answered or queue.has_answered
-        # In this order: what was closed for long enough opens, and its outage is over.
         if queue.closed_by is None and queue.outage is not None:
             self._judge_outage(queue, queue.outage, classification.reply)
         if self._on_idle is not None and queue.closed_by is not None:
@@ -495,6 +495,7 @@ class Scheduler:
         while self._heap:
             entry, _, queue = self._heap[0]
             valid = entry == queue.scheduled_at
+            queue.reopen_if_due()
             when = self._next_at(queue)
             if valid and entry >= when:
                 return queue, when - self._clock()
