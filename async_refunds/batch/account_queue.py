@@ -12,17 +12,12 @@ import math
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from async_refunds.protocol.classification import (
-    Classification,
-    Limit,
-    Outcome,
-    Proof,
-    is_from_stripe,
-)
+from async_refunds.protocol.classification import Classification, Limit
 from async_refunds.protocol.requests import Cause, Response, TransportFailure
 
 from .charge_locks import ChargeLocks
-from .endpoint import Endpoint, Outage
+from .closing import Closing
+from .endpoint import Endpoint
 from .item import Item
 
 if TYPE_CHECKING:
@@ -33,12 +28,8 @@ if TYPE_CHECKING:
     from async_refunds.protocol.requests import Request
 
     from .claiming import ClaimBudget
+    from .closing import ServiceMonitor
     from .rate_control import RateController
-
-# Refunds for which the key or its permissions are refused in a row, with no other
-# answer between, before the account is closed. One may concern the refund alone; after
-# several every further request is wasted.
-_EVIDENCE = 3
 
 # Claims held ahead for one account, at first and at most: a commit of the journal
 # serves so many.
@@ -50,8 +41,6 @@ _PAUSE = 0.5
 # too large. A commit takes some hundredths of a second.
 _SHORT, _LONG = 0.5, 2.0
 
-_NOBODY: frozenset[str] = frozenset()  # one for all: each takes 216 bytes
-
 
 class AccountQueue:
     """The items of one account, and how fast they go out.
@@ -61,6 +50,7 @@ class AccountQueue:
         new_pace: Makes the pace of one endpoint, at a given rate if there is one.
         clock: The event loop's time, in seconds.
         changed: Called when an item may go out sooner than `next_at` said.
+        service: What all accounts ask.
         budget: Of the claims of all accounts.
         leases: Of this process; ``None`` if no other process shares the work.
     """
@@ -73,8 +63,7 @@ class AccountQueue:
         "_checked_out",
         "_claiming",
         "_clock",
-        "_closed_by",
-        "_closed_until",
+        "_closing",
         "_ended",
         "_exhausted",
         "_filled_at",
@@ -86,8 +75,8 @@ class AccountQueue:
         "_paused_until",
         "_pending",
         "_pushed",
-        "_refused",
         "_retry_heap",
+        "_service",
         "_sleeping",
         "_used_up_at",
         "_version",
@@ -107,6 +96,7 @@ class AccountQueue:
         clock: Callable[[], float],
         changed: Callable[[AccountQueue], object],
         *,
+        service: ServiceMonitor,
         budget: ClaimBudget,
         leases: Leases | None = None,
     ) -> None:
@@ -126,6 +116,7 @@ class AccountQueue:
         self._claiming = False
         self._clock = clock
         self._changed = changed
+        self._service = service
         self._budget = budget
         # A list: an empty deque takes 600 bytes, and a platform has 5,000 accounts.
         self._pending: list[Claim] = []
@@ -143,11 +134,9 @@ class AccountQueue:
         self._cancels = Endpoint(new_pace(start), clock, self)
         self._new_pace = new_pace
         self._made_reads: Endpoint | None = None
-        self._closed_by: Classification[Any] | None = None
-        self._closed_until = math.inf
+        self._closing = Closing()
         self._ended: asyncio.Event | None = None  # while a call sleeps: 0.8 KB
         self._sleeping = 0  # how many do
-        self._refused = _NOBODY  # since a cancel was not
         self._has_answered = False
         self._charge_locks: ChargeLocks | None = None  # made when a lock is met
 
@@ -162,22 +151,12 @@ class AccountQueue:
     # ------------------------------------------------------------------- figures
 
     @property
-    def has_answered(self) -> bool:
-        """Whether an answer to a request for this account ever came."""
-        return self._has_answered
-
-    @property
     def closed_by(self) -> Classification[Any] | None:
         """The reply after which nothing of this account can be canceled for now.
 
         It stays until `reopen_if_due` or a good reply opens the account.
         """
-        return self._closed_by
-
-    @property
-    def outage(self) -> Outage | None:
-        """The failures of cancels since the last one that did not fail."""
-        return self._cancels.outage
+        return self._closing.reply
 
     @property
     def exhausted(self) -> bool:
@@ -420,9 +399,8 @@ class AccountQueue:
 
     def close(self, reply: Classification[Any], until: float = math.inf) -> None:
         """Cancel nothing of this account until then, because of this reply."""
-        self._closed_by = reply
-        self._closed_until = until
-        self._cancels.closed = until < math.inf
+        self._closing.close(reply, until)
+        self._cancels.closed = self.dropped or self.draining or until < math.inf
         self.notify()
 
     def reopen_if_due(self) -> None:
@@ -433,16 +411,13 @@ class AccountQueue:
         account has is given out at once, to end, so nothing in it waits to be opened.
         While it is drained it opens no more: the next holder is to wait for that long.
         """
-        if (
-            self._closed_until < math.inf
-            and self._closed_until <= self._clock()
-            and not self.draining
-        ):
+        until = self._closing.until
+        if until < math.inf and until <= self._clock() and not self.draining:
             self._reopen()
 
     def _reopen(self) -> None:
-        self._closed_by = self._cancels.outage = None
-        self._closed_until = math.inf
+        self._closing.reopen()
+        self._cancels.outage = None
         self._cancels.closed = self.dropped or self.draining
 
     # ------------------------------------------------------------------- replies
@@ -466,6 +441,32 @@ class AccountQueue:
         if isinstance(reply, TransportFailure) and reply.cause is Cause.NOT_PERMITTED:
             self.pause()
             return
+        self._learn_pace(item, request, classification, attempt)
+        if self._closing.until < math.inf and self._cancels.outage is None:
+            self._reopen()
+        if isinstance(reply, Response):
+            self._has_answered = self._service.has_answered = True
+            cancel, refund_id = request.method == "POST", item.claim.refund_id
+            if self._closing.condemns_key(
+                refund_id, reply, classification, cancel=cancel
+            ):
+                self.close(classification)
+        # After it was noted: a failure that came late does not begin the next outage.
+        self.reopen_if_due()
+        outage = self._cancels.outage
+        if outage is not None and self._closing.reply is None:
+            verdict = self._service.judge(outage, reply, self._clock())
+            if verdict is not None:
+                self.close(*verdict)
+
+    def _learn_pace(
+        self,
+        item: Item,
+        request: Request[Any],
+        classification: Classification[Any],
+        attempt: Attempt,
+    ) -> None:
+        """Tell the paces and the locks of charges what came of an attempt."""
         cancel, limit = request.method == "POST", classification.limit
         endpoint = self._cancels if cancel else self._reads
         if limit is None or limit is Limit.LOCK:
@@ -478,38 +479,6 @@ class AccountQueue:
             endpoint.record_limit(limit, attempt)
         if cancel:
             self._note_lock(item, locked=limit is Limit.LOCK)
-        if self._closed_until < math.inf and self._cancels.outage is None:
-            self._reopen()
-        if isinstance(reply, Response):
-            self._has_answered = True
-            self._judge_key(item, reply, classification, cancel=cancel)
-        # Last, so that a failure that came late does not begin the next outage.
-        self.reopen_if_due()
-
-    def _judge_key(
-        self,
-        item: Item,
-        reply: Response,
-        classification: Classification[Any],
-        *,
-        cancel: bool,
-    ) -> None:
-        """Close the account once there is evidence that the key is no good for it.
-
-        A key may be good for cancels and not for reads. Only Stripe can refuse it: a
-        page of a proxy says nothing about keys.
-        """
-        forbidden = reply.status == 401 or (cancel and reply.status == 403)  # noqa: PLR2004 - Unauthorized, Forbidden
-        if classification.outcome is Outcome.REFUSED and forbidden:
-            if classification.proof is Proof.NONE or not is_from_stripe(
-                reply, classification.envelope
-            ):
-                return
-            self._refused |= {item.claim.refund_id}
-            if len(self._refused) >= _EVIDENCE:
-                self.close(classification)
-        elif cancel and not classification.limit and _is_word(classification):
-            self._refused = _NOBODY
 
     async def wait_for_slot(
         self, item: Item, request: Request[Any], seconds: float, until: float
@@ -609,11 +578,3 @@ class AccountQueue:
         if self._made_reads is not None:
             self._made_reads.notify()
         self._changed(self)
-
-
-def _is_word(classification: Classification[Any]) -> bool:
-    """Tell whether Stripe itself decided about the request."""
-    return classification.outcome is Outcome.DONE or (
-        classification.outcome is Outcome.REFUSED
-        and classification.proof is not Proof.NONE
-    )

@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from async_refunds.protocol.classification import Classification, Outcome
-from async_refunds.protocol.requests import Cause, TransportFailure
-
 from .account_queue import AccountQueue
 from .claiming import ClaimBudget, WantedClaims
+from .closing import ServiceMonitor
 from .endpoint import event_or
 
 if TYPE_CHECKING:
@@ -25,16 +23,12 @@ if TYPE_CHECKING:
 
     from async_refunds.journal import Claim, Leases
     from async_refunds.models import Attempt
-    from async_refunds.protocol.requests import Reply, Request
+    from async_refunds.protocol.classification import Classification
+    from async_refunds.protocol.requests import Request
     from async_refunds.results import CancelResult
 
-    from .endpoint import Outage
     from .item import Item
     from .rate_control import RateController
-
-# Seconds after which a service that never answered counts as unreachable. A restart of
-# what stands before Stripe is over by then.
-_SILENCE = 5.0
 
 # Items that the journal may be ahead of the claims. All of a usual input, so that a run
 # that is killed has it; of one without an end, what a large platform sends in seconds.
@@ -89,9 +83,7 @@ class Scheduler:
     ) -> None:
         self._leases = leases
         self._on_idle = on_idle
-        self._service = service
-        self._patience = patience
-        self._has_answered = False
+        self._service = ServiceMonitor(service, patience)
         self._new_pace = new_pace
         self._clock = clock
         self._workers = workers
@@ -167,6 +159,7 @@ class Scheduler:
             self._new_pace,
             self._clock,
             self._on_change,
+            service=self._service,
             budget=self._budget,
             leases=self._leases,
         )
@@ -415,36 +408,9 @@ class Scheduler:
         self._retries += attempt.slept > 0
         queue = self._queue_of(item)
         queue.record_reply(item, request, classification, attempt)
-        self._has_answered = self._has_answered or queue.has_answered
-        if queue.closed_by is None and queue.outage is not None:
-            self._judge_outage(queue, queue.outage, classification.reply)
         if self._on_idle is not None and queue.closed_by is not None:
             # Nothing of it is worth a claim before its lease is taken anew.
             self.drain(queue.account)
-
-    def _judge_outage(self, queue: AccountQueue, outage: Outage, reply: Reply) -> None:
-        """Close an account while its service fails for longer than patience lasts.
-
-        What waits would be tried at the slow pace of an outage, one after the other,
-        and end the same. Once as much time has passed again, the next refund is tried
-        as the first one was: the input may be a stream that never ends.
-        """
-        seconds, now = self._patience, self._clock()
-        if not (self._has_answered or outage.reached):
-            seconds = min(seconds, _SILENCE)  # no network, or not the right address
-        if outage.lasts(seconds, now):
-            what = "could not be reached" if not outage.reached else "failed"
-            last = (
-                reply.detail
-                if isinstance(reply, TransportFailure)
-                else f"HTTP status {reply.status}"
-            )
-            text = f"{self._service} {what} for {now - outage.since:.0f} s: {last}"
-            failure = TransportFailure(Cause.REFUSED, text, sent=False)
-            closing: Classification[Any] = Classification(
-                failure, Outcome.NOT_SENT, retry=False
-            )
-            queue.close(closing, until=now + seconds)
 
     def needs_charge(self, item: Item) -> bool:
         """Tell whether only the item's charge can tell what it has to wait for."""

@@ -11,7 +11,12 @@ from async_refunds.batch.item import Item
 from async_refunds.journal import Claim, MemoryJournal
 from async_refunds.models import Attempt
 from async_refunds.protocol.classification import Classification, Outcome
-from async_refunds.protocol.requests import Cause, TransportFailure, cancel_request
+from async_refunds.protocol.requests import (
+    Cause,
+    Response,
+    TransportFailure,
+    cancel_request,
+)
 from tests.batch.test_claiming import batch_queue, claim, scheduler
 from tests.support.answering import answering, canceled
 from tests.support.batches import KEY
@@ -27,6 +32,9 @@ UNREACHABLE = Classification[object](
     Outcome.NOT_SENT,
     retry=False,
 )
+
+
+WRONG = Classification[object](Response(502, {}, b""), Outcome.AMBIGUOUS, retry=True)
 
 
 def item() -> Item:
@@ -115,6 +123,23 @@ async def test_failure_that_comes_after_an_outage_opens_and_begins_no_other() ->
     await asyncio.sleep(5.5)
     fail(batch, late)  # the first failure of another outage
     assert batch.may_begin(late)
+
+
+async def test_refused_key_does_not_let_the_retries_of_a_drained_account_go_on() -> (
+    None
+):
+    queue = batch_queue()
+    request = cancel_request("re_1", idempotency_key="key")
+    attempt = Attempt(1, "POST", "/v1/refunds", 502, None, None, 0.0, 0.0)
+    queue.record_reply(item(), request, WRONG, attempt)  # so that it has a pace
+    retries = [
+        asyncio.create_task(queue.wait_for_slot(item(), request, 0.0, math.inf))
+        for _ in range(2)
+    ]
+    assert await retries[0]
+    queue.drain()
+    queue.close(UNREACHABLE)
+    assert not await retries[1]
 
 
 class CountingJournal(MemoryJournal):
