@@ -16,6 +16,7 @@ from async_refunds.protocol.classification import Classification, Limit
 from async_refunds.protocol.requests import Cause, Response, TransportFailure
 
 from .charge_locks import ChargeLocks
+from .claiming import LARGEST_PAGE, ClaimBuffer
 from .closing import Closing
 from .endpoint import Endpoint
 from .item import Item
@@ -31,15 +32,8 @@ if TYPE_CHECKING:
     from .closing import ServiceMonitor
     from .rate_control import RateController
 
-# Claims held ahead for one account, at first and at most: a commit of the journal
-# serves so many.
-_FIRST_PAGE, _LARGEST_PAGE = 8, 2000
 # Seconds until a queue whose permit was refused asks again: a lease may live on.
 _PAUSE = 0.5
-
-# Seconds within which a page that was used up was too small, and beyond which it was
-# too large. A commit takes some hundredths of a second.
-_SHORT, _LONG = 0.5, 2.0
 
 
 class AccountQueue:
@@ -56,31 +50,24 @@ class AccountQueue:
     """
 
     __slots__ = (
-        "_budget",
         "_cancels",
         "_changed",
         "_charge_locks",
         "_checked_out",
-        "_claiming",
         "_clock",
         "_closing",
         "_ended",
-        "_exhausted",
-        "_filled_at",
         "_has_answered",
         "_leases",
         "_made_reads",
         "_new_pace",
-        "_page",
         "_paused_until",
-        "_pending",
         "_pushed",
         "_retry_heap",
         "_service",
         "_sleeping",
-        "_used_up_at",
-        "_version",
         "account",
+        "claims",
         "draining",
         "dropped",
         "reopening",
@@ -113,20 +100,13 @@ class AccountQueue:
         """Claims whose result, or whose return, the journal has yet to keep."""
         self._leases = leases
         self._paused_until = -math.inf
-        self._claiming = False
         self._clock = clock
         self._changed = changed
         self._service = service
-        self._budget = budget
-        # A list: an empty deque takes 600 bytes, and a platform has 5,000 accounts.
-        self._pending: list[Claim] = []
+        self.claims = ClaimBuffer(budget)
+        """Those that no worker has taken."""
         self._retry_heap: list[tuple[float, int, Item]] = []
         self._pushed = 0
-        self._page = _FIRST_PAGE
-        # When the last page came, and went: the first one is neither short nor long.
-        self._filled_at, self._used_up_at = 0.0, _SHORT
-        self._exhausted = False  # the journal has no more of it for now
-        self._version = 0  # how often the journal got more of it
         self._checked_out = 0  # items that a worker has
         self.under_way = 0
         """How many calls are not between two attempts."""
@@ -159,14 +139,10 @@ class AccountQueue:
         return self._closing.reply
 
     @property
-    def exhausted(self) -> bool:
-        """Whether the journal has no more of it for now."""
-        return self._exhausted
-
-    @property
     def empty(self) -> bool:
         """Whether there is nothing to give out for now."""
-        return self._exhausted and not self._pending and not self._retry_heap
+        claims = self.claims
+        return claims.exhausted and not claims.pending and not self._retry_heap
 
     @property
     def busy(self) -> bool:
@@ -197,14 +173,11 @@ class AccountQueue:
         return len(self._retry_heap)
 
     @property
-    def unsent(self) -> list[Claim]:
-        """The claims that no worker has taken."""
-        return list(self._pending)
-
-    @property
     def idle(self) -> bool:
         """Whether the journal has heard of all that it gave out, and has no more."""
-        return self.empty and not (self._checked_out or self._claiming or self.unkept)
+        return self.empty and not (
+            self._checked_out or self.claims.asked or self.unkept
+        )
 
     # ------------------------------------------------------------------ the lease
 
@@ -226,8 +199,7 @@ class AccountQueue:
         """Forget what is not under way, and let that end without another request."""
         self.dropped, self.reopening = True, False
         self._retry_heap.clear()
-        self._take_pending()
-        self._exhausted = True
+        self.claims.take_all()
         self._cancels.closed = self._reads.closed = True
         self._wake_sleepers()
         self.notify()
@@ -238,17 +210,12 @@ class AccountQueue:
         The items that wait for another call are given out at once, to end without one.
         A call ends with the attempt that is under way, and perhaps a read to settle it.
         """
-        self.draining = self._exhausted = True
-        unsent = self._take_pending()
+        self.draining = True
+        unsent = self.claims.take_all()
         self._cancels.closed = True
         self._wake_sleepers()
         self.notify()
         return unsent
-
-    def _take_pending(self) -> list[Claim]:
-        taken, self._pending = self._pending, []
-        self._budget.held -= len(taken)
-        return taken
 
     def _wake_sleepers(self) -> None:
         """End the sleeps of calls between two attempts: no other one follows."""
@@ -259,75 +226,25 @@ class AccountQueue:
 
     def extend(self) -> None:
         """Note that the journal has got more of this account."""
-        self._exhausted = False
-        self._version += 1
+        self.claims.extend()
         self.notify()
 
-    @property
-    def hungry(self) -> bool:
-        """Whether to ask the journal for claims.
-
-        Early enough for the commit to end before the last one is sent.
-        """
-        return not (self._exhausted or self._claiming) and (
-            len(self._pending) <= self._page // 4
-        )
-
-    def claims_wanted(self, most: int) -> int:
+    def ask_for_claims(self, most: int) -> int:
         """Return how many claims to ask the journal for; 0 for none now.
-
-        Never more than goes out in about a second: a killed run asks again for all that
-        it had claimed.
 
         Args:
             most: The share of this account in the memory for all claims.
         """
-        if not self.hungry:
-            return 0
-        page = min(self._page, most, self._sent_in_a_second)
-        return max(1, page - len(self._pending))
-
-    def note_claiming(self) -> None:
-        """Note that the journal is asked for claims, and fit the page to their use."""
-        self._claiming = True
-        seconds = self._used_up_at - self._filled_at
-        if seconds < _SHORT:
-            self._page = min(2 * self._page, _LARGEST_PAGE, self._sent_in_a_second)
-        elif seconds > _LONG:
-            self._page = max(1, self._page // 2)
-
-    @property
-    def _sent_in_a_second(self) -> int:
-        """How many claims are used in about a second."""
-        if self.closed_by is not None:
-            return _LARGEST_PAGE  # nothing is sent for them, so they have no pace
-        return max(1, int(self._cancels.pace.rate))
-
-    @property
-    def version(self) -> int:
-        """How often the journal got more of this account."""
-        return self._version
+        self.reopen_if_due()
+        if self._closing.reply is not None:
+            # Nothing is sent for them, so they have no pace.
+            return self.claims.ask(most, LARGEST_PAGE)
+        return self.claims.ask(most, max(1, int(self._cancels.pace.rate)))
 
     def add_claims(self, claims: list[Claim], *, limit: int, version: int) -> None:
-        """Take what the journal gave out.
-
-        Args:
-            claims: In the order in which they are to go out.
-            limit: How many were asked for: fewer mean that there are no more.
-            version: Of the queue when they were asked for.
-        """
-        self._claiming = False
-        self._filled_at = self._used_up_at = self._clock()
-        self._pending.extend(claims)
-        self._budget.held += len(claims)
-        if len(claims) < limit and version == self._version:
-            self._exhausted = True
+        """Take what the journal gave out; see `ClaimBuffer.fill`."""
+        self.claims.fill(claims, limit=limit, version=version, now=self._clock())
         self.notify()
-
-    def return_claim(self, item: Item) -> None:
-        """Take back the claim of an item for which nothing was sent."""
-        self._pending.append(item.claim)
-        self._budget.held += 1
 
     # --------------------------------------------------------------------- items
 
@@ -339,10 +256,10 @@ class AccountQueue:
                 begins: a bound to them is a bound to memory.
             share: How many of its items may be checked out.
         """
-        fresh = bool(self._pending) and len(self._retry_heap) < max_retrying
-        if not self._pending and not self._retry_heap:
+        pending, retrying = self.claims.pending, self._retry_heap
+        if not pending and not retrying:
             return math.inf
-        if self.closed_by is not None or self.draining:
+        if self._closing.reply is not None or self.draining:
             return -math.inf
         if (
             self.under_way >= self._cancels.pace.concurrency
@@ -352,29 +269,20 @@ class AccountQueue:
             return math.inf
         return max(
             self._cancels.pace.free_at,
-            -math.inf if fresh else self._retry_heap[0][0],
+            -math.inf if pending and len(retrying) < max_retrying else retrying[0][0],
             self._paused_until,
         )
 
     def check_out(self, now: float) -> Item:
         """Give out the item whose turn it is, which `next_at` says there is."""
-        due = bool(self._retry_heap) and (
-            self._retry_heap[0][0] <= now
-            or self.closed_by is not None
-            or not self._pending
-        )
-        if due:
-            item = heapq.heappop(self._retry_heap)[2]
+        retrying, closed = self._retry_heap, self._closing.reply is not None
+        if retrying and (retrying[0][0] <= now or closed or not self.claims.pending):
+            item = heapq.heappop(retrying)[2]
         else:
-            item = Item(self._pending.pop(0), now)
-            self._budget.held -= 1
-            if len(self._pending) <= self._page // 4 and (
-                self._used_up_at == self._filled_at
-            ):
-                self._used_up_at = now
+            item = Item(self.claims.take_next(now), now)
         self._checked_out += 1
         self.under_way += 1
-        if self.closed_by is None and not self.draining:
+        if not (closed or self.draining):
             self._cancels.pace.reserve(now)
         return item
 

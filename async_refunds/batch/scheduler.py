@@ -134,7 +134,8 @@ class Scheduler:
 
     def unsent(self) -> list[Claim]:
         """Return the claims that no worker has taken."""
-        pending = [claim for queue in self._queues.values() for claim in queue.unsent]
+        queues = self._queues.values()
+        pending = [claim for queue in queues for claim in queue.claims.pending]
         return self._returned + pending
 
     # --------------------------------------------------------------------- input
@@ -286,10 +287,8 @@ class Scheduler:
         while self._hungry and (room := self._budget.room_for(asked)):
             account = next(iter(self._hungry))
             queue = self._hungry.pop(account)
-            queue.reopen_if_due()
-            if limit := queue.claims_wanted(min(share, room)):
-                queue.note_claiming()
-                wanted.append(WantedClaims(account, limit, queue.version))
+            if limit := queue.ask_for_claims(min(share, room)):
+                wanted.append(WantedClaims(account, limit, queue.claims.version))
                 asked += limit
         self._budget.short_of_work = False
         return wanted
@@ -300,14 +299,14 @@ class Scheduler:
         queue.add_claims(claims, limit=wanted.limit, version=wanted.version)
         self._ahead = max(0, self._ahead - len(claims))
         if self._ahead >= _AHEAD and all(
-            each.exhausted for each in self._queues.values()
+            each.claims.exhausted for each in self._queues.values()
         ):
             self._ahead = 0  # what was added was there already
         if self._ahead < _AHEAD:
             self._room.set()
         if queue.dropped or queue.draining:
             self._take_back(queue)
-        if queue.hungry:
+        if queue.claims.hungry:
             self._want_claims(queue)
         self._forget_if_idle(queue)
 
@@ -371,7 +370,7 @@ class Scheduler:
     def return_claim(self, item: Item) -> None:
         """Take back the claim of an item for which nothing was sent."""
         queue = self._queue_of(item)
-        queue.return_claim(item)
+        queue.claims.put_back(item.claim)
         if queue.dropped or queue.draining:
             self._take_back(queue)
         self.release(item)
@@ -478,7 +477,7 @@ class Scheduler:
         item = queue.check_out(self._clock())
         self._checked_out += 1
         self._enqueue(queue)
-        if queue.hungry:
+        if queue.claims.hungry:
             self._hungry[queue.account] = queue
         if self._hungry and self._budget.has_room:
             self._claims_wanted.set()
