@@ -480,7 +480,7 @@ async def test_what_no_journal_has_handed_over_is_in_the_log(
     stripe = emulator()
     stripe.faults.storm(1.0, names=["503"])
     (refund_id,) = seeded(stripe, 1, A)
-    with pytest.raises(JournalError, match="did not answer"):
+    with pytest.raises(JournalError, match="did not answer"):  # noqa: PT012 - as it ends
         async with fleet(stripe, retry=SLOW, patience=PATIENT) as batch:
             await batch.journal.enqueue([refund_id], A)
             batch.open(A)
