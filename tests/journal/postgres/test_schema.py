@@ -93,7 +93,7 @@ STRUCTURE = """
     UNION ALL SELECT pg_get_functiondef(oid)
         FROM pg_proc WHERE pronamespace = 'async_refunds'::regnamespace
     UNION ALL SELECT definition FROM pg_views WHERE schemaname = 'async_refunds'
-    UNION ALL SELECT relname || reloptions::text
+    UNION ALL SELECT relname || coalesce(' ' || reloptions::text, '')
         FROM pg_class WHERE relnamespace = 'async_refunds'::regnamespace
     ORDER BY 1"""
 
