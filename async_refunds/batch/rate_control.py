@@ -138,10 +138,12 @@ _USED = 0.9
 what is used than 1 / 0.9."""
 _LATE = 0.02
 """Seconds by which a slot may be taken late without losing it: timers and busy loops
-are late by milliseconds, which at 500/s would be most of the rate. After a longer pause
-the spacing starts anew, so that nothing is caught up in a burst: a second that begins
-with a late request holds those of so much more time. By 0.05, these are 28 at a limit
-of 25/s, where the rate is 3 % above it."""
+are late by milliseconds, which at 500/s would be most of the rate. No more than that is
+caught up: a second that begins with a late request holds those of so much more time. By
+0.05, these are 28 at a limit of 25/s, where the rate is 3 % above it."""
+_STALL = 0.5
+"""Seconds by which a busy machine may be late. After a longer pause nothing is caught
+up: the spacing starts anew."""
 
 _TOLERATED = 5
 """Failures, less `_FORGIVEN` for each success, before the pace comes down: with faults
@@ -314,7 +316,7 @@ class RateController:
         """Take the next slot, and return when it is: now or later."""
         free = self.free_at
         slot = max(now, free)
-        self._slot = free if slot - free <= _LATE else slot
+        self._slot = max(free, slot - _LATE) if slot - free <= _STALL else slot
         self._requests += 1
         seconds = slot - self._window
         if seconds >= _WINDOW:

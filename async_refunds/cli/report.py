@@ -18,7 +18,7 @@ from .batch_run import MAX_ROWS, RESULT_COLUMNS
 from .money import in_major_units
 from .options import OptionGroup
 from .output import Output, interruptible, os_reason, refuse
-from .report_data import RunReader, RunReport, effort
+from .report_data import RunReader, RunReport
 from .report_html import html_page
 from .summary import exit_code, outcome_table, resume_command
 from .tables import printable, utc
@@ -141,7 +141,7 @@ def _show(output: Output, run: RunReport, reader: RunReader) -> None:
     output.text(outcome_table(run.outcomes, run.steps))
     output.text(run.sums.tables())
     if run.requests:
-        output.text([effort(run.requests, run.rate_limited, run.seconds)])
+        output.text([run.effort])
     shown = 0
     for record in reader.records():
         good = record.outcome is None or record.outcome in CANCELED

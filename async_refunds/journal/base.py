@@ -74,6 +74,9 @@ class Tally(msgspec.Struct, frozen=True):
     """Sent so far, as far as their results are known."""
     rate_limited: int = 0
     """Of these, the ones answered 429."""
+    uncounted: bool = False
+    """Whether there are more: of those that are under way now, or that a worker sent
+    which was killed or did not see their end."""
     seconds: float = 0.0
     """How long batches were at work, over all processes."""
 

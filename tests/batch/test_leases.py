@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from async_refunds import RetryPolicy, cancel_many
+from async_refunds import JournalError, RetryPolicy, cancel_many
 from async_refunds.batch.account_queue import AccountQueue
 from async_refunds.emulator import Limits
 from tests.support.batches import asked, client, emulator
@@ -471,6 +471,28 @@ async def test_drained_call_that_is_broken_off_is_left_to_the_next_holder() -> N
     (left,) = batch.journal.handed_over
     assert left.outcome == "unknown"
     assert not batch.journal.given_back
+
+
+async def test_what_no_journal_has_handed_over_is_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The database is away: the next holder has the claim, and nobody the requests."""
+    stripe = emulator()
+    stripe.faults.storm(1.0, names=["503"])
+    (refund_id,) = seeded(stripe, 1, A)
+    with pytest.raises(JournalError, match="did not answer"):  # noqa: PT012 - as it ends
+        async with fleet(stripe, retry=SLOW, patience=PATIENT) as batch:
+            await batch.journal.enqueue([refund_id], A)
+            batch.open(A)
+            while not asked(stripe, refund_id):  # noqa: ASYNC110 - of the emulator
+                await asyncio.sleep(0.01)
+            batch.journal.answering.clear()
+            batch.execution.drain_account(A)
+            await asyncio.sleep(1.0)
+            batch.execution.abandon()
+    told = [each for each in caplog.messages if "nobody waited for" in each]
+    assert len(told) == 1
+    assert told[0].startswith(f"{refund_id}: unknown, ")
 
 
 async def test_drained_call_that_is_broken_off_unsent_is_given_back() -> None:

@@ -437,7 +437,11 @@ async def test_report_of_a_run(fleet: Fleet, tmp_path: Path) -> None:
     assert "<code>async-refunds fleet retry tonight --outcome failed</code>" in told
     shown = await on_terminal(fleet, *command)
     assert "`async-refunds fleet retry tonight --outcome failed`" in shown
-    assert "6 requests in 0:01:30" in shown
+    assert "\n6 requests in 0:01:30" in shown
+    fleet.rows("UPDATE async_refunds.items SET uncounted = true WHERE number = 1")
+    assert "\nat least 6 requests in 0:01:30" in await on_terminal(fleet, *command)
+    await fleet(*command, "--html", str(page), "--force")
+    assert "At least 6 requests in 0:01:30." in page.read_text()
     assert "eur        1        10.50" in shown
 
 

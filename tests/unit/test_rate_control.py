@@ -651,6 +651,12 @@ def test_turn_taken_late_is_not_lost() -> None:
     assert now == pytest.approx(2.0, rel=0.01)
 
 
+def test_of_a_stall_little_is_caught_up() -> None:
+    pace = RateController(rate=10, now=0.0)
+    pace.reserve(0.0)
+    assert [pace.reserve(0.4) for _ in range(3)] == pytest.approx([0.4, 0.48, 0.58])
+
+
 def test_second_that_begins_late_holds_no_more_than_another() -> None:
     pace = RateController(rate=26, now=0.0)
     turns = [pace.reserve(0.0)]

@@ -273,6 +273,7 @@ claimed AS (
             WHEN i.number <= history.last_number
                 AND i.timeline IS DISTINCT FROM history.timeline
             THEN greatest(i.added_at, history.seen_at) END,
+        uncounted = i.uncounted OR i.maybe_sent AND i.claim_number IS NOT NULL,
         claimed_at = history.at,
         maybe_sent = true,
         dead = i.claims >= %(most_claims)s,
@@ -384,6 +385,7 @@ handed_over AS (
         claim_number = NULL,
         attempts = i.attempts + known.attempts,
         rate_limited = i.rate_limited + known.rate_limited,
+        uncounted = true,  -- the one that was broken off, if any
         request_id = coalesce(known.request_id, i.request_id)
     FROM json_to_recordset(%(rows)s::json) AS known (
         run_id uuid, account text, refund_id text, token uuid, generation integer,

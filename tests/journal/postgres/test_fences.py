@@ -274,6 +274,49 @@ async def test_what_was_lost_is_not_handed_over(fleet: Fleet) -> None:
         await two.settle(theirs)
 
 
+async def test_requests_that_nobody_has_told_of_are_known_to_be_missing(
+    fleet: Fleet,
+) -> None:
+    """Of those that are under way, of a worker that was killed, or broke them off."""
+    fleet.add(["re_1", "re_2"])
+    async with worker(fleet.address) as one, worker(fleet.address, "two") as two:
+        await one.acquire()
+        assert not one.journal.tally().uncounted, "nothing was sent"
+        first, second = await one.claim()
+        assert one.journal.tally().uncounted
+        for claim in (first, second):
+            await one.journal.settle([(claim, result(claim, "unknown", (attempt(),)))])
+        assert not one.journal.tally().uncounted
+        await hold_again(one)
+        first, second = await one.claim()
+        await one.journal.give_back([second])
+        await one.settle(first)
+        assert not one.journal.tally().uncounted
+        await hold_again(one)
+        (second,) = await one.claim()
+        fleet.expire()  # it is killed
+        assert one.journal.tally().uncounted
+        await two.acquire()
+        (second,) = await two.claim()
+        await two.journal.settle([(second, result(second, "canceled", (attempt(),)))])
+        assert item(fleet, "settled, attempts", "re_2") == (True, 2)
+        assert two.journal.tally().uncounted
+
+
+async def test_request_that_was_broken_off_is_known_to_be_missing(
+    fleet: Fleet,
+) -> None:
+    fleet.add(["re_1"])
+    async with worker(fleet.address) as one:
+        await one.acquire()
+        (claim,) = await one.claim()
+        await one.journal.hand_over([(claim, result(claim, "unknown"))])
+        await hold_again(one)
+        (claim,) = await one.claim()
+        await one.journal.settle([(claim, result(claim, "canceled", (attempt(),)))])
+        assert one.journal.tally().uncounted
+
+
 async def test_item_that_many_holders_hand_over_is_not_dead(fleet: Fleet) -> None:
     """None of them was ended by it."""
     fleet.add(["re_1"])
