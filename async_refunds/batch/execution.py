@@ -116,8 +116,10 @@ class Execution:
             journal,
             self._scheduler,
             clock=clock,
+            hand_over=self._hand_over,
             patience=patience,
             timeout=timeout,
+            kept=not log_untaken,
         )
         self._error: BaseException | None = None
         self._calling: set[asyncio.Task[None]] = set()
@@ -177,7 +179,10 @@ class Execution:
         self._recorder.lift_limit()
 
     def interrupt(self) -> None:
-        """Begin nothing more, and end the calls under way: their outcome is unknown."""
+        """Begin nothing more, and end the calls under way: their outcome is unknown.
+
+        Those of accounts that are drained are left to the next holder.
+        """
         self.stop()
         self._interrupted = True
         for task in self._calling:
@@ -297,11 +302,14 @@ class Execution:
         except BaseException as error:
             # What is known of the item is kept, whatever ended its call.
             known = self._worker.last_known(item)
+            is_ours = isinstance(error, asyncio.CancelledError) and self._interrupted
             if known is None:
                 self._scheduler.return_claim(item)
-            else:
+            elif not is_ours:
                 self._record(item, known)
-            if not isinstance(error, asyncio.CancelledError) or not self._interrupted:
+            elif (left := self._worker.end_interrupted(item, known)) is not None:
+                self._record(item, left)
+            if not is_ours:
                 raise
             task.uncancel()
             return
@@ -313,6 +321,10 @@ class Execution:
     def _record(self, item: Item, result: CancelResult) -> None:
         if self._scheduler.record_result(item):
             self._recorder.record(item.claim, result)
+
+    def _hand_over(self, item: Item, known: CancelResult) -> None:
+        if self._scheduler.record_result(item):
+            self._recorder.hand_over(item.claim, known)
 
     # -------------------------------------------------------------------- ending
 

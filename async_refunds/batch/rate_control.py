@@ -13,7 +13,8 @@ the cuts are deeper, and the way back to the middle of a cut that was too deep i
 as in BIC (Xu, Harfoush and Rhee, INFOCOM 2004). If four of nine that went out after a
 cut are refused, in a run that was calm before, the rate falls at once to the share that
 got through. One process that has an account for itself, and begins its search, falls
-at the second 429 to the limit whose bucket lets in as much as got through. If nothing
+at the second 429 to the limit whose bucket lets in as much as got through; and it waits
+just above the limit that it met last until a bucket would be dry. If nothing
 gets through for seconds, the rate of before is remembered and sought again by doubling,
 as in the slow start of RFC 5681. A run that does not use its rate does not raise it
 (RFC 9438, section 5.8). botocore's adaptive mode uses CUBIC; it cuts to 0.7, and its
@@ -72,10 +73,15 @@ grows more slowly. Below, both axes of the growth shrink with the rate, so that 
 share of 429s stays what it is here."""
 _STEADY = 30.0
 """Seconds after which growth accelerates: longer than what lies between two events at
-25/s (a bucket of one second's requests takes that long to run dry)."""
+25/s."""
 _CURVE = 0.0008
 """Requests a second, per second and second squared: where there is no limit any more,
-100/s are reached some 95 s after the last cut, and 500/s after 150."""
+100/s are reached some 95 s after the last cut, and 500/s after 150; later by as much as
+the rate waits at `_HIDDEN`."""
+_HIDDEN = 1.025
+"""Times the limit that was met last, the most where nobody else asks and a bucket of
+`_BURST` may still let more in: as far above as `_CUT` goes below. At 25/s that takes a
+minute. An accelerating rate comes to 29 in that time, if the bucket is full."""
 _RETURN = 2.0
 """Requests a second, per second, on the way to `_DOCUMENTED` or back into the middle of
 a cut that was too deep."""
@@ -130,10 +136,14 @@ for a smooth climb, seldom enough to cost nothing."""
 _USED = 0.9
 """The share of the rate that must be in use for it to grow: it never gets further from
 what is used than 1 / 0.9."""
-_LATE = 0.05
+_LATE = 0.02
 """Seconds by which a slot may be taken late without losing it: timers and busy loops
-are late by milliseconds, which at 500/s would be most of the rate. After a longer pause
-the spacing starts anew, so that nothing is caught up in a burst."""
+are late by milliseconds, which at 500/s would be most of the rate. No more than that is
+caught up: a second that begins with a late request holds those of so much more time. By
+0.05, these are 28 at a limit of 25/s, where the rate is 3 % above it."""
+_STALL = 0.5
+"""Seconds by which a busy machine may be late. After a longer pause nothing is caught
+up: the spacing starts anew."""
 
 _TOLERATED = 5
 """Failures, less `_FORGIVEN` for each success, before the pace comes down: with faults
@@ -189,6 +199,7 @@ class RateController:
         "_fresh_refused",
         "_good_rate",
         "_let_in",
+        "_limit",
         "_passed",
         "_rate",
         "_recent",
@@ -199,6 +210,7 @@ class RateController:
         "_resume_at",
         "_searches",
         "_slot",
+        "_spare",
         "_used",
         "_was_calm",
         "_window",
@@ -225,6 +237,8 @@ class RateController:
         self._calm = 0.0  # seconds of growth since the last cut
         # Where the quick climb ends.
         self._ceiling = start or _DOCUMENTED
+        self._limit = self._ceiling  # as it was met last
+        self._spare = _BURST * self._limit  # what its bucket may still let in
         self._climb = _RETURN  # its slope
         self._began_at = now
         self._cut_at = -math.inf
@@ -259,7 +273,8 @@ class RateController:
         None is found at a fixed pace. That of before, while nothing gets through or the
         service fails. While the rate is far above the limit and still on its way down,
         what gets through of it: the other process has no way down to go, and no
-        refusals on it.
+        refusals on it. While a bucket may hide the limit, the one that was met last:
+        else the rate would creep up with each process that takes over.
         """
         if self._resume_at is not None:
             return self._resume_at
@@ -267,7 +282,7 @@ class RateController:
         on_its_way = self._cut_at == -math.inf and self._rate < self._ceiling
         if self._fixed or on_its_way or self._is_early:
             return None
-        return min(self._rate, self._getting_through())
+        return min(self._rate, self._limit, self._getting_through())
 
     def _getting_through(self) -> float:
         """Return the requests a second that get through, if many do not; or infinity.
@@ -301,11 +316,12 @@ class RateController:
         """Take the next slot, and return when it is: now or later."""
         free = self.free_at
         slot = max(now, free)
-        self._slot = free if slot - free <= _LATE else slot
+        self._slot = max(free, slot - _LATE) if slot - free <= _STALL else slot
         self._requests += 1
         seconds = slot - self._window
         if seconds >= _WINDOW:
             self._used = self._requests >= _USED * self._rate * seconds
+            self._fill(seconds)
             if self._used and not self._fixed and self._resume_at is None:
                 self._grow(slot, seconds)
             if not self._refused_in_a_row and self._resume_at is None:
@@ -383,6 +399,7 @@ class RateController:
 
     def _cut(self, now: float, factor: float) -> None:
         self._passed = self._getting_through()
+        self._limit, self._spare = self._rate, 0.0  # which is dry
         self._rate = self._ceiling = max(_LEAST, self._rate * factor)
         self._climb = _RETURN
         self._calm = 0.0
@@ -471,6 +488,13 @@ class RateController:
         if self.rate > _TROUBLED:
             self._failures += 1
 
+    def _fill(self, seconds: float) -> None:
+        """Follow the bucket that hides the limit until it is dry."""
+        spare = self._spare + self._limit * seconds - self._requests
+        if spare <= 0:  # what gets through now is no bucket's
+            self._limit = max(self._limit, self._rate)
+        self._spare = min(max(0.0, spare), _BURST * self._limit)
+
     def _grow(self, now: float, seconds: float) -> None:
         """Raise the rate for so many seconds in which it was used."""
         if self._rate < self._ceiling:
@@ -478,9 +502,12 @@ class RateController:
             if now - self._cut_at >= _EVENT:
                 self._rate = min(self._ceiling, self._rate + self._climb * seconds)
             return
+        most = _HIDDEN * self._limit if self._alone else math.inf
+        if self._rate >= most:
+            return
         slowness = min(1.0, self._rate / _KNEE)
         self._calm += slowness * seconds
         if self._calm > 0:
             slope = _SLOPE * min(1.0, _KNEE / self._rate)
             slope += _CURVE * max(0.0, self._calm - _STEADY) ** 2
-            self._rate += slope * slowness**2 * seconds
+            self._rate = min(most, self._rate + slope * slowness**2 * seconds)

@@ -55,6 +55,7 @@ class ResultRecorder:
         self.outcomes: Counter[str] = Counter()
         """How many refunds came to which outcome, of those recorded."""
         self._unrecorded: list[tuple[Claim, CancelResult]] = []
+        self._handed_over: list[tuple[Claim, CancelResult]] = []
         self._kept_at = -math.inf
         self._arrived = asyncio.Event()  # results, and then enough of them
         self._finishing = False
@@ -70,6 +71,11 @@ class ResultRecorder:
             self._arrived.set()
         self._count_untaken(1)
 
+    def hand_over(self, claim: Claim, known: CancelResult) -> None:
+        """Leave an item to the next holder of its account, and tell nobody."""
+        self._handed_over.append((claim, known))
+        self._arrived.set()
+
     def hand_out(self, result: CancelResult) -> None:
         """Hand out a result that no journal keeps, of what is no refund's id."""
         self._count_untaken(1)
@@ -81,30 +87,50 @@ class ResultRecorder:
         Raises:
             JournalError: The journal could not be written.
         """
-        while self._unrecorded or not self._finishing:
+        while self._unrecorded or self._handed_over or not self._finishing:
             await self._gather()
-            batch, self._unrecorded = self._unrecorded, []
-            lost: frozenset[str | None] = frozenset()
-            try:
-                await self._journal.settle(batch)
-            except LeaseLostError as error:
-                lost = error.accounts
-                self._on_lost(lost)
-            except BaseException:
-                self._unrecorded = batch + self._unrecorded
-                raise
-            self._kept_at = self._clock()
-            for claim, result in batch:
-                if claim.stripe_account in lost:
-                    self._count_untaken(-1)
-                else:
-                    self._publish(result)
-            if self._on_kept is not None:
-                self._on_kept([claim for claim, _ in batch])
+            if self._unrecorded:
+                await self._settle()
+            if self._handed_over:
+                await self._leave()
+
+    async def _settle(self) -> None:
+        batch, self._unrecorded = self._unrecorded, []
+        lost: frozenset[str | None] = frozenset()
+        try:
+            await self._journal.settle(batch)
+        except LeaseLostError as error:
+            lost = error.accounts
+            self._on_lost(lost)
+        except BaseException:
+            self._unrecorded = batch + self._unrecorded
+            raise
+        self._kept_at = self._clock()
+        for claim, result in batch:
+            if claim.stripe_account in lost:
+                self._count_untaken(-1)
+            else:
+                self._publish(result)
+        self._note_kept(batch)
+
+    async def _leave(self) -> None:
+        left, self._handed_over = self._handed_over, []
+        try:
+            await self._journal.hand_over(left)
+        except LeaseLostError as error:
+            self._on_lost(error.accounts)
+        except BaseException:
+            self._handed_over = left + self._handed_over
+            raise
+        self._note_kept(left)
+
+    def _note_kept(self, known: list[tuple[Claim, CancelResult]]) -> None:
+        if self._on_kept is not None:
+            self._on_kept([claim for claim, _ in known])
 
     async def _gather(self) -> None:
         """Wait for a result, and a moment longer while others come with it."""
-        if not self._unrecorded:
+        if not (self._unrecorded or self._handed_over):
             self._arrived.clear()
             await self._arrived.wait()
         if (
@@ -138,7 +164,7 @@ class ResultRecorder:
 
     def unrecorded(self) -> list[CancelResult]:
         """Return the results that the journal has not kept."""
-        return [result for _, result in self._unrecorded]
+        return [result for _, result in self._unrecorded + self._handed_over]
 
     async def wait_for_room(self) -> None:
         """Wait until the caller has taken enough for another item to begin."""

@@ -7,7 +7,6 @@ may have been executed.
 
 from __future__ import annotations
 
-import asyncio
 from logging import DEBUG
 from time import time
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,7 +15,7 @@ import msgspec
 
 from async_refunds import telemetry
 from async_refunds.errors import APIConnectionError, RefundsError
-from async_refunds.models import Attempt, CallRecord, CallStart, LastResponse, attach
+from async_refunds.models import Attempt, LastResponse, attach
 from async_refunds.protocol.classification import (
     Classification,
     Outcome,
@@ -39,18 +38,18 @@ from async_refunds.protocol.requests import (
     TransportFailure,
     settling_read,
 )
-from async_refunds.retry import retrying
 from async_refunds.telemetry import logger
 
+from .reporting import report_end, report_start
+from .retries import retry
 from .stack import need_stack
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from async_refunds.models import Refund
+    from async_refunds.models import CallRecord, Refund
     from async_refunds.protocol.requests import Reply, Request
     from async_refunds.retry import StopReason
-    from async_refunds.telemetry import CallStartHook
     from async_refunds.transport.connections import SendEvidence
 
     from .context import CallContext, CallObserver, RetryGate
@@ -136,7 +135,7 @@ class Call(msgspec.Struct, eq=False):
         return self.began + self.timeout - kept
 
     @property
-    def _room(self) -> float:
+    def room(self) -> float:
         """How many seconds must be left for another attempt to start."""
         return min(self.timeout * _ROOM_SHARE, _ROOM_LIMIT)
 
@@ -151,7 +150,7 @@ class Call(msgspec.Struct, eq=False):
         try:
             need_stack()
             if context.on_call_start is not None:
-                self._start(request, context.on_call_start)
+                report_start(self, request, context.on_call_start)
             if context.credentials is not None:
                 await context.credentials.load(self.timeout)
             until = self.settling_from
@@ -173,14 +172,14 @@ class Call(msgspec.Struct, eq=False):
             # Without a function call, which could fail where the stack is nearly full.
             context.in_progress.calls -= 1
             if conclusion is None:
-                self._end(request, "interrupted", None)
+                report_end(self, request, "interrupted", None)
             elif (
                 context.on_call is not None
                 or self.on_end is not None
                 or context.in_progress.idle is not None
                 or conclusion.outcome == "unknown"
             ):
-                self._end(request, conclusion.outcome, conclusion.error)
+                report_end(self, request, conclusion.outcome, conclusion.error)
 
     async def read(self, request: Request[T]) -> Classification[T]:
         """Send a read and retry it.
@@ -195,7 +194,7 @@ class Call(msgspec.Struct, eq=False):
         try:
             need_stack()
             if context.on_call_start is not None:
-                self._start(request, context.on_call_start)
+                report_start(self, request, context.on_call_start)
             if context.credentials is not None:
                 await context.credentials.load(self.timeout)
             last = await self._read(request)
@@ -213,7 +212,7 @@ class Call(msgspec.Struct, eq=False):
                 or self.on_end is not None
                 or context.in_progress.idle is not None
             ):
-                self._end(request, outcome, error)
+                report_end(self, request, outcome, error)
             error = None  # it leads through its traceback to this frame, and so back
         return last
 
@@ -297,7 +296,7 @@ class Call(msgspec.Struct, eq=False):
         """Return the last attempt after a first one that did not succeed."""
         credentials = self.context.credentials
         if last.retry:
-            last = await self._retry(last, request, until)
+            last = await retry(self, last, request, until)
         if (
             credentials is not None
             and last.is_unauthorized
@@ -308,7 +307,7 @@ class Call(msgspec.Struct, eq=False):
         ):
             last = await self.attempt(request, until)
             if last.retry:
-                last = await self._retry(last, request, until)
+                last = await retry(self, last, request, until)
         spent = last.retry and self.stopped == "count"
         if spent and last.proof is Proof.NONE and last.limit is None:
             last = await self._confirm(last, request, until)
@@ -323,66 +322,11 @@ class Call(msgspec.Struct, eq=False):
         outcome unknown.
         """
         gate = self.retry_gate
-        if until - self.clock() < self._room or (
+        if until - self.clock() < self.room or (
             gate is not None and not await gate.wait(request, 0.0, until)
         ):
             return last
         return await self.attempt(request, until)
-
-    async def _retry(
-        self, first: Classification[T], request: Request[T], until: float
-    ) -> Classification[T]:
-        """Return the last attempt after a first one that may be retried."""
-        context, gate = self.context, self.retry_gate
-        last = first
-        slept: float | None = None
-        refused = False  # by the gate
-
-        async def attempt_again() -> Classification[T]:
-            nonlocal last
-            if refused:
-                stop("deadline")
-                return msgspec.structs.replace(last, retry=False)  # lets tenacity end
-            # tenacity's first call stands for the attempt that was made before.
-            if slept is not None:
-                last = await self.attempt(request, until, slept)
-            return last
-
-        async def wait(seconds: float) -> None:
-            nonlocal refused
-            if gate is None:
-                await asyncio.sleep(seconds)
-            else:
-                refused = not await gate.wait(request, seconds, until)
-
-        def note(failed: Classification[T], pause: float) -> None:
-            nonlocal slept
-            slept = pause
-            telemetry.log_retry(request, self.attempts[-1], failed, pause)
-
-        def stop(reason: StopReason) -> None:
-            self.stopped = reason
-            stopped = msgspec.structs.replace(self.attempts[-1], stopped=reason)
-            self.attempts = (*self.attempts[:-1], stopped)
-
-        self.stopped = None
-        controller = retrying(
-            policy=context.policy,
-            budget=context.budget,
-            until=until,
-            room=self._room,
-            clock=self.clock,
-            sleep=wait,
-            before_sleep=note,
-            on_stop=stop,
-        )
-        try:
-            await controller(attempt_again)
-        finally:
-            # What it was to do next holds it, this call and its answer in a cycle: a
-            # hundred objects that would wait for the garbage collector.
-            controller.iter_state.reset()
-        return last
 
     async def attempt(
         self, request: Request[T], until: float, slept: float = 0.0
@@ -488,56 +432,3 @@ class Call(msgspec.Struct, eq=False):
                 body=reply.body,
             ),
         )
-
-    def _start(self, request: Request[Any], hook: CallStartHook) -> None:
-        """Tell the outside that the call begins."""
-        self.on_end = telemetry.call_started(
-            hook,
-            CallStart(
-                method=request.endpoint,
-                base_url=self.context.session.origin,
-                refund_id=request.refund_id or None,
-                stripe_account=request.stripe_account,
-                idempotency_key=request.idempotency_key,
-            ),
-        )
-
-    def _end(
-        self, request: Request[Any], outcome: str, error: RefundsError | None
-    ) -> None:
-        """Tell the outside that the call is over; raise nothing."""
-        try:
-            self._tell_end(request, outcome, error)
-        except Exception:  # noqa: BLE001 - such as a `RecursionError` on a full stack
-            return
-
-    def _tell_end(
-        self, request: Request[Any], outcome: str, error: RefundsError | None
-    ) -> None:
-        in_progress, on_call = self.context.in_progress, self.context.on_call
-        if in_progress.idle is not None and not in_progress.calls:
-            in_progress.idle.set()
-        if outcome == "unknown":
-            telemetry.log_unknown(request, error, self.attempts)
-        elif outcome == "interrupted" and self.may_have_canceled:
-            why = "its task was cancelled"
-            unknown = conclude_interrupted(request, self.attempts, why).error
-            telemetry.log_unknown(request, unknown, self.attempts)
-        if on_call is None and self.on_end is None:
-            return
-        budget = self.context.budget
-        record = CallRecord(
-            method=request.endpoint,
-            refund_id=request.refund_id or None,
-            stripe_account=request.stripe_account,
-            idempotency_key=request.idempotency_key,
-            outcome=outcome,
-            error=None if error is None else type(error).__name__,
-            seconds=self.clock() - self.began,
-            attempts=self.attempts,
-            tokens=None if budget is None else budget.tokens,
-        )
-        if on_call is not None:
-            telemetry.call_hook("on_call", on_call, record)
-        if self.on_end is not None:
-            telemetry.call_hook("the end of on_call_start", self.on_end, record)

@@ -25,7 +25,8 @@ from . import (
     verify,
 )
 from .fleet import app as fleet
-from .output import print_error
+from .output import Output, print_error
+from .usage import Command, RootGroup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,6 +45,7 @@ Exit codes: 0 all is done, 1 some is not, the answer was no, or stdout broke
 unknown, 130 interrupted. The help of each command has its own."""
 
 app = typer.Typer(
+    cls=RootGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     # Plain text, the same in every terminal, and no locals in a traceback.
@@ -55,7 +57,7 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so
     if wanted:
-        typer.echo("\n".join(_versions()))
+        Output().text(_versions())
         raise typer.Exit
 
 
@@ -101,7 +103,7 @@ for name, help_text, command in (
     ("demo", demo.HELP, demo.demo),
 ):
     first_line = help_text.partition("\n")[0]
-    app.command(name, help=help_text, short_help=first_line)(command)
+    app.command(name, cls=Command, help=help_text, short_help=first_line)(command)
 app.add_typer(
     fleet.app, name="fleet", help=fleet.HELP, short_help=fleet.HELP.partition("\n")[0]
 )

@@ -7,7 +7,7 @@ import os
 from copy import copy
 from typing import TYPE_CHECKING, Annotated, Any
 
-from typer.models import OptionInfo
+from typer.models import ArgumentInfo, OptionInfo
 
 from async_refunds.telemetry import LOG_VARIABLE
 
@@ -48,6 +48,17 @@ def _long_name(option: OptionInfo, parameter: str) -> str:
         (each for each in names if isinstance(each, str) and each.startswith("--")),
         parameter,
     )
+
+
+def shown_name(parameter: inspect.Parameter) -> str:
+    """Return how the help calls an option or an argument."""
+    for metadata in parameter.annotation.__metadata__:
+        if isinstance(metadata, OptionInfo):
+            name = _long_name(metadata, parameter.name).removeprefix("--")
+            return f"--{name.replace('_', '-')}"
+        if isinstance(metadata, ArgumentInfo) and metadata.metavar:
+            return metadata.metavar
+    return parameter.name
 
 
 def unknown_variables() -> list[str]:

@@ -20,8 +20,9 @@ from async_refunds.protocol import validation
 
 from . import environment, interruption
 from .config import BASE_URL, Connection
-from .exit_codes import INTERRUPTED, NOT_ALL
-from .output import OutputLostError, print_error, refuse
+from .exit_codes import INTERRUPTED
+from .output import print_error, refuse
+from .usage import refuse_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -274,8 +275,7 @@ def known(option: str, value: str, values: Iterable[str]) -> None:
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """Turn the option groups that a function takes into options of the command.
 
-    The command refuses a group whose values are wrong. It ends with exit code 1 when
-    its output is lost and no other place was found for it.
+    The command refuses a group whose values are wrong, and an API key in any value.
 
     Args:
         command: A function for typer whose arguments may be option groups.
@@ -296,10 +296,12 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
         else:
             parameters.append(parameter.replace(annotation=kind))
     parameters = [environment.with_variable(each) for each in parameters]
+    shown = {each.name: environment.shown_name(each) for each in parameters}
 
     @functools.wraps(command)
     def run(**given: Any) -> None:  # noqa: ANN401 - as the command has them
         interruption.raise_as_usual()
+        refuse_keys(given, shown)
         try:
             for name, kind in groups.items():
                 fields = {field: given.pop(field) for field in kind.__struct_fields__}
@@ -311,10 +313,6 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
         )
         try:
             command(**given)
-        except OutputLostError as error:
-            if not error.reader_left:
-                print_error(str(error))
-            raise typer.Exit(NOT_ALL) from None
         except KeyboardInterrupt:
             # Once something may have been sent, the command says itself what was done.
             print_error(interruption.NOTHING_SENT)

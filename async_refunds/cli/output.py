@@ -16,7 +16,7 @@ import msgspec
 import typer
 
 from .exit_codes import INTERRUPTED, USAGE_ERROR
-from .tables import Table, printable
+from .tables import Table, escaped, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -53,7 +53,7 @@ def os_reason(error: OSError) -> str:
 
 def to_stderr(text: str) -> None:
     """Write a line to stderr, before there is an `Output`."""
-    typer.echo(printable(text), err=True)
+    _write_to_stderr(f"{printable(text)}\n")
 
 
 def print_error(text: str) -> None:
@@ -189,30 +189,32 @@ class Output:
     def warn(self, text: str) -> None:
         """Write a line to stderr, if anyone can read it, also with --quiet."""
         self.erase_status()
-        self._to_stderr(f"{printable(text)}\n")
+        _write_to_stderr(f"{printable(text)}\n")
+
+    def offer(self, text: str) -> None:
+        """Write a line to copy to stderr, as `warn` does, and show a key in it.
+
+        For the emulator's, which open nothing else.
+        """
+        self.erase_status()
+        _write_to_stderr(f"{escaped(text)}\n")
 
     def draw_status(self, text: str) -> None:
         """Draw the status line, where there is one, over the last one."""
-        self._to_stderr(f"{_ERASE_LINE}{printable(text)}")
+        _write_to_stderr(f"{_ERASE_LINE}{printable(text)}")
         self._status_drawn = True
 
     def erase_status(self) -> None:
         """Take the status line off the screen."""
         if self._status_drawn:
             self._status_drawn = False
-            self._to_stderr(_ERASE_LINE)
+            _write_to_stderr(_ERASE_LINE)
 
     def close(self) -> None:
         """Close the file, if there is one. stdout stays open."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
-
-    def _to_stderr(self, text: str) -> None:
-        with _stderr_may_break():
-            if sys.stderr is not None:
-                sys.stderr.write(text)
-                sys.stderr.flush()
 
     def _write(self, data: bytes, records: Sequence[Mapping[str, object]]) -> None:
         """Write the data; where that fails, rescue the records that it shows."""
@@ -278,11 +280,13 @@ def _is_terminal(stream: IO[str] | None) -> bool:
     return stream is not None and stream.isatty()
 
 
-@contextmanager
-def _stderr_may_break() -> Generator[None]:
-    """Ignore errors of stderr: a run does not end because no one watches it."""
+def _write_to_stderr(text: str) -> None:
+    """Write to stderr; a run does not end because no one watches it."""
+    if sys.stderr is None:
+        return
     try:
-        yield
+        sys.stderr.write(text)
+        sys.stderr.flush()
     except OSError:
         # Otherwise Python flushes it again at exit, and changes the exit code.
         sys.stderr = None

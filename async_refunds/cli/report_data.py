@@ -143,6 +143,7 @@ class RunReport:
         self.going_on = reader.in_use
         tally = reader.tally()
         self.requests, self.rate_limited = tally.requests, tally.rate_limited
+        self.uncounted = tally.uncounted
         self.seconds = tally.seconds
         self.outcomes: Outcomes = Counter()
         self.sums = CanceledSums()
@@ -178,7 +179,14 @@ class RunReport:
         if self.going_on:
             yield "It is going on."
         if self.requests:
-            yield f"{effort(self.requests, self.rate_limited, self.seconds)}."
+            sentence = f"{self.effort}."
+            yield sentence[0].upper() + sentence[1:]
+
+    @property
+    def effort(self) -> str:
+        """How much work it was."""
+        known = effort(self.requests, self.rate_limited, self.seconds)
+        return f"at least {known}" if self.uncounted else known
 
 
 def effort(requests: int, rate_limited: int, seconds: float) -> str:

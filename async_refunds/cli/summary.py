@@ -24,6 +24,9 @@ Steps: TypeAlias = dict[str | None, str]
 IN_FLIGHT = "in flight"
 """Counts the refunds that a running process may be canceling."""
 
+NOT_BEGUN = "not begun"
+"""Counts the refunds that an interrupted batch without a journal has not begun."""
+
 
 def resume_command(journal: str, run: Run, limit: int | None = None) -> str:
     """Return the command that continues the run of a journal, with so many refunds."""
@@ -59,6 +62,7 @@ def next_steps(outcomes: Outcomes, resume: str | None) -> Steps:
         "not_cancelable": "nothing can be: it is no longer in requires_action",
         "failed": f"not canceled: read the error, fix its cause, then {again}",
         "unknown": f"maybe canceled: {again}; nothing is canceled twice",
+        NOT_BEGUN: f"not canceled: {again}",
         IN_FLIGHT: "nothing yet: the run is going on",
         None: "nothing yet: the run is going on" if outcomes[IN_FLIGHT] else again,
     }

@@ -6,6 +6,8 @@ import textwrap
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from async_refunds.protocol.redaction import mask_keys
+
 from . import money
 
 if TYPE_CHECKING:
@@ -36,6 +38,13 @@ def counted(count: int, noun: str) -> str:
 
 
 def printable(text: str) -> str:
+    """Return the text without an API key, or anything that a terminal would obey."""
+    if "k_" in text or "whsec_" in text:
+        text = mask_keys(text)
+    return escaped(text)
+
+
+def escaped(text: str) -> str:
     """Return the text without anything that a terminal would obey."""
     if text.isprintable():  # as almost all are, of a hundred thousand refunds
         return text
@@ -83,15 +92,20 @@ class Table:
         if len(text) <= left or not text:
             return [f"{start}{_GAP}{text}".rstrip()]
         if left >= _NARROW:
-            first, *more = textwrap.wrap(text, left)
+            first, *more = _wrapped(text, left)
             indent = " " * (self._width - left)
             return [f"{start}{_GAP}{first}", *(f"{indent}{each}" for each in more)]
-        below = textwrap.wrap(text, max(self._width - len(_INDENT), _NARROW))
+        below = _wrapped(text, max(self._width - len(_INDENT), _NARROW))
         return [start.rstrip(), *(f"{_INDENT}{each}" for each in below)]
 
     def _left(self, names: Sequence[str]) -> int:
         """Return the columns that are left for the last cell."""
         return self._width - sum(self._widths[name] + len(_GAP) for name in names)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Return lines, none of which ends within a key or an id: those are copied."""
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def utc(seconds: float, form: str) -> str:

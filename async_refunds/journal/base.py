@@ -74,6 +74,9 @@ class Tally(msgspec.Struct, frozen=True):
     """Sent so far, as far as their results are known."""
     rate_limited: int = 0
     """Of these, the ones answered 429."""
+    uncounted: bool = False
+    """Whether there are more: of those that are under way now, or that a worker sent
+    which was killed or did not see their end."""
     seconds: float = 0.0
     """How long batches were at work, over all processes."""
 
@@ -234,6 +237,17 @@ class Journal(Protocol):
 
     async def settle(self, known: Sequence[tuple[Claim, CancelResult]]) -> None:
         """Keep what became of items. An item that is settled stays as it is.
+
+        Raises:
+            LeaseLostError: Some accounts are not held any more; all else is kept.
+        """
+        ...
+
+    async def hand_over(self, known: Sequence[tuple[Claim, CancelResult]]) -> None:
+        """Leave items that were sent, and came to no end, to the next holder.
+
+        It claims them at once, and with the same keys. A journal that nobody shares
+        keeps the results: the next batch asks again.
 
         Raises:
             LeaseLostError: Some accounts are not held any more; all else is kept.

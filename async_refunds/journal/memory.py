@@ -161,6 +161,10 @@ class MemoryJournal(BatchGuard):
                 self._outcomes[result.outcome] += 1
         self._room.set()
 
+    async def hand_over(self, known: Sequence[tuple[Claim, CancelResult]]) -> None:
+        """Keep the results: nobody shares it."""
+        await self.settle(known)
+
     async def accounts(self) -> list[str | None]:
         """Return the accounts with items that can be claimed."""
         return list(self._pending)

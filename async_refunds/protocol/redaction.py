@@ -137,6 +137,14 @@ def scrub(text: str) -> str:
     return "".join([*parts, text[end:]])
 
 
+def mask_keys(text: str) -> str:
+    """Return the text with Stripe's keys masked; ``task_1`` stays, as an address does.
+
+    For names and paths that people gave, which `scrub` could change beyond recognition.
+    """
+    return _KEY.sub(r"\1***", text) if contains_key(text) else text
+
+
 def contains_key(text: str) -> bool:
     """Tell whether a text contains one of Stripe's keys, and not only ``task_1``."""
     return _WHOLE_KEY.search(text) is not None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from async_refunds import RetryPolicy, cancel_many
+from async_refunds import JournalError, RetryPolicy, cancel_many
 from async_refunds.batch.account_queue import AccountQueue
 from async_refunds.emulator import Limits
 from tests.support.batches import asked, client, emulator
@@ -296,7 +296,9 @@ async def test_stopped_without_a_permit_gives_back_what_was_not_sent() -> None:
     )
 
 
-async def test_stopped_without_a_permit_tells_what_it_knows_of_the_rest() -> None:
+async def test_stopped_without_a_permit_tells_what_it_knows_of_the_rest(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with (
         scripted("reset", reads=[WAITING]) as server,
         server.client() as refunds,
@@ -309,6 +311,8 @@ async def test_stopped_without_a_permit_tells_what_it_knows_of_the_rest() -> Non
         await asyncio.sleep(60.0)
     assert server.methods() == "POST"
     assert batch.outcomes == {"re_1": "unknown"}
+    assert "; a worker asks again with idempotency_key=" in caplog.text
+    assert "call cancel again" not in caplog.text
 
 
 async def test_call_under_way_ends_without_another_request_when_it_is_dropped() -> None:
@@ -445,6 +449,100 @@ async def test_call_between_two_attempts_ends_with_its_account(end: str) -> None
         assert asyncio.get_running_loop().time() - ended_at < 0.5
         assert len(asked_of(stripe, ids)) == 5
         assert not batch.results
+        # Their requests are counted.
+        left = sum(len(each.attempts) for each in batch.journal.handed_over)
+        assert left == (len(stripe.requests) if end == "drain" else 0)
+
+
+async def test_drained_call_that_is_broken_off_is_left_to_the_next_holder() -> None:
+    """The next holder asks at once and with the same key: a result would wait."""
+    stripe = emulator()
+    stripe.faults.script("stall")
+    async with fleet(stripe) as batch:
+        (refund_id,) = seeded(stripe, 1, A)
+        await batch.journal.enqueue([refund_id], A)
+        batch.open(A)
+        while not asked(stripe, refund_id):  # noqa: ASYNC110 - of the emulator
+            await asyncio.sleep(0.01)
+        batch.execution.drain_account(A)
+        await asyncio.sleep(3.0)
+        batch.execution.interrupt()
+    assert not batch.results
+    (left,) = batch.journal.handed_over
+    assert left.outcome == "unknown"
+    assert not batch.journal.given_back
+
+
+async def test_what_no_journal_has_handed_over_is_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The database is away: the next holder has the claim, and nobody the requests."""
+    stripe = emulator()
+    stripe.faults.storm(1.0, names=["503"])
+    (refund_id,) = seeded(stripe, 1, A)
+    with pytest.raises(JournalError, match="did not answer"):  # noqa: PT012 - as it ends
+        async with fleet(stripe, retry=SLOW, patience=PATIENT) as batch:
+            await batch.journal.enqueue([refund_id], A)
+            batch.open(A)
+            while not asked(stripe, refund_id):  # noqa: ASYNC110 - of the emulator
+                await asyncio.sleep(0.01)
+            batch.journal.answering.clear()
+            batch.execution.drain_account(A)
+            await asyncio.sleep(1.0)
+            batch.execution.abandon()
+    told = [each for each in caplog.messages if "nobody waited for" in each]
+    assert len(told) == 1
+    assert told[0].startswith(f"{refund_id}: unknown, ")
+
+
+async def test_drained_call_that_is_broken_off_unsent_is_given_back() -> None:
+    """A limiter refused its request: it is as if it had not been claimed."""
+    stripe = emulator()
+    stripe.faults.script("rate_429", "stall")
+    async with fleet(stripe, concurrency=1) as batch:
+        (refund_id,) = seeded(stripe, 1, A)
+        await batch.journal.enqueue([refund_id], A)
+        batch.open(A)
+        while not asked(stripe, refund_id):  # noqa: ASYNC110 - of the emulator
+            await asyncio.sleep(0.01)
+        batch.execution.drain_account(A)
+        batch.execution.interrupt()
+    assert not batch.results
+    assert not batch.journal.handed_over
+    assert [each.refund_id for each in batch.journal.given_back] == [refund_id]
+
+
+async def test_call_that_is_broken_off_where_nobody_takes_over_is_told() -> None:
+    stripe = emulator()
+    stripe.faults.script("stall")
+    async with fleet(stripe) as batch:
+        (refund_id,) = seeded(stripe, 1, A)
+        await batch.journal.enqueue([refund_id], A)
+        batch.open(A)
+        while not asked(stripe, refund_id):  # noqa: ASYNC110 - of the emulator
+            await asyncio.sleep(0.01)
+        batch.execution.interrupt()
+    assert batch.outcomes == {refund_id: "unknown"}
+    assert not batch.journal.handed_over
+
+
+async def test_item_that_cannot_be_handed_over_any_more_is_the_new_holders() -> None:
+    """Its lease was lost before the journal noted that it is left."""
+    stripe = emulator()
+    stripe.faults.storm(1.0, names=["503"])
+    async with fleet(stripe, retry=SLOW, patience=PATIENT) as batch:
+        ids = seeded(stripe, 3, A)
+        await batch.journal.enqueue(ids, A)
+        batch.open(A)
+        while len(asked_of(stripe, ids)) < 3:  # noqa: ASYNC110 - of the emulator
+            await asyncio.sleep(0.01)
+        batch.journal.take_away(A)
+        batch.execution.drain_account(A)
+        await asyncio.sleep(1.0)
+        assert not batch.execution.works_on(A)
+        assert not batch.idle
+    assert not batch.results
+    assert not batch.journal.handed_over
 
 
 async def test_drained_call_is_settled_by_a_read_and_kept() -> None:

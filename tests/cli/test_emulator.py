@@ -13,6 +13,7 @@ from tests.support.terminal import run, run_each, started
 
 pytestmark = pytest.mark.asyncio(loop_factories=["real"])
 
+SECRET = r"whsec_[0-9A-Za-z]{24,}"  # whole: a receiver checks signatures with it
 HINT = r"STRIPE_API_KEY=sk_test_123 async-refunds cancel (\S+) --base-url (\S+)"
 
 
@@ -107,7 +108,7 @@ async def test_events_are_posted_to_a_webhook() -> None:
     async with started(
         *("emulator", "--port", "0", "--seed", "1", "--webhook", url)
     ) as emulator:
-        await emulator.says(f"posts events to {url}, signed with whsec_")
+        await emulator.says(f"posts events to {url}, signed with {SECRET}$")
         hint = await emulator.says(HINT)
         await run("cancel", hint[1], "--base-url", hint[2])
         kind = signature = None

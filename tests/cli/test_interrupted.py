@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from datetime import UTC, datetime
@@ -137,11 +138,13 @@ async def test_interrupted_table_is_shown_whole() -> None:
     key = emulator.requests[0].idempotency_key
     assert first.split()[:3] == [ids[0], "unknown", key]
     assert "the call was interrupted" in " ".join([first, *map(str.strip, rest)])
-    assert second.split(maxsplit=2) == [
-        ids[1],
-        "failed",
+    assert re.split(r"  +", second) == [
+        *(ids[1], "not begun"),
         "interrupted, nothing was sent",
     ]
+    told = r"\nnot begun +1 +not canceled: run the same command again\n"
+    assert re.search(told, ended.err)
+    assert "read the error" not in ended.err
 
 
 # What Ctrl-C finds: the command, and what it says of its first answer, which is held.

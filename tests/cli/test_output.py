@@ -41,6 +41,23 @@ def unread() -> Iterator[int]:
 
 
 @pytest.mark.parametrize(
+    "words",
+    [("--help",), ("--version",), ("cancel", "--help"), ("fleet", "worker", "-h")],
+)
+async def test_help_ends_as_data_does_when_stdout_breaks(
+    words: tuple[str, ...], full: int, unread: int
+) -> None:
+    ended = await run(*words, stdout=full)
+    said = "async-refunds: stdout broke (No space left on device)\n"
+    assert (ended.code, ended.err) == (1, said)
+    left = await run(*words, stdout=unread)
+    assert (left.code, left.err) == (1, "")
+    whole = await run(*words)
+    assert (whole.code, whole.err) == (0, "")
+    assert whole.out.startswith("async-refunds" if "--version" in words else "Usage: ")
+
+
+@pytest.mark.parametrize(
     ("stdout", "reason"),
     [("full", "No space left on device"), ("unread", "Broken pipe")],
 )
@@ -283,6 +300,15 @@ async def test_row_wraps_at_words_and_keeps_the_id_whole(
 ) -> None:
     table = Table(("refund_id", "outcome", "idempotency_key", "error"), columns)
     assert table.lines([RESULT], head=False) == lines
+
+
+@pytest.mark.parametrize("columns", [20, 40, 60, 80])
+async def test_key_in_a_row_is_not_torn(columns: int) -> None:
+    key = "idempotency_key='0198c9a2-6f0e-7c31-b3a5-5d1f4f0e9a77'"
+    table = Table(("refund_id", "error"), columns)
+    row = {"refund_id": "re_1", "error": f"the answer was lost; ask again with {key}"}
+    lines = table.lines([row], head=False)
+    assert any(key in line for line in lines)
 
 
 async def test_amount_is_in_the_currency_s_own_unit_and_json_in_the_smallest() -> None:

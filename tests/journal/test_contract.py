@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 import pytest_asyncio
 
@@ -160,6 +161,23 @@ async def test_what_was_given_back_was_never_sent(journal: Journal) -> None:
     again = await claimed(journal, None, 2)
     assert [claim.maybe_sent for claim in again] == [True, False]
     assert again[0].idempotency_key == first.idempotency_key
+
+
+async def test_next_batch_asks_again_for_what_was_handed_over(journal: Journal) -> None:
+    journal.begin()
+    await journal.add(items(1, 2))
+    first, second = await claimed(journal, None, 2)
+    await journal.settle([(second, result(second))])
+    left = msgspec.structs.replace(result(first, "unknown"), settled=False)
+    await journal.hand_over([(first, left)])
+    journal.end()
+    journal.begin()
+    await journal.add(items(1))
+    (again,) = await claimed(journal, None, 2)
+    assert again.refund_id == "re_1"
+    assert again.maybe_sent
+    assert again.idempotency_key == first.idempotency_key
+    journal.end()
 
 
 async def test_second_batch_on_one_journal_is_refused(journal: Journal) -> None:

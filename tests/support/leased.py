@@ -38,6 +38,7 @@ class LeasedJournal(MemoryJournal):
         """They say whether something may be sent, one each time; then the leases do."""
         self.given_back: list[Claim] = []
         self.settled: list[CancelResult] = []
+        self.handed_over: list[CancelResult] = []
         self.claimed: list[str] = []
         """The ids that were given out."""
         self.answering = asyncio.Event()
@@ -96,6 +97,13 @@ class LeasedJournal(MemoryJournal):
         kept = [pair for pair in known if pair[0].stripe_account in self.held]
         self.settled += [result for _, result in kept]
         await super().settle(kept)
+        self._refuse([claim for claim, _ in known])
+
+    async def hand_over(self, known: Sequence[tuple[Claim, CancelResult]]) -> None:
+        await self.answering.wait()
+        self.handed_over += [
+            result for claim, result in known if claim.stripe_account in self.held
+        ]
         self._refuse([claim for claim, _ in known])
 
     def _refuse(self, claims: Sequence[Claim]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import deque
 from contextlib import nullcontext
 from random import Random
@@ -127,7 +127,8 @@ class Client:
 
     A retry sleeps with full jitter up to 0.5, 1 and 2 s and then takes a turn like any
     request; an item whose retries are used up is asked again 5 s later. Timers are up
-    to a millisecond late. An answer takes ``latency``, give or take a fifth.
+    to a millisecond late, and each thirtieth up to ``stall`` seconds. An
+    answer takes ``latency``, give or take a fifth.
     """
 
     def __init__(
@@ -141,8 +142,12 @@ class Client:
         start_rate: float | None = None,
         workers: int = 100,
         items: float = math.inf,
+        stall: float = 0.0,
+        alone: bool = False,
     ) -> None:
         self.sim = sim
+        self.alone = alone
+        self.stall = stall
         self.latency = latency
         self.steady = steady
         self.rate = rate
@@ -162,7 +167,10 @@ class Client:
 
     def begin(self) -> None:
         self.pace = RateController(
-            rate=self.rate, start=self.start_rate, now=self.sim.now
+            rate=self.rate,
+            start=self.start_rate,
+            alone=self.alone,
+            now=self.sim.now,
         )
         self.go()
 
@@ -174,8 +182,7 @@ class Client:
             if self.pace.free_at > self.sim.now:
                 if self.pace.free_at < self.waking:
                     self.waking = self.pace.free_at
-                    late = 0.0 if self.steady else self.sim.random.uniform(0, 0.001)
-                    self.sim.at(self.waking + late, self.wake)
+                    self.sim.at(self.waking + self.lateness(), self.wake)
                 return
             if self.retries:
                 retry = self.retries.popleft()
@@ -185,6 +192,12 @@ class Client:
                 self.busy += 1
             assert self.pace.reserve(self.sim.now) == self.sim.now
             self.send(retry)
+
+    def lateness(self) -> float:
+        late = 0.0 if self.steady else self.sim.random.uniform(0, 0.001)
+        if self.stall and self.sim.random.random() < 1 / 30:
+            late += self.sim.random.uniform(0, self.stall)
+        return late
 
     def wake(self) -> None:
         self.waking = math.inf
@@ -283,6 +296,7 @@ def assert_kept(
 
 
 GATES = pytest.mark.parametrize("gate", [Emulated, OneToken, Window])
+ALONE = pytest.mark.parametrize("alone", [False, True], ids=["shared", "alone"])
 LATENCIES = pytest.mark.parametrize("latency", [0.005, 0.1, 0.5])
 
 
@@ -298,27 +312,29 @@ def steady(gate: type[Gate], latency: float) -> bool:
 # What must hold: the limit
 
 
+@ALONE
 @GATES
 @LATENCIES
 @pytest.mark.parametrize("seed", SEEDS)
 def test_limit_is_found_at_once_and_kept(
-    gate: type[Emulated | OneToken | Window], latency: float, seed: int
+    gate: type[Emulated | OneToken | Window], latency: float, seed: int, *, alone: bool
 ) -> None:
     sim = Sim(gate(25), seed)
-    client = Client(sim, latency=latency, steady=steady(gate, latency))
+    client = Client(sim, latency=latency, steady=steady(gate, latency), alone=alone)
     sim.run(150)
     assert_kept(client, 25, 0, 150)
     assert len(client.refused) < 0.01 * len(client.sent)
 
 
+@ALONE
 @GATES
 @LATENCIES
 @pytest.mark.parametrize("seed", SEEDS)
 def test_halved_limit_is_found_within_20_seconds_and_kept(
-    gate: type[Emulated | OneToken | Window], latency: float, seed: int
+    gate: type[Emulated | OneToken | Window], latency: float, seed: int, *, alone: bool
 ) -> None:
     sim = Sim(gate(25), seed)
-    client = Client(sim, latency=latency, steady=steady(gate, latency))
+    client = Client(sim, latency=latency, steady=steady(gate, latency), alone=alone)
     half = 12 if gate is Window else 12.5  # a window lets in whole requests
     sim.change(65.3, half)
     sim.run(160)
@@ -351,15 +367,16 @@ class Closed(Emulated):
         return not self.begin <= now < self.end and super().enter(now)
 
 
+@ALONE
 @pytest.mark.parametrize("seconds", [60, 600])
 @LATENCIES
 @pytest.mark.parametrize("seed", SEEDS)
 def test_rate_is_back_soon_after_nothing_but_429s(
-    seconds: float, latency: float, seed: int
+    seconds: float, latency: float, seed: int, *, alone: bool
 ) -> None:
     end = 60 + seconds
     sim = Sim(Closed(25, 60, end), seed)
-    client = Client(sim, latency=latency)
+    client = Client(sim, latency=latency, alone=alone)
     sim.run(end + 80)
     assert between(client.sent, 62, end) < 0.6 * seconds
     back = 20 if seconds == 60 else 40
@@ -375,6 +392,62 @@ def test_limit_that_is_lower_after_nothing_but_429s_is_found() -> None:
     assert_kept(client, 5, 150, 240, refused=0.06)
 
 
+def fullest_second(times: list[float]) -> int:
+    """Return how many of these times lie in the fullest second of all."""
+    return max(
+        last + 1 - bisect_right(times, at - 1.0) for last, at in enumerate(times)
+    )
+
+
+@pytest.mark.parametrize("stall", [0.0, 0.06])
+@LATENCIES
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_second_has_a_tenth_more_than_the_limit(
+    latency: float, stall: float, seed: int
+) -> None:
+    """Neither while a full bucket hides the limit, nor after a stall."""
+    sim = Sim(Emulated(25), seed)
+    client = Client(sim, latency=latency, stall=stall, alone=True)
+    for end in (100, 220, 300):
+        sim.run(end)
+        items, client.items = client.items, 0
+        sim.run(end + 10)  # the bucket is full again
+        client.items = items
+        client.go()
+    assert_kept(client, 25, 0, 90)
+    assert fullest_second(client.sent) <= 1.1 * 25
+
+
+@pytest.mark.parametrize("stall", [0.0, 0.06])
+@LATENCIES
+@pytest.mark.parametrize("seed", range(6))
+def test_no_second_has_a_tenth_more_than_the_limit_at_handovers(
+    latency: float, stall: float, seed: int
+) -> None:
+    sim = Sim(Emulated(25), seed)
+    sent: list[float] = []
+    passed, refused, worked, rate = 0, 0, 0.0, None
+    for end in range(15, 165, 15):
+        worked += end - sim.now
+        client = Client(
+            sim,
+            latency=latency,
+            stall=stall,
+            start=sim.now,
+            start_rate=rate,
+            alone=True,
+        )
+        sim.run(end)
+        rate, client.items = client.pace.found_rate, 0
+        sim.run(end + sim.random.uniform(latency, latency + 0.2))
+        sent += client.sent
+        passed += len(client.ok)
+        refused += len(client.refused)
+    assert fullest_second(sent) <= 1.1 * 25
+    assert passed >= 0.95 * 25 * worked
+    assert refused < 0.02 * len(sent)
+
+
 @pytest.mark.parametrize("limit", [15, 18, 22])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_other_limit_is_found_as_well(limit: float, seed: int) -> None:
@@ -385,42 +458,45 @@ def test_other_limit_is_found_as_well(limit: float, seed: int) -> None:
     assert_kept(client, limit, 30, 150)
 
 
+@ALONE
 @pytest.mark.parametrize("latency", [0.005, 0.5])
 @pytest.mark.parametrize(
     ("limit", "seconds"), [(50, 75), (100, 95), (500, 150)], ids=str
 )
 def test_raised_limit_is_found_within_minutes(
-    limit: float, seconds: float, latency: float
+    limit: float, seconds: float, latency: float, *, alone: bool
 ) -> None:
     sim = Sim(Emulated(25))
-    client = Client(sim, latency=latency, workers=1000)
+    client = Client(sim, latency=latency, workers=1000, alone=alone)
     sim.change(40, limit)
     sim.run(40 + seconds + 30)
     assert client.good(40 + seconds, 30) >= 0.95 * limit
     assert client.share_refused(40, seconds + 30) < 0.02
 
 
+@ALONE
 @pytest.mark.parametrize("latency", [0.005, 0.1])
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(
     ("limit", "settled"), [(10, 30), (5, 30), (2, 60), (1, 180)], ids=str
 )
 def test_slow_limit_is_found_from_above(
-    limit: float, settled: float, latency: float, seed: int
+    limit: float, settled: float, latency: float, seed: int, *, alone: bool
 ) -> None:
     sim = Sim(Emulated(limit), seed)
-    client = Client(sim, latency=latency)
+    client = Client(sim, latency=latency, alone=alone)
     sim.run(settled + 300)
     assert client.good(settled, 300) >= 0.95 * limit
     # With 300 requests in all, the six 429s of 300 s at 1/s are 2 % already.
     assert client.share_refused(settled, 300) < 0.025
 
 
+@ALONE
 @pytest.mark.parametrize("seed", SEEDS)
-def test_limit_that_falls_to_a_tenth_is_found(seed: int) -> None:
+def test_limit_that_falls_to_a_tenth_is_found(seed: int, *, alone: bool) -> None:
     sim = Sim(Emulated(20), seed)
     sim.measured = True  # the rules of a limit that falls show only here
-    client = Client(sim)
+    client = Client(sim, alone=alone)
     sim.change(40, 2)
     sim.run(200)
     assert_kept(client, 2, 70, 200, seconds=60, refused=0.1)
@@ -575,6 +651,20 @@ def test_turn_taken_late_is_not_lost() -> None:
     assert now == pytest.approx(2.0, rel=0.01)
 
 
+def test_of_a_stall_little_is_caught_up() -> None:
+    pace = RateController(rate=10, now=0.0)
+    pace.reserve(0.0)
+    assert [pace.reserve(0.4) for _ in range(3)] == pytest.approx([0.4, 0.48, 0.58])
+
+
+def test_second_that_begins_late_holds_no_more_than_another() -> None:
+    pace = RateController(rate=26, now=0.0)
+    turns = [pace.reserve(0.0)]
+    turns.append(pace.reserve(pace.free_at + 0.04))
+    turns += [pace.reserve(0.0) for _ in range(30)]
+    assert fullest_second(turns) <= 27
+
+
 def test_laptop_that_slept_goes_on_as_before() -> None:
     pace = RateController(now=0.0)
     for _ in range(10):
@@ -627,6 +717,44 @@ def test_handover_costs_few_refusals(limit: float, seed: int) -> None:
     assert sum(at < 210.0 for at in second.refused) <= max(2, 0.01 * 10 * limit)
     assert len(second.refused) <= max(2, 0.02 * len(second.sent))
     assert len(second.ok) >= 0.9 * 60 * limit
+
+
+def test_search_waits_a_little_above_the_limit_until_its_bucket_would_be_dry() -> None:
+    pace = RateController(alone=True, now=0.0)
+    turn, rates = 0.0, dict[int, float]()
+    while turn < 120:
+        turn = pace.reserve(turn)
+        rates[int(turn)] = pace.rate
+        if pace.rate < 25.6:
+            assert pace.found_rate is None or pace.found_rate == 25
+    # It is 25 requests above the limit in this time, where the bucket holds as many.
+    assert all(25.5 < rates[second] < 25.63 for second in range(34, 61))
+    assert rates[70] < 27.5
+    assert rates[85] > 30
+    assert pace.found_rate == pytest.approx(pace.rate, rel=0.05)
+
+
+def test_idle_seconds_fill_the_bucket_that_hides_the_limit() -> None:
+    pace = RateController(alone=True, now=0.0)
+    turn = 0.0
+    while turn < 55:
+        turn = pace.reserve(turn)
+    turn = pace.reserve(65.0)
+    while turn < 95:
+        turn = pace.reserve(turn)
+    assert pace.rate == pytest.approx(25 * 1.025)
+    while turn < 130:
+        turn = pace.reserve(turn)
+    assert pace.rate > 30
+
+
+def test_search_does_not_wait_where_others_share_the_limit() -> None:
+    """The limit that it met was its share, and that may have grown since."""
+    pace = RateController(now=0.0)
+    turn = 0.0
+    while turn < 50:
+        turn = pace.reserve(turn)
+    assert pace.rate > 27
 
 
 def test_found_rate_is_told_once_there_is_one_and_kept_in_bad_times() -> None:

@@ -156,6 +156,9 @@ _BOTH_LISTEN = """SELECT count(*) = 2 FROM pg_stat_activity
         AND query LIKE '%pg_notify%'"""
 
 
+_ATTEMPTS = "SELECT sum(attempts) FROM async_refunds.items"
+
+
 async def test_call_between_two_attempts_is_left_to_the_next_worker_at_the_end(
     fleet: Fleet,
 ) -> None:
@@ -169,11 +172,13 @@ async def test_call_between_two_attempts_is_left_to_the_next_worker_at_the_end(
             await leaving.end()
         assert not leaving.results
         assert await fleet.owners() == {}
+        assert await fleet.value(_ATTEMPTS) == len(fleet.stripe.requests) > 0
         fleet.stripe.faults.clear()
         async with fleet.worker("next", rate=FAST):
             await fleet.until_told(5)
     assert {each.outcome for each in fleet.results.values()} == {"canceled"}
     assert all(len(each) == 1 for each in keys(fleet, ids))
+    assert await fleet.value(_ATTEMPTS) == len(fleet.stripe.requests)
 
 
 async def test_pace_is_kept_as_soon_as_it_is_found(fleet: Fleet) -> None:
@@ -266,22 +271,22 @@ async def test_worker_ends_in_time_while_the_database_is_away(
     assert max(fleet.stripe.books.cancellations.values()) == 1
 
 
-async def test_call_that_does_not_end_is_broken_off_at_the_end(
+async def test_call_that_does_not_end_is_left_to_the_next_worker_at_the_end(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """It is broken off, and the next one asks at once."""
     monkeypatch.setattr(scope_worker, "_END_OF_CALLS", 0.1)
     fleet.stripe.faults.script("stall")
     (stalled,) = await fleet.seed(1, A)
     async with fleet.worker() as worker:
         await fleet.until(lambda: asked(fleet.stripe, stalled))
         await worker.end()
-    assert fleet.results[stalled].outcome == "unknown"
+    assert not worker.results
     assert await fleet.owners() == {}
     async with fleet.worker("next", rate=FAST):
-        # Left with a result, it waits a minute. Asked for now, it has the same key.
-        await fleet.ask("UPDATE async_refunds.leases SET retry_at = '-infinity'")
-        await fleet.until(lambda: len(fleet.workers[1].results) == 1)
-    assert fleet.workers[1].results[0].outcome == "canceled"
+        await fleet.until_told(1)
+    assert fleet.results[stalled].outcome == "canceled"
+    assert len(asked(fleet.stripe, stalled)) == 2
     assert len(set(asked(fleet.stripe, stalled))) == 1
 
 

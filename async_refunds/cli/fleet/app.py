@@ -8,9 +8,9 @@ from importlib import import_module
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
 from async_refunds.cli.output import refuse
+from async_refunds.cli.usage import Group
 
 HELP = """Cancel refunds with several machines, over one PostgreSQL database.
 
@@ -53,7 +53,7 @@ def load() -> bool:
     return True
 
 
-class FleetGroup(TyperGroup):
+class FleetGroup(Group):
     """The commands of ``fleet``."""
 
     # Some releases of typer have click's types, and others their own.

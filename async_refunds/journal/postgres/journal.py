@@ -26,6 +26,7 @@ from .statements import (
     CLAIMED,
     ENSURE_RUN,
     GIVE_BACK,
+    HAND_OVER,
     HOLDERS,
     REKEY,
     RUN,
@@ -261,6 +262,19 @@ class PostgresJournal(BatchGuard):
         leased = [(_leased(claim), result) for claim, result in known]
         rows = [known_row(claim, result) for claim, result in leased]
         await self._write(SETTLE, [claim for claim, _ in leased], rows)
+
+    async def hand_over(self, known: Sequence[tuple[Claim, CancelResult]]) -> None:
+        """Leave items that were sent, and came to no end, to the next holder.
+
+        Their requests are counted. One that a holder has left to the next is no item
+        that ends whoever has it.
+
+        Raises:
+            LeaseLostError: Accounts were taken over. The others' are left.
+        """
+        leased = [(_leased(claim), result) for claim, result in known]
+        rows = [known_row(claim, result) for claim, result in leased]
+        await self._write(HAND_OVER, [claim for claim, _ in leased], rows)
 
     async def accounts(self) -> list[str | None]:
         """Return the accounts that have open items, ``None`` for the key's own.

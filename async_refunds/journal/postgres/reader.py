@@ -37,8 +37,11 @@ _IN_FLIGHT = """(r.state = 'open' AND NOT i.settled AND NOT i.dead
 _ITEMS = "FROM async_refunds.items i JOIN async_refunds.runs r USING (run_id)"
 _CHOSEN = """WHERE (%(scope)s::text IS NULL OR r.scope = %(scope)s)
         AND (%(run_id)s::uuid IS NULL OR r.run_id = %(run_id)s::uuid)"""
+# Claimed by a holder that has told of no request.
+_UNTOLD = "i.maybe_sent AND NOT i.settled AND i.claim_number IS NOT NULL"
 _TALLY = f"""SELECT {KNOWN}, count(*), count(*) FILTER (WHERE NOT i.settled),
         coalesce(sum(i.attempts), 0)::bigint, coalesce(sum(i.rate_limited), 0)::bigint,
+        bool_or(i.uncounted OR {_UNTOLD}),
         extract(epoch FROM min(i.claimed_at))::float8,
         extract(epoch FROM max(i.known_at))::float8
     {_ITEMS} {_CHOSEN} GROUP BY 1"""  # noqa: S608 - our own text
@@ -130,9 +133,11 @@ class FleetReader:
         left = requests = limited = 0
         began: list[float] = []
         ended: list[float] = []
-        for outcome, count, unsettled, sent, refused, first, last in self._rows(
+        uncounted = False
+        for outcome, count, unsettled, sent, refused, more, first, last in self._rows(
             _TALLY, self._values
         ):
+            uncounted = uncounted or more
             outcomes[outcome] += count
             left, requests, limited = (
                 left + unsettled,
@@ -146,6 +151,7 @@ class FleetReader:
             outcomes=outcomes,
             requests=requests,
             rate_limited=limited,
+            uncounted=uncounted,
             seconds=max(0.0, max(ended) - min(began)) if began and ended else 0.0,
         )
 

@@ -90,6 +90,8 @@ CREATE TABLE async_refunds.items (
     timeline text,  -- as of the claim
     attempts integer NOT NULL DEFAULT 0,
     rate_limited integer NOT NULL DEFAULT 0,
+    -- Whether there were more: a holder that ended has not told of its own.
+    uncounted boolean NOT NULL DEFAULT false,
     outcome text,
     status text,
     idempotency_key text COLLATE "C",  -- of the last result

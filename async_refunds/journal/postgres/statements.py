@@ -195,7 +195,7 @@ _HELD = """held AS MATERIALIZED (
 )"""
 # Which history the database is in, and which items another one may have claimed. While
 # the first worker has not noted a new one, that is all of them.
-_HISTORY = """history AS MATERIALIZED (
+HISTORY = """history AS MATERIALIZED (
     SELECT now.at, now.timeline,
         CASE WHEN now.timeline IS NULL THEN 0
             ELSE coalesce(t.last_number, 9223372036854775807) END AS last_number,
@@ -236,7 +236,7 @@ _AFTER = "coalesce((w.after ->> r.run_id::text)::bigint, 0)"
 # items by number: the first part does not read again what is under way, or was just
 # settled.
 CLAIM = f"""
-WITH {_HISTORY},
+WITH {HISTORY},
 held AS MATERIALIZED (
     SELECT l.account, l.token, l.retry_at, l.no_new_key_until
     FROM unnest(%(accounts)s::text[], %(tokens)s::uuid[]) AS given (account, token)
@@ -273,6 +273,7 @@ claimed AS (
             WHEN i.number <= history.last_number
                 AND i.timeline IS DISTINCT FROM history.timeline
             THEN greatest(i.added_at, history.seen_at) END,
+        uncounted = i.uncounted OR i.maybe_sent AND i.claim_number IS NOT NULL,
         claimed_at = history.at,
         maybe_sent = true,
         dead = i.claims >= %(most_claims)s,
@@ -373,10 +374,33 @@ given_back AS (
 )
 SELECT account, token::text FROM held"""  # noqa: S608 - our own text
 
+# Still claimed, which says that it may have been sent; without a result, which would
+# make it wait.
+HAND_OVER = f"""
+WITH {_HELD},
+handed_over AS (
+    UPDATE async_refunds.items i SET
+        generation = greatest(i.generation, known.generation),
+        claims = greatest(0, i.claims - 1),
+        claim_number = NULL,
+        attempts = i.attempts + known.attempts,
+        rate_limited = i.rate_limited + known.rate_limited,
+        uncounted = true,  -- the one that was broken off, if any
+        request_id = coalesce(known.request_id, i.request_id)
+    FROM json_to_recordset(%(rows)s::json) AS known (
+        run_id uuid, account text, refund_id text, token uuid, generation integer,
+        attempts integer, rate_limited integer, request_id text)
+    JOIN held USING (account, token)
+    WHERE i.run_id = known.run_id AND i.account = known.account
+        AND i.refund_id = known.refund_id AND NOT i.settled
+        AND i.claimed_by = held.token AND i.claim_number IS NOT NULL
+)
+SELECT account, token::text FROM held"""  # noqa: S608 - our own text
+
 # Conditional on the generation that the claim had. While a former holder may have a
 # request under way, it says how many seconds that may take and changes nothing.
 REKEY = f"""
-WITH {_HISTORY},
+WITH {HISTORY},
 held AS MATERIALIZED (
     SELECT l.account, l.token, greatest(0, extract(epoch FROM
         greatest(l.no_new_key_until, h.seen_at + make_interval(secs => %(grace)s))

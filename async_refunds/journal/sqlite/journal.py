@@ -184,6 +184,10 @@ class SqliteJournal(BatchGuard):
         """Keep what became of items. An item that is settled stays as it is."""
         await self._writer.do(lambda db: self._items.settle(db, known))
 
+    async def hand_over(self, known: Sequence[tuple[Claim, CancelResult]]) -> None:
+        """Keep the results: nobody shares it."""
+        await self.settle(known)
+
     async def accounts(self) -> list[str | None]:
         """Return the accounts that have open items, ``None`` for the key's own."""
         return await self._writer.do(self._items.accounts)

@@ -12,6 +12,7 @@ import pytest
 from async_refunds.journal import Run
 from async_refunds.journal.base import LeaseLostError
 from async_refunds.journal.postgres import PostgresJournal
+from async_refunds.journal.postgres.journal import MOST_CLAIMS
 from async_refunds.results import CancelResult
 from tests.support.fleets import URL, ids, result, until, worker
 
@@ -227,6 +228,105 @@ async def test_results_in_turn_add_up_and_leave_what_they_do_not_say(
         (claim,) = await one.claim()
         await one.settle(claim)
         assert item(fleet, "request_id") == ("req_1",)
+
+
+async def test_what_is_handed_over_is_claimed_at_once_and_its_requests_count(
+    fleet: Fleet,
+) -> None:
+    fleet.add(["re_1"])
+    async with worker(fleet.address) as one, worker(fleet.address, "two") as two:
+        await one.acquire()
+        (claim,) = await one.claim()
+        left = [(claim, result(claim, "unknown", (attempt(429), attempt(503))))]
+        await one.journal.hand_over(left)
+        await one.journal.hand_over(left)  # as where the first commit is in doubt
+        assert item(fleet, "attempts, rate_limited, request_id") == (2, 1, "req_1")
+        assert item(fleet, "maybe_sent, claims, known_at") == (True, 0, None)
+        assert not await one.claim()
+        assert not await one.leases.release_all({None: 0.0}), "nothing waits"
+        await two.acquire()
+        (again,) = await two.claim()
+        assert again.maybe_sent
+        assert again.idempotency_key == claim.idempotency_key
+        assert again.key_created_at == claim.key_created_at
+        await two.journal.settle([(again, result(again, "canceled", (attempt(200),)))])
+        assert item(fleet, "outcome, attempts, rate_limited") == ("canceled", 3, 1)
+
+
+async def test_what_was_lost_is_not_handed_over(fleet: Fleet) -> None:
+    fleet.add(["re_1"])
+    fleet.add(["re_2"], "acct_1")
+    async with worker(fleet.address) as one, worker(fleet.address, "two") as two:
+        await one.acquire()
+        (mine,), (lost,) = await one.claim(), await one.claim("acct_1")
+        fleet.do(
+            "UPDATE async_refunds.leases SET until = '-infinity' WHERE account <> ''"
+        )
+        await two.acquire()
+        (theirs,) = await two.claim("acct_1")
+        with pytest.raises(LeaseLostError) as raised:
+            await one.journal.hand_over(
+                [(each, result(each, "unknown", (attempt(),))) for each in (mine, lost)]
+            )
+        assert raised.value.accounts == {"acct_1"}
+        counted = "SELECT attempts FROM async_refunds.items ORDER BY refund_id"
+        assert fleet.rows(counted) == [(1,), (0,)]
+        await two.settle(theirs)
+
+
+async def test_requests_that_nobody_has_told_of_are_known_to_be_missing(
+    fleet: Fleet,
+) -> None:
+    """Of those that are under way, of a worker that was killed, or broke them off."""
+    fleet.add(["re_1", "re_2"])
+    async with worker(fleet.address) as one, worker(fleet.address, "two") as two:
+        await one.acquire()
+        assert not one.journal.tally().uncounted, "nothing was sent"
+        first, second = await one.claim()
+        assert one.journal.tally().uncounted
+        for claim in (first, second):
+            await one.journal.settle([(claim, result(claim, "unknown", (attempt(),)))])
+        assert not one.journal.tally().uncounted
+        await hold_again(one)
+        first, second = await one.claim()
+        await one.journal.give_back([second])
+        await one.settle(first)
+        assert not one.journal.tally().uncounted
+        await hold_again(one)
+        (second,) = await one.claim()
+        fleet.expire()  # it is killed
+        assert one.journal.tally().uncounted
+        await two.acquire()
+        (second,) = await two.claim()
+        await two.journal.settle([(second, result(second, "canceled", (attempt(),)))])
+        assert item(fleet, "settled, attempts", "re_2") == (True, 2)
+        assert two.journal.tally().uncounted
+
+
+async def test_request_that_was_broken_off_is_known_to_be_missing(
+    fleet: Fleet,
+) -> None:
+    fleet.add(["re_1"])
+    async with worker(fleet.address) as one:
+        await one.acquire()
+        (claim,) = await one.claim()
+        await one.journal.hand_over([(claim, result(claim, "unknown"))])
+        await hold_again(one)
+        (claim,) = await one.claim()
+        await one.journal.settle([(claim, result(claim, "canceled", (attempt(),)))])
+        assert one.journal.tally().uncounted
+
+
+async def test_item_that_many_holders_hand_over_is_not_dead(fleet: Fleet) -> None:
+    """None of them was ended by it."""
+    fleet.add(["re_1"])
+    async with worker(fleet.address) as one:
+        for _ in range(2 * MOST_CLAIMS):
+            await one.acquire()
+            (claim,) = await one.claim()
+            await one.journal.hand_over([(claim, result(claim, "unknown"))])
+            await one.leases.release(None)
+    assert item(fleet, "dead, claims") == (False, 0)
 
 
 async def test_result_of_a_forgotten_claim_is_as_if_it_had_been_kept(
