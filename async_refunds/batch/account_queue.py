@@ -16,7 +16,7 @@ from async_refunds.protocol.classification import Classification, Limit
 from async_refunds.protocol.requests import Cause, Response, TransportFailure
 
 from .charge_locks import ChargeLocks
-from .claiming import LARGEST_PAGE, ClaimBuffer
+from .claim_buffer import LARGEST_PAGE, ClaimBuffer
 from .closing import Closing
 from .endpoint import Endpoint
 from .item import Item
