@@ -12,17 +12,13 @@ import math
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from async_refunds.protocol.classification import (
-    Classification,
-    Limit,
-    Outcome,
-    Proof,
-    is_from_stripe,
-)
+from async_refunds.protocol.classification import Classification, Limit
 from async_refunds.protocol.requests import Cause, Response, TransportFailure
 
 from .charge_locks import ChargeLocks
-from .endpoint import Endpoint, Outage
+from .claiming import LARGEST_PAGE, ClaimBuffer
+from .closing import Closing
+from .endpoint import Endpoint
 from .item import Item
 
 if TYPE_CHECKING:
@@ -33,24 +29,11 @@ if TYPE_CHECKING:
     from async_refunds.protocol.requests import Request
 
     from .claiming import ClaimBudget
+    from .closing import ServiceMonitor
     from .rate_control import RateController
 
-# Refunds for which the key or its permissions are refused in a row, with no other
-# answer between, before the account is closed. One may concern the refund alone; after
-# several every further request is wasted.
-_EVIDENCE = 3
-
-# Claims held ahead for one account, at first and at most: a commit of the journal
-# serves so many.
-_FIRST_PAGE, _LARGEST_PAGE = 8, 2000
 # Seconds until a queue whose permit was refused asks again: a lease may live on.
 _PAUSE = 0.5
-
-# Seconds within which a page that was used up was too small, and beyond which it was
-# too large. A commit takes some hundredths of a second.
-_SHORT, _LONG = 0.5, 2.0
-
-_NOBODY: frozenset[str] = frozenset()  # one for all: each takes 216 bytes
 
 
 class AccountQueue:
@@ -61,37 +44,30 @@ class AccountQueue:
         new_pace: Makes the pace of one endpoint, at a given rate if there is one.
         clock: The event loop's time, in seconds.
         changed: Called when an item may go out sooner than `next_at` said.
+        service: What all accounts ask.
         budget: Of the claims of all accounts.
         leases: Of this process; ``None`` if no other process shares the work.
     """
 
     __slots__ = (
-        "_budget",
         "_cancels",
         "_changed",
         "_charge_locks",
         "_checked_out",
-        "_claiming",
         "_clock",
-        "_closed_by",
-        "_closed_until",
+        "_closing",
         "_ended",
-        "_exhausted",
-        "_filled_at",
         "_has_answered",
         "_leases",
         "_made_reads",
         "_new_pace",
-        "_page",
         "_paused_until",
-        "_pending",
         "_pushed",
-        "_refused",
         "_retry_heap",
+        "_service",
         "_sleeping",
-        "_used_up_at",
-        "_version",
         "account",
+        "claims",
         "draining",
         "dropped",
         "reopening",
@@ -107,6 +83,7 @@ class AccountQueue:
         clock: Callable[[], float],
         changed: Callable[[AccountQueue], object],
         *,
+        service: ServiceMonitor,
         budget: ClaimBudget,
         leases: Leases | None = None,
     ) -> None:
@@ -123,19 +100,13 @@ class AccountQueue:
         """Claims whose result, or whose return, the journal has yet to keep."""
         self._leases = leases
         self._paused_until = -math.inf
-        self._claiming = False
         self._clock = clock
         self._changed = changed
-        self._budget = budget
-        # A list: an empty deque takes 600 bytes, and a platform has 5,000 accounts.
-        self._pending: list[Claim] = []
+        self._service = service
+        self.claims = ClaimBuffer(budget)
+        """Those that no worker has taken."""
         self._retry_heap: list[tuple[float, int, Item]] = []
         self._pushed = 0
-        self._page = _FIRST_PAGE
-        # When the last page came, and went: the first one is neither short nor long.
-        self._filled_at, self._used_up_at = 0.0, _SHORT
-        self._exhausted = False  # the journal has no more of it for now
-        self._version = 0  # how often the journal got more of it
         self._checked_out = 0  # items that a worker has
         self.under_way = 0
         """How many calls are not between two attempts."""
@@ -143,11 +114,9 @@ class AccountQueue:
         self._cancels = Endpoint(new_pace(start), clock, self)
         self._new_pace = new_pace
         self._made_reads: Endpoint | None = None
-        self._closed_by: Classification[Any] | None = None
-        self._closed_until = math.inf
+        self._closing = Closing()
         self._ended: asyncio.Event | None = None  # while a call sleeps: 0.8 KB
         self._sleeping = 0  # how many do
-        self._refused = _NOBODY  # since a cancel was not
         self._has_answered = False
         self._charge_locks: ChargeLocks | None = None  # made when a lock is met
 
@@ -162,34 +131,18 @@ class AccountQueue:
     # ------------------------------------------------------------------- figures
 
     @property
-    def has_answered(self) -> bool:
-        """Whether an answer to a request for this account ever came."""
-        return self._has_answered
-
-    @property
     def closed_by(self) -> Classification[Any] | None:
         """The reply after which nothing of this account can be canceled for now.
 
-        While it is drained it opens no more: the next holder is to wait for that long.
+        It stays until `reopen_if_due` or a good reply opens the account.
         """
-        if self._closed_until <= self._clock() and not self.draining:
-            self._reopen()
-        return self._closed_by
-
-    @property
-    def outage(self) -> Outage | None:
-        """The failures of cancels since the last one that did not fail."""
-        return self._cancels.outage
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether the journal has no more of it for now."""
-        return self._exhausted
+        return self._closing.reply
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing to give out for now."""
-        return self._exhausted and not self._pending and not self._retry_heap
+        claims = self.claims
+        return claims.exhausted and not claims.pending and not self._retry_heap
 
     @property
     def busy(self) -> bool:
@@ -220,14 +173,11 @@ class AccountQueue:
         return len(self._retry_heap)
 
     @property
-    def unsent(self) -> list[Claim]:
-        """The claims that no worker has taken."""
-        return list(self._pending)
-
-    @property
     def idle(self) -> bool:
         """Whether the journal has heard of all that it gave out, and has no more."""
-        return self.empty and not (self._checked_out or self._claiming or self.unkept)
+        return self.empty and not (
+            self._checked_out or self.claims.asked or self.unkept
+        )
 
     # ------------------------------------------------------------------ the lease
 
@@ -249,8 +199,7 @@ class AccountQueue:
         """Forget what is not under way, and let that end without another request."""
         self.dropped, self.reopening = True, False
         self._retry_heap.clear()
-        self._take_pending()
-        self._exhausted = True
+        self.claims.take_all()
         self._cancels.closed = self._reads.closed = True
         self._wake_sleepers()
         self.notify()
@@ -261,17 +210,12 @@ class AccountQueue:
         The items that wait for another call are given out at once, to end without one.
         A call ends with the attempt that is under way, and perhaps a read to settle it.
         """
-        self.draining = self._exhausted = True
-        unsent = self._take_pending()
+        self.draining = True
+        unsent = self.claims.take_all()
         self._cancels.closed = True
         self._wake_sleepers()
         self.notify()
         return unsent
-
-    def _take_pending(self) -> list[Claim]:
-        taken, self._pending = self._pending, []
-        self._budget.held -= len(taken)
-        return taken
 
     def _wake_sleepers(self) -> None:
         """End the sleeps of calls between two attempts: no other one follows."""
@@ -282,75 +226,25 @@ class AccountQueue:
 
     def extend(self) -> None:
         """Note that the journal has got more of this account."""
-        self._exhausted = False
-        self._version += 1
+        self.claims.extend()
         self.notify()
 
-    @property
-    def hungry(self) -> bool:
-        """Whether to ask the journal for claims.
-
-        Early enough for the commit to end before the last one is sent.
-        """
-        return not (self._exhausted or self._claiming) and (
-            len(self._pending) <= self._page // 4
-        )
-
-    def claims_wanted(self, most: int) -> int:
+    def ask_for_claims(self, most: int) -> int:
         """Return how many claims to ask the journal for; 0 for none now.
-
-        Never more than goes out in about a second: a killed run asks again for all that
-        it had claimed.
 
         Args:
             most: The share of this account in the memory for all claims.
         """
-        if not self.hungry:
-            return 0
-        page = min(self._page, most, self._sent_in_a_second)
-        return max(1, page - len(self._pending))
-
-    def note_claiming(self) -> None:
-        """Note that the journal is asked for claims, and fit the page to their use."""
-        self._claiming = True
-        seconds = self._used_up_at - self._filled_at
-        if seconds < _SHORT:
-            self._page = min(2 * self._page, _LARGEST_PAGE, self._sent_in_a_second)
-        elif seconds > _LONG:
-            self._page = max(1, self._page // 2)
-
-    @property
-    def _sent_in_a_second(self) -> int:
-        """How many claims are used in about a second."""
-        if self.closed_by is not None:
-            return _LARGEST_PAGE  # nothing is sent for them, so they have no pace
-        return max(1, int(self._cancels.pace.rate))
-
-    @property
-    def version(self) -> int:
-        """How often the journal got more of this account."""
-        return self._version
+        self.reopen_if_due()
+        if self._closing.reply is not None:
+            # Nothing is sent for them, so they have no pace.
+            return self.claims.ask(most, LARGEST_PAGE)
+        return self.claims.ask(most, max(1, int(self._cancels.pace.rate)))
 
     def add_claims(self, claims: list[Claim], *, limit: int, version: int) -> None:
-        """Take what the journal gave out.
-
-        Args:
-            claims: In the order in which they are to go out.
-            limit: How many were asked for: fewer mean that there are no more.
-            version: Of the queue when they were asked for.
-        """
-        self._claiming = False
-        self._filled_at = self._used_up_at = self._clock()
-        self._pending.extend(claims)
-        self._budget.held += len(claims)
-        if len(claims) < limit and version == self._version:
-            self._exhausted = True
+        """Take what the journal gave out; see `ClaimBuffer.fill`."""
+        self.claims.fill(claims, limit=limit, version=version, now=self._clock())
         self.notify()
-
-    def return_claim(self, item: Item) -> None:
-        """Take back the claim of an item for which nothing was sent."""
-        self._pending.append(item.claim)
-        self._budget.held += 1
 
     # --------------------------------------------------------------------- items
 
@@ -362,10 +256,10 @@ class AccountQueue:
                 begins: a bound to them is a bound to memory.
             share: How many of its items may be checked out.
         """
-        fresh = bool(self._pending) and len(self._retry_heap) < max_retrying
-        if not self._pending and not self._retry_heap:
+        pending, retrying = self.claims.pending, self._retry_heap
+        if not pending and not retrying:
             return math.inf
-        if self.closed_by is not None or self.draining:
+        if self._closing.reply is not None or self.draining:
             return -math.inf
         if (
             self.under_way >= self._cancels.pace.concurrency
@@ -375,29 +269,20 @@ class AccountQueue:
             return math.inf
         return max(
             self._cancels.pace.free_at,
-            -math.inf if fresh else self._retry_heap[0][0],
+            -math.inf if pending and len(retrying) < max_retrying else retrying[0][0],
             self._paused_until,
         )
 
     def check_out(self, now: float) -> Item:
         """Give out the item whose turn it is, which `next_at` says there is."""
-        due = bool(self._retry_heap) and (
-            self._retry_heap[0][0] <= now
-            or self.closed_by is not None
-            or not self._pending
-        )
-        if due:
-            item = heapq.heappop(self._retry_heap)[2]
+        retrying, closed = self._retry_heap, self._closing.reply is not None
+        if retrying and (retrying[0][0] <= now or closed or not self.claims.pending):
+            item = heapq.heappop(retrying)[2]
         else:
-            item = Item(self._pending.pop(0), now)
-            self._budget.held -= 1
-            if len(self._pending) <= self._page // 4 and (
-                self._used_up_at == self._filled_at
-            ):
-                self._used_up_at = now
+            item = Item(self.claims.take_next(now), now)
         self._checked_out += 1
         self.under_way += 1
-        if self.closed_by is None and not self.draining:
+        if not (closed or self.draining):
             self._cancels.pace.reserve(now)
         return item
 
@@ -422,14 +307,25 @@ class AccountQueue:
 
     def close(self, reply: Classification[Any], until: float = math.inf) -> None:
         """Cancel nothing of this account until then, because of this reply."""
-        self._closed_by = reply
-        self._closed_until = until
-        self._cancels.closed = until < math.inf
+        self._closing.close(reply, until)
+        self._cancels.closed = self.dropped or self.draining or until < math.inf
         self.notify()
 
+    def reopen_if_due(self) -> None:
+        """Open the account if it was closed for long enough.
+
+        The first step of each turn: of the account to give out an item or to claim
+        more, of a reply, of a retry that has slept. No timer does it: what a closed
+        account has is given out at once, to end, so nothing in it waits to be opened.
+        While it is drained it opens no more: the next holder is to wait for that long.
+        """
+        until = self._closing.until
+        if until < math.inf and until <= self._clock() and not self.draining:
+            self._reopen()
+
     def _reopen(self) -> None:
-        self._closed_by = self._cancels.outage = None
-        self._closed_until = math.inf
+        self._closing.reopen()
+        self._cancels.outage = None
         self._cancels.closed = self.dropped or self.draining
 
     # ------------------------------------------------------------------- replies
@@ -453,6 +349,32 @@ class AccountQueue:
         if isinstance(reply, TransportFailure) and reply.cause is Cause.NOT_PERMITTED:
             self.pause()
             return
+        self._learn_pace(item, request, classification, attempt)
+        if self._closing.until < math.inf and self._cancels.outage is None:
+            self._reopen()
+        if isinstance(reply, Response):
+            self._has_answered = self._service.has_answered = True
+            cancel, refund_id = request.method == "POST", item.claim.refund_id
+            if self._closing.condemns_key(
+                refund_id, reply, classification, cancel=cancel
+            ):
+                self.close(classification)
+        # After it was noted: a failure that came late does not begin the next outage.
+        self.reopen_if_due()
+        outage = self._cancels.outage
+        if outage is not None and self._closing.reply is None:
+            verdict = self._service.judge(outage, reply, self._clock())
+            if verdict is not None:
+                self.close(*verdict)
+
+    def _learn_pace(
+        self,
+        item: Item,
+        request: Request[Any],
+        classification: Classification[Any],
+        attempt: Attempt,
+    ) -> None:
+        """Tell the paces and the locks of charges what came of an attempt."""
         cancel, limit = request.method == "POST", classification.limit
         endpoint = self._cancels if cancel else self._reads
         if limit is None or limit is Limit.LOCK:
@@ -465,36 +387,6 @@ class AccountQueue:
             endpoint.record_limit(limit, attempt)
         if cancel:
             self._note_lock(item, locked=limit is Limit.LOCK)
-        if self._closed_until < math.inf and self._cancels.outage is None:
-            self._reopen()
-        if isinstance(reply, Response):
-            self._has_answered = True
-            self._judge_key(item, reply, classification, cancel=cancel)
-
-    def _judge_key(
-        self,
-        item: Item,
-        reply: Response,
-        classification: Classification[Any],
-        *,
-        cancel: bool,
-    ) -> None:
-        """Close the account once there is evidence that the key is no good for it.
-
-        A key may be good for cancels and not for reads. Only Stripe can refuse it: a
-        page of a proxy says nothing about keys.
-        """
-        forbidden = reply.status == 401 or (cancel and reply.status == 403)  # noqa: PLR2004 - Unauthorized, Forbidden
-        if classification.outcome is Outcome.REFUSED and forbidden:
-            if classification.proof is Proof.NONE or not is_from_stripe(
-                reply, classification.envelope
-            ):
-                return
-            self._refused |= {item.claim.refund_id}
-            if len(self._refused) >= _EVIDENCE:
-                self.close(classification)
-        elif cancel and not classification.limit and _is_word(classification):
-            self._refused = _NOBODY
 
     async def wait_for_slot(
         self, item: Item, request: Request[Any], seconds: float, until: float
@@ -521,6 +413,7 @@ class AccountQueue:
         self._leave()
         try:
             await self._sleep(seconds)
+            self.reopen_if_due()
             if seconds and self._ends_before(endpoint, seconds):
                 return False
             async with asyncio.timeout_at(until):
@@ -593,11 +486,3 @@ class AccountQueue:
         if self._made_reads is not None:
             self._made_reads.notify()
         self._changed(self)
-
-
-def _is_word(classification: Classification[Any]) -> bool:
-    """Tell whether Stripe itself decided about the request."""
-    return classification.outcome is Outcome.DONE or (
-        classification.outcome is Outcome.REFUSED
-        and classification.proof is not Proof.NONE
-    )

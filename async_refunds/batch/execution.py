@@ -119,6 +119,7 @@ class Execution:
             hand_over=self._hand_over,
             patience=patience,
             timeout=timeout,
+            kept=not log_untaken,
         )
         self._error: BaseException | None = None
         self._calling: set[asyncio.Task[None]] = set()

@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from async_refunds.protocol.classification import Classification, Outcome
-from async_refunds.protocol.requests import Cause, TransportFailure
-
 from .account_queue import AccountQueue
 from .claiming import ClaimBudget, WantedClaims
+from .closing import ServiceMonitor
 from .endpoint import event_or
 
 if TYPE_CHECKING:
@@ -25,16 +23,12 @@ if TYPE_CHECKING:
 
     from async_refunds.journal import Claim, Leases
     from async_refunds.models import Attempt
-    from async_refunds.protocol.requests import Reply, Request
+    from async_refunds.protocol.classification import Classification
+    from async_refunds.protocol.requests import Request
     from async_refunds.results import CancelResult
 
-    from .endpoint import Outage
     from .item import Item
     from .rate_control import RateController
-
-# Seconds after which a service that never answered counts as unreachable. A restart of
-# what stands before Stripe is over by then.
-_SILENCE = 5.0
 
 # Items that the journal may be ahead of the claims. All of a usual input, so that a run
 # that is killed has it; of one without an end, what a large platform sends in seconds.
@@ -89,9 +83,7 @@ class Scheduler:
     ) -> None:
         self._leases = leases
         self._on_idle = on_idle
-        self._service = service
-        self._patience = patience
-        self._has_answered = False
+        self._service = ServiceMonitor(service, patience)
         self._new_pace = new_pace
         self._clock = clock
         self._workers = workers
@@ -142,7 +134,8 @@ class Scheduler:
 
     def unsent(self) -> list[Claim]:
         """Return the claims that no worker has taken."""
-        pending = [claim for queue in self._queues.values() for claim in queue.unsent]
+        queues = self._queues.values()
+        pending = [claim for queue in queues for claim in queue.claims.pending]
         return self._returned + pending
 
     # --------------------------------------------------------------------- input
@@ -167,6 +160,7 @@ class Scheduler:
             self._new_pace,
             self._clock,
             self._on_change,
+            service=self._service,
             budget=self._budget,
             leases=self._leases,
         )
@@ -293,9 +287,8 @@ class Scheduler:
         while self._hungry and (room := self._budget.room_for(asked)):
             account = next(iter(self._hungry))
             queue = self._hungry.pop(account)
-            if limit := queue.claims_wanted(min(share, room)):
-                queue.note_claiming()
-                wanted.append(WantedClaims(account, limit, queue.version))
+            if limit := queue.ask_for_claims(min(share, room)):
+                wanted.append(WantedClaims(account, limit, queue.claims.version))
                 asked += limit
         self._budget.short_of_work = False
         return wanted
@@ -306,14 +299,14 @@ class Scheduler:
         queue.add_claims(claims, limit=wanted.limit, version=wanted.version)
         self._ahead = max(0, self._ahead - len(claims))
         if self._ahead >= _AHEAD and all(
-            each.exhausted for each in self._queues.values()
+            each.claims.exhausted for each in self._queues.values()
         ):
             self._ahead = 0  # what was added was there already
         if self._ahead < _AHEAD:
             self._room.set()
         if queue.dropped or queue.draining:
             self._take_back(queue)
-        if queue.hungry:
+        if queue.claims.hungry:
             self._want_claims(queue)
         self._forget_if_idle(queue)
 
@@ -377,7 +370,7 @@ class Scheduler:
     def return_claim(self, item: Item) -> None:
         """Take back the claim of an item for which nothing was sent."""
         queue = self._queue_of(item)
-        queue.return_claim(item)
+        queue.claims.put_back(item.claim)
         if queue.dropped or queue.draining:
             self._take_back(queue)
         self.release(item)
@@ -414,37 +407,9 @@ class Scheduler:
         self._retries += attempt.slept > 0
         queue = self._queue_of(item)
         queue.record_reply(item, request, classification, attempt)
-        self._has_answered = self._has_answered or queue.has_answered
-        # In this order: what was closed for long enough opens, and its outage is over.
-        if queue.closed_by is None and queue.outage is not None:
-            self._judge_outage(queue, queue.outage, classification.reply)
         if self._on_idle is not None and queue.closed_by is not None:
             # Nothing of it is worth a claim before its lease is taken anew.
             self.drain(queue.account)
-
-    def _judge_outage(self, queue: AccountQueue, outage: Outage, reply: Reply) -> None:
-        """Close an account while its service fails for longer than patience lasts.
-
-        What waits would be tried at the slow pace of an outage, one after the other,
-        and end the same. Once as much time has passed again, the next refund is tried
-        as the first one was: the input may be a stream that never ends.
-        """
-        seconds, now = self._patience, self._clock()
-        if not (self._has_answered or outage.reached):
-            seconds = min(seconds, _SILENCE)  # no network, or not the right address
-        if outage.lasts(seconds, now):
-            what = "could not be reached" if not outage.reached else "failed"
-            last = (
-                reply.detail
-                if isinstance(reply, TransportFailure)
-                else f"HTTP status {reply.status}"
-            )
-            text = f"{self._service} {what} for {now - outage.since:.0f} s: {last}"
-            failure = TransportFailure(Cause.REFUSED, text, sent=False)
-            closing: Classification[Any] = Classification(
-                failure, Outcome.NOT_SENT, retry=False
-            )
-            queue.close(closing, until=now + seconds)
 
     def needs_charge(self, item: Item) -> bool:
         """Tell whether only the item's charge can tell what it has to wait for."""
@@ -495,6 +460,7 @@ class Scheduler:
         while self._heap:
             entry, _, queue = self._heap[0]
             valid = entry == queue.scheduled_at
+            queue.reopen_if_due()
             when = self._next_at(queue)
             if valid and entry >= when:
                 return queue, when - self._clock()
@@ -511,7 +477,7 @@ class Scheduler:
         item = queue.check_out(self._clock())
         self._checked_out += 1
         self._enqueue(queue)
-        if queue.hungry:
+        if queue.claims.hungry:
             self._hungry[queue.account] = queue
         if self._hungry and self._budget.has_room:
             self._claims_wanted.set()

@@ -61,6 +61,8 @@ class CancelWorker:
             account.
         patience: Seconds for which a refund is tried again.
         timeout: Seconds for each call; ``None`` is the client's own.
+        kept: Whether the journal outlasts the batch, so that what goes on with it asks
+            again for what is unknown.
     """
 
     def __init__(
@@ -73,9 +75,12 @@ class CancelWorker:
         hand_over: Callable[[Item, CancelResult], object],
         patience: float,
         timeout: float | None,
+        kept: bool,
     ) -> None:
         self._refunds = refunds
         self._journal = journal
+        goes_on = "the next run" if journal.leases is None else "a worker"
+        self._asked_again_by = goes_on if kept else None
         self._scheduler = scheduler
         self._clock = clock
         self._hand_over = hand_over
@@ -94,7 +99,7 @@ class CancelWorker:
             JournalError: A new key could not be kept.
         """
         try:
-            request = _cancel_of(item)
+            request = self._cancel_of(item)
         except ValueError as error:
             # Other programs write to a journal in a database. What cannot be sent is
             # this item's result, and ends no other one.
@@ -109,7 +114,7 @@ class CancelWorker:
             conclusion = await self._settle_expired_key(item, request)
             if conclusion is not None:
                 return self._end_call(item, conclusion, passing=conclusion.passing)
-            request = _cancel_of(item)  # with its new key
+            request = self._cancel_of(item)  # with its new key
         pacing, call = self._begin_call(item)
         conclusion = await call.cancel(request)
         item.call = None
@@ -138,12 +143,21 @@ class CancelWorker:
         if not (item.attempts or item.may_have_canceled):
             return None
         conclusion = conclude_interrupted(
-            _cancel_of(item),
+            self._cancel_of(item),
             item.attempts,
             "the call was interrupted",
             maybe_sent=item.may_have_canceled,
         )
         return self._result(item, conclusion)
+
+    def _cancel_of(self, item: Item) -> Request[Refund]:
+        claim = item.claim
+        return cancel_request(
+            claim.refund_id,
+            idempotency_key=claim.idempotency_key,
+            stripe_account=claim.stripe_account,
+            asked_again_by=self._asked_again_by,
+        )
 
     def _begin_call(self, item: Item) -> tuple[_CallPacing, Call]:
         give_up_at = item.began_at + self._patience
@@ -202,7 +216,7 @@ class CancelWorker:
         nothing of this one: only its own requests can have left a doubt.
         """
         conclusion = conclude(
-            _cancel_of(item),
+            self._cancel_of(item),
             msgspec.structs.replace(closing, proof=Proof.KEY),
             None,
             maybe_sent=item.maybe_sent,
@@ -349,15 +363,6 @@ class _CallPacing:
             permit=self._permit,
         )
         return (await call.read(reading)).value
-
-
-def _cancel_of(item: Item) -> Request[Refund]:
-    claim = item.claim
-    return cancel_request(
-        claim.refund_id,
-        idempotency_key=claim.idempotency_key,
-        stripe_account=claim.stripe_account,
-    )
 
 
 def _lacks_permit(item: Item) -> bool:

@@ -14,7 +14,7 @@ import msgspec
 
 from async_refunds.batch import Batch
 from async_refunds.errors import APIConnectionError, JournalError
-from async_refunds.journal import SqliteJournal
+from async_refunds.journal import JournalReader, SqliteJournal
 from async_refunds.results import CANCELED, CancelRequest, CancelResult
 
 from .exit_codes import DONE, INTERRUPTED, NOT_ALL, UNKNOWN
@@ -159,6 +159,7 @@ class BatchRun:
         self._answered = False
         self._unreached = ""
         self._interrupted = False
+        self._in_doubt = False
         self._ended = False
 
     @property
@@ -203,9 +204,7 @@ class BatchRun:
             code = INTERRUPTED
         if broken is not None:
             self._output.error(str(broken))
-            # After a request, no journal may hold the outcome of some refund.
-            sent = batch.progress().requests > 0
-            code = UNKNOWN if sent else max(code, NOT_ALL)
+            code = max(self._account_for_broken(), NOT_ALL)
         self._summarize(broken=broken is not None)
         return max(code, int(self._output.lost))
 
@@ -282,6 +281,22 @@ class BatchRun:
                 shown["outcome"] = NOT_BEGUN  # a program reads one of `CancelOutcome`
             self._write(NOT_BEGUN, shown, sent=False)
 
+    def _account_for_broken(self) -> int:
+        """Count what a journal holds that took no more; return the exit code.
+
+        It is read anew. A refund is in it as claimed, and so unknown, before anything
+        is sent: also one whose call was broken off, which no count of requests has.
+        """
+        assert self._kept is not None  # noqa: S101 - the journal broke
+        try:
+            tally = JournalReader(self._kept.path).tally()
+        except JournalError:
+            self._in_doubt = True
+            return UNKNOWN
+        self._outcomes = Counter[str | None](tally.outcomes)
+        self._open = tally.open
+        return exit_code(self._outcomes)
+
     def _summarize(self, *, broken: bool) -> None:
         if not (self._brief and exit_code(self._outcomes) == DONE):
             self._summarize_outcomes(broken=broken)
@@ -307,7 +322,7 @@ class BatchRun:
                 say(line)
         if self._sent:
             say(effort(self._sent, self._rate_limited, self._seconds))
-        if broken:
+        if self._in_doubt:
             say(f"what was in flight is unknown: `{resume}` asks with the same keys")
         elif kept is not None and self._open:
             how = f"`{resume}` continues with them"

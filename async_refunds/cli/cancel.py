@@ -23,6 +23,8 @@ from .start_batch import open_journal, open_output, run_batch
 from .tables import counted
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .config import Connection
     from .list_files import BadLine
     from .options import BatchOptions
@@ -92,8 +94,12 @@ def cancel(
             code = _show_preview(
                 *(api, requests, batch, output, send.limit),
                 repeatable=source != STDIN,
+                notes=notes,
             )
             raise typer.Exit(code)
+        total = min(requests.count, send.limit or requests.count)
+        if api.livemode and total > 1 and not send.yes:
+            preview.require_terminal()  # before there is a journal
         kept = open_journal(stack, journal, api, batch, connection)
         output = open_output(stack, written, source, journal)
         code = run_batch(
@@ -114,6 +120,7 @@ def _show_preview(
     limit: int | None,
     *,
     repeatable: bool,
+    notes: Sequence[str],
 ) -> int:
     """Show what a cancel would do, and return the exit code."""
     writer = preview.PreviewWriter(output)
@@ -136,6 +143,10 @@ def _show_preview(
             refuse(str(error))
         finally:
             output.table(preview.PREVIEW_COLUMNS)
+    if total < requests.count:
+        output.say(f"--max left out {counted(requests.count - total, 'refund')}")
+    for note in notes:
+        output.say(note)
     for line in preview.preview_lines(writer.preview, repeatable=repeatable):
         output.say(line)
     return DONE if writer.preview.all_read else NOT_ALL
@@ -181,9 +192,8 @@ def collect(
 
 
 def _duplicates(requests: RefundList) -> list[str]:
-    count = requests.duplicates
-    if not count:
+    again = requests.duplicates
+    if not again:
         return []
-    verb = "names" if count == 1 else "name"
-    lines = f"{counted(count, 'line')} {verb} a refund that was given before"
-    return [f"{lines}; each is canceled once"]
+    given = counted(requests.count + again, "refund")
+    return [f"{given} given, {again:,} of them given before; each is canceled once"]

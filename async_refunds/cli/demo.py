@@ -273,6 +273,7 @@ def demo(
     refunds: Annotated[
         int | None,
         typer.Option(
+            metavar="N",
             min=1,
             max=100_000,
             help="How many refunds to cancel. [default: 200, with --workers 2000]",
@@ -288,13 +289,17 @@ def demo(
     workers: Annotated[
         int | None,
         typer.Option(
+            metavar="N",
             min=1,
             max=20,
             help="Share them among so many processes, over PostgreSQL; kill one.",
         ),
     ] = None,
     accounts: Annotated[
-        int, typer.Option(min=1, max=1000, help="With --workers: of how many accounts.")
+        int,
+        typer.Option(
+            metavar="N", min=1, max=1000, help="With --workers: of how many accounts."
+        ),
     ] = 20,
     database: Annotated[
         str | None,
@@ -305,7 +310,9 @@ def demo(
     ] = None,
     seed: Annotated[
         int,
-        typer.Option(help="The same seed draws the same refunds and faults."),
+        typer.Option(
+            metavar="N", help="The same seed draws the same refunds and faults."
+        ),
     ] = 0,
     form: options.Format,
 ) -> None:

@@ -35,14 +35,18 @@ Exit codes: 0 ended by Ctrl-C or SIGTERM, 2 wrong usage, or the port is taken.""
 def emulator(
     *,
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="0 takes any free one.")
+        int,
+        typer.Option(metavar="PORT", min=0, max=65535, help="0 takes any free one."),
     ] = 12111,
     host: Annotated[
         str,
-        typer.Option(help="0.0.0.0 lets other machines reach it."),
+        typer.Option(metavar="HOST", help="0.0.0.0 lets other machines reach it."),
     ] = "127.0.0.1",
     seed: Annotated[
-        int, typer.Option(min=0, help="How many refunds in requires_action to make.")
+        int,
+        typer.Option(
+            metavar="N", min=0, help="How many refunds in requires_action to make."
+        ),
     ] = 500,
     faults: Annotated[
         str | None, typer.Option(metavar="SPEC", help=FAULTS_HELP)
@@ -51,10 +55,16 @@ def emulator(
         bool, typer.Option("--limits", help="Limit rates as Stripe does: 25/s.")
     ] = False,
     latency: Annotated[
-        float, typer.Option(min=0, max=60, help="Seconds each execution takes.")
+        float,
+        typer.Option(
+            metavar="SECONDS", min=0, max=60, help="How long each execution takes."
+        ),
     ] = 0.0,
     per_charge: Annotated[
-        int, typer.Option(min=1, help="How many of the seeded refunds share a charge.")
+        int,
+        typer.Option(
+            metavar="N", min=1, help="How many of the seeded refunds share a charge."
+        ),
     ] = 1,
     webhook: Annotated[
         str | None,

@@ -29,6 +29,11 @@ JSON_LINES = (".jsonl", ".ndjson")
 """Endings of files that have an object per line, whatever their first line is."""
 
 
+_OF_A_LIST = frozenset({"data", "has_more", "url", "count", "total_count"})
+"""The keys of a list that scripts wrote without its kind. Any other one could name an
+account."""
+
+
 def entries_of_json(
     lines: Iterator[str], *, one_per_line: bool
 ) -> Iterator[CancelRequest | BadLine]:
@@ -102,7 +107,7 @@ def _from_dict(
     number: int, value: dict[str, object]
 ) -> Iterator[CancelRequest | BadLine]:
     kind, data = value.get("object"), value.get("data")
-    if kind in ("list", "search_result"):
+    if kind in ("list", "search_result") or (data and value.keys() <= _OF_A_LIST):
         yield from _from_value(number, data)
     elif kind == "event":
         refund = cast("dict[str, object]", data if isinstance(data, dict) else {})

@@ -90,7 +90,8 @@ def list_(
         str | None, typer.Option(metavar="PI", help="Only those of this payment.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--max", min=1, help="Stop after this many.")
+        int | None,
+        typer.Option("--max", metavar="N", min=1, help="Stop after this many."),
     ] = None,
     connection: options.ConnectionOptions,
     form: options.Format,

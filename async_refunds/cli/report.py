@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from async_refunds.journal import Record
 
+STDOUT = "-"
+
 COLUMNS = (
     *("refund_id", "stripe_account", "outcome", "status", "amount", "currency"),
     *("created", "charge", "payment_intent", "failure_balance_transaction"),
@@ -67,7 +69,11 @@ class ReportForm(OptionGroup, frozen=True, kw_only=True):
     ] = False
     page: Annotated[
         str | None,
-        typer.Option("--html", metavar="FILE", help="Write a page for a browser."),
+        typer.Option(
+            "--html",
+            metavar="FILE",
+            help="Write a page for a browser; - for stdout.",
+        ),
     ] = None
     force: Annotated[
         bool, typer.Option("--force", help="Replace FILE if there is one.")
@@ -91,7 +97,7 @@ def report(journal: options.JournalArgument, *, form: ReportForm) -> None:
     with interruptible(lambda: "the report is not complete; the journal is as it was"):
         try:
             reader = JournalReader(journal)
-            if form.page is not None:
+            if form.page not in (None, STDOUT):
                 _refuse_same_file(form.page, journal)
             run = RunReport(journal, reader, resume=resume_command(journal, reader.run))
             write_report(run, reader, form)
@@ -108,7 +114,10 @@ def write_report(run: RunReport, reader: RunReader, form: ReportForm) -> None:
     """
     as_json = form.as_json or form.as_csv
     output = Output(options.Format(as_json=as_json, quiet=form.quiet))
-    if form.page is not None:
+    if form.page == STDOUT:
+        for part in html_page(run, reader.records()):
+            output.raw(part.encode(errors="backslashreplace"))
+    elif form.page is not None:
         _write_page(form.page, run, reader, force=form.force)
         output.say(f"written to {form.page}")
     elif output.as_table:

@@ -92,15 +92,20 @@ class Table:
         if len(text) <= left or not text:
             return [f"{start}{_GAP}{text}".rstrip()]
         if left >= _NARROW:
-            first, *more = textwrap.wrap(text, left)
+            first, *more = _wrapped(text, left)
             indent = " " * (self._width - left)
             return [f"{start}{_GAP}{first}", *(f"{indent}{each}" for each in more)]
-        below = textwrap.wrap(text, max(self._width - len(_INDENT), _NARROW))
+        below = _wrapped(text, max(self._width - len(_INDENT), _NARROW))
         return [start.rstrip(), *(f"{_INDENT}{each}" for each in below)]
 
     def _left(self, names: Sequence[str]) -> int:
         """Return the columns that are left for the last cell."""
         return self._width - sum(self._widths[name] + len(_GAP) for name in names)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Return lines, none of which ends within a key or an id: those are copied."""
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def utc(seconds: float, form: str) -> str:

@@ -166,8 +166,7 @@ def _conclude_ambiguous(
         seen,
         OutcomeUnknownError(
             f"{request.refund_id} may or may not be canceled: {why}"
-            f"{_stop_words(stopped)}, and the refund {found}; "
-            + ask_again(request.idempotency_key),
+            f"{_stop_words(stopped)}, and the refund {found}; " + _ask_again(request),
             refund=seen,
             idempotency_key=request.idempotency_key,
             attempts=attempts,
@@ -315,7 +314,7 @@ def conclude_interrupted(
         )
     error = OutcomeUnknownError(
         f"{request.refund_id} may or may not be canceled: {why}; "
-        + ask_again(request.idempotency_key),
+        + _ask_again(request),
         refund=None,
         idempotency_key=request.idempotency_key,
         attempts=attempts,
@@ -323,13 +322,16 @@ def conclude_interrupted(
     return Conclusion("unknown", error=error, settled=False, passing=True)
 
 
-def ask_again(key: str | None) -> str:
+def _ask_again(request: Request[Refund]) -> str:
     """Return the advice for an unknown outcome, with the key.
 
     Some job queues and formatted tracebacks keep nothing of an error but its message,
     so the message has to contain the key.
     """
-    return f"call cancel again with idempotency_key={key!r} within 24 hours"
+    key = f"idempotency_key={request.idempotency_key!r}"
+    if request.asked_again_by is not None:
+        return f"{request.asked_again_by} asks again with {key}"
+    return f"call cancel again with {key} within 24 hours"
 
 
 def _shown_status(refund: Refund) -> str:

@@ -51,6 +51,9 @@ class Request(msgspec.Struct, Generic[T], frozen=True, gc=False):
     """Decodes the body of a successful answer."""
     refund_id: str
     """Empty for a list."""
+    asked_again_by: str | None = None
+    """Who asks again with the key while the outcome is unknown, in words; ``None`` if
+    the caller has to."""
 
     @property
     def endpoint(self) -> Literal["cancel", "retrieve", "list"]:
@@ -128,6 +131,7 @@ def cancel_request(
     idempotency_key: str,
     expand: Sequence[str] = (),
     stripe_account: str | None = None,
+    asked_again_by: str | None = None,
 ) -> Request[Refund]:
     """Build ``POST /v1/refunds/{id}/cancel``.
 
@@ -144,6 +148,7 @@ def cancel_request(
         stripe_account=_account(stripe_account),
         decoder=_REFUND,
         refund_id=refund_id,
+        asked_again_by=asked_again_by,
     )
 
 

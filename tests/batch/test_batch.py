@@ -508,6 +508,9 @@ async def test_page_of_a_proxy_is_no_word_on_the_key() -> None:
         await refunds.close()
     assert server.methods() == "POST GET POST GET POST GET POST GET"
     assert {result.outcome for result in results.values()} == {"unknown"}
+    for result in results.values():  # no journal has the key
+        advice = f"; call cancel again with idempotency_key={result.idempotency_key!r}"
+        assert advice in str(result.error)
 
 
 async def test_service_that_comes_up_a_little_later_is_waited_for() -> None:
@@ -712,12 +715,15 @@ async def test_input_that_will_not_end_is_left_behind() -> None:
     assert seconds < 5  # calls have ten to end, an input has one
 
 
-def test_loop_that_ends_in_the_midst_of_a_batch_ends() -> None:
-    stripe = Emulator()
-    ids = stripe.seed_refunds(500)
+def test_loop_that_ends_in_the_midst_of_a_batch_ends(
+    stripe_emulator: Emulator,
+) -> None:
+    # From a thread: a loop that ends leaves what its server is about to accept open.
+    ids = stripe_emulator.seed_refunds(500)
+    base_url = stripe_emulator.base_url
 
     async def consume() -> None:
-        async with client(stripe) as refunds:
+        async with RefundsClient(KEY, base_url=base_url) as refunds:
             async for _ in cancel_many(refunds, ids, rate=50):
                 begun.set()
 

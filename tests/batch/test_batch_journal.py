@@ -144,7 +144,9 @@ async def test_run_goes_on_for_its_own_accounts_whatever_the_client_defaults_to(
 
 @pytest.mark.usefixtures("one_call_each")
 @real
-async def test_what_was_unknown_is_asked_again_with_its_key(tmp_path: Path) -> None:
+async def test_what_was_unknown_is_asked_again_with_its_key(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     stripe = Emulator()
     refund_id = stripe.add_refund()
     path = tmp_path / "run.sqlite3"
@@ -152,6 +154,11 @@ async def test_what_was_unknown_is_asked_again_with_its_key(tmp_path: Path) -> N
         stripe.faults.script("reset_after", "stall")
         first = await canceled_many(refunds, [refund_id], journal=path)
         assert first[refund_id].outcome == "unknown"
+        key = first[refund_id].idempotency_key
+        told = f"; the next run asks again with idempotency_key={key!r}"
+        assert str(first[refund_id].error).endswith(told)
+        assert told in caplog.text
+        assert "call cancel again" not in caplog.text
         second = await canceled_many(refunds, (), journal=path)
     assert second[refund_id].outcome == "canceled"
     refund = second[refund_id].refund

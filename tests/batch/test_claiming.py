@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from async_refunds.batch.account_queue import AccountQueue
 from async_refunds.batch.claiming import ClaimBudget
+from async_refunds.batch.closing import ServiceMonitor
 from async_refunds.batch.endpoint import Endpoint
 from async_refunds.batch.rate_control import RateController
 from async_refunds.batch.scheduler import Scheduler
@@ -62,6 +63,7 @@ def batch_queue() -> AccountQueue:
         lambda _: RateController(rate=FAST, now=clock()),
         clock,
         lambda queue: queue,
+        service=ServiceMonitor("https://api.stripe.com", 120.0),
         budget=ClaimBudget(),
     )
 

@@ -296,7 +296,9 @@ async def test_stopped_without_a_permit_gives_back_what_was_not_sent() -> None:
     )
 
 
-async def test_stopped_without_a_permit_tells_what_it_knows_of_the_rest() -> None:
+async def test_stopped_without_a_permit_tells_what_it_knows_of_the_rest(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with (
         scripted("reset", reads=[WAITING]) as server,
         server.client() as refunds,
@@ -309,6 +311,8 @@ async def test_stopped_without_a_permit_tells_what_it_knows_of_the_rest() -> Non
         await asyncio.sleep(60.0)
     assert server.methods() == "POST"
     assert batch.outcomes == {"re_1": "unknown"}
+    assert "; a worker asks again with idempotency_key=" in caplog.text
+    assert "call cancel again" not in caplog.text
 
 
 async def test_call_under_way_ends_without_another_request_when_it_is_dropped() -> None:
@@ -476,7 +480,7 @@ async def test_what_no_journal_has_handed_over_is_in_the_log(
     stripe = emulator()
     stripe.faults.storm(1.0, names=["503"])
     (refund_id,) = seeded(stripe, 1, A)
-    with pytest.raises(JournalError, match="did not answer"):
+    with pytest.raises(JournalError, match="did not answer"):  # noqa: PT012 - as it ends
         async with fleet(stripe, retry=SLOW, patience=PATIENT) as batch:
             await batch.journal.enqueue([refund_id], A)
             batch.open(A)

@@ -43,7 +43,7 @@ async def test_id_given_twice_is_sent_and_told_once() -> None:
         ended = await run("cancel", *ids, *ids, "--base-url", base_url)
     assert ended.code == 0
     assert ended.err == (
-        "2 lines name a refund that was given before; each is canceled once\n"
+        "4 refunds given, 2 of them given before; each is canceled once\n"
     )
     assert sorted(line["refund_id"] for line in ended.lines) == sorted(ids)
     assert emulator.books.cancel_requests == dict.fromkeys(ids, 1)

@@ -164,7 +164,7 @@ async def test_refunds_are_added_once(fleet: Fleet, tmp_path: Path) -> None:
     more = await fleet(*command, "--from", str(source), "--account", "acct_1")
     assert more.err.splitlines() == [
         "2 refunds added to tonight",
-        "1 line names a refund that was given before; each is canceled once",
+        "3 refunds given, 1 of them given before; each is canceled once",
     ]
     again = await fleet(*command, "re_4", "--from", str(source), "--account", "acct_1")
     assert (
@@ -254,6 +254,74 @@ async def test_run_is_paused_and_resumed(fleet: Fleet) -> None:
     assert none.err == "async-refunds: there is no run 'tomorrow'\n"
     assert closed.err == "async-refunds: 'tonight' is closed\n"
     assert retried.err == none.err
+
+
+async def test_run_that_was_a_mistake_is_closed(fleet: Fleet) -> None:
+    ids = ("re_1", "re_2", "re_3", "re_4")
+    await fleet("enqueue", "--run", "tonight", *ids, "--base-url", HERE)
+    know(fleet, "re_1", "settled = true, outcome = 'canceled', maybe_sent = true")
+    know(fleet, "re_2", "maybe_sent = true, claims = 1")
+    know(fleet, "re_3", "outcome = 'failed', error = 're_3 failed', attempts = 1")
+    begun = await fleet("close", "tonight")
+    assert begun.code == 1
+    assert begun.err == (
+        "2 refunds of tonight not sent, and not canceled; 1 refund perhaps sent: "
+        "a worker asks again, then the same command closes tonight\n"
+    )
+    state = "SELECT state FROM async_refunds.runs"
+    assert fleet.rows(state) == [("open",)]
+    await fleet("pause", "tonight")
+    paused = await fleet("close", "tonight")
+    assert paused.code == 1
+    assert "after `async-refunds fleet resume tonight` a worker asks" in paused.err
+    assert fleet.rows(state) == [("paused",)]
+    know(fleet, "re_2", "settled = true, outcome = 'not_cancelable', maybe_sent = true")
+    closed = await fleet("close", "tonight")
+    assert (closed.code, closed.err) == (
+        0,
+        "0 refunds of tonight not sent, and not canceled; tonight is closed\n",
+    )
+    report, added, retried, again, none = await fleet.each(
+        ("report", "tonight"),
+        ("enqueue", "--run", "tonight", "re_5", "--base-url", HERE),
+        ("retry", "tonight", "--outcome", "failed"),
+        ("close", "tonight"),
+        ("close", "tomorrow"),
+    )
+    assert [(line["outcome"], line["error"]) for line in report.lines] == [
+        *(("canceled", None), ("not_cancelable", None)),
+        ("failed", "re_3 failed; then its run was closed"),
+        ("failed", "re_4 was not canceled: its run was closed"),
+    ]
+    assert "the run 'tonight' is closed; nothing was added" in added.err
+    assert retried.err == "async-refunds: 'tonight' is closed\n"
+    assert (added.code, retried.code, again.code, none.code) == (1, 2, 0, 2)
+    shown = await on_terminal(fleet, "report", "tonight")
+    assert "not canceled: the run is closed, another one may have them" in shown
+    assert "tonight" not in await on_terminal(fleet, "status")
+
+
+async def test_claim_that_a_failover_lost_was_perhaps_sent(fleet: Fleet) -> None:
+    await fleet("enqueue", "--run", "tonight", "re_1", "--base-url", HERE)
+    # The database is in a history that no worker has noted yet.
+    fleet.rows("UPDATE async_refunds.timelines SET timeline = 'before'")
+    closed = await fleet("close", "tonight")
+    assert closed.code == 1
+    assert "0 refunds of tonight not sent, and not canceled; 1 refund" in closed.err
+    assert fleet.rows("SELECT settled FROM async_refunds.items") == [(False,)]
+
+
+async def test_role_that_may_not_tell_the_history_takes_nothing_for_unsent(
+    fleet: Fleet,
+) -> None:
+    await fleet("enqueue", "--run", "tonight", "re_1", "--base-url", HERE)
+    fleet.rows(
+        "CREATE OR REPLACE FUNCTION async_refunds.timeline() RETURNS text "
+        "LANGUAGE sql AS 'SELECT NULL::text'"
+    )
+    assert "1 refund perhaps sent" in (await fleet("close", "tonight")).err
+    fleet.rows("DELETE FROM async_refunds.timelines")  # nobody may tell it
+    assert (await fleet("close", "tonight")).code == 0
 
 
 async def test_what_was_not_canceled_is_opened_again(fleet: Fleet) -> None:
@@ -550,7 +618,7 @@ async def test_worker_tells_of_a_refused_key_and_a_second_signal_ends_it_at_once
             await until(fleet, "SELECT bool_or(maybe_sent) FROM async_refunds.items")
             ((owner,),) = fleet.rows("SELECT owner FROM async_refunds.leases")
             worker.process.send_signal(signal.SIGTERM)
-            await worker.sleeps()
+            await worker.says("stopping: .* what is under way has three seconds to end")
             worker.process.send_signal(signal.SIGINT)
             ended = await worker.ended()
     assert owner == "night"
@@ -562,14 +630,16 @@ async def test_worker_waits_for_the_database_and_refuses_the_wrong_one(
     fleet: Fleet, postgres_empty_database: str
 ) -> None:
     to = ("fleet", "worker", "--base-url", HERE)
-    empty, lease = await run_each(
+    empty, *leases = await run_each(
         (*to, "--database", postgres_empty_database),
         (*to, "--lease", "0"),
+        (*to, "--lease", "0.99"),
         environment=fleet.environment,
     )
-    assert [empty.code, lease.code] == [2, 2]
+    assert [empty.code, *(lease.code for lease in leases)] == [2, 2, 2]
     assert "run `async-refunds fleet init`" in empty.err
-    assert "--lease must be" in lease.err
+    assert "--lease must be above 0 seconds, not 0.0" in leases[0].err
+    assert "--lease must be at least 1 second" in leases[1].err
     away = {"ASYNC_REFUNDS_DATABASE": "postgresql://127.0.0.1:1/nobody"}
     async with started(*to, "--verbose", environment=away) as worker:
         await worker.says("waiting for the database: ")

@@ -49,6 +49,10 @@ CHANGES: dict[tuple[str, ...], tuple[str, str]] = {
         "perhaps tonight is open: the same command again makes sure",
         "SELECT state = 'open' FROM async_refunds.runs",
     ),
+    ("close", "tonight"): (
+        "perhaps tonight is paused: the same command again goes on",
+        "SELECT state = 'paused' FROM async_refunds.runs",
+    ),
     ("retry", "tonight", "--outcome", "failed"): (
         "perhaps they are open: the same command again opens what is not",
         "SELECT NOT settled FROM async_refunds.items",

@@ -10,6 +10,7 @@ import pytest
 
 from async_refunds.journal import JournalReader, Run, SqliteJournal
 from async_refunds.results import CancelRequest
+from tests.support.small_disk import fill, small_disk
 from tests.support.terminal import (
     LIVE_KEY,
     Gate,
@@ -327,6 +328,35 @@ async def test_journal_that_breaks_ends_the_run_with_what_to_do(tmp_path: Path) 
         "the same keys"
     )
     assert emulator.books.cancel_requests.keys() == {*ids[:2]}
+
+
+async def test_full_disk_ends_a_run_with_what_its_journal_holds(
+    tmp_path: Path,
+) -> None:
+    emulator, ids = emulator_of(3)
+    with small_disk(tmp_path) as folder:
+        async with emulator.serve() as behind:
+            gate = Gate(behind)
+            async with gate.serve() as base_url:
+                to = ("--journal", "run.sqlite3", "--base-url", base_url)
+                async with started("cancel", *ids, *to, folder=folder) as running:
+                    await gate.holds(3)
+                    running.process.kill()
+                    await running.ended()
+                filler = fill(folder)
+                resumed = await run("resume", "run.sqlite3", folder=folder)
+                filler.unlink()
+                begun = await run("report", "run.sqlite3", folder=folder)
+    assert (resumed.code, resumed.out) == (3, "")
+    _, broken, *said = resumed.said
+    assert "does not fit on the disk: make room, then resume the run" in broken
+    resume = "`async-refunds resume run.sqlite3`"
+    assert said == [
+        "outcome  refunds  what to do",
+        f"unknown  3        maybe canceled: {resume}; nothing is canceled twice",
+        f"3 of 3 are open: {resume} continues with them",
+    ]
+    assert [line["outcome"] for line in begun.lines] == ["unknown"] * 3
 
 
 async def test_results_go_to_a_file_after_what_it_holds(tmp_path: Path) -> None:

@@ -208,6 +208,11 @@ READ: dict[str, tuple[str | bytes, list[CancelRequest]]] = {
         TWO,
     ),
     "Stripe's search answer": (json.dumps({**PAGE, "object": "search_result"}), TWO),
+    "a list's data alone": (json.dumps({"data": PAGE["data"]}), TWO),
+    "a list without its kind": (
+        json.dumps({"data": PAGE["data"], "has_more": False}, indent=2),
+        TWO,
+    ),
     "one refund over lines": (json.dumps(refund("re_1"), indent=2), TWO[:1]),
     "an event of a connected account": (json.dumps(EVENT), THEIRS[1:]),
 }
@@ -298,6 +303,11 @@ BAD: dict[str, tuple[str | bytes, int, str]] = {
         '{"id":"re_1"}\n{"id":"re_2","account_name":"Acme"}\n',
         2,
         "'account_name' may name an account",
+    ),
+    "a list of whoever else": (
+        f'{{"id":"re_1"}}\n{{"account":"{THEM}","data":[{{"id":"re_2"}}]}}\n',
+        2,
+        "has neither refund_id",
     ),
     "a list in a list": (
         '{"id":"re_1"}\n[{"id":"ch_1"}]\n',

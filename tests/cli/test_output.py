@@ -302,6 +302,15 @@ async def test_row_wraps_at_words_and_keeps_the_id_whole(
     assert table.lines([RESULT], head=False) == lines
 
 
+@pytest.mark.parametrize("columns", [20, 40, 60, 80])
+async def test_key_in_a_row_is_not_torn(columns: int) -> None:
+    key = "idempotency_key='0198c9a2-6f0e-7c31-b3a5-5d1f4f0e9a77'"
+    table = Table(("refund_id", "error"), columns)
+    row = {"refund_id": "re_1", "error": f"the answer was lost; ask again with {key}"}
+    lines = table.lines([row], head=False)
+    assert any(key in line for line in lines)
+
+
 async def test_amount_is_in_the_currency_s_own_unit_and_json_in_the_smallest() -> None:
     emulator, _ = emulator_of(0)
     emulator.add_refund(amount=105_600, currency="eur")

@@ -15,7 +15,7 @@ from async_refunds.cli.tables import printable
 from async_refunds.journal import Record
 from async_refunds.models import Refund
 from tests.support.journals import journal_with, refund
-from tests.support.terminal import Gate, emulator_of, run, started
+from tests.support.terminal import Gate, emulator_of, run, started, there
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,6 +79,11 @@ async def test_page_has_what_came_back_and_what_needs_attention(
         *("report", "run.sqlite3", "--html", "run.html"), key=None, folder=tmp_path
     )
     assert (ended.code, ended.out, ended.err) == (3, "", "written to run.html\n")
+    piped = await run("report", "run.sqlite3", "--html", "-", key=None, folder=tmp_path)
+    assert (piped.code, piped.err) == (3, "")
+    assert piped.out.startswith("<!DOCTYPE html>")
+    assert "A run at https://a.example in test mode: 6 refunds." in Page(piped.out).text
+    assert not there(tmp_path, "-")
     page = Page((tmp_path / "run.html").read_text())
     text = page.text
     assert "A run at https://a.example in test mode: 6 refunds." in text

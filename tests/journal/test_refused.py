@@ -21,6 +21,7 @@ from async_refunds.journal import JournalReader, Run, SqliteJournal
 from async_refunds.journal.sqlite.rows import RunState
 from async_refunds.results import CancelRequest, CancelResult
 from tests.support.journals import claimed
+from tests.support.small_disk import root, small_disk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -468,23 +469,11 @@ async def test_file_that_goes_away_stops_the_run(
 # ------------------------------------------------------------------ full disk
 
 
-def root(*command: str) -> bool:
-    """Tell whether a command of the system was allowed and did it."""
-    done = subprocess.run(command, check=False, capture_output=True)  # noqa: S603 - ours
-    return done.returncode == 0
-
-
 @pytest.fixture
 def small(tmp_path: Path) -> Generator[Path]:
     """Give a path on a disk of one megabyte."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if not root("mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)):
-        pytest.skip("may not mount a small disk")
-    try:
+    with small_disk(tmp_path) as disk:
         yield disk / "run.sqlite3"
-    finally:
-        assert root("umount", str(disk))
 
 
 def test_load_on_a_full_disk_leaves_nothing(small: Path) -> None:

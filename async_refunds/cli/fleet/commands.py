@@ -20,6 +20,7 @@ for name, help_text, command in (
     ("report", runs.REPORT_HELP, runs.report),
     ("pause", runs.PAUSE_HELP, runs.pause),
     ("resume", runs.RESUME_HELP, runs.resume),
+    ("close", runs.CLOSE_HELP, runs.close),
     ("retry", runs.RETRY_HELP, runs.retry),
     ("prune", runs.PRUNE_HELP, runs.prune),
 ):

@@ -1,4 +1,4 @@
-"""``fleet pause``, ``resume``, ``retry``, ``prune``: what is done to runs by hand."""
+"""``fleet pause``, ``resume``, ``close``, ``retry``, ``prune``: runs, by hand."""
 
 from __future__ import annotations
 
@@ -57,6 +57,17 @@ Exit codes: 0 it is open, 1 the database failed, 2 no such run, no
 connection, or no right, 130 interrupted. With 1 and 130 stderr says whether it
 is open: perhaps, if the database did not answer any more."""
 
+CLOSE_HELP = """Send nothing more of a run for good, such as one made by mistake.
+
+What was never sent is told as failed: not canceled. What was perhaps sent goes on
+to be asked for by workers, with the same keys; once all of it has an end, the
+same command closes the run. A closed run takes no more refunds, is not opened
+again, and `fleet status` does not show it; `fleet report` does.
+
+Exit codes: 0 it is closed, 1 not yet, or the database failed, 2 no such run, no
+connection, or no right, 130 interrupted. With 1 and 130 stderr says what is
+certain, and the same command goes on."""
+
 RETRY_HELP = """Open refunds again that were not canceled, and wake the workers.
 
 --outcome says which: failed (canceled nothing, for a reason that was fixed
@@ -112,6 +123,9 @@ def fleet_steps(reader: RunReader, outcomes: Outcomes, retry: str) -> Steps:
     """
     asks, waits = _worker_steps(reader)
     dead, again = reader.dead, f"`{retry} --outcome {DEAD}`"
+    failed = f"read the error, fix its cause, then `{retry} --outcome failed`"
+    if reader.state == "closed":
+        failed = "the run is closed, another one may have them"
     if dead["unknown"] == outcomes["unknown"] > 0:
         asks = f"dead until {again}"
     elif dead["unknown"]:
@@ -123,10 +137,7 @@ def fleet_steps(reader: RunReader, outcomes: Outcomes, retry: str) -> Steps:
         "not_cancelable": (
             f"nothing can be; if its state changes, `{retry} --outcome not_cancelable`"
         ),
-        "failed": (
-            "not canceled: read the error, fix its cause, then "
-            f"`{retry} --outcome failed`"
-        ),
+        "failed": f"not canceled: {failed}",
         "unknown": f"maybe canceled: {asks}; nothing is canceled twice",
         None: waits,
     }
@@ -179,6 +190,36 @@ def _set_state(
         change.done(f"{run} is {state}")
         Output(Format(quiet=quiet)).say(change.said)
         raise typer.Exit(DONE)
+
+
+@with_options
+def close(run: RunArgument, *, database: DatabaseOptions, quiet: Quiet = False) -> None:
+    """Send nothing more of a run, for good."""
+    again = "the same command again goes on"
+    change = Change("nothing was changed", "")
+
+    def note(unsent: int) -> None:
+        settled = f"{counted(unsent, 'refund')} not to be sent any more"
+        change.done(f"{run} is paused, at least {settled}: {again}")
+
+    with change.told(), connected(database, change=change) as connection:
+        change.done(f"perhaps {run} is paused: {again}")
+        closed = administration.close(connection, run, on_page=note)
+        change.done(_closed(run, closed))
+        Output(Format(quiet=quiet)).say(change.said)
+        raise typer.Exit(NOT_ALL if closed.left else DONE)
+
+
+def _closed(run: str, closed: administration.Closed) -> str:
+    said = f"{counted(closed.unsent, 'refund')} of {run} not sent, and not canceled"
+    if not closed.left:
+        return f"{said}; {run} is closed"
+    resume = shlex.join(["async-refunds", "fleet", "resume", run])
+    who = f"after `{resume}` a worker" if closed.paused else "a worker"
+    return (
+        f"{said}; {counted(closed.left, 'refund')} perhaps sent: {who} asks again, "
+        f"then the same command closes {run}"
+    )
 
 
 @with_options

@@ -43,7 +43,8 @@ _SUBJECT = re.compile(r"^(?:re|pyr)_\w+ (?:was not canceled: )?")
 
 HELP = """Show who works on which account, and what is open.
 
-A run is open, paused, or done: all of its refunds are settled. An account has
+A run is open, paused, or done: all of its refunds are settled; a closed one is
+not shown. An account has
 the worker that holds it, the seconds since that was last heard of, the requests
 a second that Stripe allows it as far as was found, or that --rate allows the
 worker, the open refunds, the time since the oldest was added, and the last word

@@ -24,7 +24,7 @@ from .database import DatabaseOptions  # noqa: TC001 - the options are read from
 from .enqueue import TargetOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
     from async_refunds.results import CancelResult
 
@@ -44,10 +44,18 @@ The API key comes from STRIPE_API_KEY. Warnings go to stderr; what became of
 each refund is in `fleet report`.
 
 Exit codes: 0 it was stopped, 2 wrong usage, the database refuses, or its tables
-are not those of this release."""
+are not those of this release, 130 interrupted before it began."""
+
+STOPPING = (
+    "stopping: nothing more is begun, what is under way has three seconds to end, and "
+    "the accounts are given back (interrupt again to end at once)"
+)
 
 _CONCURRENCY = 50
 _PATIENCE = 120.0
+_LEAST_LEASE = 1.0
+"""Seconds. It is renewed three times in each, over a network; and the others look for
+what a silent worker has left from one second on."""
 
 
 class WorkerOptions(TargetOptions, frozen=True, kw_only=True):
@@ -79,7 +87,8 @@ class WorkerOptions(TargetOptions, frozen=True, kw_only=True):
             ValueError: A value that cannot be used.
         """
         TargetOptions.__post_init__(self)
-        validation.seconds("--lease", self.lease)
+        if validation.seconds("--lease", self.lease) < _LEAST_LEASE:
+            raise ValueError(f"--lease must be at least {_LEAST_LEASE:.0f} second")
 
 
 @with_options
@@ -108,7 +117,7 @@ def worker(
     async def run() -> None:
         stop = asyncio.Event()
         async with api.client(output) as refunds:
-            with _stopped_by_signals(stop):
+            with _stopped_by_signals(stop, lambda: output.say(STOPPING)):
                 output.say(
                     f"working at {api.base_url} in {api.mode} mode; Ctrl-C ends it"
                 )
@@ -149,15 +158,24 @@ def _log_warnings(*, verbose: bool) -> None:
 
 
 @contextmanager
-def _stopped_by_signals(stop: asyncio.Event) -> Generator[None]:
-    """Set an event at the first signal, and cancel the task at the second."""
+def _stopped_by_signals(
+    stop: asyncio.Event, say: Callable[[], object]
+) -> Generator[None]:
+    """Set an event at the first signal, and cancel the task at the second.
+
+    Args:
+        stop: The event.
+        say: Called at the first signal.
+    """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None  # noqa: S101 - a coroutine runs in one
 
     def end() -> None:
         if stop.is_set():
             task.cancel()
+            return
         stop.set()
+        say()
 
     numbers = (signal.SIGINT, signal.SIGTERM)
     for number in numbers:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from async_refunds.errors import JournalError
 
+from .statements import HISTORY
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
@@ -30,11 +32,36 @@ WITH changed AS (
 SELECT pg_notify('async_refunds', scope) FROM changed
 """
 _STATE = "SELECT state FROM async_refunds.runs WHERE name = %s"
+# What was claimed in commits that a failover lost may have been sent, and its row does
+# not say so. A role that may not tell the history, where others have, cannot know.
+_UNSENT = f"""
+WITH {HISTORY}, page AS MATERIALIZED (
+    SELECT i.ctid FROM async_refunds.items i
+        JOIN async_refunds.runs r USING (run_id) CROSS JOIN history
+        WHERE r.name = %(run)s AND NOT i.settled AND NOT i.maybe_sent
+            AND NOT (i.number <= history.last_number
+                AND i.timeline IS DISTINCT FROM history.timeline)
+            AND (history.timeline IS NOT NULL
+                OR NOT EXISTS (SELECT FROM async_refunds.timelines))
+        LIMIT %(page)s FOR UPDATE OF i
+)
+UPDATE async_refunds.items i SET settled = true, dead = false, outcome = 'failed',
+        known_at = clock_timestamp(),
+        error = coalesce(i.error || '; then', i.refund_id || ' was not canceled:')
+            || ' its run was closed'
+    FROM page WHERE i.ctid = page.ctid
+"""  # noqa: S608 - our own text
+_LEFT = """
+SELECT count(*) FROM async_refunds.items i JOIN async_refunds.runs r USING (run_id)
+    WHERE r.name = %s AND NOT i.settled
+"""
+_CLOSE = "UPDATE async_refunds.runs SET state = 'closed' WHERE name = %s"
 # Only what nobody has under way is written. A definite no of its state may have been
 # saved under its key, for a day: the next claim takes a new one.
 _RETRY = """
 WITH run AS (
-    SELECT run_id, scope FROM async_refunds.runs WHERE name = %(run)s
+    SELECT run_id, scope FROM async_refunds.runs
+        WHERE name = %(run)s AND state <> 'closed'
 ), wanted AS (
     SELECT i.run_id, i.account, i.refund_id FROM async_refunds.items i
         JOIN run USING (run_id)
@@ -82,10 +109,60 @@ def set_state(connection: Database, run: str, state: Literal["open", "paused"]) 
         JournalError: There is no such run, or it is closed.
     """
     if not connection.execute(_SET_STATE, {"run": run, "state": state}).fetchall():
-        found = connection.execute(_STATE, [run]).fetchone()
-        raise JournalError(
-            f"there is no run {run!r}" if found is None else f"{run!r} is closed"
-        )
+        _state_of(connection, run)
+        raise JournalError(f"{run!r} is closed")
+
+
+def _state_of(connection: Database, run: str) -> str:
+    row = connection.execute(_STATE, [run]).fetchone()
+    if row is None:
+        raise JournalError(f"there is no run {run!r}")
+    return str(row[0])
+
+
+class Closed(NamedTuple):
+    """What `close` has made of a run."""
+
+    unsent: int
+    """Refunds that are told as failed now, since nothing of them was sent."""
+    left: int
+    """Refunds that were perhaps sent: with one of them the run is not closed yet."""
+    paused: bool
+    """Whether it is paused, as it was before, so that no worker asks for these."""
+
+
+def close(
+    connection: Database, run: str, *, on_page: Callable[[int], object] | None = None
+) -> Closed:
+    """Have nothing more of a run sent, and close it unless something was perhaps sent.
+
+    What was never sent is settled as ``failed``. What was perhaps sent goes on to be
+    asked for by workers; once that has an end, the same again closes the run. The run
+    is paused in the meantime, and stays so if this does not come to its end.
+
+    Args:
+        connection: To the database.
+        run: Its name.
+        on_page: Called with how many are settled so far, each time that is certain.
+
+    Raises:
+        JournalError: There is no such run.
+    """
+    before, unsent = _state_of(connection, run), 0
+    if before != "closed":
+        set_state(connection, run, "paused")  # no worker claims what is settled here
+    given = {"run": run, "page": _PAGE}
+    while count := connection.execute(_UNSENT.encode(), given).rowcount:
+        unsent += count
+        if on_page is not None:
+            on_page(unsent)
+    row = connection.execute(_LEFT, [run]).fetchone()
+    left = 0 if row is None else int(str(row[0]))
+    if not left:
+        connection.execute(_CLOSE, [run])
+    elif before == "open":
+        set_state(connection, run, "open")
+    return Closed(unsent, left, before == "paused")
 
 
 def retry(
@@ -103,12 +180,13 @@ def retry(
         How many of them were opened, and how many were open.
 
     Raises:
-        JournalError: There is no such run.
+        JournalError: There is no such run, or it is closed.
     """
     given = {"run": run, "outcomes": sorted(outcomes), "dead": dead}
     row = connection.execute(_RETRY, given).fetchone()
     if row is None:
-        raise JournalError(f"there is no run {run!r}")
+        _state_of(connection, run)
+        raise JournalError(f"{run!r} is closed")
     opened, found = int(str(row[0])), int(str(row[1]))
     return Retried(opened, found - opened)
 

@@ -195,7 +195,7 @@ _HELD = """held AS MATERIALIZED (
 )"""
 # Which history the database is in, and which items another one may have claimed. While
 # the first worker has not noted a new one, that is all of them.
-_HISTORY = """history AS MATERIALIZED (
+HISTORY = """history AS MATERIALIZED (
     SELECT now.at, now.timeline,
         CASE WHEN now.timeline IS NULL THEN 0
             ELSE coalesce(t.last_number, 9223372036854775807) END AS last_number,
@@ -236,7 +236,7 @@ _AFTER = "coalesce((w.after ->> r.run_id::text)::bigint, 0)"
 # items by number: the first part does not read again what is under way, or was just
 # settled.
 CLAIM = f"""
-WITH {_HISTORY},
+WITH {HISTORY},
 held AS MATERIALIZED (
     SELECT l.account, l.token, l.retry_at, l.no_new_key_until
     FROM unnest(%(accounts)s::text[], %(tokens)s::uuid[]) AS given (account, token)
@@ -400,7 +400,7 @@ SELECT account, token::text FROM held"""  # noqa: S608 - our own text
 # Conditional on the generation that the claim had. While a former holder may have a
 # request under way, it says how many seconds that may take and changes nothing.
 REKEY = f"""
-WITH {_HISTORY},
+WITH {HISTORY},
 held AS MATERIALIZED (
     SELECT l.account, l.token, greatest(0, extract(epoch FROM
         greatest(l.no_new_key_until, h.seen_at + make_interval(secs => %(grace)s))
