@@ -6,6 +6,7 @@ import asyncio
 import functools
 import gc
 import logging
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,14 +15,21 @@ from psycopg.conninfo import make_conninfo
 from async_refunds import JournalError, RefundsClient, RetryPolicy
 from async_refunds.batch.execution import Execution
 from async_refunds.emulator import Limits
-from async_refunds.journal.postgres.connection import Link
+from async_refunds.journal.postgres import PostgresJournal
+from async_refunds.journal.postgres.connection import Database, Link
+from async_refunds.journal.postgres.leases import Leases
 from async_refunds.workers import scope_worker, work
 from async_refunds.workers.fair_share import FairShare
+from async_refunds.workers.scope_worker import ScopeWorker
+from async_refunds.workers.worker import _Worker
 from tests.support.batches import KEY, asked
 from tests.support.fleets import FAR_TOO_LONG
 from tests.support.scripted import CANCELED, RE, refusal, scripted
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from async_refunds.journal.postgres.connection import Connection
     from tests.workers.conftest import Fleet
 
 # The database is invisible to the loop whose time jumps.
@@ -34,6 +42,25 @@ TTL = 0.6
 
 def keys(fleet: Fleet, ids: list[str]) -> list[set[str | None]]:
     return [set(asked(fleet.stripe, each)) for each in ids]
+
+
+def watch(monkeypatch: pytest.MonkeyPatch, owner: type, *names: str) -> Counter[str]:
+    """Return how many calls of these methods are under way, from now on."""
+    under_way: Counter[str] = Counter()
+
+    def watched(name: str, method: Callable[..., Awaitable[Any]]) -> Any:  # noqa: ANN401 - as the method
+        async def call(*args: Any, **options: Any) -> Any:  # noqa: ANN401 - those of the method
+            under_way[name] += 1
+            try:
+                return await method(*args, **options)
+            finally:
+                under_way[name] -= 1
+
+        return call
+
+    for name in names:
+        monkeypatch.setattr(owner, name, watched(name, getattr(owner, name)))
+    return under_way
 
 
 async def test_worker_cancels_what_is_there_and_what_comes(fleet: Fleet) -> None:
@@ -108,7 +135,7 @@ async def test_accounts_of_a_worker_that_ends_go_to_the_others_at_once(
     async with fleet.worker("leaving", rate=50.0, ttl=600.0) as leaving:
         await fleet.until_told(5)
         async with fleet.worker("staying", rate=FAST, ttl=600.0) as staying:
-            await asyncio.sleep(0.5)  # until they know each other
+            await fleet.until_found(_BOTH_LISTEN)
             assert not staying.results
             await leaving.end()
             told = len(leaving.results)
@@ -220,8 +247,23 @@ async def test_worker_that_is_cut_off_loses_its_accounts_and_sends_nothing(
 
 
 async def test_database_that_is_away_ends_no_worker_and_loses_no_lease(
-    fleet: Fleet, caplog: pytest.LogCaptureFixture
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    held: set[Leases] = set()
+    connections = 0
+    may_send, connect = Leases.may_send, Database.connect
+
+    def note(self: Leases, account: str | None) -> bool:
+        held.add(self)
+        return may_send(self, account)
+
+    async def count(self: Database, **options: Any) -> Connection:  # noqa: ANN401 - those of the method
+        nonlocal connections
+        connections += 1
+        return await connect(self, **options)
+
+    monkeypatch.setattr(Leases, "may_send", note)
+    monkeypatch.setattr(Database, "connect", count)
     ids = await fleet.seed(100, A)
     async with (
         fleet.network() as (network, address),
@@ -231,9 +273,12 @@ async def test_database_that_is_away_ends_no_worker_and_loses_no_lease(
         token = await fleet.value("SELECT token FROM async_refunds.leases")
         network.refuse()
         network.cut()
-        await asyncio.sleep(2 * TTL)
+        (leases,) = held
+        await fleet.until(lambda: not may_send(leases, A))
+        tried = connections
+        await fleet.until(lambda: connections > tried)  # what was permitted has arrived
         sent = len(fleet.stripe.requests)
-        await asyncio.sleep(TTL / 2)
+        await fleet.until(lambda: connections > tried + 5)
         assert len(fleet.stripe.requests) == sent, "nothing once the lease has ended"
         assert not worker.task.done()
         await network.accept()
@@ -251,6 +296,7 @@ async def test_worker_ends_in_time_while_the_database_is_away(
     monkeypatch.setattr(scope_worker, "_END_OF_CALLS", 0.1)
     monkeypatch.setattr(scope_worker, "_END_OF_JOURNAL", 0.2)
     monkeypatch.setattr(scope_worker, "_CLOSES_WITHIN", 0.1)
+    looks = watch(monkeypatch, ScopeWorker, "_sweep")
     ids = await fleet.seed(100, A)
     async with (
         fleet.network() as (network, address),
@@ -259,7 +305,9 @@ async def test_worker_ends_in_time_while_the_database_is_away(
         await fleet.until_told(5)
         network.refuse()
         network.cut()
-        await asyncio.sleep(0.9)  # also a look for work is under way
+        await fleet.until(
+            lambda: looks["_sweep"] and len(fleet.stripe.requests) > len(fleet.results)
+        )
         await worker.end()
     told = fleet.results.keys()
     unknown = {each for each in ids if asked(fleet.stripe, each)} - told
@@ -396,6 +444,9 @@ async def test_worker_ends_in_time_while_the_network_is_silent(
     endless = functools.partial(Link, patience=3600.0)
     for module in ("journal", "leases"):
         monkeypatch.setattr(f"async_refunds.journal.postgres.{module}.Link", endless)
+    looks = watch(monkeypatch, ScopeWorker, "_sweep")
+    renewals = watch(monkeypatch, Leases, "renew")
+    writes = watch(monkeypatch, PostgresJournal, "settle")
     await fleet.seed(100, A)
     async with (
         fleet.network() as (network, address),
@@ -405,7 +456,9 @@ async def test_worker_ends_in_time_while_the_network_is_silent(
     ):
         await fleet.until_told(5)
         network.hold()
-        await asyncio.sleep(1.5)
+        await fleet.until(
+            lambda: looks["_sweep"] and renewals["renew"] and writes["settle"]
+        )
         async with asyncio.timeout(FAR_TOO_LONG):
             await worker.end()
 
@@ -467,7 +520,7 @@ async def test_account_waits_a_little_while_stripe_cannot_be_reached(
 async def test_leases_that_cannot_be_taken_end_the_worker(fleet: Fleet) -> None:
     async with RefundsClient(KEY, base_url=fleet.base_url) as refunds:
         working = asyncio.create_task(work(fleet.database, refunds))
-        await asyncio.sleep(0.2)
+        await fleet.until_found(_LISTENING)
         await fleet.ask("ALTER TABLE async_refunds.leases RENAME TO gone")
         with pytest.raises(JournalError, match="leases could not be taken"):
             await working
@@ -495,6 +548,14 @@ async def test_tenants_are_found_also_after_the_database_was_away(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("async_refunds.workers.worker._INTERVAL", 0.05)
+    heard: list[str] = []
+    on_work = _Worker._on_work  # noqa: SLF001 - what the channel calls
+
+    def note(self: _Worker, scope: str) -> None:
+        on_work(self, scope)
+        heard.append(scope)
+
+    monkeypatch.setattr(_Worker, "_on_work", note)
     async with (
         RefundsClient(KEY, base_url=fleet.base_url) as refunds,
         fleet.network() as (network, address),
@@ -505,7 +566,7 @@ async def test_tenants_are_found_also_after_the_database_was_away(
         await fleet.until(lambda: "no key for default" in caplog.text)
         await fleet.until_found(_LISTENING)
         await fleet.seed(1, A)
-        await asyncio.sleep(0.1)
+        await fleet.until(lambda: heard)
         network.refuse()
         network.cut()
         await fleet.until(lambda: "the database is away" in caplog.text)
