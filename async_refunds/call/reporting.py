@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from async_refunds.protocol.requests import Request
     from async_refunds.telemetry import CallStartHook
 
-    from .call import Call
+    from .attempts import CallAttempts
 
 
-def report_start(call: Call, request: Request[Any], hook: CallStartHook) -> None:
+def report_start(
+    call: CallAttempts, request: Request[Any], hook: CallStartHook
+) -> None:
     """Tell the outside that a call begins."""
     call.on_end = telemetry.call_started(
         hook,
@@ -31,7 +33,7 @@ def report_start(call: Call, request: Request[Any], hook: CallStartHook) -> None
 
 
 def report_end(
-    call: Call, request: Request[Any], outcome: str, error: RefundsError | None
+    call: CallAttempts, request: Request[Any], outcome: str, error: RefundsError | None
 ) -> None:
     """Tell the outside that a call is over; raise nothing."""
     try:
@@ -41,7 +43,7 @@ def report_end(
 
 
 def _report_end(
-    call: Call, request: Request[Any], outcome: str, error: RefundsError | None
+    call: CallAttempts, request: Request[Any], outcome: str, error: RefundsError | None
 ) -> None:
     in_progress, on_call = call.context.in_progress, call.context.on_call
     if in_progress.idle is not None and not in_progress.calls:

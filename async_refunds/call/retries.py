@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from async_refunds.protocol.requests import Request
     from async_refunds.retry import StopReason
 
-    from .call import Call
+    from .attempts import CallAttempts
 
 T = TypeVar("T")
 
 
 async def retry(
-    call: Call, first: Classification[T], request: Request[T], until: float
+    call: CallAttempts, first: Classification[T], request: Request[T], until: float
 ) -> Classification[T]:
     """Return the last attempt after a first one that may be retried.
 
