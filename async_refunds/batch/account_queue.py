@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from async_refunds.models import Attempt
     from async_refunds.protocol.requests import Request
 
-    from .claiming import ClaimBudget
+    from .claim_budget import ClaimBudget
     from .closing import ServiceMonitor
     from .rate_control import RateController
 

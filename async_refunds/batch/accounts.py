@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from async_refunds.protocol.classification import Classification
 
     from .account_queue import AccountQueue
-    from .claiming import ClaimRounds, WantedClaims
+    from .claim_rounds import ClaimRounds, WantedClaims
 
 
 class Accounts:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from async_refunds.journal import Claim
 
-    from .claiming import ClaimBudget
+    from .claim_budget import ClaimBudget
 
 _FIRST_PAGE = 8
 LARGEST_PAGE = 2000

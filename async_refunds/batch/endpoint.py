@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from async_refunds.protocol.classification import (
     Classification,
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from async_refunds.models import Attempt
     from async_refunds.protocol.requests import Request
 
-    from .account_queue import AccountQueue
     from .item import Item
     from .rate_control import RateController
 
@@ -69,6 +68,12 @@ class Outage:
         return several and now - self.since >= seconds
 
 
+class CountsUnderWay(Protocol):
+    """Knows how many calls of an account are under way, to both endpoints."""
+
+    under_way: int
+
+
 class Endpoint:
     """The pace of one endpoint, and the line of calls that wait for a slot.
 
@@ -94,7 +99,7 @@ class Endpoint:
         self,
         pace: RateController,
         clock: Callable[[], float],
-        queue: AccountQueue,
+        queue: CountsUnderWay,
     ) -> None:
         self.pace = pace
         self._clock = clock

@@ -15,7 +15,7 @@ import msgspec
 from .account_heap import AccountHeap
 from .account_queue import AccountQueue
 from .accounts import Accounts
-from .claiming import ClaimRounds
+from .claim_rounds import ClaimRounds
 from .closing import ServiceMonitor
 from .endpoint import event_or
 

@@ -10,7 +10,7 @@ import errno
 import os
 import sys
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, NoReturn
+from typing import IO, TYPE_CHECKING, NoReturn, Protocol
 
 import msgspec
 import typer
@@ -20,8 +20,6 @@ from .tables import Table, escaped, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-
-    from .options import Format
 
 # Back to the start of the line, and erase it (ECMA-48, EL).
 _ERASE_LINE = "\r\x1b[K"
@@ -81,6 +79,25 @@ def interruptible(said: Callable[[], str]) -> Generator[None]:
         raise typer.Exit(INTERRUPTED) from None
 
 
+class Form(Protocol):
+    """How output is written, as the options say."""
+
+    @property
+    def as_json(self) -> bool:
+        """One object a line, also on a terminal."""
+        ...
+
+    @property
+    def quiet(self) -> bool:
+        """Only results and errors."""
+        ...
+
+    @property
+    def verbose(self) -> bool:
+        """More than usual."""
+        ...
+
+
 class Output:
     """Writes records at once as JSON, or collects them for a table.
 
@@ -96,7 +113,7 @@ class Output:
 
     def __init__(
         self,
-        form: Format | None = None,
+        form: Form | None = None,
         *,
         path: str | None = None,
         rescue: bool = False,

@@ -11,7 +11,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from async_refunds.batch.account_queue import AccountQueue
-from async_refunds.batch.claiming import ClaimBudget
+from async_refunds.batch.claim_budget import ClaimBudget
 from async_refunds.batch.closing import ServiceMonitor
 from async_refunds.batch.endpoint import Endpoint
 from async_refunds.batch.rate_control import RateController
@@ -22,7 +22,7 @@ from async_refunds.protocol.requests import cancel_request
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from async_refunds.batch.claiming import WantedClaims
+    from async_refunds.batch.claim_rounds import WantedClaims
 
 BUDGET = 5000
 FAST, SLOW = 25.0, 0.01

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import psycopg
 import typer
@@ -14,7 +14,7 @@ from async_refunds.cli.output import OutputLostError, interruptible, print_error
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from .database import Connection
+Connection: TypeAlias = "psycopg.Connection[tuple[object, ...]]"
 
 
 class Change:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated
 
 import psycopg
 import typer
@@ -18,9 +18,7 @@ from async_refunds.journal.postgres.schema import check_version
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from .change import Change
-
-Connection: TypeAlias = "psycopg.Connection[tuple[object, ...]]"
+    from .change import Change, Connection
 
 RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="The name given to enqueue --run.")

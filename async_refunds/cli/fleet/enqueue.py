@@ -23,7 +23,7 @@ from .change import Change
 from .database import DatabaseOptions, connected
 
 if TYPE_CHECKING:
-    from .database import Connection
+    from .change import Connection
 
 # Rows of one statement. All are in one transaction: workers see none or all.
 _PAGE = 20_000

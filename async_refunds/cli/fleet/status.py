@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from async_refunds.workers.fair_share import Presence
 
-    from .database import Connection
+    from .change import Connection
 
 _MAX_ROWS = 40
 """Accounts of a table: a fleet may have thousands."""

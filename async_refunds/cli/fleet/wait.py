@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from async_refunds.cli.summary import Outcomes
     from async_refunds.journal.postgres.runs import RunProgress
 
-    from .database import Connection
+    from .change import Connection
 
 # Seconds between two looks; and of the time at most this share is spent on them.
 _INTERVAL, _SHARE = 0.5, 0.1
