@@ -6,12 +6,15 @@ import asyncio
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 
 from async_refunds.emulator import Emulator
 from async_refunds.journal.keys import derive_key
+from tests.journal import postgres
 from tests.support.fleet_commands import Fleet, on_terminal
 from tests.support.terminal import (
     LIVE_KEY,
@@ -21,9 +24,6 @@ from tests.support.terminal import (
     run_each,
     started,
 )
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = pytest.mark.asyncio(loop_factories=["real"])
 
@@ -68,6 +68,26 @@ async def test_tables_are_made_once_and_checked(postgres_empty_database: str) ->
     )
     assert (newer.code, refused.code, found.code) == (2, 2, 1)
     assert "go on with a newer release" in newer.err
+
+
+async def test_tables_of_an_older_release_are_brought_up(
+    postgres_empty_database: str,
+) -> None:
+    fleet = Fleet(postgres_empty_database)
+    older = Path(postgres.__path__[0]) / "version_1.sql"
+    with psycopg.connect(postgres_empty_database) as connection:
+        connection.execute(older.read_bytes())
+    checked, refused = await fleet.each(("init", "--check"), ("pause", "tonight"))
+    for told in (checked.err, refused.err):
+        assert "have version 1, and this release needs version 2: run `async-" in told
+    assert (checked.code, refused.code) == (1, 2)
+    brought = await fleet("init")
+    assert brought.code == 0
+    assert brought.err == (
+        "brought the tables of async_refunds from version 1 to 2: "
+        "start its workers again\n"
+    )
+    assert (await fleet("init", "--check")).code == 0
 
 
 SECRET = "hunter2"

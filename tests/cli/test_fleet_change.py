@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import time
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -217,6 +218,29 @@ async def test_before_the_commit_nothing_was_added(
     assert len(ended.err.splitlines()) == 1
     assert ended.code == (130 if how == "Ctrl-C" else 1)
     assert plain.rows("SELECT refund_id FROM async_refunds.items") == [("re_1",)]
+
+
+# Ctrl-C may come in the midst of its own code; then it logs that it cannot roll back.
+WARNED = """
+import logging, sys
+from async_refunds.cli.fleet.database import DatabaseOptions, connected
+
+logging.getLogger("psycopg").warning("shown before")
+with connected(DatabaseOptions(database=sys.argv[1])):
+    logging.getLogger("psycopg").warning("error ignored in rollback")
+"""
+
+
+@real
+async def test_what_psycopg_logs_is_no_line_of_a_command(
+    postgres_database: str,
+) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", WARNED, postgres_database),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, said = await process.communicate()
+    assert (process.returncode, said) == (0, b"shown before\n")
 
 
 @real

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,6 +68,9 @@ def connected(
         checked: Refuse tables that this release cannot work with.
         change: What the block changes: a failure tells what is certain of it.
     """
+    # What it logs of a connection that ends badly is a line of nobody's: `Change` tells
+    # what is certain then. Without a handler it would go to stderr.
+    logging.getLogger("psycopg").addHandler(logging.NullHandler())
     try:
         connection = psycopg.connect(given.address.conninfo, autocommit=True)
     except psycopg.OperationalError as error:
