@@ -19,9 +19,9 @@ from async_refunds.journal.postgres import PostgresJournal
 from async_refunds.journal.postgres.connection import Database, Link
 from async_refunds.journal.postgres.leases import Leases
 from async_refunds.workers import scope_worker, work
+from async_refunds.workers.channel import Channel
 from async_refunds.workers.fair_share import FairShare
 from async_refunds.workers.scope_worker import ScopeWorker
-from async_refunds.workers.worker import _Worker
 from tests.support.batches import KEY, asked
 from tests.support.fleets import FAR_TOO_LONG
 from tests.support.scripted import CANCELED, RE, refusal, scripted
@@ -549,13 +549,20 @@ async def test_tenants_are_found_also_after_the_database_was_away(
 ) -> None:
     monkeypatch.setattr("async_refunds.workers.worker._INTERVAL", 0.05)
     heard: list[str] = []
-    on_work = _Worker._on_work  # noqa: SLF001 - what the channel calls
 
-    def note(self: _Worker, scope: str) -> None:
-        on_work(self, scope)
-        heard.append(scope)
+    def channel(
+        database: Database,
+        *,
+        on_work: Callable[[str], object],
+        **options: Any,  # noqa: ANN401 - those of the class
+    ) -> Channel:
+        def note(scope: str) -> None:
+            on_work(scope)
+            heard.append(scope)
 
-    monkeypatch.setattr(_Worker, "_on_work", note)
+        return Channel(database, on_work=note, **options)
+
+    monkeypatch.setattr("async_refunds.workers.worker.Channel", channel)
     async with (
         RefundsClient(KEY, base_url=fleet.base_url) as refunds,
         fleet.network() as (network, address),
@@ -565,6 +572,7 @@ async def test_tenants_are_found_also_after_the_database_was_away(
         await fleet.seed(1, A)
         await fleet.until(lambda: "no key for default" in caplog.text)
         await fleet.until_found(_LISTENING)
+        heard.clear()
         await fleet.seed(1, A)
         await fleet.until(lambda: heard)
         network.refuse()
