@@ -16,8 +16,8 @@ from async_refunds.protocol.classification import Classification, Limit
 from async_refunds.protocol.requests import Cause, Response, TransportFailure
 
 from .charge_locks import ChargeLocks
-from .claiming import LARGEST_PAGE, ClaimBuffer
-from .closing import Closing
+from .claim_buffer import LARGEST_PAGE, ClaimBuffer
+from .closing import Closing, refuses_key
 from .endpoint import Endpoint
 from .item import Item
 
@@ -55,10 +55,10 @@ class AccountQueue:
         "_charge_locks",
         "_checked_out",
         "_clock",
-        "_closing",
         "_ended",
         "_has_answered",
         "_leases",
+        "_made_closing",
         "_made_reads",
         "_new_pace",
         "_paused_until",
@@ -114,7 +114,7 @@ class AccountQueue:
         self._cancels = Endpoint(new_pace(start), clock, self)
         self._new_pace = new_pace
         self._made_reads: Endpoint | None = None
-        self._closing = Closing()
+        self._made_closing: Closing | None = None
         self._ended: asyncio.Event | None = None  # while a call sleeps: 0.8 KB
         self._sleeping = 0  # how many do
         self._has_answered = False
@@ -128,6 +128,13 @@ class AccountQueue:
             self._made_reads = Endpoint(pace, self._clock, self)
         return self._made_reads
 
+    @property
+    def _closing(self) -> Closing:
+        """What closes it, for which most accounts give no reason."""
+        if self._made_closing is None:
+            self._made_closing = Closing()
+        return self._made_closing
+
     # ------------------------------------------------------------------- figures
 
     @property
@@ -136,7 +143,8 @@ class AccountQueue:
 
         It stays until `reopen_if_due` or a good reply opens the account.
         """
-        return self._closing.reply
+        closing = self._made_closing
+        return None if closing is None else closing.reply
 
     @property
     def empty(self) -> bool:
@@ -236,7 +244,7 @@ class AccountQueue:
             most: The share of this account in the memory for all claims.
         """
         self.reopen_if_due()
-        if self._closing.reply is not None:
+        if self.closed_by is not None:
             # Nothing is sent for them, so they have no pace.
             return self.claims.ask(most, LARGEST_PAGE)
         return self.claims.ask(most, max(1, int(self._cancels.pace.rate)))
@@ -259,7 +267,7 @@ class AccountQueue:
         pending, retrying = self.claims.pending, self._retry_heap
         if not pending and not retrying:
             return math.inf
-        if self._closing.reply is not None or self.draining:
+        if self.closed_by is not None or self.draining:
             return -math.inf
         if (
             self.under_way >= self._cancels.pace.concurrency
@@ -275,7 +283,7 @@ class AccountQueue:
 
     def check_out(self, now: float) -> Item:
         """Give out the item whose turn it is, which `next_at` says there is."""
-        retrying, closed = self._retry_heap, self._closing.reply is not None
+        retrying, closed = self._retry_heap, self.closed_by is not None
         if retrying and (retrying[0][0] <= now or closed or not self.claims.pending):
             item = heapq.heappop(retrying)[2]
         else:
@@ -319,8 +327,10 @@ class AccountQueue:
         account has is given out at once, to end, so nothing in it waits to be opened.
         While it is drained it opens no more: the next holder is to wait for that long.
         """
-        until = self._closing.until
-        if until < math.inf and until <= self._clock() and not self.draining:
+        closing = self._made_closing
+        if closing is None or self.draining:
+            return
+        if closing.until <= self._clock():
             self._reopen()
 
     def _reopen(self) -> None:
@@ -350,22 +360,41 @@ class AccountQueue:
             self.pause()
             return
         self._learn_pace(item, request, classification, attempt)
-        if self._closing.until < math.inf and self._cancels.outage is None:
+        closing = self._made_closing
+        if (
+            closing is not None
+            and closing.until < math.inf
+            and (self._cancels.outage is None)
+        ):
             self._reopen()
         if isinstance(reply, Response):
             self._has_answered = self._service.has_answered = True
-            cancel, refund_id = request.method == "POST", item.claim.refund_id
-            if self._closing.condemns_key(
-                refund_id, reply, classification, cancel=cancel
-            ):
-                self.close(classification)
+            self._judge_key(
+                item, reply, classification, cancel=request.method == "POST"
+            )
         # After it was noted: a failure that came late does not begin the next outage.
         self.reopen_if_due()
         outage = self._cancels.outage
-        if outage is not None and self._closing.reply is None:
+        if outage is not None and self.closed_by is None:
             verdict = self._service.judge(outage, reply, self._clock())
             if verdict is not None:
                 self.close(*verdict)
+
+    def _judge_key(
+        self,
+        item: Item,
+        reply: Response,
+        classification: Classification[Any],
+        *,
+        cancel: bool,
+    ) -> None:
+        """Close the account once there is evidence that the key is no good for it."""
+        if self._made_closing is None and not refuses_key(reply, cancel=cancel):
+            return  # nothing speaks against it, now or before
+        if self._closing.condemns_key(
+            item.claim.refund_id, reply, classification, cancel=cancel
+        ):
+            self.close(classification)
 
     def _learn_pace(
         self,

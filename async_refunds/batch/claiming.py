@@ -1,7 +1,8 @@
-"""Claims ahead of need: an account's, those of all, and the task that brings them."""
+"""Claims ahead of need: how many a batch holds, who wants more, who brings them."""
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,12 @@ import msgspec
 from async_refunds.journal import LeaseLostError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from async_refunds.journal import Claim, Journal
 
-    from .scheduler import Scheduler
+    from .account_queue import AccountQueue
+    from .accounts import Accounts
 
 # Claims held in memory over all accounts: what a process sends in a second or so.
 _CLAIMS = 5_000
@@ -26,14 +30,9 @@ _REFILL = 250
 # Claims that one round asks for: a commit of some tens of milliseconds.
 _ROUND = 1000
 
-_FIRST_PAGE = 8
-LARGEST_PAGE = 2000
-"""Claims held ahead for one account, at first and at most: a commit of the journal
-serves so many."""
-
-# Seconds within which a page that was used up was too small, and beyond which it was
-# too large. A commit takes some hundredths of a second.
-_SHORT, _LONG = 0.5, 2.0
+# Items that the journal may be ahead of the claims. All of a usual input, so that a run
+# that is killed has it; of one without an end, what a large platform sends in seconds.
+_AHEAD = 100_000
 
 
 class WantedClaims(msgspec.Struct, frozen=True):
@@ -77,132 +76,130 @@ class ClaimBudget:
         return max(int(self.short_of_work), room)
 
 
-class ClaimBuffer:
-    """The claims of one account that no worker has taken, a page of them at a time.
+class ClaimRounds:
+    """Which accounts are to claim next, and which claims the journal is to take back.
 
-    Args:
-        budget: Of the claims of all accounts.
+    One round serves many accounts, those first that have waited longest.
     """
 
-    __slots__ = (
-        "_budget",
-        "_filled_at",
-        "_page",
-        "_used_up_at",
-        "asked",
-        "exhausted",
-        "pending",
-        "version",
-    )
+    def __init__(self) -> None:
+        self.budget = ClaimBudget()
+        self.stopped = False
+        """Whether nothing more is claimed."""
+        self.ahead = 0
+        """Items added to the journal and not claimed."""
+        self.returned: list[Claim] = []
+        """By accounts that are drained."""
+        self._hungry: dict[str | None, AccountQueue] = {}  # may want claims
+        self._wanted = asyncio.Event()
+        self._room = asyncio.Event()
 
-    def __init__(self, budget: ClaimBudget) -> None:
-        self._budget = budget
-        # A list: an empty deque takes 600 bytes, and a platform has 5,000 accounts.
-        self.pending: list[Claim] = []
-        """In the order in which they are to go out."""
-        self.asked = False
-        """Whether the journal is being asked for more."""
-        self.exhausted = False
-        """Whether the journal has no more of the account for now."""
-        self.version = 0
-        """How often the journal got more of it."""
-        self._page = _FIRST_PAGE
-        # When the last page came, and went: the first one is neither short nor long.
-        self._filled_at, self._used_up_at = 0.0, _SHORT
+    def stop(self) -> None:
+        """Claim nothing more, and let nothing wait."""
+        self.stopped = True
+        self._room.set()
+        self._wanted.set()
 
-    @property
-    def hungry(self) -> bool:
-        """Whether to ask the journal for claims.
+    async def wait_for_room(self) -> None:
+        """Wait until the journal is no longer too far ahead of what is sent."""
+        while self.ahead >= _AHEAD and not self.stopped:
+            self._room.clear()
+            await self._room.wait()
 
-        Early enough for the commit to end before the last one is sent.
-        """
-        return not (self.exhausted or self.asked) and self._nearly_used_up
+    def want(self, queue: AccountQueue) -> None:
+        """Let an account claim in the next round, if it wants to by then."""
+        self._hungry[queue.account] = queue
+        self._wanted.set()
 
-    @property
-    def _nearly_used_up(self) -> bool:
-        return len(self.pending) <= self._page // 4
+    def forget(self, queue: AccountQueue) -> None:
+        """Let an account claim nothing more."""
+        self._hungry.pop(queue.account, None)
 
-    def extend(self) -> None:
-        """Note that the journal has got more of the account."""
-        self.exhausted = False
-        self.version += 1
+    def note_use(self, queue: AccountQueue) -> None:
+        """Note that a worker has taken a claim of an account."""
+        if queue.claims.hungry:
+            self._hungry[queue.account] = queue
+        if self._hungry and self.budget.has_room:
+            self._wanted.set()
 
-    def ask(self, most: int, per_second: int) -> int:
-        """Return how many claims to ask the journal for; 0 for none now.
+    def note_short_of_work(self) -> None:
+        """Note that a worker waits, and that no account is to send soon."""
+        if self._hungry:
+            self.budget.short_of_work = True
+            self._wanted.set()
 
-        Never more than goes out in about a second: a killed run asks again for all that
-        it had claimed.
+    async def wanted(self, queues: Mapping[str | None, object]) -> list[WantedClaims]:
+        """Wait until accounts want claims, or return some; nothing if it is stopped.
 
         Args:
-            most: The share of this account in the memory for all claims.
-            per_second: How many are used in about a second.
+            queues: Of all accounts.
         """
-        if not self.hungry:
-            return 0
-        page = min(self._page, most, per_second)
-        self.asked = True
-        seconds = self._used_up_at - self._filled_at
-        if seconds < _SHORT:
-            self._page = min(2 * self._page, LARGEST_PAGE, per_second)
-        elif seconds > _LONG:
-            self._page = max(1, self._page // 2)
-        return max(1, page - len(self.pending))
+        while not self.stopped:
+            wanted = self._next_round(len(queues))
+            if wanted or self.returned:
+                return wanted
+            self._wanted.clear()
+            await self._wanted.wait()
+        return []
 
-    def fill(
-        self, claims: list[Claim], *, limit: int, version: int, now: float
+    def _next_round(self, accounts: int) -> list[WantedClaims]:
+        share = self.budget.share(accounts)
+        wanted: list[WantedClaims] = []
+        asked = 0
+        while self._hungry and (room := self.budget.room_for(asked)):
+            account = next(iter(self._hungry))
+            queue = self._hungry.pop(account)
+            if limit := queue.ask_for_claims(min(share, room)):
+                wanted.append(WantedClaims(account, limit, queue.claims.version))
+                asked += limit
+        self.budget.short_of_work = False
+        return wanted
+
+    def note_claimed(
+        self, count: int, queues: Mapping[str | None, AccountQueue]
     ) -> None:
-        """Take what the journal gave out.
+        """Note that the journal gave out so many claims.
 
         Args:
-            claims: In the order in which they are to go out.
-            limit: How many were asked for: fewer mean that there are no more.
-            version: When they were asked for.
-            now: The event loop's time.
+            count: How many.
+            queues: Of all accounts.
         """
-        self.asked = False
-        self._filled_at = self._used_up_at = now
-        self.pending.extend(claims)
-        self._budget.held += len(claims)
-        if len(claims) < limit and version == self.version:
-            self.exhausted = True
+        self.ahead = max(0, self.ahead - count)
+        if self.ahead >= _AHEAD and all(
+            queue.claims.exhausted for queue in queues.values()
+        ):
+            self.ahead = 0  # what was added was there already
+        if self.ahead < _AHEAD:
+            self._room.set()
 
-    def take_next(self, now: float) -> Claim:
-        """Remove and return the claim whose turn it is."""
-        claim = self.pending.pop(0)
-        self._budget.held -= 1
-        if self._used_up_at == self._filled_at and self._nearly_used_up:
-            self._used_up_at = now
-        return claim
+    def give_back(self, queue: AccountQueue, claims: list[Claim]) -> None:
+        """Let the journal take back claims of an account that is drained."""
+        self.returned += claims
+        queue.unkept += len(claims)
+        self._wanted.set()
 
-    def put_back(self, claim: Claim) -> None:
-        """Take back a claim for which nothing was sent."""
-        self.pending.append(claim)
-        self._budget.held += 1
-
-    def take_all(self) -> list[Claim]:
-        """Remove and return all claims, and want no more."""
-        self.exhausted = True
-        taken, self.pending = self.pending, []
-        self._budget.held -= len(taken)
-        return taken
+    def take_returned(self) -> list[Claim]:
+        """Remove and return the claims that the journal is to take back."""
+        returned, self.returned = self.returned, []
+        return returned
 
 
-async def claim_ahead(journal: Journal, scheduler: Scheduler) -> None:
-    """Bring the scheduler the claims it wants, until it is stopped.
+async def claim_ahead(journal: Journal, accounts: Accounts) -> None:
+    """Bring the accounts the claims they want, until they are stopped.
 
     One round serves many accounts, whose claims the journal keeps with one commit.
     """
-    while not scheduler.stopped:
-        wanted = await scheduler.claims_wanted()
-        if returned := scheduler.take_returned():
+    while not accounts.stopped:
+        wanted = await accounts.claims_wanted()
+        if returned := accounts.take_returned():
             await give_back(journal, returned)
-            scheduler.claims_kept(returned)
+            accounts.claims_kept(returned)
         if wanted:
             claims = await journal.claim({each.account: each.limit for each in wanted})
             for each in wanted:
                 if each.account not in claims:
-                    scheduler.drop([each.account])
-                scheduler.add_claims(each, claims.get(each.account, []))
+                    accounts.drop([each.account])
+                accounts.add_claims(each, claims.get(each.account, []))
 
 
 async def give_back(journal: Journal, claims: list[Claim]) -> None:

@@ -67,8 +67,9 @@ class Closing:
         A key may be good for cancels and not for reads. Only Stripe can refuse it: a
         page of a proxy says nothing about keys.
         """
-        forbidden = reply.status == 401 or (cancel and reply.status == 403)  # noqa: PLR2004 - Unauthorized, Forbidden
-        if classification.outcome is Outcome.REFUSED and forbidden:
+        if refuses_key(reply, cancel=cancel) and (
+            classification.outcome is Outcome.REFUSED
+        ):
             if classification.proof is Proof.NONE or not is_from_stripe(
                 reply, classification.envelope
             ):
@@ -124,6 +125,11 @@ class ServiceMonitor:
         text = f"{self._address} {what} for {now - outage.since:.0f} s: {last}"
         failure = TransportFailure(Cause.REFUSED, text, sent=False)
         return Classification(failure, Outcome.NOT_SENT, retry=False), now + seconds
+
+
+def refuses_key(reply: Response, *, cancel: bool) -> bool:
+    """Tell whether a reply refuses the key, or what it was used for."""
+    return reply.status == 401 or (cancel and reply.status == 403)  # noqa: PLR2004 - Unauthorized, Forbidden
 
 
 def _is_word(classification: Classification[Any]) -> bool:

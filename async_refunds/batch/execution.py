@@ -108,8 +108,8 @@ class Execution:
         self._recorder = ResultRecorder(
             journal,
             concurrency,
-            on_lost=self._scheduler.drop,
-            on_kept=None if on_idle is None else self._scheduler.claims_kept,
+            on_lost=self._scheduler.accounts.drop,
+            on_kept=None if on_idle is None else self._scheduler.accounts.claims_kept,
         )
         self._worker = CancelWorker(
             refunds,
@@ -142,36 +142,36 @@ class Execution:
 
         One that was dropped is opened again as soon as its last call has ended.
         """
-        self._scheduler.open(account)
+        self._scheduler.accounts.open(account)
 
     def works_on(self, account: str | None) -> bool:
         """Tell whether an account is open: neither idle nor dropped since."""
-        return self._scheduler.works_on(account)
+        return self._scheduler.accounts.works_on(account)
 
     def drop_account(self, account: str | None) -> None:
         """Forget an account whose lease is lost.
 
         A call under way ends without another request; nothing is told of it.
         """
-        self._scheduler.drop([account])
+        self._scheduler.accounts.drop([account])
 
     def drain_account(self, account: str | None) -> None:
         """Begin nothing more of an account; ``on_idle`` tells when all is recorded."""
-        self._scheduler.drain(account)
+        self._scheduler.accounts.drain(account)
 
     def rate_of(self, account: str | None) -> float | None:
         """Return the cancels a second that the next holder of an account begins with.
 
         ``None`` if the account is forgotten, or too young to have found its rate.
         """
-        return self._scheduler.found_rate(account)
+        return self._scheduler.accounts.found_rate(account)
 
     def closing_of(self, account: str | None) -> Classification[Any] | None:
         """Return the reply after which nothing of an account can be canceled for now.
 
         Such as a refusal of the key. ``None`` if there is none.
         """
-        return self._scheduler.closing_of(account)
+        return self._scheduler.accounts.closing_of(account)
 
     def stop(self) -> None:
         """Begin nothing more; the results of what is under way still come."""
@@ -195,10 +195,10 @@ class Execution:
             Exception: What ended the batch, or broke off the input, after all results.
         """
         if self._input_ends:
-            self._scheduler.extend(await self._journal.accounts())
+            self._scheduler.accounts.extend(await self._journal.accounts())
         self._loading = self._start(self._load)
         self._claiming = self._start(
-            partial(claim_ahead, self._journal, self._scheduler)
+            partial(claim_ahead, self._journal, self._scheduler.accounts)
         )
         self._workers = [self._start(self._work) for _ in range(self._concurrency)]
         self._recording = self._start(self._recorder.run, essential=True)
@@ -254,14 +254,14 @@ class Execution:
 
     async def _give_back(self) -> None:
         """Return to the journal the claims for which nothing was sent."""
-        if unsent := self._scheduler.unsent():
+        if unsent := self._scheduler.accounts.unsent():
             await give_back(self._journal, unsent)
 
     async def _load(self) -> None:
         """Read the input into the journal, which makes it wait for room."""
         async with aclosing(source.read_chunks(self._requests)) as chunks:
             async for chunk in chunks:
-                await self._scheduler.wait_for_room()
+                await self._scheduler.accounts.wait_for_room()
                 await self._add(chunk.requests)
                 if chunk.error is not None:
                     self._note(
@@ -280,7 +280,7 @@ class Execution:
                 self._recorder.hand_out(source.refused(request, error))
         await self._journal.add(good)
         accounts = {request.stripe_account for request in good}
-        self._scheduler.extend(accounts, len(good))
+        self._scheduler.accounts.extend(accounts, len(good))
 
     async def _work(self) -> None:
         while True:
@@ -296,7 +296,7 @@ class Execution:
         try:
             result = await self._worker.process(item)
         except LeaseLostError as lost:
-            self._scheduler.drop(lost.accounts)
+            self._scheduler.accounts.drop(lost.accounts)
             self._scheduler.release(item)
             return
         except BaseException as error:

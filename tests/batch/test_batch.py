@@ -27,7 +27,7 @@ from async_refunds import (
     RetryPolicy,
     cancel_many,
 )
-from async_refunds.batch import Batch, scheduler, source
+from async_refunds.batch import Batch, claiming, source
 from async_refunds.emulator import Emulator, Limits
 from async_refunds.journal import MemoryJournal
 from tests.support.answering import answering, canceled
@@ -243,7 +243,7 @@ async def test_journal_is_not_far_ahead_of_an_input_without_end(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(source, "CHUNK", 20)
-    monkeypatch.setattr(scheduler, "_AHEAD", 20)
+    monkeypatch.setattr(claiming, "_AHEAD", 20)
     stripe = emulator()
     ids = stripe.seed_refunds(250)
     read = 0

@@ -74,7 +74,7 @@ def give(batch: Scheduler, wanted: WantedClaims) -> None:
         Claim(next(numbers), "re_1", wanted.account, "key", 0.0, maybe_sent=False)
         for _ in range(wanted.limit)
     ]
-    batch.add_claims(wanted, claims)
+    batch.accounts.add_claims(wanted, claims)
 
 
 async def claim(batch: Scheduler) -> list[WantedClaims]:
@@ -83,7 +83,7 @@ async def claim(batch: Scheduler) -> list[WantedClaims]:
     while True:
         try:
             async with asyncio.timeout(0.001):
-                wanted = await batch.claims_wanted()
+                wanted = await batch.accounts.claims_wanted()
         except TimeoutError:
             return found
         for each in wanted:
@@ -102,7 +102,7 @@ async def send(batch: Scheduler) -> str | None:
 async def test_of_thousands_of_accounts_some_claim_pages_and_the_others_wait() -> None:
     """A claim of one item each would cost a third more for every item."""
     batch = scheduler()
-    batch.extend(f"fast_{number}" for number in range(3000))
+    batch.accounts.extend(f"fast_{number}" for number in range(3000))
     wanted = await claim(batch)
     assert sum(each.limit for each in wanted) == BUDGET
     assert {each.limit for each in wanted[:-1]} == {8}
@@ -111,7 +111,7 @@ async def test_of_thousands_of_accounts_some_claim_pages_and_the_others_wait() -
 async def test_each_account_has_its_turn_before_any_has_a_second() -> None:
     batch = scheduler()
     accounts = [f"fast_{number}" for number in range(3000)]
-    batch.extend(accounts)
+    batch.accounts.extend(accounts)
     claimed = [each.account for each in await claim(batch)]
     while len(claimed) < 2 * len(accounts):
         for _ in range(250):
@@ -122,9 +122,9 @@ async def test_each_account_has_its_turn_before_any_has_a_second() -> None:
 
 async def test_accounts_claim_when_others_have_sent_theirs() -> None:
     batch = scheduler()
-    batch.extend(f"fast_{number}" for number in range(1000))
+    batch.accounts.extend(f"fast_{number}" for number in range(1000))
     await claim(batch)
-    waiting = asyncio.create_task(batch.claims_wanted())
+    waiting = asyncio.create_task(batch.accounts.claims_wanted())
     for _ in range(250):
         await asyncio.sleep(0)
         assert not waiting.done()
@@ -137,13 +137,13 @@ async def test_accounts_claim_when_others_have_sent_theirs() -> None:
 async def test_slow_accounts_that_hold_all_claims_hold_up_no_other_one() -> None:
     batch = scheduler()
     loop = asyncio.get_running_loop()
-    batch.extend(f"slow_{number}" for number in range(BUDGET))
+    batch.accounts.extend(f"slow_{number}" for number in range(BUDGET))
     await claim(batch)
     for _ in range(BUDGET):
         await send(batch)  # the first one of each goes out at once
         await asyncio.sleep(0)
     await claim(batch)  # and the next one in a hundred seconds
-    batch.extend(["fast"])
+    batch.accounts.extend(["fast"])
     assert await claim(batch) == []
     began = loop.time()
     sending = asyncio.create_task(send(batch))
@@ -169,16 +169,16 @@ async def test_account_takes_little_memory() -> None:
     """Kilobytes for each of 5,000 accounts would be most of what a batch takes."""
     batch, many = scheduler(), 1000
     names = [f"fast_{number}" for number in range(many)]
-    batch.extend(["first"])
+    batch.accounts.extend(["first"])
     with bytes_taken() as taken:
-        batch.extend(names)
+        batch.accounts.extend(names)
         assert taken() / many < 1000
 
 
 async def test_retry_leaves_no_memory_behind() -> None:
     """Where a network is slow, thousands of accounts retry sooner or later."""
     batch, many = scheduler(), 500
-    batch.extend(f"fast_{number}" for number in range(many))
+    batch.accounts.extend(f"fast_{number}" for number in range(many))
     await claim(batch)
     items = [await batch.next_item() for _ in range(many)]
     request = cancel_request("re_1", idempotency_key="key")

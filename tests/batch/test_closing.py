@@ -90,7 +90,7 @@ def fail(batch: Scheduler, each: Item) -> None:
 
 async def outage(batch: Scheduler) -> Item:
     """Let an account fail until it is closed for five seconds; return what it has."""
-    batch.extend(["fast"])
+    batch.accounts.extend(["fast"])
     await claim(batch)
     first = await batch.next_item()
     assert first is not None

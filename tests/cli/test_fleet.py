@@ -51,13 +51,13 @@ async def test_tables_are_made_once_and_checked(postgres_empty_database: str) ->
     assert "run `async-refunds fleet init`" in missing.err
     assert (await fleet("pause", "tonight")).code == 2
     made = await fleet("init")
-    assert (made.code, made.err) == (0, "made the tables of async_refunds, version 1\n")
+    assert (made.code, made.err) == (0, "made the tables of async_refunds, version 2\n")
     again, checked, quiet = await fleet.each(
         ("init",), ("init", "--check"), ("init", "-q")
     )
-    assert (again.code, again.err) == (0, "nothing to do: the tables have version 1\n")
+    assert (again.code, again.err) == (0, "nothing to do: the tables have version 2\n")
     assert (checked.code, checked.err) == (
-        *(0, "the tables of async_refunds have version 1\n"),
+        *(0, "the tables of async_refunds have version 2\n"),
     )
     assert (quiet.code, quiet.err) == (0, "")
     fleet.rows(

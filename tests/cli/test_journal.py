@@ -10,7 +10,7 @@ import pytest
 
 from async_refunds.journal import JournalReader, Run, SqliteJournal
 from async_refunds.results import CancelRequest
-from tests.support.small_disk import fill, small_disk
+from tests.support.small_disk import fill_disk, small_disk
 from tests.support.terminal import (
     LIVE_KEY,
     Gate,
@@ -343,7 +343,7 @@ async def test_full_disk_ends_a_run_with_what_its_journal_holds(
                     await gate.holds(3)
                     running.process.kill()
                     await running.ended()
-                filler = fill(folder)
+                filler = fill_disk(folder)
                 resumed = await run("resume", "run.sqlite3", folder=folder)
                 filler.unlink()
                 begun = await run("report", "run.sqlite3", folder=folder)

@@ -21,7 +21,7 @@ from async_refunds.journal import JournalReader, Run, SqliteJournal
 from async_refunds.journal.sqlite.rows import RunState
 from async_refunds.results import CancelRequest, CancelResult
 from tests.support.journals import claimed
-from tests.support.small_disk import root, small_disk
+from tests.support.small_disk import fill_disk, root, small_disk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -492,6 +492,24 @@ def test_copy_on_a_full_disk_leaves_nothing(small: Path, path: Path) -> None:
     with pytest.raises(JournalError, match="does not fit on the disk"):
         JournalReader(path).backup(small)
     assert contents(small.parent) == {}
+
+
+@real
+@pytest.mark.parametrize("opened", [SqliteJournal.open, JournalReader])
+async def test_full_disk_is_not_taken_for_a_strange_wal(
+    small: Path, path: Path, opened: Callable[[Path], object]
+) -> None:
+    """As after a crash of the machine, which leaves no index of the -wal."""
+    async with SqliteJournal.open(path, RUN) as journal:
+        journal.load(items(3))
+        await claimed(journal, None, 1)
+        for suffix in ("", "-wal"):
+            shutil.copy(f"{path}{suffix}", f"{small}{suffix}")
+    filler = fill_disk(small.parent)
+    with pytest.raises(JournalError, match="does not fit on the disk: make room"):
+        opened(small)
+    filler.unlink()
+    assert len(records(small)) == 3
 
 
 STEP = 250  # items that are added at once, each time in a commit

@@ -32,7 +32,7 @@ def small_disk(folder: Path) -> Generator[Path]:
         assert root("umount", str(disk))
 
 
-def fill(folder: Path) -> Path:
+def fill_disk(folder: Path) -> Path:
     """Write a file that leaves no room beside it, and return its path."""
     path = folder / "filler"
     with path.open("wb", buffering=0) as file, suppress(OSError):

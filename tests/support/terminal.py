@@ -206,7 +206,9 @@ def there(folder: Path, pattern: str) -> bool:
 async def appears(running: Running, folder: Path, pattern: str) -> None:
     """Wait for a file that a process makes, which tells nobody of it."""
     while not there(folder, pattern):
-        assert running.process.returncode is None
+        if running.process.returncode is not None:
+            ended = await running.ended()
+            raise AssertionError(f"it ended before, with {ended.code}: {ended.err}")
         await asyncio.sleep(0.01)
 
 

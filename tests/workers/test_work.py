@@ -552,19 +552,20 @@ async def test_tenants_are_found_also_after_the_database_was_away(
     monkeypatch.setattr("async_refunds.workers.worker._INTERVAL", 0.05)
     heard: list[str] = []
 
-    def channel(
-        database: Database,
-        *,
-        on_work: Callable[[str], object],
-        **options: Any,  # noqa: ANN401 - those of the class
-    ) -> Channel:
-        def note(scope: str) -> None:
-            on_work(scope)
-            heard.append(scope)
+    class Heard(Channel):
+        def __init__(
+            self,
+            *given: Any,  # noqa: ANN401 - as the channel has them
+            on_work: Callable[[str], object],
+            **more: Any,  # noqa: ANN401
+        ) -> None:
+            def note(scope: str) -> None:
+                on_work(scope)
+                heard.append(scope)
 
-        return Channel(database, on_work=note, **options)
+            super().__init__(*given, on_work=note, **more)
 
-    monkeypatch.setattr("async_refunds.workers.worker.Channel", channel)
+    monkeypatch.setattr("async_refunds.workers.worker.Channel", Heard)
     async with (
         RefundsClient(KEY, base_url=fleet.base_url) as refunds,
         fleet.network() as (network, address),

@@ -62,14 +62,21 @@ def init(
             output.say(f"the tables of async_refunds have version {VERSION}")
         else:
             with change.transaction(connection):
-                made = migrate(connection)
-            change.done(
-                f"made the tables of async_refunds, version {VERSION}"
-                if made
-                else f"nothing to do: the tables have version {VERSION}"
-            )
+                found = migrate(connection)
+            change.done(_said(found))
             output.say(change.said)
         warning = history_warning(connection.execute(HISTORY_QUERY).fetchone())
         if warning is not None:
             output.warn(warning)
         raise typer.Exit(DONE)
+
+
+def _said(found: int) -> str:
+    if found == VERSION:
+        return f"nothing to do: the tables have version {VERSION}"
+    if found:
+        return (
+            f"brought the tables of async_refunds from version {found} to {VERSION}: "
+            "start its workers again"
+        )
+    return f"made the tables of async_refunds, version {VERSION}"

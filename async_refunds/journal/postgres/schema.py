@@ -10,8 +10,10 @@ from async_refunds.errors import JournalError
 if TYPE_CHECKING:
     from psycopg import Connection
 
-VERSION = 1
-"""Of the tables in ``schema.sql``."""
+VERSION = 2
+"""Of the tables and functions. Each change of them raises it."""
+_OLDEST_WORKER = 2
+"""The oldest version whose workers can go on with these tables."""
 VERSION_QUERY = """SELECT schema_version, min_worker_version FROM async_refunds.meta"""
 EXISTS_QUERY = "SELECT to_regclass('async_refunds.meta') IS NOT NULL"
 HISTORY_QUERY = """SELECT async_refunds.timeline() IS NOT NULL,
@@ -30,29 +32,44 @@ RIGHTS_QUERY = """SELECT string_agg(
 # Any number, the same for every `migrate`: two at once take turns.
 _LOCK = "SELECT pg_advisory_xact_lock(6371642371)"
 _INIT = "run `async-refunds fleet init`"
+_SET_VERSION = """INSERT INTO async_refunds.meta (schema_version, min_worker_version)
+    VALUES (%s, %s) ON CONFLICT (only_row) DO UPDATE
+    SET (schema_version, min_worker_version)
+        = (excluded.schema_version, excluded.min_worker_version)"""
 
 
-def migrate(connection: Connection[Any]) -> bool:
+def migrate(connection: Connection[Any]) -> int:
     """Bring a database to the tables of this release. May be called again.
 
     All or nothing happens, in a transaction of its own.
 
     Returns:
-        Whether anything was changed.
+        The version that its tables had; 0 if there were none, and `VERSION` if nothing
+        was changed.
 
     Raises:
         JournalError: Its tables are those of a newer release.
-        psycopg.Error: They cannot be made.
+        psycopg.Error: They cannot be made, or changed.
     """
     with connection.transaction():
         connection.execute(_LOCK)
         ((exists,),) = connection.execute(EXISTS_QUERY).fetchall()
+        found = 0
         if exists:
             row = connection.execute(VERSION_QUERY).fetchone()
-            require_version(row, newest=VERSION)
-            return False
-        connection.execute(Path(__file__).with_name("schema.sql").read_bytes())
-        return True
+            found = require_version(row, oldest=1, newest=VERSION)
+        if found < VERSION:
+            _upgrade(connection, found)
+        return found
+
+
+def _upgrade(connection: Connection[Any], found: int) -> None:
+    upgrades = [f"upgrade_{number}" for number in range(found + 1, VERSION + 1)]
+    for name in [*(upgrades if found else ["tables"]), "functions"]:
+        statements = Path(__file__).with_name(f"{name}.sql")
+        connection.execute(statements.read_bytes())
+    connection.execute(_SET_VERSION, [VERSION, _OLDEST_WORKER])
+    connection.execute("SELECT async_refunds.note_timeline()")
 
 
 def check_version(connection: Connection[Any]) -> None:
@@ -100,13 +117,19 @@ def require_rights(row: tuple[str | None] | None) -> None:
         raise JournalError(f"the database refuses what a worker does; let it: {grants}")
 
 
-def require_version(row: tuple[int, int] | None, *, newest: int | None = None) -> None:
+def require_version(
+    row: tuple[int, int] | None, *, oldest: int = VERSION, newest: int | None = None
+) -> int:
     """Refuse tables by what `VERSION_QUERY` finds; ``None`` where there are none.
 
     Args:
         row: The version of the tables, and the oldest worker that may use them.
+        oldest: The oldest version of the tables that will do.
         newest: The newest version of the tables that will do; without it their own word
             counts.
+
+    Returns:
+        The version of the tables.
 
     Raises:
         JournalError: They will not do.
@@ -114,7 +137,7 @@ def require_version(row: tuple[int, int] | None, *, newest: int | None = None) -
     if row is None:
         raise JournalError(f"the database has no tables of async_refunds: {_INIT}")
     version, least = row
-    if version < VERSION:
+    if version < oldest:
         raise JournalError(
             f"the tables of async_refunds have version {version}, and this release "
             f"needs version {VERSION}: {_INIT}"
@@ -124,3 +147,4 @@ def require_version(row: tuple[int, int] | None, *, newest: int | None = None) -
             f"the tables of async_refunds have version {version}, and this release "
             f"knows versions up to {VERSION}: go on with a newer release"
         )
+    return version

@@ -8,8 +8,10 @@ from async_refunds.errors import JournalError
 
 # https://www.sqlite.org/rescode.html
 _DAMAGED = "is damaged or cut short: put back a copy of it, or begin another run"
+_NO_ROOM = "does not fit on the disk: make room, then resume the run"
 _REASONS = {
-    sqlite3.SQLITE_FULL: "does not fit on the disk: make room, then resume the run",
+    sqlite3.SQLITE_FULL: _NO_ROOM,
+    sqlite3.SQLITE_IOERR_SHMSIZE: _NO_ROOM,  # or a limit on the size of files
     sqlite3.SQLITE_NOTADB: "is not a journal (no SQLite database): give another path",
     sqlite3.SQLITE_CORRUPT: _DAMAGED,
     sqlite3.SQLITE_BUSY: "is locked by another program, which reads or copies it: "
@@ -24,6 +26,11 @@ _REASONS = {
     "a quota, or a failing disk",
 }
 
+
+SAYS_NOTHING = frozenset(
+    {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE}
+)
+"""Codes of errors that say nothing of what a file holds."""
 
 UNREADABLE = (sqlite3.Error, ValueError, TypeError)
 """What `sqlite3` raises for a file: besides its own errors those for a text that is no

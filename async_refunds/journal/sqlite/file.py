@@ -20,7 +20,7 @@ from async_refunds.journal.base import require_target
 from async_refunds.journal.keys import DERIVATION
 
 from .claim_pages import ClaimPages
-from .errors import UNREADABLE, explained
+from .errors import SAYS_NOTHING, UNREADABLE, explained
 from .items import Items
 from .lock import Lock
 from .migration import migrate, read_run
@@ -231,9 +231,9 @@ def examined(
             return version, None
         state = checked(db, place, mode="ro")
     except (*UNREADABLE, JournalError) as error:
-        busy = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_BUSY
+        untold = getattr(error, "sqlite_errorcode", 0) in SAYS_NOTHING
         alone_checked = partial(checked, mode=_ALONE)
-        if not busy and _has_wal(place) and _alone(place, alone_checked):
+        if not untold and _has_wal(place) and _alone(place, alone_checked):
             raise _foreign_wal(place) from error
         raise
     if alone and (alone.seed != state.seed or alone.commits > state.commits):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, LiteralString
 
 import psycopg
@@ -10,7 +12,8 @@ import pytest
 from procrastinate.schema import SchemaManager
 
 from async_refunds.errors import JournalError
-from async_refunds.journal.postgres.schema import check_version, migrate
+from async_refunds.journal.postgres import schema
+from async_refunds.journal.postgres.schema import VERSION, check_version, migrate
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -35,8 +38,8 @@ def test_tables_are_made_once_and_those_of_others_left_alone(
         connection.execute("CREATE TABLE items (number integer)")
         with pytest.raises(JournalError, match="no tables of async_refunds: run"):
             check_version(connection)
-        assert migrate(connection)
-        assert not migrate(connection)
+        assert migrate(connection) == 0
+        assert migrate(connection) == VERSION
         check_version(connection)
         others = rows(
             connection,
@@ -48,31 +51,113 @@ def test_tables_are_made_once_and_those_of_others_left_alone(
 
 
 def test_two_may_make_the_tables_at_once(postgres_empty_database: str) -> None:
-    made: list[bool] = []
+    found: list[int] = []
 
     def make() -> None:
         with psycopg.connect(postgres_empty_database, autocommit=True) as connection:
-            made.append(migrate(connection))
+            found.append(migrate(connection))
 
     threads = [threading.Thread(target=make) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(made) == [False, False, True]
+    assert sorted(found) == [0, VERSION, VERSION]
 
 
 def test_newer_tables_are_refused(database: psycopg.Connection[Any]) -> None:
-    database.execute("UPDATE async_refunds.meta SET schema_version = 2")
+    database.execute("UPDATE async_refunds.meta SET schema_version = 3")
     check_version(database)  # they say that this release may go on
-    with pytest.raises(JournalError, match="version 2, and this release knows"):
+    with pytest.raises(JournalError, match="version 3, and this release knows"):
         migrate(database)
-    database.execute("UPDATE async_refunds.meta SET min_worker_version = 2")
+    database.execute("UPDATE async_refunds.meta SET min_worker_version = 3")
     with pytest.raises(JournalError, match="go on with a newer release"):
         check_version(database)
     database.execute("UPDATE async_refunds.meta SET schema_version = 0")
-    with pytest.raises(JournalError, match="needs version 1: run"):
+    with pytest.raises(JournalError, match="needs version 2: run"):
         check_version(database)
+
+
+# Of the tables and functions, by their version.
+DIGESTS = {2: "2f4e17f091d08d69"}
+# Of the tables, indexes, constraints, functions and views, in any order.
+STRUCTURE = """
+    SELECT table_name || ' ' || column_name || ' ' || data_type || ' ' || is_nullable
+            || coalesce(' ' || collation_name, '')
+            || coalesce(' ' || column_default, '')
+            || coalesce(' ' || generation_expression, '')
+        FROM information_schema.columns WHERE table_schema = 'async_refunds'
+    UNION ALL SELECT indexdef FROM pg_indexes WHERE schemaname = 'async_refunds'
+    UNION ALL SELECT conrelid::regclass || ' ' || pg_get_constraintdef(oid)
+        FROM pg_constraint WHERE connamespace = 'async_refunds'::regnamespace
+    UNION ALL SELECT pg_get_functiondef(oid)
+        FROM pg_proc WHERE pronamespace = 'async_refunds'::regnamespace
+    UNION ALL SELECT definition FROM pg_views WHERE schemaname = 'async_refunds'
+    UNION ALL SELECT relname || coalesce(' ' || reloptions::text, '')
+        FROM pg_class WHERE relnamespace = 'async_refunds'::regnamespace
+    ORDER BY 1"""
+
+
+def test_change_of_the_tables_raises_their_version() -> None:
+    """Without it a database that was made before would not get the change."""
+    folder = Path(schema.__file__).parent
+    text = b"".join(
+        (folder / name).read_bytes() for name in ("tables.sql", "functions.sql")
+    )
+    digest = hashlib.sha256(text).hexdigest()[:16]
+    assert digest == DIGESTS.get(VERSION), (
+        "raise VERSION, write an upgrade_N.sql, and note the digest of the new version"
+    )
+
+
+def test_older_tables_are_brought_up_and_keep_what_they_have(
+    postgres_empty_database: str, database: psycopg.Connection[Any]
+) -> None:
+    with psycopg.connect(postgres_empty_database, autocommit=True) as older:
+        older.execute(Path(__file__).with_name("version_1.sql").read_bytes())
+        older.execute(
+            "SELECT async_refunds.create_run('r', 'https://a.example', false)"
+        )
+        older.execute("SELECT async_refunds.enqueue('r', ARRAY['re_1'], NULL)")
+        older.execute("UPDATE async_refunds.items SET attempts = 3, maybe_sent = true")
+        seeds = rows(
+            older, "SELECT salt, seed FROM async_refunds.meta, async_refunds.runs"
+        )
+        with pytest.raises(JournalError, match="version 1, and this release needs"):
+            check_version(older)
+        assert migrate(older) == 1
+        check_version(older)
+        assert rows(older, STRUCTURE) == rows(database, STRUCTURE)
+        assert seeds == rows(
+            older, "SELECT salt, seed FROM async_refunds.meta, async_refunds.runs"
+        )
+        assert rows(
+            older,
+            "SELECT refund_id, attempts, maybe_sent, uncounted"
+            " FROM async_refunds.items",
+        ) == [("re_1", 3, True, False)]
+        assert rows(older, "SELECT * FROM async_refunds.metrics") != []
+        # A worker of before would not know what is new in them.
+        assert rows(
+            older, "SELECT schema_version, min_worker_version FROM async_refunds.meta"
+        ) == [(2, 2)]
+        assert migrate(older) == VERSION
+
+
+def test_tables_that_somebody_uses_are_not_waited_for_without_an_end(
+    postgres_empty_database: str,
+) -> None:
+    """What waits for a lock of a table makes all that come later wait too."""
+    with psycopg.connect(postgres_empty_database, autocommit=True) as older:
+        older.execute(Path(__file__).with_name("version_1.sql").read_bytes())
+        with psycopg.connect(postgres_empty_database) as other:
+            other.execute("SELECT FROM async_refunds.items")
+            upgrade = Path(schema.__file__).with_name("upgrade_2.sql").read_text()
+            assert "lock_timeout = '10s'" in upgrade
+            hasty = upgrade.replace("'10s'", "'10ms'").encode()
+            with pytest.raises(psycopg.errors.LockNotAvailable), older.transaction():
+                older.execute(hasty)
+        assert migrate(older) == 1
 
 
 def test_run_is_made_once(database: psycopg.Connection[Any]) -> None:

@@ -1,122 +1,9 @@
--- Version 1. Everything stands in the schema async_refunds, beside the tables of others.
--- Only the database's clock counts; the clocks of the machines may differ.
-
-CREATE SCHEMA IF NOT EXISTS async_refunds;
-
--- One row. An older worker may go on with newer tables while its own version is at least
--- min_worker_version. The salt makes the keys of one database differ from those of
--- another with a run of the same name.
-CREATE TABLE async_refunds.meta (
-    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
-    schema_version integer NOT NULL,
-    min_worker_version integer NOT NULL,
-    salt bytea NOT NULL DEFAULT
-        uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())
-);
-
--- The histories of the database that it knows, see async_refunds.timeline(). Items up to
--- last_number may have been claimed in commits that a failover lost.
-CREATE TABLE async_refunds.timelines (
-    timeline text PRIMARY KEY,
-    last_number bigint NOT NULL,
-    seen_at timestamptz NOT NULL DEFAULT clock_timestamp()
-);
-
-CREATE TABLE async_refunds.runs (
-    -- Random: a number would be given out twice if a failover lost the first.
-    run_id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
-    name text NOT NULL UNIQUE CHECK (name <> ''),
-    tenant text COLLATE "C" NOT NULL CHECK (tenant ~ '^\S+$'),
-    base_url text COLLATE "C" NOT NULL CHECK (base_url ~ '^https?://[^/?#@\s]+$'),
-    livemode boolean NOT NULL,
-    -- Whose limits and whose key: one worker at a time holds an account of a scope.
-    scope text COLLATE "C" NOT NULL GENERATED ALWAYS AS (
-        tenant || ' ' || base_url || CASE WHEN livemode THEN ' live' ELSE ' test' END
-    ) STORED,
-    options jsonb NOT NULL DEFAULT '{}',
-    seed bytea NOT NULL,  -- of its keys, see async_refunds.new_seed()
-    derivation integer NOT NULL DEFAULT 1,
-    state text NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'paused', 'closed')),
-    -- The items of the smallest number go first.
-    priority integer NOT NULL DEFAULT 0,
-    created_at timestamptz NOT NULL DEFAULT clock_timestamp()
-);
-CREATE INDEX runs_of_scope ON async_refunds.runs (scope) WHERE state = 'open';
-
--- Who works on an account. One without a token is free.
-CREATE TABLE async_refunds.leases (
-    scope text COLLATE "C" NOT NULL,
-    account text COLLATE "C" NOT NULL,  -- '' is the key's own
-    token uuid,
-    owner text,
-    until timestamptz NOT NULL DEFAULT '-infinity',
-    acquired_at timestamptz,
-    renewed_at timestamptz,
-    timeline text,
-    -- Until then nobody takes it: its key was refused.
-    not_before timestamptz NOT NULL DEFAULT '-infinity',
-    -- Until then what was left open with a result is not asked for again, and how often
-    -- in turn something was left.
-    retry_at timestamptz NOT NULL DEFAULT '-infinity',
-    retries integer NOT NULL DEFAULT 0,
-    -- How often in turn it was taken from a holder that had not released it.
-    takeovers integer NOT NULL DEFAULT 0,
-    all_takeovers bigint NOT NULL DEFAULT 0,
-    -- A former holder may have requests under way until then: no refund gets a new key.
-    no_new_key_until timestamptz NOT NULL DEFAULT '-infinity',
-    -- Requests a second. Where the next holder begins; or, negative, what this one was
-    -- told to keep to (--rate), which says nothing of Stripe's limit.
-    pace double precision,
-    PRIMARY KEY (scope, account)
-) WITH (fillfactor = 50);
-
-CREATE SEQUENCE async_refunds.item_numbers;
-
-CREATE TABLE async_refunds.items (
-    run_id uuid NOT NULL,
-    account text COLLATE "C" NOT NULL,
-    refund_id text COLLATE "C" NOT NULL,
-    number bigint NOT NULL DEFAULT nextval('async_refunds.item_numbers'),
-    added_at timestamptz NOT NULL DEFAULT now(),
-    settled boolean NOT NULL DEFAULT false,
-    dead boolean NOT NULL DEFAULT false,  -- claimed too often without a result
-    maybe_sent boolean NOT NULL DEFAULT false,
-    generation integer NOT NULL DEFAULT 0,  -- of the key, which is derived from it
-    claims integer NOT NULL DEFAULT 0,  -- since its last result
-    claimed_by uuid,  -- the lease's token
-    claim_number bigint,  -- of the claims with that token; NULL once that has ended
-    claimed_at timestamptz,  -- no request with its key is younger than what follows
-    sent_before timestamptz,  -- claimed_at of the claim before, if that may have sent it
-    timeline text,  -- as of the claim
-    attempts integer NOT NULL DEFAULT 0,
-    rate_limited integer NOT NULL DEFAULT 0,
-    -- Whether there were more: a holder that ended has not told of its own.
-    uncounted boolean NOT NULL DEFAULT false,
-    outcome text,
-    status text,
-    idempotency_key text COLLATE "C",  -- of the last result
-    amount bigint,
-    currency text,
-    created bigint,
-    charge text,
-    payment_intent text,
-    failure_balance_transaction text,
-    request_id text,
-    error text,
-    seconds double precision,
-    known_at timestamptz,
-    PRIMARY KEY (run_id, account, refund_id)
-) WITH (
-    fillfactor = 70,  -- a claim changes no index and finds room in the page
-    autovacuum_vacuum_scale_factor = 0.02,
-    autovacuum_analyze_scale_factor = 0.02
-);
-CREATE UNIQUE INDEX open_items ON async_refunds.items (run_id, account, number)
-    WHERE NOT settled AND NOT dead;
+-- Made again by each upgrade. What CREATE OR REPLACE cannot change (the arguments and the
+-- result of a function, the columns of a view) an upgrade_N.sql drops before.
 
 -- The history that the database is in, or NULL if it may not tell. A promoted standby
 -- and a restored backup begin a new one.
-CREATE FUNCTION async_refunds.timeline() RETURNS text LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION async_refunds.timeline() RETURNS text LANGUAGE plpgsql AS $$
 BEGIN
     RETURN (SELECT system_identifier FROM pg_control_system())
         || '/' || left(pg_walfile_name(pg_current_wal_lsn()), 8);
@@ -126,7 +13,7 @@ EXCEPTION WHEN insufficient_privilege OR undefined_function OR feature_not_suppo
 END $$;
 
 -- Note the history that the database is in. The first one has no commits lost.
-CREATE FUNCTION async_refunds.note_timeline() RETURNS text LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION async_refunds.note_timeline() RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
     found text := async_refunds.timeline();
 BEGIN
@@ -144,7 +31,7 @@ END $$;
 
 -- The seed of a new run's keys follows from what the run is. So one that a failover lost,
 -- or that a restored backup has not got, has the same keys when it is made again.
-CREATE FUNCTION async_refunds.new_seed(
+CREATE OR REPLACE FUNCTION async_refunds.new_seed(
     name text, base_url text, livemode boolean, tenant text
 ) RETURNS bytea LANGUAGE sql STABLE AS $$
     SELECT sha256(salt || convert_to($4 || ' ' || $2
@@ -152,7 +39,7 @@ CREATE FUNCTION async_refunds.new_seed(
         FROM async_refunds.meta
 $$;
 
-CREATE FUNCTION async_refunds.create_run(
+CREATE OR REPLACE FUNCTION async_refunds.create_run(
     name text,
     base_url text,
     livemode boolean,
@@ -167,7 +54,7 @@ CREATE FUNCTION async_refunds.create_run(
 $$;
 
 -- Return the run of this name; make it if there is none.
-CREATE FUNCTION async_refunds.ensure_run(
+CREATE OR REPLACE FUNCTION async_refunds.ensure_run(
     name text,
     base_url text,
     livemode boolean,
@@ -194,7 +81,7 @@ BEGIN
 END $$;
 
 -- Whether a text is an id of a kind, and no API key: its length is that after its prefix.
-CREATE FUNCTION async_refunds.is_id(id text, pattern text, longest integer)
+CREATE OR REPLACE FUNCTION async_refunds.is_id(id text, pattern text, longest integer)
 RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT id IS NOT NULL AND id ~ pattern
         AND length(id) - strpos(id, '_') <= longest
@@ -204,7 +91,7 @@ $$;
 
 -- Add refunds to a run, in the caller's transaction, and return how many were not there.
 -- No row of the run and no lease that is there is locked, so it waits for no worker.
-CREATE FUNCTION async_refunds.enqueue(
+CREATE OR REPLACE FUNCTION async_refunds.enqueue(
     run text, ids text[], accounts text[] DEFAULT NULL
 ) RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
@@ -276,7 +163,7 @@ END $$;
 
 -- Defer a procrastinate job for each account, where procrastinate is on the search path.
 -- What a sweep finds anyway must fail no caller, nor make it wait.
-CREATE FUNCTION async_refunds.defer_jobs(scope text, accounts text[]) RETURNS void
+CREATE OR REPLACE FUNCTION async_refunds.defer_jobs(scope text, accounts text[]) RETURNS void
 LANGUAGE plpgsql SET lock_timeout = '100ms' AS $$
 DECLARE
     deferred integer := cardinality(accounts)
@@ -307,7 +194,7 @@ EXCEPTION WHEN undefined_column OR insufficient_privilege OR not_null_violation
 END $$;
 
 -- What a monitor reads: one row per account that has something left, or a holder.
-CREATE VIEW async_refunds.metrics AS
+CREATE OR REPLACE VIEW async_refunds.metrics AS
     SELECT l.scope, l.account, l.owner,
             l.token IS NOT NULL AND l.until > clock_timestamp() AS held,
             extract(epoch FROM clock_timestamp() - l.renewed_at)::float8
@@ -336,6 +223,3 @@ CREATE VIEW async_refunds.metrics AS
                 WHERE NOT settled AND r.state <> 'closed'
                 GROUP BY r.scope, items.account
         ) i USING (scope, account);
-
-INSERT INTO async_refunds.meta (schema_version, min_worker_version) VALUES (1, 1);
-SELECT async_refunds.note_timeline();

@@ -1,0 +1,337 @@
+-- Version 1. Everything stands in the schema async_refunds, beside the tables of others.
+-- Only the database's clock counts; the clocks of the machines may differ.
+
+CREATE SCHEMA IF NOT EXISTS async_refunds;
+
+-- One row. An older worker may go on with newer tables while its own version is at least
+-- min_worker_version. The salt makes the keys of one database differ from those of
+-- another with a run of the same name.
+CREATE TABLE async_refunds.meta (
+    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    schema_version integer NOT NULL,
+    min_worker_version integer NOT NULL,
+    salt bytea NOT NULL DEFAULT
+        uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())
+);
+
+-- The histories of the database that it knows, see async_refunds.timeline(). Items up to
+-- last_number may have been claimed in commits that a failover lost.
+CREATE TABLE async_refunds.timelines (
+    timeline text PRIMARY KEY,
+    last_number bigint NOT NULL,
+    seen_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+CREATE TABLE async_refunds.runs (
+    -- Random: a number would be given out twice if a failover lost the first.
+    run_id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    name text NOT NULL UNIQUE CHECK (name <> ''),
+    tenant text COLLATE "C" NOT NULL CHECK (tenant ~ '^\S+$'),
+    base_url text COLLATE "C" NOT NULL CHECK (base_url ~ '^https?://[^/?#@\s]+$'),
+    livemode boolean NOT NULL,
+    -- Whose limits and whose key: one worker at a time holds an account of a scope.
+    scope text COLLATE "C" NOT NULL GENERATED ALWAYS AS (
+        tenant || ' ' || base_url || CASE WHEN livemode THEN ' live' ELSE ' test' END
+    ) STORED,
+    options jsonb NOT NULL DEFAULT '{}',
+    seed bytea NOT NULL,  -- of its keys, see async_refunds.new_seed()
+    derivation integer NOT NULL DEFAULT 1,
+    state text NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'paused', 'closed')),
+    -- The items of the smallest number go first.
+    priority integer NOT NULL DEFAULT 0,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX runs_of_scope ON async_refunds.runs (scope) WHERE state = 'open';
+
+-- Who works on an account. One without a token is free.
+CREATE TABLE async_refunds.leases (
+    scope text COLLATE "C" NOT NULL,
+    account text COLLATE "C" NOT NULL,  -- '' is the key's own
+    token uuid,
+    owner text,
+    until timestamptz NOT NULL DEFAULT '-infinity',
+    acquired_at timestamptz,
+    renewed_at timestamptz,
+    timeline text,
+    -- Until then nobody takes it: its key was refused.
+    not_before timestamptz NOT NULL DEFAULT '-infinity',
+    -- Until then what was left open with a result is not asked for again, and how often
+    -- in turn something was left.
+    retry_at timestamptz NOT NULL DEFAULT '-infinity',
+    retries integer NOT NULL DEFAULT 0,
+    -- How often in turn it was taken from a holder that had not released it.
+    takeovers integer NOT NULL DEFAULT 0,
+    all_takeovers bigint NOT NULL DEFAULT 0,
+    -- A former holder may have requests under way until then: no refund gets a new key.
+    no_new_key_until timestamptz NOT NULL DEFAULT '-infinity',
+    pace double precision,  -- requests a second, where the next holder begins
+    PRIMARY KEY (scope, account)
+) WITH (fillfactor = 50);
+
+CREATE SEQUENCE async_refunds.item_numbers;
+
+CREATE TABLE async_refunds.items (
+    run_id uuid NOT NULL,
+    account text COLLATE "C" NOT NULL,
+    refund_id text COLLATE "C" NOT NULL,
+    number bigint NOT NULL DEFAULT nextval('async_refunds.item_numbers'),
+    added_at timestamptz NOT NULL DEFAULT now(),
+    settled boolean NOT NULL DEFAULT false,
+    dead boolean NOT NULL DEFAULT false,  -- claimed too often without a result
+    maybe_sent boolean NOT NULL DEFAULT false,
+    generation integer NOT NULL DEFAULT 0,  -- of the key, which is derived from it
+    claims integer NOT NULL DEFAULT 0,  -- since its last result
+    claimed_by uuid,  -- the lease's token
+    claim_number bigint,  -- of the claims with that token; NULL once that has ended
+    claimed_at timestamptz,  -- no request with its key is younger than what follows
+    sent_before timestamptz,  -- claimed_at of the claim before, if that may have sent it
+    timeline text,  -- as of the claim
+    attempts integer NOT NULL DEFAULT 0,
+    rate_limited integer NOT NULL DEFAULT 0,
+    outcome text,
+    status text,
+    idempotency_key text COLLATE "C",  -- of the last result
+    amount bigint,
+    currency text,
+    created bigint,
+    charge text,
+    payment_intent text,
+    failure_balance_transaction text,
+    request_id text,
+    error text,
+    seconds double precision,
+    known_at timestamptz,
+    PRIMARY KEY (run_id, account, refund_id)
+) WITH (
+    fillfactor = 70,  -- a claim changes no index and finds room in the page
+    autovacuum_vacuum_scale_factor = 0.02,
+    autovacuum_analyze_scale_factor = 0.02
+);
+CREATE UNIQUE INDEX open_items ON async_refunds.items (run_id, account, number)
+    WHERE NOT settled AND NOT dead;
+
+-- The history that the database is in, or NULL if it may not tell. A promoted standby
+-- and a restored backup begin a new one.
+CREATE FUNCTION async_refunds.timeline() RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN (SELECT system_identifier FROM pg_control_system())
+        || '/' || left(pg_walfile_name(pg_current_wal_lsn()), 8);
+EXCEPTION WHEN insufficient_privilege OR undefined_function OR feature_not_supported
+        OR object_not_in_prerequisite_state THEN
+    RETURN NULL;
+END $$;
+
+-- Note the history that the database is in. The first one has no commits lost.
+CREATE FUNCTION async_refunds.note_timeline() RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    found text := async_refunds.timeline();
+BEGIN
+    IF found IS NOT NULL AND NOT EXISTS (
+        SELECT FROM async_refunds.timelines WHERE timeline = found
+    ) THEN
+        INSERT INTO async_refunds.timelines (timeline, last_number)
+        SELECT found, CASE WHEN EXISTS (SELECT FROM async_refunds.timelines)
+                THEN last_value ELSE 0 END
+            FROM async_refunds.item_numbers
+        ON CONFLICT DO NOTHING;
+    END IF;
+    RETURN found;
+END $$;
+
+-- The seed of a new run's keys follows from what the run is. So one that a failover lost,
+-- or that a restored backup has not got, has the same keys when it is made again.
+CREATE FUNCTION async_refunds.new_seed(
+    name text, base_url text, livemode boolean, tenant text
+) RETURNS bytea LANGUAGE sql STABLE AS $$
+    SELECT sha256(salt || convert_to($4 || ' ' || $2
+            || CASE WHEN $3 THEN ' live ' ELSE ' test ' END || $1, 'UTF8'))
+        FROM async_refunds.meta
+$$;
+
+CREATE FUNCTION async_refunds.create_run(
+    name text,
+    base_url text,
+    livemode boolean,
+    tenant text DEFAULT 'default',
+    options jsonb DEFAULT '{}',
+    priority integer DEFAULT 0
+) RETURNS uuid LANGUAGE sql AS $$
+    INSERT INTO async_refunds.runs
+            (name, base_url, livemode, tenant, options, priority, seed)
+        VALUES ($1, $2, $3, $4, $5, $6, async_refunds.new_seed($1, $2, $3, $4))
+        RETURNING run_id
+$$;
+
+-- Return the run of this name; make it if there is none.
+CREATE FUNCTION async_refunds.ensure_run(
+    name text,
+    base_url text,
+    livemode boolean,
+    tenant text DEFAULT 'default',
+    options jsonb DEFAULT '{}',
+    priority integer DEFAULT 0
+) RETURNS uuid LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    found async_refunds.runs;
+BEGIN
+    INSERT INTO async_refunds.runs
+            (name, base_url, livemode, tenant, options, priority, seed)
+        VALUES ($1, $2, $3, $4, $5, $6, async_refunds.new_seed($1, $2, $3, $4))
+        ON CONFLICT (name) DO NOTHING;
+    SELECT * INTO STRICT found FROM async_refunds.runs WHERE name = $1;
+    IF (found.base_url, found.livemode, found.tenant) <> ($2, $3, $4) THEN
+        RAISE EXCEPTION 'the run % is on %, and this one is on %: give another name',
+            quote_literal($1), quote_literal(found.scope),
+            quote_literal($4 || ' ' || $2 || CASE WHEN $3 THEN ' live' ELSE ' test' END)
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    RETURN found.run_id;
+END $$;
+
+-- Whether a text is an id of a kind, and no API key: its length is that after its prefix.
+CREATE FUNCTION async_refunds.is_id(id text, pattern text, longest integer)
+RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT id IS NOT NULL AND id ~ pattern
+        AND length(id) - strpos(id, '_') <= longest
+        AND (strpos(lower(id), 'k_') = 0 AND strpos(lower(id), 'whsec_') = 0
+            OR id !~* '(?<![a-z0-9])(?:[srp]k_(?:test|live|org)_|whsec_)[a-z0-9]')
+$$;
+
+-- Add refunds to a run, in the caller's transaction, and return how many were not there.
+-- No row of the run and no lease that is there is locked, so it waits for no worker.
+CREATE FUNCTION async_refunds.enqueue(
+    run text, ids text[], accounts text[] DEFAULT NULL
+) RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    found async_refunds.runs;
+    wrong text;
+    added bigint;
+    touched text[];
+BEGIN
+    SELECT * INTO found FROM async_refunds.runs r WHERE r.name = run;
+    IF found.run_id IS NULL THEN
+        RAISE EXCEPTION 'there is no run %: make it first, SELECT async_refunds.'
+            'ensure_run(%, ''https://api.stripe.com'', true), where true is live mode',
+            quote_nullable(run), quote_nullable(run)
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF found.state = 'closed' THEN
+        RAISE EXCEPTION 'the run % is closed', quote_literal(run)
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF accounts IS NOT NULL AND cardinality(accounts) <> cardinality(ids) THEN
+        RAISE EXCEPTION 'there are % ids and % accounts',
+            cardinality(ids), cardinality(accounts)
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    -- As strict as Python's `validation`, or a worker could send nothing for it. The text
+    -- of a wrong one is not shown: a key may have come in by mistake. A length within the
+    -- pattern would make it a hundred times as slow.
+    SELECT CASE WHEN async_refunds.is_id(id, '^(?:re|pyr)_[A-Za-z0-9_]+$', 251)
+            THEN 'accounts[' || place || '] is not an account id (acct_...)'
+            ELSE 'ids[' || place || '] is not a refund id (re_... or pyr_...)' END
+            INTO wrong
+        FROM unnest(ids, accounts) WITH ORDINALITY AS given (id, account, place)
+        WHERE NOT async_refunds.is_id(id, '^(?:re|pyr)_[A-Za-z0-9_]+$', 251)
+            OR account <> ''
+                AND NOT async_refunds.is_id(account, '^acct_[A-Za-z0-9_]+$', 250)
+        LIMIT 1;
+    IF wrong IS NOT NULL THEN
+        RAISE EXCEPTION '%: nothing is added', wrong
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    -- Numbered in the order given; inserted in one order by all, so that two that add
+    -- the same refunds wait for each other in no circle.
+    WITH numbered AS MATERIALIZED (
+        SELECT nextval('async_refunds.item_numbers') AS number, id,
+                coalesce(account, '') COLLATE "C" AS account
+            FROM unnest(ids, accounts) AS given (id, account)
+    ), inserted AS (
+        INSERT INTO async_refunds.items (run_id, account, refund_id, number)
+            SELECT found.run_id, account, id, number FROM numbered
+                ORDER BY account, id COLLATE "C", number
+            -- Numbers do not conflict, and to look for that takes a third of the time.
+            ON CONFLICT (run_id, account, refund_id) DO NOTHING
+            RETURNING account
+    )
+    SELECT coalesce(sum(count), 0), coalesce(array_agg(account), '{}')
+        INTO added, touched
+        FROM (SELECT account, count(*) FROM inserted GROUP BY account) AS counted;
+    IF added = 0 THEN
+        RETURN 0;
+    END IF;
+    INSERT INTO async_refunds.leases (scope, account)
+        SELECT found.scope, account FROM unnest(touched) AS given (account)
+            ORDER BY account COLLATE "C"
+        ON CONFLICT DO NOTHING;
+    PERFORM pg_notify('async_refunds', found.scope);
+    PERFORM async_refunds.defer_jobs(found.scope, touched);
+    RETURN added;
+END $$;
+
+-- Defer a procrastinate job for each account, where procrastinate is on the search path.
+-- What a sweep finds anyway must fail no caller, nor make it wait.
+CREATE FUNCTION async_refunds.defer_jobs(scope text, accounts text[]) RETURNS void
+LANGUAGE plpgsql SET lock_timeout = '100ms' AS $$
+DECLARE
+    deferred integer := cardinality(accounts)
+        + coalesce(nullif(current_setting('async_refunds.deferred', true), ''), '0')::integer;
+BEGIN
+    -- Each job takes a lock until the caller's transaction ends, and all transactions
+    -- share the room for a few thousand.
+    PERFORM set_config('async_refunds.deferred', deferred::text, true);
+    IF deferred > 500 OR to_regclass('procrastinate_jobs') IS NULL THEN
+        RETURN;
+    END IF;
+    -- Whoever adds to the same account in an open transaction defers its job.
+    INSERT INTO procrastinate_jobs
+            (queue_name, task_name, lock, queueing_lock, args)
+        SELECT 'async_refunds', 'async_refunds.wake', NULL, queueing_lock,
+                jsonb_build_object('scope', defer_jobs.scope, 'account', account)
+            FROM (
+                SELECT account, 'async_refunds ' || defer_jobs.scope || ' ' || account
+                        AS queueing_lock
+                    FROM unnest(accounts) AS given (account)
+            ) AS jobs
+            WHERE pg_try_advisory_xact_lock(hashtextextended(queueing_lock, 0))
+        ON CONFLICT DO NOTHING;
+EXCEPTION WHEN undefined_column OR insufficient_privilege OR not_null_violation
+        OR check_violation OR datatype_mismatch OR lock_not_available OR out_of_memory
+        OR deadlock_detected THEN
+    RAISE WARNING 'async_refunds: no job deferred: %', SQLERRM;
+END $$;
+
+-- What a monitor reads: one row per account that has something left, or a holder.
+CREATE VIEW async_refunds.metrics AS
+    SELECT l.scope, l.account, l.owner,
+            l.token IS NOT NULL AND l.until > clock_timestamp() AS held,
+            extract(epoch FROM clock_timestamp() - l.renewed_at)::float8
+                AS lease_age_seconds,
+            l.pace, l.all_takeovers AS takeovers,
+            coalesce(i.open, 0) AS open, coalesce(i.dead, 0) AS dead,
+            extract(epoch FROM clock_timestamp() - i.oldest)::float8
+                AS oldest_open_seconds,
+            CASE WHEN l.not_before > clock_timestamp()
+                THEN extract(epoch FROM l.not_before - clock_timestamp())::float8
+                END AS waits_seconds,
+            CASE WHEN l.retry_at > clock_timestamp()
+                THEN extract(epoch FROM l.retry_at - clock_timestamp())::float8
+                END AS retry_seconds,
+            i.last_word,
+            extract(epoch FROM clock_timestamp() - i.last_at)::float8
+                AS last_at_seconds
+        FROM async_refunds.leases l
+        LEFT JOIN (
+            SELECT r.scope, items.account, count(*) FILTER (WHERE NOT dead) AS open,
+                    count(*) FILTER (WHERE dead) AS dead, min(added_at) AS oldest,
+                    max(known_at) AS last_at,
+                    (array_agg(coalesce(error, outcome) ORDER BY known_at DESC)
+                        FILTER (WHERE known_at IS NOT NULL))[1] AS last_word
+                FROM async_refunds.items JOIN async_refunds.runs r USING (run_id)
+                WHERE NOT settled AND r.state <> 'closed'
+                GROUP BY r.scope, items.account
+        ) i USING (scope, account);
+
+INSERT INTO async_refunds.meta (schema_version, min_worker_version) VALUES (1, 1);
+SELECT async_refunds.note_timeline();
