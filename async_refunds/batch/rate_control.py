@@ -33,7 +33,9 @@ tests/unit/test_rate_control.py.
 
 from __future__ import annotations
 
+import functools
 import math
+from typing import NamedTuple
 
 _START = 20.0
 """Requests a second before anything is known: below what Stripe documents."""
@@ -161,6 +163,17 @@ _OUTGROWN = 2.0
 """Times what was refused: having got so far, the limit met then is no more."""
 
 
+class _Mode(NamedTuple):
+    fixed: bool
+    alone: bool
+    searches: bool
+    """From nothing, where nobody else asks."""
+
+
+# One object for all: a platform has thousands of accounts.
+_mode = functools.cache(_Mode)
+
+
 class RateController:
     """When the next request to one endpoint may go out, and how many at once.
 
@@ -183,7 +196,6 @@ class RateController:
     """
 
     __slots__ = (
-        "_alone",
         "_answers",
         "_at_first",
         "_began_at",
@@ -193,13 +205,14 @@ class RateController:
         "_concurrency",
         "_crowd",
         "_cut_at",
+        "_drawn",
         "_failures",
-        "_fixed",
         "_fresh_answers",
         "_fresh_refused",
         "_good_rate",
         "_let_in",
         "_limit",
+        "_mode",
         "_passed",
         "_rate",
         "_recent",
@@ -208,9 +221,7 @@ class RateController:
         "_refused_since",
         "_requests",
         "_resume_at",
-        "_searches",
         "_slot",
-        "_spare",
         "_used",
         "_was_calm",
         "_window",
@@ -227,8 +238,7 @@ class RateController:
         for given in (rate, start):
             if given is not None and not 0 < given < math.inf:
                 raise ValueError("rate must be a positive number of requests a second")
-        self._fixed = rate is not None
-        self._alone = alone
+        self._mode = _mode(rate is not None, alone, alone and start is None)
         self._rate = rate or start or _START
         self._slot = now - 1 / self._rate  # the last one, by plan
         self._window = now  # when the rate in use was last measured
@@ -238,12 +248,11 @@ class RateController:
         # Where the quick climb ends.
         self._ceiling = start or _DOCUMENTED
         self._limit = self._ceiling  # as it was met last
-        self._spare = _BURST * self._limit  # what its bucket may still let in
+        self._drawn = 0.0  # requests out of its bucket, which is full
         self._climb = _RETURN  # its slope
         self._began_at = now
         self._cut_at = -math.inf
         self._was_calm = False  # at one of the cuts since the last fall
-        self._searches = alone and start is None  # from nothing, where nobody else asks
         self._at_first = False  # whether the last was the first, and nobody else asks
         self._let_in = 0  # answers until then that were no 429s
         self._answers = self._refused = 0  # since the cut, and 429s of these
@@ -280,7 +289,7 @@ class RateController:
             return self._resume_at
         # Still on its way to where it begins to feel for the limit, or just there.
         on_its_way = self._cut_at == -math.inf and self._rate < self._ceiling
-        if self._fixed or on_its_way or self._is_early:
+        if self._mode.fixed or on_its_way or self._is_early:
             return None
         return min(self._rate, self._limit, self._getting_through())
 
@@ -322,7 +331,7 @@ class RateController:
         if seconds >= _WINDOW:
             self._used = self._requests >= _USED * self._rate * seconds
             self._fill(seconds)
-            if self._used and not self._fixed and self._resume_at is None:
+            if self._used and not self._mode.fixed and self._resume_at is None:
                 self._grow(slot, seconds)
             if not self._refused_in_a_row and self._resume_at is None:
                 self._good_rate = self._rate
@@ -367,7 +376,7 @@ class RateController:
         if sent_at >= self._cut_at:
             self._note_fresh(refused=True)
         since = now - self._cut_at
-        if self._fixed or self._is_blocked(now):
+        if self._mode.fixed or self._is_blocked(now):
             return
         if since >= _EVENT:
             self._begin_event(now, since)
@@ -391,7 +400,7 @@ class RateController:
             cut = _DEEP_CUT if share > _MOST else _PERSISTENT_CUT
         if min(since, now - self._began_at) >= _CALM:
             self._was_calm = True
-        self._at_first = self._alone and self._cut_at == -math.inf
+        self._at_first = self._mode.alone and self._cut_at == -math.inf
         self._let_in = self._answers - self._refused
         self._cut(now, cut)
         if cut < _CUT and not regaining:
@@ -399,7 +408,7 @@ class RateController:
 
     def _cut(self, now: float, factor: float) -> None:
         self._passed = self._getting_through()
-        self._limit, self._spare = self._rate, 0.0  # which is dry
+        self._limit, self._drawn = self._rate, _BURST * self._rate  # it is dry
         self._rate = self._ceiling = max(_LEAST, self._rate * factor)
         self._climb = _RETURN
         self._calm = 0.0
@@ -416,7 +425,7 @@ class RateController:
         """Remember the answer to a request that went out after the cut."""
         self._fresh_answers += 1
         self._fresh_refused += refused
-        if not self._fixed:  # and its rate may be any number
+        if not self._mode.fixed:  # and its rate may be any number
             self._recent = (self._recent << 1 | refused) & (1 << self._span) - 1
 
     def _fallen_to(self, sent_at: float) -> float | None:
@@ -442,7 +451,7 @@ class RateController:
     @property
     def _is_early(self) -> bool:
         """Whether the first 429 of a search from nothing has only just come."""
-        return self._searches and self._at_first and self._answers <= _SECOND
+        return self._mode.searches and self._at_first and self._answers <= _SECOND
 
     def _has_fallen(self) -> bool:
         """Tell whether the limit fell, by what went out after the cut of this event."""
@@ -490,10 +499,10 @@ class RateController:
 
     def _fill(self, seconds: float) -> None:
         """Follow the bucket that hides the limit until it is dry."""
-        spare = self._spare + self._limit * seconds - self._requests
-        if spare <= 0:  # what gets through now is no bucket's
+        drawn = self._drawn + self._requests - self._limit * seconds
+        if drawn >= _BURST * self._limit:  # what gets through now is no bucket's
             self._limit = max(self._limit, self._rate)
-        self._spare = min(max(0.0, spare), _BURST * self._limit)
+        self._drawn = min(max(0.0, drawn), _BURST * self._limit)
 
     def _grow(self, now: float, seconds: float) -> None:
         """Raise the rate for so many seconds in which it was used."""
@@ -502,7 +511,7 @@ class RateController:
             if now - self._cut_at >= _EVENT:
                 self._rate = min(self._ceiling, self._rate + self._climb * seconds)
             return
-        most = _HIDDEN * self._limit if self._alone else math.inf
+        most = _HIDDEN * self._limit if self._mode.alone else math.inf
         if self._rate >= most:
             return
         slowness = min(1.0, self._rate / _KNEE)

@@ -78,9 +78,10 @@ async def test_worker_cancels_what_is_there_and_what_comes(fleet: Fleet) -> None
     assert await fleet.owners() == {}
 
 
-async def test_more_of_an_account_within_a_second_goes_on_with_its_lease(
-    fleet: Fleet,
+async def test_more_of_an_account_soon_after_goes_on_with_its_lease(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(scope_worker, "_LINGER", 600.0)
     token = "SELECT token FROM async_refunds.leases WHERE account = 'acct_A'"
     await fleet.seed(2, A)
     async with fleet.worker(rate=FAST):
@@ -89,6 +90,7 @@ async def test_more_of_an_account_within_a_second_goes_on_with_its_lease(
         await fleet.seed(2, A)
         await fleet.until_told(4)
         assert await fleet.value(token) == before
+        monkeypatch.setattr(scope_worker, "_LINGER", 0.1)
         await fleet.until_found(f"SELECT ({token}) IS NULL")
 
 
@@ -573,6 +575,7 @@ async def test_tenants_are_found_also_after_the_database_was_away(
         await fleet.seed(1, A)
         await fleet.until(lambda: "no key for default" in caplog.text)
         await fleet.until_found(_LISTENING)
+        heard.clear()
         await fleet.seed(1, A)
         await fleet.until(lambda: heard)
         network.refuse()
