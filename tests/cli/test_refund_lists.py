@@ -116,8 +116,8 @@ async def test_list_that_does_not_fit_on_the_disk_is_refused(tmp_path: Path) -> 
     )
 
 
-# No file of this process gets larger than this: the list would be six times as large, and
-# what a measurement of coverage writes at the end a quarter.
+# No file of this process gets larger than this: the list would be six times as large,
+# and what a measurement of coverage writes at the end is a quarter.
 SMALL_DISK = """
 import resource, runpy, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
