@@ -100,6 +100,6 @@ def refuse_keys(given: Mapping[str, object], shown: Mapping[str, str]) -> None:
         texts: list[object] = [*value] if isinstance(value, (list, tuple)) else [value]
         if any(isinstance(each, str) and contains_key(each) for each in texts):
             refuse(
-                f"{shown[name]} has an API key in it, which belongs into "
+                f"{shown[name]} has an API key in it, which belongs in "
                 "STRIPE_API_KEY; nothing was done"
             )

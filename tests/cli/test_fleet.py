@@ -160,7 +160,7 @@ async def test_missing_extra_is_named(tmp_path: Path) -> None:
     ("name", "told"),
     [
         ("", "--run must have a name"),
-        (f"run-{LIVE_KEY}", "--run has an API key in it, which belongs into "),
+        (f"run-{LIVE_KEY}", "--run has an API key in it, which belongs in "),
     ],
     ids=["empty", "key"],
 )

@@ -29,7 +29,7 @@ async def test_key_in_anything_that_is_given_is_refused_unseen(tmp_path: Path) -
     ends = await run_each(*given.values(), folder=tmp_path)
     for name, ended in zip(given, ends, strict=True):
         assert ended.err == (
-            f"async-refunds: {name} has an API key in it, which belongs into "
+            f"async-refunds: {name} has an API key in it, which belongs in "
             "STRIPE_API_KEY; nothing was done\n"
         )
         assert (ended.code, ended.out) == (2, "")
