@@ -186,3 +186,24 @@ async def test_account_that_opens_claims_no_more_than_it_sends_in_a_second() -> 
     assert all(outcomes[f"re_{number}"] == "canceled" for number in range(500, 600))
     assert max(limit for when, limit in journal.asked if when < opened_at) > 100
     assert max(limit for when, limit in journal.asked if when >= opened_at) <= 20
+
+
+async def test_request_that_was_not_permitted_says_nothing_of_the_service() -> None:
+    """It never left: a service that failed before may be well by now."""
+    queue = batch_queue()
+    request = cancel_request("re_1", idempotency_key="key")
+    held = TransportFailure(Cause.NOT_PERMITTED, "the lease is lost", sent=False)
+    unsent = Classification[object](held, Outcome.NOT_SENT, retry=False)
+
+    def record(came: Classification[object], cause: Cause) -> None:
+        attempt = Attempt(1, "POST", "/v1/refunds", None, cause, None, 0.0, 0.0)
+        queue.record_reply(item(), request, came, attempt)
+
+    record(UNREACHABLE, Cause.REFUSED)
+    await asyncio.sleep(4)
+    record(UNREACHABLE, Cause.REFUSED)
+    await asyncio.sleep(4)  # eight after the first: five are enough
+    record(unsent, Cause.NOT_PERMITTED)
+    assert queue.closed_by is None
+    record(UNREACHABLE, Cause.REFUSED)
+    assert queue.closed_by is not None
