@@ -26,7 +26,7 @@ from .tables import counted
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 
-    from async_refunds.journal import Claim
+    from async_refunds.journal import Claim, Tally
 
     from .config import Connection
     from .options import BatchOptions
@@ -160,6 +160,7 @@ class BatchRun:
         self._unreached = ""
         self._interrupted = False
         self._in_doubt = False
+        self._counted = 0  # requests that the journal had counted before
         self._ended = False
 
     @property
@@ -188,6 +189,8 @@ class BatchRun:
             broken: JournalError | None = None
             with self._interruptible(batch):
                 try:
+                    if kept is not None:
+                        self._counted = kept.journal.tally().requests
                     await self._write_results(batch)
                     self._account_for_rest()
                 except JournalError as error:
@@ -204,7 +207,7 @@ class BatchRun:
             code = INTERRUPTED
         if broken is not None:
             self._output.error(str(broken))
-            code = max(self._account_for_broken(), NOT_ALL)
+            code = max(self._account_for_broken(batch.progress().requests), NOT_ALL)
         self._summarize(broken=broken is not None)
         return max(code, int(self._output.lost))
 
@@ -281,16 +284,24 @@ class BatchRun:
                 shown["outcome"] = NOT_BEGUN  # a program reads one of `CancelOutcome`
             self._write(NOT_BEGUN, shown, sent=False)
 
-    def _account_for_broken(self) -> int:
+    def _account_for_broken(self, sent: int) -> int:
         """Count what a journal holds that took no more; return the exit code.
 
         It is read anew. A refund is in it as claimed, and so unknown, before anything
-        is sent: also one whose call was broken off, which no count of requests has.
+        is sent: also one whose call was broken off, which no count of requests has. If
+        nothing is, and requests are missing, it is another file by now, such as an
+        older copy.
+
+        Args:
+            sent: How many requests this run has sent.
         """
         assert self._kept is not None  # noqa: S101 - the journal broke
-        try:
+        tally: Tally | None = None
+        with suppress(JournalError):
             tally = JournalReader(self._kept.path).tally()
-        except JournalError:
+        if tally is None or (
+            not tally.outcomes["unknown"] and tally.requests - self._counted < sent
+        ):
             self._in_doubt = True
             return UNKNOWN
         self._outcomes = Counter[str | None](tally.outcomes)

@@ -330,6 +330,31 @@ async def test_journal_that_breaks_ends_the_run_with_what_to_do(tmp_path: Path) 
     assert emulator.books.cancel_requests.keys() == {*ids[:2]}
 
 
+async def test_older_copy_in_its_place_hides_nothing_of_what_is_in_flight(
+    tmp_path: Path,
+) -> None:
+    emulator, ids = emulator_of(3)
+    journal = tmp_path / "run.sqlite3"
+    async with emulator.serve() as behind:
+        gate = Gate(behind)
+        async with gate.serve() as base_url:
+            to = ("--journal", journal.name, "--base-url", base_url)
+            gate.open()
+            first = await run("cancel", ids[0], *to, folder=tmp_path)
+            gate.close()
+            older = journal.read_bytes()
+            async with started("cancel", *ids, *to, folder=tmp_path) as running:
+                await gate.holds(2)
+                remove(tmp_path, "run.sqlite3*")
+                journal.write_bytes(older)
+                gate.open()
+                ended = await running.ended()
+    assert first.code == 0
+    assert (ended.code, ended.out) == (3, "")
+    assert "run.sqlite3' was in use" in ended.err
+    assert "\nwhat was in flight is unknown: " in ended.err
+
+
 async def test_full_disk_ends_a_run_with_what_its_journal_holds(
     tmp_path: Path,
 ) -> None:
