@@ -360,12 +360,8 @@ class AccountQueue:
             self.pause()
             return
         self._learn_pace(item, request, classification, attempt)
-        closing = self._made_closing
-        if (
-            closing is not None
-            and closing.until < math.inf
-            and (self._cancels.outage is None)
-        ):
+        closing, outage = self._made_closing, self._cancels.outage
+        if closing is not None and closing.until < math.inf and outage is None:
             self._reopen()
         if isinstance(reply, Response):
             self._has_answered = self._service.has_answered = True

@@ -19,7 +19,7 @@ from .list_files import STDIN, UnreadableError, display_name, read_list
 from .output import Output, interruptible, refuse, to_stderr
 from .paced_reads import PacedReads
 from .refund_list import RefundList
-from .start_batch import open_journal, open_output, run_batch
+from .start_batch import must_ask, open_journal, open_output, run_batch
 from .tables import counted
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def cancel(
             )
             raise typer.Exit(code)
         total = min(requests.count, send.limit or requests.count)
-        if api.livemode and total > 1 and not send.yes:
+        if must_ask(api, total, send):
             preview.require_terminal()  # before there is a journal
         kept = open_journal(stack, journal, api, batch, connection)
         output = open_output(stack, written, source, journal)

@@ -52,13 +52,15 @@ def _long_name(option: OptionInfo, parameter: str) -> str:
 
 def shown_name(parameter: inspect.Parameter) -> str:
     """Return how the help calls an option or an argument."""
-    for metadata in parameter.annotation.__metadata__:
-        if isinstance(metadata, OptionInfo):
-            name = _long_name(metadata, parameter.name).removeprefix("--")
-            return f"--{name.replace('_', '-')}"
-        if isinstance(metadata, ArgumentInfo) and metadata.metavar:
-            return metadata.metavar
-    return parameter.name
+    (shown,) = (
+        each
+        for each in parameter.annotation.__metadata__
+        if isinstance(each, (OptionInfo, ArgumentInfo))
+    )
+    if isinstance(shown, ArgumentInfo):
+        return shown.metavar or parameter.name
+    name = _long_name(shown, parameter.name).removeprefix("--")
+    return f"--{name.replace('_', '-')}"
 
 
 def unknown_variables() -> list[str]:

@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     from .refund_list import RefundList
 
 
+def must_ask(connection: Connection, total: int, send: SendOptions) -> bool:
+    """Tell whether somebody is asked before so many refunds are canceled."""
+    return connection.livemode and total > 1 and not send.yes
+
+
 def ask_for_live(
     connection: Connection,
     requests: RefundList | None,
@@ -50,7 +55,7 @@ def ask_for_live(
     count = 0 if requests is None else requests.count
     open_ = 0 if kept is None else kept.journal.tally().open
     total = min(count + open_, send.limit or count + open_)
-    if connection.livemode and total > 1 and not send.yes:
+    if must_ask(connection, total, send):
         count = min(count, total)
         known = preview.Preview()
         accounts = set(() if requests is None else requests.accounts())

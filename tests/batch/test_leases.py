@@ -454,22 +454,28 @@ async def test_call_between_two_attempts_ends_with_its_account(end: str) -> None
         assert left == (len(stripe.requests) if end == "drain" else 0)
 
 
+async def in_flight(stripe: Emulator, batch: LongBatch) -> str:
+    """Let a batch begin with a refund, and return it once the emulator was asked."""
+    (refund_id,) = seeded(stripe, 1, A)
+    await batch.journal.enqueue([refund_id], A)
+    batch.open(A)
+    while not asked(stripe, refund_id):  # noqa: ASYNC110 - of the emulator
+        await asyncio.sleep(0.01)
+    return refund_id
+
+
 async def test_drained_call_that_is_broken_off_is_left_to_the_next_holder() -> None:
     """The next holder asks at once and with the same key: a result would wait."""
     stripe = emulator()
     stripe.faults.script("stall")
     async with fleet(stripe) as batch:
-        (refund_id,) = seeded(stripe, 1, A)
-        await batch.journal.enqueue([refund_id], A)
-        batch.open(A)
-        while not asked(stripe, refund_id):  # noqa: ASYNC110 - of the emulator
-            await asyncio.sleep(0.01)
+        refund_id = await in_flight(stripe, batch)
         batch.execution.drain_account(A)
         await asyncio.sleep(3.0)
         batch.execution.interrupt()
     assert not batch.results
     (left,) = batch.journal.handed_over
-    assert left.outcome == "unknown"
+    assert (left.refund_id, left.outcome) == (refund_id, "unknown")
     assert not batch.journal.given_back
 
 
@@ -479,13 +485,9 @@ async def test_what_no_journal_has_handed_over_is_in_the_log(
     """The database is away: the next holder has the claim, and nobody the requests."""
     stripe = emulator()
     stripe.faults.storm(1.0, names=["503"])
-    (refund_id,) = seeded(stripe, 1, A)
     with pytest.raises(JournalError, match="did not answer"):  # noqa: PT012 - as it ends
         async with fleet(stripe, retry=SLOW, patience=PATIENT) as batch:
-            await batch.journal.enqueue([refund_id], A)
-            batch.open(A)
-            while not asked(stripe, refund_id):  # noqa: ASYNC110 - of the emulator
-                await asyncio.sleep(0.01)
+            refund_id = await in_flight(stripe, batch)
             batch.journal.answering.clear()
             batch.execution.drain_account(A)
             await asyncio.sleep(1.0)
@@ -500,11 +502,7 @@ async def test_drained_call_that_is_broken_off_unsent_is_given_back() -> None:
     stripe = emulator()
     stripe.faults.script("rate_429", "stall")
     async with fleet(stripe, concurrency=1) as batch:
-        (refund_id,) = seeded(stripe, 1, A)
-        await batch.journal.enqueue([refund_id], A)
-        batch.open(A)
-        while not asked(stripe, refund_id):  # noqa: ASYNC110 - of the emulator
-            await asyncio.sleep(0.01)
+        refund_id = await in_flight(stripe, batch)
         batch.execution.drain_account(A)
         batch.execution.interrupt()
     assert not batch.results
@@ -516,11 +514,7 @@ async def test_call_that_is_broken_off_where_nobody_takes_over_is_told() -> None
     stripe = emulator()
     stripe.faults.script("stall")
     async with fleet(stripe) as batch:
-        (refund_id,) = seeded(stripe, 1, A)
-        await batch.journal.enqueue([refund_id], A)
-        batch.open(A)
-        while not asked(stripe, refund_id):  # noqa: ASYNC110 - of the emulator
-            await asyncio.sleep(0.01)
+        refund_id = await in_flight(stripe, batch)
         batch.execution.interrupt()
     assert batch.outcomes == {refund_id: "unknown"}
     assert not batch.journal.handed_over
@@ -568,11 +562,7 @@ async def test_drained_item_that_a_limit_refused_is_given_back() -> None:
     stripe = emulator()
     stripe.faults.script("rate_429")
     async with fleet(stripe, retry=SLOW, patience=PATIENT) as batch:
-        (refund_id,) = seeded(stripe, 1, A)
-        await batch.journal.enqueue([refund_id], A)
-        batch.open(A)
-        while not asked(stripe, refund_id):  # noqa: ASYNC110 - of the emulator
-            await asyncio.sleep(0.01)
+        refund_id = await in_flight(stripe, batch)
         await asyncio.sleep(0.1)
         batch.execution.drain_account(A)
         await batch.until_idle()

@@ -68,8 +68,8 @@ def connected(
         checked: Refuse tables that this release cannot work with.
         change: What the block changes: a failure tells what is certain of it.
     """
-    # What it logs of a connection that ends badly is a line of nobody's: `Change` tells
-    # what is certain then. Without a handler it would go to stderr.
+    # psycopg logs a connection that ends badly, and without a handler that goes to
+    # stderr. What is certain then, `Change` tells.
     logging.getLogger("psycopg").addHandler(logging.NullHandler())
     try:
         connection = psycopg.connect(given.address.conninfo, autocommit=True)

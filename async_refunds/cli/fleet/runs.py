@@ -199,7 +199,7 @@ def close(run: RunArgument, *, database: DatabaseOptions, quiet: Quiet = False) 
     change = Change("nothing was changed", "")
 
     def note(unsent: int) -> None:
-        settled = f"{counted(unsent, 'refund')} not to be sent any more"
+        settled = f"{counted(unsent, 'refund')} not asked for any more"
         change.done(f"{run} is paused, at least {settled}: {again}")
 
     with change.told(), connected(database, change=change) as connection:
@@ -211,7 +211,10 @@ def close(run: RunArgument, *, database: DatabaseOptions, quiet: Quiet = False) 
 
 
 def _closed(run: str, closed: administration.Closed) -> str:
-    said = f"{counted(closed.unsent, 'refund')} of {run} not sent, and not canceled"
+    said = (
+        f"{counted(closed.unsent, 'refund')} of {run} not canceled, and not asked for "
+        "any more"
+    )
     if not closed.left:
         return f"{said}; {run} is closed"
     resume = shlex.join(["async-refunds", "fleet", "resume", run])

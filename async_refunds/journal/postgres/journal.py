@@ -266,8 +266,8 @@ class PostgresJournal(BatchGuard):
     async def hand_over(self, known: Sequence[tuple[Claim, CancelResult]]) -> None:
         """Leave items that were sent, and came to no end, to the next holder.
 
-        Their requests are counted. One that a holder has left to the next is no item
-        that ends whoever has it.
+        Their requests are counted, and their claims are not: an item is dead after
+        many claims whose holders came to no end, and this one does.
 
         Raises:
             LeaseLostError: Accounts were taken over. The others' are left.
