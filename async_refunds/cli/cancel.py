@@ -16,8 +16,8 @@ from async_refunds.results import CancelRequest
 from . import options, preview
 from .exit_codes import DONE, NOT_ALL
 from .list_files import STDIN, UnreadableError, display_name, read_list
-from .output import Output, interruptible, refuse, to_stderr
-from .paced_reads import PacedReads
+from .output import Output, interruptible, print_error, refuse, to_stderr
+from .paced_reads import PacedReads, UnreachableError
 from .refund_list import RefundList
 from .start_batch import must_ask, open_journal, open_output, run_batch
 from .tables import counted
@@ -127,8 +127,8 @@ def _show_preview(
     total = min(requests.count, limit or requests.count)
 
     def so_far() -> str:
-        done = writer.preview.statuses.total()
-        return f"{done:,} of {counted(total, 'refund')} read; nothing was canceled"
+        read = f"{writer.preview.read:,} of {counted(total, 'refund')} read"
+        return f"{read}; nothing was canceled"
 
     async def read() -> None:
         async with api.client(output) as refunds:
@@ -140,7 +140,11 @@ def _show_preview(
         try:
             asyncio.run(read())
         except AuthenticationError as error:
-            refuse(str(error))
+            print_error(str(error))
+            raise typer.Exit(NOT_ALL) from None
+        except UnreachableError as error:
+            print_error(str(error))
+            writer.preview.leave_out(total)
         finally:
             output.table(preview.PREVIEW_COLUMNS)
     if total < requests.count:

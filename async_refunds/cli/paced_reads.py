@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from async_refunds.errors import AuthenticationError, RefundsError
+from async_refunds.errors import (
+    APIConnectionError,
+    AuthenticationError,
+    RefundsError,
+)
 
 from .progress import ReadProgress, shown
 
@@ -28,6 +32,10 @@ _READ_RATE = 20.0
 _IN_FLIGHT = 25
 
 
+class UnreachableError(Exception):
+    """So many reads in turn had no answer that the others would have none either."""
+
+
 class PacedReads:
     """Reads each refund once, each account at its own pace.
 
@@ -46,6 +54,7 @@ class PacedReads:
         self._on_read = on_read
         self._next: dict[str | None, float] = {}
         self._done = 0
+        self._unanswered = 0  # in turn
 
     async def run(
         self,
@@ -59,6 +68,7 @@ class PacedReads:
 
         Raises:
             AuthenticationError: The key is refused, so every read would be.
+            UnreachableError: As many reads in turn as are made at once had no answer.
             Exception: What ``on_read`` raises.
         """
         progress = ReadProgress(
@@ -96,6 +106,15 @@ class PacedReads:
                 found = error
             self._done += 1
             self._on_read(request, found)
+            if not isinstance(found, APIConnectionError):
+                self._unanswered = 0
+                continue
+            self._unanswered += 1
+            if self._unanswered >= _IN_FLIGHT:
+                raise UnreachableError(
+                    f"the last {self._unanswered} reads had no answer, and no other "
+                    f"was made: {found}"
+                )
 
     async def _wait_for_turn(self, account: str | None) -> None:
         now = asyncio.get_running_loop().time()

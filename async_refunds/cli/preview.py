@@ -73,9 +73,18 @@ class Preview(msgspec.Struct):
         return self.statuses[CANCELABLE]
 
     @property
+    def read(self) -> int:
+        """The number of refunds that were read, or are certainly not there."""
+        return self.statuses.total() - self.statuses[NOT_READ]
+
+    @property
     def all_read(self) -> bool:
         """Whether each refund was found and read."""
         return not (self.statuses[NOT_FOUND] or self.statuses[NOT_READ])
+
+    def leave_out(self, total: int) -> None:
+        """Count what is left of so many refunds as not read."""
+        self.statuses[NOT_READ] += total - self.statuses.total()
 
     @property
     def seconds(self) -> float:
@@ -135,8 +144,12 @@ def preview_lines(preview: Preview, *, repeatable: bool) -> Iterator[str]:
         preview: What was read.
         repeatable: Whether the list can be read again; stdin cannot.
     """
-    total, can = preview.statuses.total(), preview.cancelable
-    yield f"{can:,} of {counted(total, 'refund')} can be canceled" + (
+    total, can, read = preview.statuses.total(), preview.cancelable, preview.read
+    if not read:
+        yield f"{counted(total, 'refund')} could not be read; nothing was canceled"
+        return
+    which = "that could be read " if read < total else ""
+    yield f"{can:,} of {counted(read, 'refund')} {which}can be canceled" + (
         ":" if can else ""
     )
     if can:

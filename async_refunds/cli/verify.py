@@ -19,8 +19,8 @@ from async_refunds.results import CANCELED, CancelRequest
 
 from . import config, options
 from .exit_codes import DONE, NOT_ALL
-from .output import Output, interruptible, refuse
-from .paced_reads import PacedReads
+from .output import Output, interruptible, print_error, refuse
+from .paced_reads import PacedReads, UnreachableError
 from .tables import counted
 
 if TYPE_CHECKING:
@@ -74,8 +74,9 @@ def verify(
     with interruptible(so_far):
         try:
             asyncio.run(run())
-        except (AuthenticationError, JournalError) as error:
-            refuse(str(error))
+        except (AuthenticationError, UnreachableError, JournalError) as error:
+            print_error(str(error))
+            raise typer.Exit(NOT_ALL) from None
         finally:
             verifying.conclude()
     raise typer.Exit(DONE if verifying.good else NOT_ALL)

@@ -185,8 +185,9 @@ async def test_dry_run_with_a_refused_key_ends_at_once() -> None:
             *("cancel", *ids, "--dry-run", "--base-url", base_url),
             key="sk_test_expired",
         )
-    assert (ended.code, ended.out) == (2, "")
+    assert (ended.code, ended.out) == (1, "")
     assert "could not be read" in ended.err
+    assert ended.err.count("\n") == 1
     assert emulator.books.requests["retrieve"] < 30
 
 
@@ -199,7 +200,35 @@ async def test_refund_that_could_not_be_read_is_exit_code_1() -> None:
             *("cancel", *ids, "--dry-run", "--timeout", "0.5", "--base-url", base_url)
         )
     assert ended.code == 1
-    assert ended.err == "0 of 1 refund can be canceled\n1 was not read\n"
+    assert ended.err == "1 refund could not be read; nothing was canceled\n"
+
+
+@real
+async def test_dry_run_that_reaches_nobody_gives_up_and_counts_what_it_read() -> None:
+    _, ids = emulator_of(40)
+    command = ("cancel", *ids, "--dry-run", "--timeout", "0.1", "--base-url")
+    ended = await run(*command, "http://127.0.0.1:9")
+    assert ended.code == 1
+    assert 25 <= len(ended.lines) < 40
+    assert not any(line["cancelable"] for line in ended.lines)
+    first, second = ended.err.splitlines()
+    assert first.startswith(
+        "async-refunds: the last 25 reads had no answer, and no other was made: re_"
+    )
+    assert second == "40 refunds could not be read; nothing was canceled"
+
+
+@real
+async def test_dry_run_tells_what_it_could_not_read_from_what_it_read() -> None:
+    emulator, ids = emulator_of(2)
+    emulator.faults.script("503")
+    async with emulator.serve() as base_url:
+        ended = await run(
+            *("cancel", *ids, "--dry-run", "--timeout", "0.05", "--base-url", base_url)
+        )
+    assert ended.code == 1
+    assert ended.err.startswith("1 of 1 refund that could be read can be canceled:\n")
+    assert "\n1 was not read\n" in ended.err
 
 
 async def test_reads_keep_to_stripe_s_limit_for_each_account() -> None:
