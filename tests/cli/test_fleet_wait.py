@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 
 import pytest
@@ -130,37 +129,6 @@ async def test_wait_says_that_a_run_is_paused_and_ends_with_ctrl_c(
         ended = await waiting.ended()
     assert ended.code == 130
     assert ended.err.endswith("async-refunds: interrupted: workers go on with it\n")
-
-
-async def test_what_workers_cannot_end_is_named_with_a_way_out(fleet: Fleet) -> None:
-    wrong = [f"re_wrong{number}" for number in range(4)]
-    emulator, (good,) = emulator_of(1)
-    async with emulator.serve() as base_url:
-        await add(fleet, *wrong, good, base_url=base_url)
-        async with (
-            started(
-                *("fleet", "wait", "tonight"), key=None, environment=fleet.environment
-            ) as waiting,
-            started(
-                *("fleet", "worker", "--base-url", base_url),
-                environment=fleet.environment,
-            ) as worker,
-        ):
-            await waiting.says("to give up what failed: `async-refunds fleet close")
-            closed = await fleet("close", "tonight")
-            ended = await waiting.ended()
-            worker.process.send_signal(signal.SIGTERM)
-            await worker.ended()
-    assert (closed.code, ended.code) == (0, 1)
-    first, *named, more, close, last = ended.err.splitlines()
-    assert re.fullmatch(
-        r"4 refunds left, tried before; workers ask again in \d+ s:", first
-    )
-    assert [each.split(":")[0] for each in named] == [f"  {each}" for each in wrong[:3]]
-    assert all("No such refund" in each for each in named)
-    assert more == "  1 more: `async-refunds fleet report tonight`"
-    assert close == "  to give up what failed: `async-refunds fleet close tonight`"
-    assert last == "tonight, 5 refunds: 4 failed, 1 canceled"
 
 
 async def test_run_that_is_not_there_or_has_nothing_is_not_done(fleet: Fleet) -> None:

@@ -31,8 +31,7 @@ _MAX_ROWS = 40
 """Accounts of a table: a fleet may have thousands."""
 _AT_ONCE = (
     "what waits is asked for at once after "
-    "`async-refunds fleet retry RUN --outcome failed,unknown`; "
-    "`async-refunds fleet close RUN` gives up what failed"
+    "`async-refunds fleet retry RUN --outcome failed,unknown`"
 )
 # Home, and erase what is below (ECMA-48): the table is drawn over the last one.
 _REDRAW = b"\x1b[H\x1b[J"

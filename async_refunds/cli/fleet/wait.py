@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shlex
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated
@@ -15,14 +14,9 @@ from async_refunds.cli.exit_codes import NOT_ALL
 from async_refunds.cli.options import Format, with_options
 from async_refunds.cli.output import Output, interruptible, print_error
 from async_refunds.cli.summary import exit_code
-from async_refunds.cli.tables import counted, printable
+from async_refunds.cli.tables import counted
 from async_refunds.errors import JournalError
-from async_refunds.journal.postgres.runs import (
-    RunReader,
-    run_progress,
-    run_total,
-    tried_refunds,
-)
+from async_refunds.journal.postgres.runs import RunReader, run_progress, run_total
 
 from .database import DatabaseOptions, RunArgument, connected
 
@@ -34,15 +28,12 @@ if TYPE_CHECKING:
 
 # Seconds between two looks; and of the time at most this share is spent on them.
 _INTERVAL, _SHARE = 0.5, 0.1
-_NAMED = 3  # refunds that are left
 
 HELP = """Wait until workers have nothing more to do for a run.
 
 What failed, or is unknown, is asked for again by workers, after up to a quarter
-of an hour: it counts as not done. Once nothing else is left it is named, with
-the error: `fleet close` gives up what failed, and so ends the wait. What is dead
-counts as done. The progress goes to stderr, what became of the refunds to
-stdout.
+of an hour: it counts as not done. What is dead counts as done. The progress
+goes to stderr, what became of the refunds to stdout.
 
 Exit codes: 0 all are canceled, 1 some are not, or are open after --timeout, the
 run has none, stdout broke, or the database failed, 2 wrong usage, no such run,
@@ -111,7 +102,6 @@ class _Waiting:
         self._total = run_total(connection, run)
         self._speed = progress.Speed(time.monotonic, self._done)
         self._told_state = "open"
-        self._told_tried = 0
 
     async def to_its_end(self, timeout: float | None) -> None:  # noqa: ASYNC109 - it is given as such
         """Wait until nothing is left, or for so many seconds."""
@@ -119,7 +109,6 @@ class _Waiting:
         async with progress.shown(self._output, self._line):
             while self.left.open and self.left.state != "closed":
                 self._tell_state()
-                self._tell_tried()
                 began = time.monotonic()
                 if until is not None and began >= until:
                     return
@@ -136,25 +125,6 @@ class _Waiting:
         if self.left.state != self._told_state:
             self._told_state = self.left.state
             self._output.say(f"{self._run} is {self.left.state}")
-
-    def _tell_tried(self) -> None:
-        """Name what is left, once it is all of the kind that may have no end."""
-        if self.left.tried < self.left.open or self.left.tried == self._told_tried:
-            return
-        self._told_tried = self.left.tried
-        tried = tried_refunds(self._connection, self._run, _NAMED)
-        seconds = max(0.0, min((each.seconds for each in tried), default=0.0))
-        them = counted(self.left.tried, "refund")
-        self._output.say(
-            f"{them} left, tried before; workers ask again in {seconds:,.0f} s:"
-        )
-        for each in tried:
-            self._output.say(f"  {each.refund_id}: {printable(each.last_word)}")
-        if self.left.tried > len(tried):
-            report = shlex.join(["async-refunds", "fleet", "report", self._run])
-            self._output.say(f"  {self.left.tried - len(tried):,} more: `{report}`")
-        close = shlex.join(["async-refunds", "fleet", "close", self._run])
-        self._output.say(f"  to give up what failed: `{close}`")
 
     @property
     def _done(self) -> int:

@@ -57,15 +57,6 @@ SELECT r.state, i.* FROM async_refunds.runs r CROSS JOIN LATERAL (
         WHERE i.run_id = r.run_id AND NOT i.settled AND NOT i.dead
 ) i WHERE r.name = %s
 """
-_TRIED = """
-SELECT i.refund_id, coalesce(i.error, i.outcome, '') AS last_word,
-        extract(epoch FROM l.retry_at - clock_timestamp())::float8 AS seconds
-    FROM async_refunds.runs r
-        JOIN async_refunds.items i USING (run_id)
-        JOIN async_refunds.leases l ON (l.scope, l.account) = (r.scope, i.account)
-    WHERE r.name = %s AND NOT i.settled AND NOT i.dead AND i.known_at IS NOT NULL
-    ORDER BY i.account, i.number LIMIT %s
-"""
 _TOTAL = """
 SELECT count(*) FROM async_refunds.items JOIN async_refunds.runs r USING (run_id)
     WHERE r.name = %s
@@ -94,24 +85,6 @@ def run_progress(connection: Connection[Any], name: str) -> RunProgress:
     if found is None:
         raise JournalError(f"there is no run {name!r}")
     return found
-
-
-class TriedRefund(msgspec.Struct, frozen=True, kw_only=True):
-    """A refund that failed, or is unknown, and is asked for again later."""
-
-    refund_id: str
-    last_word: str
-    """Why it is not canceled, or may not be."""
-    seconds: float
-    """Until it is asked for again; not above 0 if a worker may do so now."""
-
-
-def tried_refunds(
-    connection: Connection[Any], name: str, limit: int
-) -> list[TriedRefund]:
-    """Return the first refunds of a run that are asked for again later."""
-    with closing(connection.cursor(row_factory=class_row(TriedRefund))) as cursor:
-        return cursor.execute(_TRIED, [name, limit]).fetchall()
 
 
 def run_total(connection: Connection[Any], name: str) -> int:
