@@ -19,7 +19,7 @@ from async_refunds.results import CANCELED, CancelRequest
 
 from . import config, options
 from .exit_codes import DONE, NOT_ALL
-from .output import Output, interruptible, refuse
+from .output import Output, interruptible, print_error, refuse
 from .paced_reads import PacedReads
 from .tables import counted
 
@@ -75,7 +75,8 @@ def verify(
         try:
             asyncio.run(run())
         except (AuthenticationError, JournalError) as error:
-            refuse(str(error))
+            print_error(f"{error}; {so_far()}")
+            raise typer.Exit(NOT_ALL) from None
         finally:
             verifying.conclude()
     raise typer.Exit(DONE if verifying.good else NOT_ALL)
