@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from . import telemetry
 from .call import Call, CallContext, InProgress
-from .credentials import ProvidedKey
+from .credentials import ProvidedKey, credentials_digest
 from .errors import APIError
 from .protocol import requests, validation
 from .protocol.error_mapping import error_for
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .call import CallObserver, RetryGate
     from .credentials import KeyProvider
     from .models import Attempt, CallRecord, Refund
+    from .protocol.outcome import SentBefore
     from .protocol.requests import CreatedRange, RefundPage, Request
     from .telemetry import CallStartHook
 
@@ -138,6 +139,9 @@ class RefundsClient:
             on_call_start=on_call_start,
             credentials=self._provided,
             in_progress=InProgress(),
+        )
+        self._credentials_digest = (
+            "" if key is None else credentials_digest(key, stripe_context)
         )
         self._key_is_live = key is None or validation.is_live(key)
         self._base_url = origin
@@ -400,8 +404,7 @@ def begin_call(
     refunds: RefundsClient,
     timeout: float | None,
     *,
-    maybe_sent: bool = False,
-    remembered: bool = False,
+    sent_before: SentBefore | None = None,
     observer: CallObserver | None = None,
     retry_gate: RetryGate | None = None,
     permit: Callable[[], bool] | None = None,
@@ -411,8 +414,7 @@ def begin_call(
     Args:
         refunds: The client, on whose connections the call goes.
         timeout: Seconds for the whole call, in place of the policy's deadline.
-        maybe_sent: Whether a cancel with the same key may have been executed before.
-        remembered: Whether Stripe certainly remembers what the key has done.
+        sent_before: What may have been sent with the same key before.
         observer: Sees each attempt.
         retry_gate: Decides when the next retry may go out.
         permit: Asked before each send, as late as possible; ``False`` sends nothing.
@@ -433,12 +435,17 @@ def begin_call(
         clock,
         clock(),
         timeout,
-        maybe_sent and remembered,
-        maybe_sent and not remembered,
+        sent_before,
+        False,  # noqa: FBT003 - by position: nothing of this call was sent yet
         observer,
         retry_gate,
         permit,
     )
+
+
+def digest_of(refunds: RefundsClient) -> str:
+    """Return the `credentials_digest` of a client; empty if its key may change."""
+    return refunds._credentials_digest  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the client's own module
 
 
 def deadline_of(refunds: RefundsClient) -> float:

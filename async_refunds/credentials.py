@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import inspect
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -18,6 +19,20 @@ if TYPE_CHECKING:
     from .transport.session import Session
 
 KeyProvider: TypeAlias = "Callable[[], str | Awaitable[str]]"
+
+
+def credentials_digest(api_key: str, stripe_context: str | None) -> str:
+    """Return eight hex digits that tell whether two clients act on the same account.
+
+    It may be kept and shown. A key has some hundred random bits, and 32 of a digest
+    give none of them away: most keys there are have the same one as many others.
+
+    Args:
+        api_key: The key.
+        stripe_context: With keys of an organization, which of its accounts.
+    """
+    text = f"{api_key} {stripe_context or ''}".encode()
+    return hashlib.blake2s(text, digest_size=4, person=b"refunds").hexdigest()
 
 
 class ProvidedKey:

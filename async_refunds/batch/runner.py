@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from async_refunds.client import RefundsClient
+from async_refunds.client import RefundsClient, digest_of
 from async_refunds.journal import (
     WINDOW,
     MemoryJournal,
@@ -179,7 +179,7 @@ class Batch:
         self._begun = True
         journal, opened = self._open()
         try:
-            journal.begin()
+            journal.begin(digest_of(self._refunds))
             try:
                 async with aclosing(self._execute(journal).results()) as results:
                     async for result in results:

@@ -14,6 +14,7 @@ from async_refunds.models import id_of
 from async_refunds.protocol.classification import Proof
 from async_refunds.protocol.outcome import (
     Conclusion,
+    SentBefore,
     conclude,
     conclude_expired_key,
     conclude_interrupted,
@@ -114,7 +115,7 @@ class CancelWorker:
             conclusion = await self._settle_expired_key(item, request)
             if conclusion is not None:
                 return self._end_call(item, conclusion, passing=conclusion.passing)
-            request = self._cancel_of(item)  # with its new key
+            request = self._cancel_of(item)  # perhaps with a new key
         pacing, call = self._begin_call(item)
         conclusion = await call.cancel(request)
         item.call = None
@@ -166,8 +167,7 @@ class CancelWorker:
         call = begin_call(
             self._refunds,
             self._timeout,
-            maybe_sent=item.maybe_sent,
-            remembered=self._journal.now() - item.claim.key_unused_until < _KEY_SECONDS,
+            sent_before=self._sent_before(item) if item.maybe_sent else None,
             observer=pacing,
             retry_gate=pacing,
             permit=permit,
@@ -175,6 +175,11 @@ class CancelWorker:
         item.calls += 1
         item.call = call
         return pacing, call
+
+    def _sent_before(self, item: Item) -> SentBefore:
+        claim = item.claim
+        age = self._journal.now() - claim.key_unused_until
+        return SentBefore(age < _KEY_SECONDS, claim.same_credentials)
 
     async def _settle_expired_key(
         self, item: Item, request: Request[Refund]
@@ -186,7 +191,8 @@ class CancelWorker:
             request: The cancel with that key.
 
         Returns:
-            ``None`` if the refund still waits: the item then has a new key.
+            ``None`` if it is to be asked for: with a new key, which the item then has,
+            if the refund still waits; with the old one if there is no such refund.
         """
         reading = settling_read(request)
         pacing, call = self._begin_call(item)
@@ -199,6 +205,11 @@ class CancelWorker:
             why = f"its key is over a day old, and it could not be read ({error})"
             conclusion = conclude_interrupted(request, item.attempts, why)
         else:
+            if read.is_missing and item.claim.same_credentials:
+                # Nothing can be canceled that is not there. But one answer to a read is
+                # no proof: the cancel's own, with the key, and another read will be.
+                item.call = None
+                return None
             if read.value is not None:
                 key = item.claim.idempotency_key
                 call.attach_last_response(read.value, read.reply, key)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from async_refunds.models import CallRecord, Refund
+    from async_refunds.protocol.outcome import SentBefore
     from async_refunds.protocol.requests import Reply, Request
     from async_refunds.retry import StopReason
     from async_refunds.transport.connections import SendEvidence
@@ -67,8 +68,8 @@ class CallAttempts(msgspec.Struct, eq=False):
     began: float
     timeout: float
     """Seconds for everything: each attempt, each sleep, the settling read."""
-    maybe_sent_before: bool = False
-    """Whether an earlier call may have sent the same key, and Stripe remembers it."""
+    sent_before: SentBefore | None = None
+    """What earlier calls may have sent with the same key; ``None`` if nothing."""
     maybe_sent: bool = False
     """Whether a cancel with this call's key may have been executed unnoticed."""
     observer: CallObserver | None = None
@@ -96,7 +97,7 @@ class CallAttempts(msgspec.Struct, eq=False):
         """Whether a cancel with this call's key may have been executed unnoticed."""
         return (
             self.maybe_sent
-            or self.maybe_sent_before
+            or self.sent_before is not None
             or self.unconfirmed
             or (
                 self.in_flight

@@ -133,7 +133,7 @@ class Call(CallAttempts, eq=False):
         maybe_sent = self.maybe_sent or (
             self.unconfirmed and last.outcome is not Outcome.REFUSED
         )
-        in_doubt = maybe_sent or self.maybe_sent_before
+        in_doubt = maybe_sent or self.sent_before is not None
         if needs_read(last, maybe_sent=in_doubt):
             limited = last.limit is not None and not in_doubt
             read = await self._read_to_settle(request, once=limited)
@@ -142,7 +142,7 @@ class Call(CallAttempts, eq=False):
             last,
             read,
             maybe_sent=maybe_sent,
-            maybe_sent_before=self.maybe_sent_before,
+            before=self.sent_before,
             attempts=self.attempts,
             stopped=stopped,
         )

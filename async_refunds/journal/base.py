@@ -61,6 +61,9 @@ class Claim(msgspec.Struct, frozen=True, gc=False):
     key_unused_until: float = 0.0
     """Unix seconds until which nothing was sent with this key; 0 if nobody knows. For a
     day from then, Stripe certainly remembers what the key has done."""
+    same_credentials: bool = False
+    """Whether all requests with this key, earlier and in this batch, certainly have the
+    same credentials, and so reach the same account."""
 
 
 class Tally(msgspec.Struct, frozen=True):
@@ -174,8 +177,12 @@ class Journal(Protocol):
         """Return Unix seconds by the clock that its claims are dated with."""
         ...
 
-    def begin(self) -> None:
+    def begin(self, credentials: str = "") -> None:
         """Begin a batch: every open item may be claimed, also one claimed before.
+
+        Args:
+            credentials: The digest of those that it sends with; empty if they may
+                change. See `Claim.same_credentials`.
 
         Raises:
             JournalError: Another batch uses this object.
@@ -305,9 +312,14 @@ class BatchGuard:
 
     def __init__(self) -> None:
         self._busy = False
+        self._credentials = ""
+        """The digest of those that the batch sends with; empty if they may change."""
 
-    def begin(self) -> None:
+    def begin(self, credentials: str = "") -> None:
         """Note that a batch begins.
+
+        Args:
+            credentials: The digest of those that it sends with.
 
         Raises:
             JournalError: Another one has not ended.
@@ -318,6 +330,7 @@ class BatchGuard:
                 "journal"
             )
         self._busy = True
+        self._credentials = credentials
 
     def end(self) -> None:
         """Note that the batch has ended."""

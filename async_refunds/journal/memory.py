@@ -68,12 +68,21 @@ class MemoryJournal(BatchGuard):
         """See `Journal.now`."""
         return self._clock()
 
-    def begin(self) -> None:
+    def begin(self, credentials: str = "") -> None:
         """Begin a batch: all items may be claimed."""
-        super().begin()
+        if credentials != self._credentials:
+            self._forget_credentials()
+        super().begin(credentials)
         self._pending.clear()
         for (account, refund_id), number in self._numbers.items():
             self._put(account, number, refund_id)
+
+    def _forget_credentials(self) -> None:
+        """Note that another batch sends with others than those before."""
+        for number, claim in self._claims.items():
+            self._claims[number] = _of_several(claim)
+        for item, claim in self._unknown.items():
+            self._unknown[item] = _of_several(claim)
 
     def _put(self, account: str | None, number: int, refund_id: str) -> None:
         self._pending.setdefault(account, deque()).append((number, refund_id))
@@ -121,6 +130,7 @@ class MemoryJournal(BatchGuard):
                 *(number, refund_id, account, key, now),
                 maybe_sent=False,
                 key_unused_until=now,
+                same_credentials=bool(self._credentials),
             )
         else:
             claim = msgspec.structs.replace(known, number=number, maybe_sent=True)
@@ -137,6 +147,7 @@ class MemoryJournal(BatchGuard):
             key_created_at=now,
             maybe_sent=False,
             key_unused_until=now,
+            same_credentials=bool(self._credentials),
         )
         self._claims[claim.number] = new
         return new
@@ -196,3 +207,7 @@ class MemoryJournal(BatchGuard):
 
     async def close(self) -> None:
         """Do nothing: nothing is kept."""
+
+
+def _of_several(claim: Claim) -> Claim:
+    return msgspec.structs.replace(claim, same_credentials=False)

@@ -151,6 +151,16 @@ class Classification(msgspec.Struct, Generic[T], frozen=True, gc=False):
         )
 
     @property
+    def is_missing(self) -> bool:
+        """Whether Stripe said that there is no such refund in this account and mode."""
+        return (
+            self.outcome is Outcome.REFUSED
+            and isinstance(self.reply, Response)
+            and self.reply.status == 404  # noqa: PLR2004 - Not Found
+            and self.envelope.code == "resource_missing"
+        )
+
+    @property
     def is_state_refusal(self) -> bool:
         """Whether a refused cancel may be due to the refund's state.
 

@@ -9,6 +9,7 @@ the refund canceled or fails, unless it is refused for the same reason.
 |------------|----------------------------------|-----------------|------------------|
 | -          | 200, canceled                    | not read        | canceled         |
 | before     | 400 of its state, with our key   | canceled        | already_canceled |
+| before     | 404, with our key                | 404             | failed           |
 | yes        | any                              | canceled        | canceled         |
 | yes        | any                              | final otherwise | not_cancelable   |
 | yes        | any                              | not final, none | unknown          |
@@ -18,11 +19,14 @@ the refund canceled or fails, unless it is refused for the same reason.
 | no         | 400 of its state                 | any other state | not_cancelable   |
 | no         | another refusal, or not sent     | not read        | failed           |
 
-"Before" is maybe sent by earlier calls or runs within a day, and by no attempt of this
-call. For a day Stripe gives its first answer to a key again and again
-(https://docs.stripe.com/api/idempotent_requests). So a 400 that repeats our key proves
-that no earlier request with it has canceled: it was somebody else. After a lost answer
-of this very call that would have happened within seconds, and is not believed.
+"Before" is maybe sent by earlier calls or runs, and by no attempt of this call; see
+`SentBefore`. After a lost answer of this very call, a refusal is not believed.
+
+- The 400: for a day Stripe gives its first answer to a key again and again
+  (https://docs.stripe.com/api/idempotent_requests). So one that repeats our key proves
+  that no earlier request with it has canceled: it was somebody else.
+- The 404: what is not in the account was not canceled in it. Another account's refund
+  looks alike, so the earlier requests need to have had the same credentials.
 
 A refund in state ``pending`` is not final: the bank may return the money, the refund
 waits in ``requires_action`` again, and a lost request could still cancel it.
@@ -64,6 +68,15 @@ if TYPE_CHECKING:
 _FINAL = frozenset({"canceled", "failed", "succeeded"})
 
 
+class SentBefore(msgspec.Struct, frozen=True):
+    """What is known of requests with the same key that earlier calls may have sent."""
+
+    remembered: bool = False
+    """Whether Stripe certainly remembers what the key has done."""
+    same_credentials: bool = False
+    """Whether all of them had the credentials that this call has."""
+
+
 class Conclusion(msgspec.Struct, frozen=True):
     """What became of a cancel."""
 
@@ -94,7 +107,7 @@ def conclude(
     read: Classification[Refund] | None,
     *,
     maybe_sent: bool,
-    maybe_sent_before: bool = False,
+    before: SentBefore | None = None,
     attempts: tuple[Attempt, ...],
     stopped: str | None = None,
 ) -> Conclusion:
@@ -104,9 +117,8 @@ def conclude(
         request: The cancel.
         last: Its last attempt.
         read: The settling read, where `needs_read` asked for one.
-        maybe_sent: Whether an attempt with this key may have been executed.
-        maybe_sent_before: Whether one of an earlier call may have been, and Stripe
-            certainly remembers what the key has done.
+        maybe_sent: Whether an attempt of this call may have been executed.
+        before: Those of earlier calls that may have been; ``None`` if there is none.
         attempts: Every attempt, the read's included.
         stopped: Why no further retry came.
     """
@@ -114,8 +126,15 @@ def conclude(
     canceled = refund is not None and refund.status == "canceled"
     if maybe_sent or last.outcome is Outcome.AMBIGUOUS:
         is_no = False
-    elif maybe_sent_before:
-        is_no = last.is_state_refusal and last.proof is Proof.KEY and canceled
+    elif before is not None:
+        is_no = last.proof is Proof.KEY and (
+            (before.remembered and last.is_state_refusal and canceled)
+            or (
+                before.same_credentials
+                and last.is_missing
+                and _is_refused_alike(last, read)
+            )
+        )
     elif last.proof is Proof.KEY:
         is_no = True
     elif last.proof is Proof.TWICE:
@@ -155,10 +174,12 @@ def _conclude_ambiguous(
         return Conclusion("canceled", refund)
     if refund is not None and refund.status in _FINAL:
         return _not_cancelable(request, last, refund, attempts, stopped)
-    if refund is None:
-        found = "could not be read"
-    else:
+    if refund is not None:
         found = f"is in state {_shown_status(refund)}"
+    elif read is not None and read.is_missing:
+        found = "was not found with this API key"
+    else:
+        found = "could not be read"
     why = describe_failure(last)
     seen = None if refund is None else redact_refund(refund)
     return Conclusion(

@@ -16,7 +16,7 @@ import psycopg
 
 from async_refunds import telemetry
 from async_refunds.batch.execution import Execution
-from async_refunds.client import deadline_of
+from async_refunds.client import deadline_of, digest_of
 from async_refunds.errors import JournalError
 from async_refunds.journal.postgres.connection import describe
 from async_refunds.journal.postgres.journal import PostgresJournal
@@ -106,6 +106,7 @@ class ScopeWorker:
             deadline=options.timeout or deadline_of(refunds),
         )
         self._journal = PostgresJournal(database, self._leases)
+        self._credentials = digest_of(refunds)
         self._execution = Execution(
             refunds,
             (),
@@ -194,7 +195,7 @@ class ScopeWorker:
             JournalError: The tables are of another release, or cannot be written.
             RuntimeError: The client is closed.
         """
-        self._journal.begin()
+        self._journal.begin(self._credentials)
         await self._leases.start()
         sweeping = asyncio.create_task(self._sweep_on())
         try:

@@ -80,7 +80,10 @@ class Server:
         self._socket = socket.socket()
         self._socket.bind(("127.0.0.1", 0))
         self._port: int = self._socket.getsockname()[1]
+        # Only now: a port that is drawn must be nobody's. See `deafen`.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._listener: asyncio.Server | None = None
+        self._keeper: socket.socket | None = None
 
     @property
     def url(self) -> str:
@@ -97,13 +100,20 @@ class Server:
     def deafen(self) -> None:
         """Refuse connections from now on, and keep those there are."""
         self.hung_up = True
-        if self._listener is not None:
-            self._listener.close()
+        if self._listener is None or self._keeper is not None:
+            return
+        self._listener.close()
+        # Its client goes on with this address: no other case may get it.
+        self._keeper = socket.socket()
+        self._keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._keeper.bind(("127.0.0.1", self._port))
 
     def close(self) -> None:
         """End everything."""
         self.deafen()
         self._socket.close()
+        if self._keeper is not None:
+            self._keeper.close()
         for connection in list(self.open):
             connection.end(End.RST)
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+import time
+
 import pytest
 
 from . import campaign, journal_campaign
 from .campaign import Summary, played
 from .drawing import drawn
 from .script import Act, Call, Damage, Given, Kill, Move, Option, Script
+from .server import Server
 from .shrink import shrunk
+from .stripe import Books
 
 pytestmark = pytest.mark.unmeasured
 
@@ -152,6 +158,20 @@ def test_untrue_word_of_a_batch_is_found() -> None:
 def test_same_case_is_the_same_script(kind: str) -> None:
     first, second = (drawn(kind, 5, number) for number in (3, 3))
     assert first == second != drawn(kind, 5, 4)
+
+
+async def test_address_of_a_server_that_listens_no_more_is_nobody_else_s() -> None:
+    """The calls of its case would cancel another case's refunds."""
+    server = Server(Books(faithful=True, clock=time.monotonic), ())
+    await server.listen()
+    host, port = server.url.removeprefix("http://").split(":")
+    server.deafen()
+    server.deafen()
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(host, int(port))
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind((host, int(port)))
+    server.close()
 
 
 def test_book_keeping_knows_a_cancel_by_other_hands() -> None:

@@ -212,7 +212,10 @@ async def test_wrong_key_leaves_open_what_may_have_landed_before(
 
 
 class Yesterday(MemoryJournal):
-    """A journal whose items were asked for by a process that died long ago."""
+    """A journal whose items were asked for by a process that died long ago.
+
+    Nobody knows with which credentials.
+    """
 
     def __init__(self, age: float) -> None:
         super().__init__(clock=lambda: time.time() - age)
@@ -227,7 +230,8 @@ class Yesterday(MemoryJournal):
         given = await super().claim(limits)
         return {
             account: [
-                msgspec.structs.replace(claim, maybe_sent=True) for claim in claims
+                msgspec.structs.replace(claim, maybe_sent=True, same_credentials=False)
+                for claim in claims
             ]
             for account, claims in given.items()
         }

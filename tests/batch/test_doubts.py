@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
 
-from async_refunds import CancelResult, RetryPolicy, cancel_many
+from async_refunds import (
+    CancelResult,
+    RefundNotFoundError,
+    RetryPolicy,
+    cancel_many,
+)
 from async_refunds.journal import MemoryJournal, Run, SqliteJournal
 from async_refunds.results import CancelRequest
 from tests.support.journals import claimed
-from tests.support.scripted import RE, Act, answer, refund_json, refusal, scripted, seen
+from tests.support.scripted import (
+    KEY,
+    RE,
+    Act,
+    answer,
+    refund_json,
+    refusal,
+    scripted,
+    seen,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -124,18 +138,104 @@ async def test_refusal_to_a_key_that_stripe_may_have_forgotten_proves_nothing(
 
 @pytest.mark.usefixtures("one_call_each")
 @pytest.mark.parametrize("state", ["requires_action", "pending"])
+@pytest.mark.parametrize("act", [refusal(400), refusal(404, code="resource_missing")])
 async def test_refund_that_a_later_run_finds_open_after_a_refusal_stays_unknown(
-    state: str,
+    act: Act, state: str
 ) -> None:
     policy, failing = RetryPolicy(max_retries=0), answer(500, b"")
     journal = MemoryJournal()
     async with (
-        scripted("reset", refusal(400), reads=[failing, seen(state)]) as server,
+        scripted("reset", act, reads=[failing, seen(state)]) as server,
         server.client(retry=policy) as refunds,
     ):
         for _ in range(2):
             results = cancel_many(refunds, [RE], journal=journal)
             assert (await only(results)).outcome == "unknown"
+
+
+MISSING = refusal(404, code="resource_missing")
+ABSENT: dict[str, tuple[Act, Act, str, str]] = {
+    # The last answers to the cancel and to the read, the last run's key, the outcome.
+    "no such refund": (MISSING, MISSING, KEY, "failed"),
+    "with another API key": (MISSING, MISSING, f"{KEY}_2", "unknown"),
+    "to whom": (
+        refusal(404, echo=False, code="resource_missing"),
+        *(MISSING, KEY, "unknown"),
+    ),
+    "no such page": (refusal(404), refusal(404), KEY, "unknown"),
+    "a read that fails": (MISSING, answer(500, b""), KEY, "unknown"),
+    "a read that is refused": (MISSING, refusal(403), KEY, "unknown"),
+    "a read that a proxy refuses": (MISSING, answer(404, b"gone"), KEY, "unknown"),
+    "found canceled": (MISSING, seen("canceled"), KEY, "canceled"),
+    "refused for good": (refusal(403), refusal(403), KEY, "unknown"),
+}
+
+
+@pytest.mark.usefixtures("one_call_each")
+@pytest.mark.parametrize("hours", [1, 30])
+@pytest.mark.parametrize(
+    ("act", "read", "api_key", "told"), ABSENT.values(), ids=ABSENT
+)
+async def test_refund_that_a_later_run_does_not_find_was_not_canceled(
+    act: Act, read: Act, api_key: str, told: str, hours: int
+) -> None:
+    """Its account is the one that all requests went to: no other one was asked."""
+    passed = hours * 3600
+    journal = MemoryJournal(clock=lambda: time.time() - passed)
+    policy, failing = RetryPolicy(max_retries=0), answer(500, b"")
+    async with (
+        scripted("reset", act, reads=[failing, read]) as server,
+        server.client(retry=policy) as first,
+        server.client(retry=policy, api_key=api_key) as last,
+    ):
+        results = cancel_many(first, [RE], journal=journal)
+        assert (await only(results)).outcome == "unknown"
+        passed = 0
+        found = await only(cancel_many(last, [RE], journal=journal))
+    assert found.outcome == told
+    assert len(server.cancel_keys) == 1
+    if hours == 30 and api_key != KEY:
+        # It may be found with the other one, and Stripe may have forgotten the key.
+        assert server.methods().count("POST") == 1
+    if told == "failed":
+        assert isinstance(found.error, RefundNotFoundError)
+        assert not found.settled, "another API key may find it"
+
+
+@pytest.mark.usefixtures("one_call_each")
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({}, {"stripe_context": "acct_1Other"}),
+        # Which may be another one each time.
+        ({"api_key": lambda: KEY}, {"api_key": lambda: KEY}),
+    ],
+)
+async def test_refund_not_found_by_a_key_of_perhaps_another_account_stays_unknown(
+    one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    policy, failing = RetryPolicy(max_retries=0), answer(500, b"")
+    journal = MemoryJournal()
+    async with (
+        scripted("reset", MISSING, reads=[failing, MISSING]) as server,
+        server.client(retry=policy, **one) as first,
+        server.client(retry=policy, **other) as last,
+    ):
+        for refunds in (first, last):
+            found = await only(cancel_many(refunds, [RE], journal=journal))
+            assert found.outcome == "unknown"
+
+
+@pytest.mark.usefixtures("one_call_each")
+async def test_refund_that_is_lost_and_not_found_in_one_call_stays_unknown() -> None:
+    """A lost request and an absence, both within seconds, are rather no accident."""
+    policy = RetryPolicy(max_retries=1, initial_delay=0.01)
+    async with (
+        scripted("reset", MISSING, reads=[MISSING]) as server,
+        server.client(retry=policy) as refunds,
+    ):
+        assert (await only(cancel_many(refunds, [RE]))).outcome == "unknown"
+    assert server.methods() == "POST POST GET"
 
 
 @pytest.mark.usefixtures("one_call_each")

@@ -31,6 +31,7 @@ from async_refunds import (
     RetryPolicy,
 )
 from async_refunds.client import begin_call
+from async_refunds.protocol.outcome import SentBefore
 from async_refunds.protocol.requests import cancel_request
 from tests.conftest import JumpingEventLoop
 from tests.support.batches import client, emulator
@@ -771,7 +772,8 @@ async def test_key_that_cannot_be_loaded_hides_no_doubt_of_an_earlier_call() -> 
     provider.given = True
     refunds = RefundsClient(provider, base_url="http://127.0.0.1:1")
     request = cancel_request(RE, idempotency_key="key")
-    conclusion = await begin_call(refunds, None, maybe_sent=True).cancel(request)
+    asking_again = begin_call(refunds, None, sent_before=SentBefore())
+    conclusion = await asking_again.cancel(request)
     assert conclusion.outcome == "unknown"
     fresh = await begin_call(refunds, None).cancel(request)
     assert fresh.outcome == "failed"

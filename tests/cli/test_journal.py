@@ -13,6 +13,7 @@ from async_refunds.results import CancelRequest
 from tests.support.small_disk import fill_disk, small_disk
 from tests.support.terminal import (
     LIVE_KEY,
+    TEST_KEY,
     Gate,
     Screen,
     emulator_of,
@@ -141,6 +142,38 @@ async def test_run_that_is_killed_goes_on_with_the_same_keys(tmp_path: Path) -> 
     assert emulator.books.cancellations == dict.fromkeys(ids, 1)
     assert all(len(keys(emulator, each)) == 1 for each in ids)
     assert emulator.books.replays == 2
+
+
+@pytest.mark.parametrize(
+    ("api_key", "told", "code"),
+    [(TEST_KEY, "failed", 1), (f"{TEST_KEY}Other", "unknown", 3)],
+)
+async def test_wrong_id_under_way_at_a_kill_is_told_by_the_same_key_only(
+    tmp_path: Path, api_key: str, told: str, code: int
+) -> None:
+    """A refund that this key does not find may be one of the account before."""
+    emulator, _ = emulator_of(0)
+    async with emulator.serve() as behind:
+        gate = Gate(behind)
+        async with gate.serve() as base_url:
+            command = ("cancel", "re_wrong", "--journal", "run.sqlite3")
+            async with started(
+                *command, "--base-url", base_url, folder=tmp_path
+            ) as running:
+                await gate.holds(1)
+                running.process.kill()
+                await running.ended()
+            gate.open()
+            resume = ("resume", "run.sqlite3")
+            resumed = await run(*resume, key=api_key, folder=tmp_path)
+            again = await run(*resume, key=api_key, folder=tmp_path)
+    for ended in (resumed, again):
+        (line,) = ended.lines
+        assert (line["outcome"], ended.code) == (told, code)
+        found = "No such refund" if told == "failed" else "not found with this API key"
+        assert found in line["error"]
+    # A definite no ends its key: the next run asks with a new one.
+    assert len(keys(emulator, "re_wrong")) == (2 if told == "failed" else 1)
 
 
 async def test_interrupt_leaves_the_rest_open_in_the_journal(tmp_path: Path) -> None:

@@ -213,6 +213,19 @@ async def test_refund_that_could_not_be_read_is_exit_code_1() -> None:
     )
 
 
+@real
+async def test_dry_run_tells_what_it_could_not_read_from_what_it_read() -> None:
+    emulator, ids = emulator_of(2)
+    emulator.faults.script("503")
+    async with emulator.serve() as base_url:
+        ended = await run(
+            *("cancel", *ids, "--dry-run", "--timeout", "0.05", "--base-url", base_url)
+        )
+    assert ended.code == 1
+    assert ended.err.startswith("1 of 1 refund that was read can be canceled:\n")
+    assert "\n1 refund could not be read: Sorry, there was an error" in ended.err
+
+
 class Previewed:
     """What reads come to in a time of the test's own, and when they ended."""
 

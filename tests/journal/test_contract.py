@@ -144,6 +144,61 @@ async def test_next_batch_gets_what_was_under_way_with_its_key(
     journal.end()
 
 
+@pytest.mark.parametrize(
+    ("batches", "told"),
+    [
+        (["a"], "same"),
+        ([""], "perhaps others"),
+        (["a", "a", "a"], "same"),
+        (["a", "b"], "perhaps others"),
+        (["a", "b", "a"], "perhaps others"),
+        (["a", ""], "perhaps others"),
+        (["", "a"], "perhaps others"),
+    ],
+)
+async def test_claim_tells_whether_all_was_sent_with_the_same_credentials(
+    journal: Journal, batches: list[str], told: str
+) -> None:
+    """What one account does not have may be another's, which was asked before."""
+    await journal.add(items(1))
+    for credentials in batches:
+        journal.begin(credentials)
+        (claim,) = await claimed(journal, None, 1)
+        journal.end()
+    assert claim.maybe_sent is (len(batches) > 1)
+    assert claim.same_credentials is (told == "same")
+
+
+async def test_credentials_before_a_new_key_do_not_matter(journal: Journal) -> None:
+    await journal.add(items(1))
+    journal.begin("a")
+    (claim,) = await claimed(journal, None, 1)
+    journal.end()
+    journal.begin("b")
+    (claim,) = await claimed(journal, None, 1)
+    claim = await journal.rekey(claim)
+    assert claim.same_credentials
+    journal.end()
+    journal.begin("")
+    (claim,) = await claimed(journal, None, 1)
+    claim = await journal.rekey(claim)
+    assert not claim.same_credentials
+
+
+async def test_credentials_of_what_was_settled_do_not_matter(journal: Journal) -> None:
+    await journal.add(items(1, 2))
+    journal.begin("a")
+    (first,) = await claimed(journal, None, 1)
+    await journal.settle([(first, result(first))])
+    journal.end()
+    for _ in range(2):
+        journal.begin("b")
+        (second,) = await claimed(journal, None, 1)
+        journal.end()
+    assert second.maybe_sent
+    assert second.same_credentials
+
+
 async def test_what_was_given_back_was_never_sent(journal: Journal) -> None:
     journal.begin()
     await journal.add(items(1, 2))

@@ -233,6 +233,24 @@ async def test_fresh_key_takes_the_place_of_the_old_one(path: Path) -> None:
 
 
 @real
+@pytest.mark.parametrize("credentials", ["a", "b"])
+async def test_credentials_of_a_killed_run_are_kept(
+    path: Path, credentials: str
+) -> None:
+    run = msgspec.structs.replace(RUN, options={"rate": 20})
+    async with SqliteJournal.open(path, run) as journal:
+        journal.begin("a")
+        await journal.add(requests(1))
+        await claimed(journal, None, 1)
+    async with SqliteJournal.open(path) as journal:
+        assert journal.run == run, "its options are its own"
+        journal.begin(credentials)
+        (claim,) = await claimed(journal, None, 1)
+    assert claim.maybe_sent
+    assert claim.same_credentials is (credentials == "a")
+
+
+@real
 async def test_settled_item_gets_no_key(path: Path) -> None:
     async with SqliteJournal.open(path, RUN) as journal:
         await journal.add(requests(1))

@@ -30,6 +30,7 @@ class ClaimedRow(msgspec.Struct, frozen=True, gc=False):
     generation: int
     claimed_at: float
     sent_before: float | None
+    same_credentials: bool
     dead: bool
 
 
@@ -95,6 +96,7 @@ class GivenOut:
             maybe_sent=not fresh,
             # No key of a run is older than the run.
             key_unused_until=created_at if fresh else run.created_at,
+            same_credentials=item.same_credentials,
             run_id=item.run_id,
             generation=item.generation,
             token=lease.token,
@@ -121,7 +123,12 @@ class GivenOut:
         return monotonic() + self._clock_offset
 
     def next_key(
-        self, claim: LeasedClaim, claimed_at: float, claim_number: int
+        self,
+        claim: LeasedClaim,
+        claimed_at: float,
+        claim_number: int,
+        *,
+        same_credentials: bool,
     ) -> LeasedClaim:
         """Return the same item with its next key, which was never sent.
 
@@ -129,6 +136,7 @@ class GivenOut:
             claim: With the key before.
             claimed_at: When, by the database's clock.
             claim_number: Of the new claim.
+            same_credentials: Whether those that it is sent with will not change.
         """
         generation = claim.generation + 1
         seed = self._runs[claim.run_id].seed
@@ -140,6 +148,7 @@ class GivenOut:
             key_created_at=claimed_at,
             key_unused_until=claimed_at,
             maybe_sent=False,
+            same_credentials=same_credentials,
             generation=generation,
             claim_number=claim_number,
         )

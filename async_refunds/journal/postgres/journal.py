@@ -157,13 +157,13 @@ class PostgresJournal(BatchGuard):
         """Return Unix seconds by the database's clock."""
         return self._given_out.now()
 
-    def begin(self) -> None:
-        """Begin a batch: every open item may be claimed, also one claimed before.
+    def begin(self, credentials: str = "") -> None:
+        """Begin a batch; see `Journal.begin`.
 
         Raises:
             JournalError: Another batch uses this object.
         """
-        super().begin()
+        super().begin(credentials)
         self._acquired.clear()
 
     # --------------------------------------------------------------- operations
@@ -234,11 +234,15 @@ class PostgresJournal(BatchGuard):
             "generation": claim.generation,
             "claim_number": number,
             "grace": self.leases.grace,
+            "credentials": self._credentials or None,
         }
         while rows := await self._writer.do(Operation(REKEY, values)):
             ((wait, claimed_at),) = rows
             if claimed_at is not None:
-                return self._given_out.next_key(claim, claimed_at, number)
+                same = bool(self._credentials)
+                return self._given_out.next_key(
+                    claim, claimed_at, number, same_credentials=same
+                )
             if not wait:
                 break
             await asyncio.sleep(wait)
@@ -338,6 +342,7 @@ class PostgresJournal(BatchGuard):
             "claim_number": number,
             "grace": self.leases.grace,
             "most_claims": MOST_CLAIMS,
+            "credentials": self._credentials or None,
         }
         rows = await self._writer.do(Operation(CLAIM, values, recall=CLAIMED))
         await self._learn_runs({row[1] for row in rows if row[1] is not None})

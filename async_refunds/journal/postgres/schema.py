@@ -10,10 +10,11 @@ from async_refunds.errors import JournalError
 if TYPE_CHECKING:
     from psycopg import Connection
 
-VERSION = 2
+VERSION = 3
 """Of the tables and functions. Each change of them raises it."""
-_OLDEST_WORKER = 2
-"""The oldest version whose workers can go on with these tables."""
+_OLDEST_WORKER = 3
+"""The oldest version whose workers can go on with these tables: those before do not
+note with which credentials they send."""
 VERSION_QUERY = """SELECT schema_version, min_worker_version FROM async_refunds.meta"""
 EXISTS_QUERY = "SELECT to_regclass('async_refunds.meta') IS NOT NULL"
 HISTORY_QUERY = """SELECT async_refunds.timeline() IS NOT NULL,

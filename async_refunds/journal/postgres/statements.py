@@ -208,7 +208,7 @@ HISTORY = """history AS MATERIALIZED (
 )"""
 _CLAIMED = """i.run_id::text, i.refund_id, i.number, i.generation,
     extract(epoch FROM i.claimed_at)::float8,
-    extract(epoch FROM i.sent_before)::float8"""
+    extract(epoch FROM i.sent_before)::float8, i.credentials IS NOT NULL"""
 _OPEN = """i.run_id = r.run_id AND i.account = w.account AND NOT i.settled
     AND NOT i.dead AND i.claimed_by IS DISTINCT FROM w.token
     AND (i.known_at IS NULL OR w.retry_at <= w.at)
@@ -273,6 +273,11 @@ claimed AS (
             WHEN i.number <= history.last_number
                 AND i.timeline IS DISTINCT FROM history.timeline
             THEN greatest(i.added_at, history.seen_at) END,
+        credentials = CASE WHEN i.number <= history.last_number
+                AND i.timeline IS DISTINCT FROM history.timeline
+            THEN NULL  -- who may have claimed it is lost
+            WHEN NOT i.maybe_sent OR i.credentials = %(credentials)s::text
+            THEN %(credentials)s::text END,
         uncounted = i.uncounted OR i.maybe_sent AND i.claim_number IS NOT NULL,
         claimed_at = history.at,
         maybe_sent = true,
@@ -284,13 +289,14 @@ claimed AS (
     FROM next, history WHERE i.ctid = next.ctid
     RETURNING next.account, {_CLAIMED}, i.dead, next.phase, next.priority
 )
-SELECT account, run_id, refund_id, number, generation, claimed_at, sent_before, dead
+SELECT account, run_id, refund_id, number, generation, claimed_at, sent_before,
+    same_credentials, dead
 FROM (
     SELECT account, NULL, NULL, NULL::bigint, NULL::integer, NULL::float8, NULL::float8,
-        NULL::boolean, NULL::integer, NULL::integer FROM held
+        NULL::boolean, NULL::boolean, NULL::integer, NULL::integer FROM held
     UNION ALL SELECT * FROM claimed
 ) AS found (account, run_id, refund_id, number, generation, claimed_at, sent_before,
-    dead, phase, priority)
+    same_credentials, dead, phase, priority)
 ORDER BY phase, priority, number"""  # noqa: S608 - our own text
 
 # The answer of a claim that was committed and whose answer was lost; nothing if it was
@@ -414,6 +420,7 @@ rekeyed AS (
         generation = %(generation)s + 1,
         claimed_at = history.at,
         sent_before = NULL,
+        credentials = %(credentials)s,
         maybe_sent = true,
         claimed_by = held.token,
         claim_number = %(claim_number)s,

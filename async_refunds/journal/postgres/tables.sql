@@ -89,6 +89,8 @@ CREATE TABLE async_refunds.items (
     claimed_at timestamptz,  -- no request with its key is younger than what follows
     sent_before timestamptz,  -- claimed_at of the claim before, if that may have sent it
     timeline text,  -- as of the claim
+    -- Digest of those that every claim with this key had, NULL if they may differ.
+    credentials text COLLATE "C",
     attempts integer NOT NULL DEFAULT 0,
     rate_limited integer NOT NULL DEFAULT 0,
     -- Whether there were more: a holder that ended has not told of its own.

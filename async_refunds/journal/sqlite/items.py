@@ -97,13 +97,15 @@ class Items:
         # The checksums of those that were given out for the first time, by number.
         self._first: dict[int, int] = {}
         self._at_work_since: float | None = None
+        self._credentials = ""  # of the batch; empty if they may change
 
     def now(self) -> float:
         """Return Unix seconds."""
         return self._clock()
 
-    def start(self) -> None:
+    def start(self, credentials: str) -> None:
         """Begin a batch: claims begin again with the oldest items."""
+        self._credentials = credentials
         self._last.clear()
         self._claimed.clear()
         self._first.clear()
@@ -163,6 +165,7 @@ class Items:
         time must not keep the others from their turn.
         """
         now = self._clock()
+        self._note_credentials()
         again: list[Item] = []
         begun: list[str | None] = []
         claims: dict[str | None, list[Claim]] = {}
@@ -176,6 +179,15 @@ class Items:
         self._write(db, again)
         self._state.crc_sum += self._pages.write(db, begun)
         return claims
+
+    def _note_credentials(self) -> None:
+        """Note with which credentials the claims of this batch are sent."""
+        state, mine = self._state, self._credentials
+        # While nothing is open that another batch may have sent, its own do not matter.
+        if not self._counts["unknown"]:
+            state.note_credentials(mine)
+        elif state.credentials != mine:
+            state.note_credentials("")
 
     def _next(
         self, db: sqlite3.Connection, limits: Mapping[str | None, int]
@@ -212,6 +224,7 @@ class Items:
             begun: Gets the account if its row in ``claims`` is to be written.
         """
         last, seed, first = self._pages.last(account), self._state.seed, 0
+        same = bool(self._credentials)
         claims: list[Claim] = []
         for number, refund_id, settled, facts, crc in rows:
             if facts or number <= last or crc != checksum(refund_id, account):
@@ -224,7 +237,7 @@ class Items:
             self._first[number] = crc
             key = derive_key(seed, account, refund_id, 1)
             claims.append(
-                Claim(number, refund_id, account, key, now, False, now)  # noqa: FBT003 - by place is faster: maybe_sent
+                Claim(number, refund_id, account, key, now, False, now, same)  # noqa: FBT003 - by place is faster: maybe_sent
             )
             first += 1
         if first:
@@ -247,12 +260,32 @@ class Items:
         self._claimed[item.number] = item
         if not item.facts.maybe_sent:
             self._rekey(item, now)
-            return _claim_of(item)
-        # No key of a run is older than the run.
-        claim = _claim_of(item, unused_until=self._state.created_at)
+            return self._new_claim(item)
+        claim = msgspec.structs.replace(
+            self._new_claim(item),
+            maybe_sent=True,
+            key_unused_until=self._state.created_at,  # no key is older than the run
+            same_credentials=bool(self._state.credentials),
+        )
         # It is about to be sent again: that is what its age counts from.
         item.facts.key_created_at = now
         return claim
+
+    def _new_claim(self, item: Item) -> Claim:
+        """Return the claim of an item that got its key just now."""
+        facts = item.facts
+        assert facts.idempotency_key is not None  # noqa: S101 - it has one
+        assert facts.key_created_at is not None  # noqa: S101 - the same
+        return Claim(
+            item.number,
+            item.refund_id,
+            item.stripe_account,
+            facts.idempotency_key,
+            facts.key_created_at,
+            maybe_sent=False,
+            key_unused_until=facts.key_created_at,
+            same_credentials=bool(self._credentials),
+        )
 
     def rekey(self, db: sqlite3.Connection, claim: Claim) -> Claim:
         """Give out the same item with a new key."""
@@ -263,7 +296,7 @@ class Items:
             )
         self._rekey(item, self._clock())
         self._write(db, [item])
-        return _claim_of(item)
+        return self._new_claim(item)
 
     def give_back(self, db: sqlite3.Connection, claims: Sequence[Claim]) -> None:
         """Take back items that were never sent."""
@@ -358,21 +391,3 @@ class Items:
         for item in items:
             if self._first.pop(item.number, None) is not None:
                 self._pages.leave(item.stripe_account, item.number)
-
-
-def _claim_of(item: Item, *, unused_until: float | None = None) -> Claim:
-    """Return the claim of an item, whose key may have been sent since a time or not."""
-    # An item that may have been sent, or that got a key just now, has one.
-    assert item.facts.idempotency_key is not None  # noqa: S101
-    assert item.facts.key_created_at is not None  # noqa: S101
-    return Claim(
-        item.number,
-        item.refund_id,
-        item.stripe_account,
-        item.facts.idempotency_key,
-        item.facts.key_created_at,
-        maybe_sent=unused_until is not None,
-        key_unused_until=(
-            item.facts.key_created_at if unused_until is None else unused_until
-        ),
-    )

@@ -81,14 +81,14 @@ class SqliteJournal(BatchGuard):
         """See `Journal.now`."""
         return self._items.now()
 
-    def begin(self) -> None:
-        """Begin a batch: every open item may be claimed, also one claimed before.
+    def begin(self, credentials: str = "") -> None:
+        """Begin a batch; see `Journal.begin`.
 
         Raises:
             JournalError: Another batch uses this object.
         """
-        super().begin()
-        self._items.start()
+        super().begin(credentials)
+        self._items.start(credentials)
 
     # ------------------------------------------------------------ without a loop
 

@@ -19,6 +19,7 @@ from async_refunds.journal.keys import DERIVATION, derive_key
 from async_refunds.results import CancelOutcome  # noqa: TC001 - a struct's field
 
 _SEED = 16  # bytes
+_CREDENTIALS = "async_refunds.credentials"  # stands among the options of the run
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -142,7 +143,7 @@ class RunState(msgspec.Struct):
     base_url: str
     livemode: int
     options: str
-    """JSON."""
+    """JSON: those of the run, and what `credentials` is."""
     seed: bytes
     """Of the keys."""
     created_at: float
@@ -197,8 +198,27 @@ class RunState(msgspec.Struct):
     @property
     def run(self) -> Run:
         """What the journal is about."""
-        options = msgspec.json.decode(self.options, type=dict[str, Any])
+        options = self._options()
+        options.pop(_CREDENTIALS, None)
         return Run(self.base_url, bool(self.livemode), options)
+
+    @property
+    def credentials(self) -> str:
+        """The digest of those that all open items were sent with, if any was.
+
+        Empty if it is not known, or if there were several.
+        """
+        found: str = self._options().get(_CREDENTIALS, "")
+        return found
+
+    def note_credentials(self, digest: str) -> None:
+        """Set `credentials`."""
+        if digest != self.credentials:
+            options = {**self._options(), _CREDENTIALS: digest}
+            self.options = msgspec.json.encode(options).decode()
+
+    def _options(self) -> dict[str, Any]:
+        return msgspec.json.decode(self.options, type=dict[str, Any])
 
     @property
     def counts(self) -> Counter[CancelOutcome]:

@@ -304,6 +304,38 @@ async def test_after_a_failover_no_new_key_for_a_while(fleet: Fleet) -> None:
         assert again.idempotency_key != claim.idempotency_key
 
 
+async def test_after_a_failover_nobody_knows_with_which_credentials_it_was_claimed(
+    fleet: Fleet,
+) -> None:
+    fleet.add(["re_1", "re_2"])
+    async with worker(fleet.address) as one:
+        one.journal.begin("a")
+        await one.acquire()
+        (first,) = await one.claim(limit=1)
+        assert first.same_credentials
+        await one.leases.release(None)
+        begin_history(fleet)
+        await one.acquire()
+        found = await one.claim()
+        assert [claim.maybe_sent for claim in found] == [True, True]
+        assert not any(claim.same_credentials for claim in found)
+        await one.leases.release(None)
+        await one.acquire()
+        assert not any(claim.same_credentials for claim in await one.claim())
+
+
+async def test_new_key_has_the_credentials_of_its_own(fleet: Fleet) -> None:
+    fleet.add(["re_1"])
+    for credentials, same in (("a", True), ("b", False), ("b", True)):
+        async with worker(fleet.address) as one:
+            one.journal.begin(credentials)
+            await one.acquire()
+            (claim,) = await one.claim()
+            assert claim.same_credentials is same
+            if not same:
+                await one.journal.rekey(claim)
+
+
 async def test_database_that_does_not_tell_its_history_is_worked_with(
     fleet: Fleet,
 ) -> None:

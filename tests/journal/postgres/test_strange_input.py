@@ -128,7 +128,11 @@ def test_clock_is_that_of_the_database_that_claimed_last() -> None:
     given_out, lease = GivenOut(), Lease(None, "token", None, 0)
     given_out.learn_runs([("run", b"seed", 1, 1000.0)])
     for number, at in enumerate((1000.0, 9000.0, 5000.0), 1):
-        row = ClaimedRow("run", f"re_{number}", number, 1, at, None, dead=False)
+        row = ClaimedRow(
+            *("run", f"re_{number}", number, 1, at, None),
+            same_credentials=True,
+            dead=False,
+        )
         claim = given_out.give_out(lease, number, row)
         assert claim is not None
         assert claim.key_created_at == at
