@@ -17,7 +17,7 @@ from . import options, preview
 from .exit_codes import DONE, NOT_ALL
 from .list_files import STDIN, UnreadableError, display_name, read_list
 from .output import Output, interruptible, print_error, refuse, to_stderr
-from .paced_reads import PacedReads, UnreachableError
+from .paced_reads import PacedReads
 from .refund_list import RefundList
 from .start_batch import must_ask, open_journal, open_output, run_batch
 from .tables import counted
@@ -49,7 +49,7 @@ Exit codes: 0 all are canceled, 1 some are not, the answer was no, or stdout
 broke (`| head`), 2 wrong usage, 3 the outcome of some is unknown: run the same
 command again, which cancels nothing twice, 130 interrupted with refunds left.
 With --dry-run: 0 all were read, whether or not they can be canceled, 1 some
-were not found or could not be read."""
+were not found or could not be read, such as with a refused key."""
 
 
 @options.with_options
@@ -127,8 +127,8 @@ def _show_preview(
     total = min(requests.count, limit or requests.count)
 
     def so_far() -> str:
-        read = f"{writer.preview.read:,} of {counted(total, 'refund')} read"
-        return f"{read}; nothing was canceled"
+        done = writer.preview.looked_up
+        return f"{done:,} of {counted(total, 'refund')} read; nothing was canceled"
 
     async def read() -> None:
         async with api.client(output) as refunds:
@@ -140,11 +140,8 @@ def _show_preview(
         try:
             asyncio.run(read())
         except AuthenticationError as error:
-            print_error(str(error))
+            print_error(f"{error}; {so_far()}")
             raise typer.Exit(NOT_ALL) from None
-        except UnreachableError as error:
-            print_error(str(error))
-            writer.preview.leave_out(total)
         finally:
             output.table(preview.PREVIEW_COLUMNS)
     if total < requests.count:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from async_refunds.errors import (
     APIConnectionError,
+    APIError,
     AuthenticationError,
+    RateLimitError,
     RefundsError,
 )
 
@@ -30,17 +32,58 @@ https://docs.stripe.com/rate-limits."""
 # Below that limit, since other programs read too.
 _READ_RATE = 20.0
 _IN_FLIGHT = 25
+_NOT_READ = " could not be read: "
 
 
-class UnreachableError(Exception):
-    """So many reads in turn had no answer that the others would have none either."""
+# As long as a batch waits, see `async_refunds.batch.closing`.
+_PATIENCE = 120.0
+_SILENCE = 5.0
+
+
+class _Service:
+    """Tells when what is asked has only failed for too long.
+
+    Args:
+        patience: Seconds that it may fail, once it has answered.
+    """
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self.has_answered = False
+        """Whether an answer to any read ever came."""
+        self._failing_since: float | None = None
+
+    def judge(
+        self, found: Refund | RefundsError, began: float, now: float
+    ) -> float | None:
+        """Return for how many seconds it has failed, if that is too long.
+
+        Args:
+            found: What a read came to.
+            began: When it began.
+            now: The time by the same clock.
+        """
+        if not isinstance(found, (APIConnectionError, APIError, RateLimitError)):
+            self.has_answered, self._failing_since = True, None
+            return None
+        self.has_answered |= any(each.status is not None for each in found.attempts)
+        if self._failing_since is None:
+            self._failing_since = began
+        failing = now - self._failing_since
+        patience = self._patience
+        if not self.has_answered:  # no network, or not the right address
+            patience = min(patience, _SILENCE)
+        return failing if failing >= patience else None
 
 
 class PacedReads:
     """Reads each refund once, each account at its own pace.
 
+    Where the service only fails, those that are left are given up: after five seconds
+    if it never answered, else after the patience of a batch.
+
     Args:
-        options: The rate and the time-out.
+        options: The rate, the time-out, and of a batch the patience.
         on_read: Called with each request, and its refund or what kept it from us.
     """
 
@@ -51,10 +94,12 @@ class PacedReads:
     ) -> None:
         self._interval = 1 / min(options.rate or _READ_RATE, STRIPE_RATE)
         self._timeout = options.timeout
+        self._service = _Service(getattr(options, "patience", None) or _PATIENCE)
         self._on_read = on_read
         self._next: dict[str | None, float] = {}
-        self._done = 0
-        self._unanswered = 0  # in turn
+        self._done = self._failed = 0
+        self.given_up = ""
+        """Why those that were left were not asked for; empty if none was given up."""
 
     async def run(
         self,
@@ -68,11 +113,12 @@ class PacedReads:
 
         Raises:
             AuthenticationError: The key is refused, so every read would be.
-            UnreachableError: As many reads in turn as are made at once had no answer.
             Exception: What ``on_read`` raises.
         """
         progress = ReadProgress(
-            lambda: self._done, total=total, clock=asyncio.get_running_loop().time
+            lambda: (self._done, self._failed),
+            total=total,
+            clock=asyncio.get_running_loop().time,
         )
         async with shown(output, progress.line):
             readers = [
@@ -91,8 +137,13 @@ class PacedReads:
     async def _read(
         self, refunds: RefundsClient, requests: Iterator[CancelRequest]
     ) -> None:
+        now = asyncio.get_running_loop().time
         for request in requests:
             await self._wait_for_turn(request.stripe_account)
+            if self.given_up:
+                self._note(request, not_asked_for(request, self.given_up))
+                continue
+            began = now()
             found: Refund | RefundsError
             try:
                 found = await refunds.retrieve(
@@ -104,20 +155,34 @@ class PacedReads:
                 raise
             except RefundsError as error:
                 found = error
-            self._done += 1
-            self._on_read(request, found)
-            if not isinstance(found, APIConnectionError):
-                self._unanswered = 0
-                continue
-            self._unanswered += 1
-            if self._unanswered >= _IN_FLIGHT:
-                raise UnreachableError(
-                    f"the last {self._unanswered} reads had no answer, and no other "
-                    f"was made: {found}"
+            failing = self._service.judge(found, began, now())
+            if failing is not None and not self.given_up:
+                what = (
+                    "failed" if self._service.has_answered else "could not be reached"
                 )
+                why = cause(request, str(found))
+                self.given_up = f"{refunds.base_url} {what} for {failing:.0f} s: {why}"
+            self._note(request, found)
+
+    def _note(self, request: CancelRequest, found: Refund | RefundsError) -> None:
+        self._done += 1
+        self._failed += isinstance(found, RefundsError)
+        self._on_read(request, found)
 
     async def _wait_for_turn(self, account: str | None) -> None:
+        if self.given_up:
+            return
         now = asyncio.get_running_loop().time()
         turn = max(now, self._next.get(account, now))
         self._next[account] = turn + self._interval
         await asyncio.sleep(turn - now)
+
+
+def not_asked_for(request: CancelRequest, why: str) -> RefundsError:
+    """Return the error of a refund that was given up without a request."""
+    return APIConnectionError(f"{request.refund_id}{_NOT_READ}{why}")
+
+
+def cause(request: CancelRequest, error: str) -> str:
+    """Return why a refund could not be read, without its id."""
+    return error.removeprefix(f"{request.refund_id}{_NOT_READ}")

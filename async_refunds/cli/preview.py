@@ -17,7 +17,7 @@ from async_refunds.protocol.redaction import scrub
 from .exit_codes import INTERRUPTED, NOT_ALL
 from .money import in_major_units
 from .output import print_error, refuse, to_stderr
-from .paced_reads import STRIPE_RATE
+from .paced_reads import STRIPE_RATE, cause
 from .tables import aligned, counted
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 PREVIEW_COLUMNS = ("refund_id", "status", "amount", "currency", "error")
 
 _ACCOUNTS_SHOWN = 3
+_CAUSES_SHOWN = 3
 
 CANCELABLE = "requires_action"
 NOT_FOUND = "not found"
@@ -51,6 +52,8 @@ class Preview(msgspec.Struct):
         default_factory=Counter[tuple[str, str]]
     )
     """Their amounts in the smallest unit."""
+    causes: Counter[str] = msgspec.field(default_factory=Counter[str])
+    """Refunds that could not be read, by why."""
 
     def add(self, request: CancelRequest, refund: Refund) -> None:
         """Count a refund that was read."""
@@ -73,18 +76,14 @@ class Preview(msgspec.Struct):
         return self.statuses[CANCELABLE]
 
     @property
-    def read(self) -> int:
-        """The number of refunds that were read, or are certainly not there."""
+    def looked_up(self) -> int:
+        """The number of refunds of which it is known what a cancel would do."""
         return self.statuses.total() - self.statuses[NOT_READ]
 
     @property
     def all_read(self) -> bool:
         """Whether each refund was found and read."""
         return not (self.statuses[NOT_FOUND] or self.statuses[NOT_READ])
-
-    def leave_out(self, total: int) -> None:
-        """Count what is left of so many refunds as not read."""
-        self.statuses[NOT_READ] += total - self.statuses.total()
 
     @property
     def seconds(self) -> float:
@@ -117,11 +116,16 @@ class PreviewWriter:
             error = str(found)
             missing = isinstance(found, RefundNotFoundError)
             self.preview.statuses[NOT_FOUND if missing else NOT_READ] += 1
+            if not missing:
+                what = "could not be read" if found.attempts else "given up"
+                self.preview.causes[f"{what}: {cause(request, error)}"] += 1
         else:
             refund = found
             self.preview.add(request, refund)
         cancelable = refund is not None and refund.status == CANCELABLE
-        if self._output.as_table and cancelable:
+        # What was given up without a request is counted with its reason.
+        given_up = isinstance(found, RefundsError) and not found.attempts
+        if self._output.as_table and (cancelable or given_up):
             return
         self._output.record(
             {
@@ -144,21 +148,16 @@ def preview_lines(preview: Preview, *, repeatable: bool) -> Iterator[str]:
         preview: What was read.
         repeatable: Whether the list can be read again; stdin cannot.
     """
-    total, can, read = preview.statuses.total(), preview.cancelable, preview.read
-    if not read:
-        yield f"{counted(total, 'refund')} could not be read; nothing was canceled"
-        return
-    which = "that could be read " if read < total else ""
-    yield f"{can:,} of {counted(read, 'refund')} {which}can be canceled" + (
-        ":" if can else ""
-    )
+    total, can = preview.statuses.total(), preview.cancelable
+    known = preview.looked_up
+    those = "" if known == total else f" that {'was' if known == 1 else 'were'} read"
+    if known:
+        yield f"{can:,} of {counted(known, 'refund')}{those} can be canceled" + (
+            ":" if can else ""
+        )
     if can:
         yield from sum_lines(preview.counts, preview.sums)
-    for status, count in preview.statuses.most_common():
-        if status in (NOT_FOUND, NOT_READ):
-            yield f"{count:,} {'was' if count == 1 else 'were'} {status}"
-        elif status != CANCELABLE:
-            yield f"{count:,} cannot be canceled: {status}"
+    yield from _other_lines(preview)
     if preview.statuses[NOT_FOUND] == total:
         yield "is this the key of the right account and mode, test or live?"
     if not can:
@@ -172,6 +171,19 @@ def preview_lines(preview: Preview, *, repeatable: bool) -> Iterator[str]:
     yield f"nothing was canceled; to cancel them: {act_command()}"
     if not repeatable:
         yield "the list came from stdin: give it again"
+
+
+def _other_lines(preview: Preview) -> Iterator[str]:
+    """Yield how many cannot be canceled, or could not be read, and why."""
+    for status, count in preview.statuses.most_common():
+        if status == NOT_FOUND:
+            yield f"{count:,} {'was' if count == 1 else 'were'} {status}"
+        elif status not in (CANCELABLE, NOT_READ):
+            yield f"{count:,} cannot be canceled: {status}"
+    for why, count in preview.causes.most_common(_CAUSES_SHOWN):
+        yield f"{counted(count, 'refund')} {why}"
+    if (more := len(preview.causes) - _CAUSES_SHOWN) > 0:
+        yield f"and {counted(more, 'more reason')} why some could not be read"
 
 
 def sum_lines(

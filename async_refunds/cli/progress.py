@@ -163,13 +163,17 @@ class ReadProgress:
     """The progress of reads as a line.
 
     Args:
-        done: Returns the number of reads that ended.
+        done: Returns the number of reads that ended, and of those that failed.
         total: The number of reads.
         clock: Returns seconds.
     """
 
     def __init__(
-        self, done: Callable[[], int], *, total: int, clock: Callable[[], float]
+        self,
+        done: Callable[[], tuple[int, int]],
+        *,
+        total: int,
+        clock: Callable[[], float],
     ) -> None:
         self._done = done
         self._total = total
@@ -177,13 +181,14 @@ class ReadProgress:
 
     def line(self, columns: int) -> str:
         """Return the line, with the parts that fit into so many columns."""
-        done = self._done()
+        done, failed = self._done()
         speed = self._speed.per_second(done)
         parts = [
-            (3, bar(done, self._total)),
-            (0, f"{done:,}/{self._total:,} read"),
-            (2, f"{speed:.1f}/s"),
-            (1, time_left(self._total - done, speed)),
+            (4, bar(done, self._total)),
+            (0, f"{done - failed:,}/{self._total:,} read"),
+            (3, f"{speed:.1f}/s"),
+            (2, time_left(self._total - done, speed)),
+            (1, f"{failed:,} not" if failed else ""),
         ]
         return fitted(parts, columns)
 

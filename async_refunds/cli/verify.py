@@ -20,7 +20,7 @@ from async_refunds.results import CANCELED, CancelRequest
 from . import config, options
 from .exit_codes import DONE, NOT_ALL
 from .output import Output, interruptible, print_error, refuse
-from .paced_reads import PacedReads, UnreachableError
+from .paced_reads import PacedReads
 from .tables import counted
 
 if TYPE_CHECKING:
@@ -74,8 +74,8 @@ def verify(
     with interruptible(so_far):
         try:
             asyncio.run(run())
-        except (AuthenticationError, UnreachableError, JournalError) as error:
-            print_error(str(error))
+        except (AuthenticationError, JournalError) as error:
+            print_error(f"{error}; {so_far()}")
             raise typer.Exit(NOT_ALL) from None
         finally:
             verifying.conclude()

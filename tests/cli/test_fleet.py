@@ -487,16 +487,20 @@ async def test_status_shows_accounts_and_workers(fleet: Fleet) -> None:
         "UPDATE async_refunds.leases SET token = NULL, not_before = now() + interval "
         "'50 s' WHERE account = 'acct_9'"
     )
-    lines = (await fleet("status")).lines
-    first, second = lines
+    run, later, first, second = (await fleet("status")).lines
+    assert (run["run"], run["state"], later["run"]) == ("tonight", "open", "x")
+    counts = [run[name] for name in ("refunds", "open", "to_retry", "dead")]
+    assert counts == [6, 3, 1, 1]
     assert (first["stripe_account"], first["owner"], first["open"]) == (None, "w1", 3)
     assert (first["dead"], first["rate"], first["waits"]) == (1, 12.5, None)
     assert first["last_word"] == "no permission"
     assert (second["stripe_account"], second["held"]) == ("acct_9", False)
     assert 40 < second["waits"] <= 50
     shown = (await on_terminal(fleet, "status")).splitlines()
-    assert shown[0].split() == ["run", "state", "refunds", "open", "dead"]
-    assert shown[1].split() == ["tonight", "open", "6", "3", "1"]
+    assert shown[0].split() == [
+        *("run", "state", "refunds", "open", "to", "retry", "dead")
+    ]
+    assert shown[1].split() == ["tonight", "open", "6", "3", "1", "1"]
     assert "1 refund dead; no permission" in shown[5]
     assert shown[4].split()[:3] == ["account", "address", "worker"]
     assert shown[6].split()[:3] == ["acct_9", "https://api.stripe.com", "waits"]
@@ -524,7 +528,8 @@ async def test_status_tells_whose_an_account_is_and_why_it_is_open(
     narrow = await on_terminal(fleet, "status", columns=80)
     assert all(len(each) <= 80 for each in narrow.splitlines())
     assert why in " ".join(narrow.split()), "it is not cut"
-    assert (await fleet("status")).lines[0]["last_word"].startswith("re_")
+    accounts = (await fleet("status")).lines[2:]
+    assert all(each["last_word"].startswith("re_") for each in accounts)
 
 
 async def test_status_is_watched_until_ctrl_c(fleet: Fleet) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 
 import pytest
@@ -169,3 +170,84 @@ async def test_database_that_fails_meanwhile_ends_the_wait(fleet: Fleet) -> None
         ended = await waiting.ended()
     assert ended.code == 1
     assert "async-refunds: the database: " in ended.err
+
+
+async def failed(fleet: Fleet, *names: str, outcome: str = "failed") -> None:
+    """Let a worker have asked for refunds in vain, a minute ago, of five."""
+    fleet.rows(
+        "UPDATE async_refunds.items SET known_at = now(), outcome = %s, attempts = 1, "
+        "generation = 1, maybe_sent = %s, "
+        "error = refund_id || ' was not canceled: No such refund' "
+        "WHERE refund_id = ANY(%s)",
+        *(outcome, outcome == "unknown", list(names)),
+    )
+    fleet.rows("UPDATE async_refunds.leases SET retry_at = now() + interval '4 min'")
+
+
+async def test_wait_ends_and_names_what_is_only_asked_for_again(fleet: Fleet) -> None:
+    """A refund that is not there is asked for again for ever."""
+    ids = [f"re_{number}" for number in range(1, 9)]
+    await add(fleet, *ids)
+    fleet.rows("UPDATE async_refunds.items SET settled = true, outcome = 'canceled'")
+    fleet.rows("UPDATE async_refunds.items SET settled = refund_id = 're_1'")
+    await failed(fleet, *ids[1:])
+    ended = await fleet("wait", "tonight")
+    assert ended.code == 1
+    assert [line["open"] for line in ended.lines] == [7]
+    first, second, *named, more = ended.err.splitlines()
+    assert first == "tonight, 8 refunds: 7 failed, 1 canceled"
+    assert re.fullmatch(
+        r"7 refunds of tonight are asked for again, the first in 0:0[34]:\d\d; "
+        r"`async-refunds fleet close tonight` gives up what failed:",
+        second,
+    )
+    assert named == [f"  {each}: No such refund" for each in ids[1:6]]
+    assert more == "  and 2 more: `async-refunds fleet report tonight` has all"
+    assert (await fleet("wait", "tonight", "-q")).err == ""
+    assert (await fleet("close", "tonight")).code == 0
+    closed = await fleet("wait", "tonight")
+    assert (closed.code, "asked for again" in closed.err) == (1, False)
+
+
+async def test_wait_for_what_is_unknown_ends_as_a_cancel_does(fleet: Fleet) -> None:
+    await add(fleet, "re_1", "--account", "acct_1Them")
+    await failed(fleet, "re_1", outcome="unknown")
+    ended = await fleet("wait", "tonight")
+    assert ended.code == 3
+    assert "1 refund of tonight is asked for again" in ended.err
+    assert "\n  re_1 of acct_1Them: No such refund\n" in ended.err
+
+
+@pytest.mark.parametrize(
+    "due",
+    [
+        # Its time has come, as after `fleet retry`.
+        "UPDATE async_refunds.leases SET retry_at = '-infinity'",
+        # A worker has it in hand.
+        "UPDATE async_refunds.items SET claim_number = 1 WHERE refund_id = 're_1'",
+        # Another one was never asked for.
+        "UPDATE async_refunds.items SET known_at = NULL WHERE refund_id = 're_2'",
+    ],
+)
+async def test_wait_goes_on_for_what_is_asked_for_now(fleet: Fleet, due: str) -> None:
+    await add(fleet, "re_1", "re_2")
+    await failed(fleet, "re_1", "re_2")
+    fleet.rows(due)
+    late = await fleet("wait", "tonight", "--timeout", "0.1")
+    assert late.err.endswith("2 refunds of tonight not done; workers go on\n")
+
+
+async def test_wait_until_all_is_settled_names_what_it_waits_for(fleet: Fleet) -> None:
+    await add(fleet, "re_1")
+    await failed(fleet, "re_1")
+    async with started(
+        *("fleet", "wait", "tonight", "--settled"),
+        key=None,
+        environment=fleet.environment,
+    ) as waiting:
+        await waiting.says("1 refund of tonight is asked for again")
+        await waiting.says("re_1: No such refund")
+        fleet.rows("UPDATE async_refunds.items SET settled = true")
+        ended = await waiting.ended()
+    assert ended.code == 1
+    assert ended.err.count("asked for again") == 1

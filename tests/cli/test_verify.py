@@ -67,6 +67,7 @@ async def test_verify_shows_what_differs(tmp_path: Path) -> None:
     assert lost.code == 1
     assert "not read" in lost.err
     assert expired.code == 1
+    assert expired.err.endswith("; 0 of 4 refunds compared\n")
 
 
 async def test_verify_needs_the_key_of_the_run(tmp_path: Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -19,6 +17,7 @@ from async_refunds.journal.postgres.runs import RunStatus, runs
 from async_refunds.workers.channel import Listener
 
 from .database import DatabaseOptions, connected
+from .waiting import brief, span
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,29 +30,30 @@ _MAX_ROWS = 40
 """Accounts of a table: a fleet may have thousands."""
 _AT_ONCE = (
     "what waits is asked for at once after "
-    "`async-refunds fleet retry RUN --outcome failed,unknown`"
+    "`async-refunds fleet retry RUN --outcome failed,unknown`; "
+    "`async-refunds fleet close RUN` gives up what failed"
 )
 # Home, and erase what is below (ECMA-48): the table is drawn over the last one.
 _REDRAW = b"\x1b[H\x1b[J"
 # What makes the scope of an account.
 _SCOPE = ("tenant", "address", "mode")
+_RUN_COLUMNS = ("run", "state", "refunds", "open", "to retry", "dead")
 _COLUMNS = ("worker", "heard_of", "pace", "open", "oldest", "last_word")
-# An account has many refunds, and what is not said of each was not canceled.
-_SUBJECT = re.compile(r"^(?:re|pyr)_\w+ (?:was not canceled: )?")
 
 HELP = """Show who works on which account, and what is open.
 
 A run is open, paused, or done: all of its refunds are settled; a closed one is
-not shown. An account has
-the worker that holds it, the seconds since that was last heard of, the requests
-a second that Stripe allows it as far as was found, or that --rate allows the
-worker, the open refunds, the time since the oldest was added, and the last word
-about one of them. Where there are several tenants, addresses or modes, it says
-which. Workers that have no account are named, too: a second is listened to
-them. --watch shows it again until Ctrl-C.
+not shown. Of its open refunds, those to retry failed or are unknown: workers
+ask for them again. An account has the worker that holds it, the seconds since
+that was last heard of, the requests a second that Stripe allows it as far as
+was found, or that --rate allows the worker, the open refunds, the time since
+the oldest was added, and the last word about one of them. Where there are
+several tenants, addresses or modes, it says which. Workers that have no account
+are named, too: a second is listened to them. --watch shows it again until
+Ctrl-C.
 
-Otherwise, and with --json: one object for each account. The view
-async_refunds.metrics has the same for a monitoring system.
+Otherwise, and with --json: one object for each run, and then one for each
+account. A monitoring system finds the accounts in the view async_refunds.metrics.
 
 Exit codes: 0 shown, 1 the database failed, or stdout broke (`| head`), 2 wrong
 usage, no connection, or no right, 130 interrupted; --watch ends so with 0."""
@@ -86,6 +86,8 @@ def status(
                 _watch(output, db, listener, every)
             output.text(_lines(db, listener))
         else:
+            for run in runs(db):
+                output.record(_run_record(run))
             for account in _busy(db):
                 output.record(_record(account))
     raise typer.Exit(DONE)
@@ -111,6 +113,18 @@ def _busy(connection: Connection) -> list[AccountStatus]:
         for each in account_statuses(connection)
         if each.open or each.dead or each.held
     ]
+
+
+def _run_record(each: RunStatus) -> dict[str, object]:
+    return {
+        "run": each.name,
+        "scope": each.scope,
+        "state": each.shown_state,
+        "refunds": each.refunds,
+        "open": each.open,
+        "to_retry": each.tried,
+        "dead": each.dead,
+    }
 
 
 def _record(each: AccountStatus) -> dict[str, object]:
@@ -154,11 +168,12 @@ def _runs(there: Sequence[RunStatus]) -> list[str]:
             each.shown_state,
             f"{each.refunds:,}",
             f"{each.open:,}",
+            f"{each.tried:,}",
             f"{each.dead:,}",
         ]
         for each in there
     ]
-    return aligned([["run", "state", "refunds", "open", "dead"], *rows])
+    return aligned([_RUN_COLUMNS, *rows])
 
 
 def _accounts(accounts: Sequence[AccountStatus], columns: int) -> list[str]:
@@ -182,8 +197,8 @@ def _accounts(accounts: Sequence[AccountStatus], columns: int) -> list[str]:
 def _row(each: AccountStatus) -> dict[str, str]:
     worker = each.owner if each.held and each.owner else "nobody"
     if (waits := _seconds_to_wait(each)) is not None:
-        worker = f"waits {_span(waits)}"
-    word = _SUBJECT.sub("", each.last_word or "")
+        worker = f"waits {span(waits)}"
+    word = brief(each.last_word or "")
     if each.dead:
         word = f"{counted(each.dead, 'refund')} dead; {word}".removesuffix("; ")
     values = (
@@ -191,7 +206,7 @@ def _row(each: AccountStatus) -> dict[str, str]:
         f"{each.lease_age:.0f} s ago" if each.held else "",
         "" if each.rate is None else f"{each.rate:.1f}/s",
         f"{each.open:,}",
-        "" if each.oldest is None else _span(each.oldest),
+        "" if each.oldest is None else span(each.oldest),
         word,
     )
     return dict(zip(_COLUMNS, values, strict=True))
@@ -202,7 +217,3 @@ def _seconds_to_wait(each: AccountStatus) -> float | None:
     if each.held:
         return None
     return each.waits if each.waits is not None else each.retries_in
-
-
-def _span(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))

@@ -1,4 +1,4 @@
-"""``fleet wait``: until workers have nothing more to do for a run."""
+"""``fleet wait``: until each refund of a run has a result."""
 
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ from async_refunds.cli.output import Output, interruptible, print_error
 from async_refunds.cli.summary import exit_code
 from async_refunds.cli.tables import counted
 from async_refunds.errors import JournalError
-from async_refunds.journal.postgres.runs import RunReader, run_progress, run_total
+from async_refunds.journal.postgres.runs import (
+    RunReader,
+    run_progress,
+    run_total,
+)
 
 from .database import DatabaseOptions, RunArgument, connected
+from .waiting import waiting_lines
 
 if TYPE_CHECKING:
     from async_refunds.cli.summary import Outcomes
@@ -29,11 +34,13 @@ if TYPE_CHECKING:
 # Seconds between two looks; and of the time at most this share is spent on them.
 _INTERVAL, _SHARE = 0.5, 0.1
 
-HELP = """Wait until workers have nothing more to do for a run.
+HELP = """Wait until each refund of a run has a result.
 
-What failed, or is unknown, is asked for again by workers, after up to a quarter
-of an hour: it counts as not done. What is dead counts as done. The progress
-goes to stderr, what became of the refunds to stdout.
+What failed, or is unknown, workers ask for again by themselves, after up to a
+quarter of an hour, for ever if need be. When nothing else is left, the command
+ends, and names it; with --settled it goes on waiting. `fleet close` gives up
+what failed. What is dead has a result too. The progress goes to stderr, what
+became of the refunds to stdout.
 
 Exit codes: 0 all are canceled, 1 some are not, or are open after --timeout, the
 run has none, stdout broke, or the database failed, 2 wrong usage, no such run,
@@ -50,16 +57,22 @@ def wait(
             metavar="SECONDS", min=0.0, help="Wait no longer. [default: to the end]"
         ),
     ] = None,
+    settled: Annotated[
+        bool,
+        typer.Option(
+            "--settled", help="Wait also for what failed or is unknown to be settled."
+        ),
+    ] = False,
     database: DatabaseOptions,
     form: Format,
 ) -> None:
-    """Wait until workers have nothing more to do for a run."""
+    """Wait until each refund of a run has a result."""
     output = Output(form)
     with (
         interruptible(lambda: "workers go on with it"),
         connected(database) as connection,
     ):
-        waiting = _Waiting(output, connection, run)
+        waiting = _Waiting(output, connection, run, settled=settled)
         asyncio.run(waiting.to_its_end(timeout))
         try:
             tally = RunReader(connection, database.address, run).tally()
@@ -70,6 +83,7 @@ def wait(
         for name, count in tally.outcomes.items():
             outcomes[name] += count
         _tell(output, run, waiting.left, outcomes)
+        waiting.tell_what_waits()
     raise typer.Exit(exit_code(outcomes) if outcomes else NOT_ALL)
 
 
@@ -82,7 +96,7 @@ def _tell(output: Output, run: str, left: RunProgress, outcomes: Outcomes) -> No
         output.record({"run": run, "open": left.open, "outcomes": counts})
     told = ", ".join(f"{n:,} {name or 'open'}" for name, n in outcomes.most_common())
     output.say(f"{run}, {counted(outcomes.total(), 'refund')}: {told}")
-    if left.open:
+    if left.open > left.waiting:
         print_error(f"{counted(left.open, 'refund')} of {run} not done; workers go on")
 
 
@@ -93,22 +107,28 @@ class _Waiting:
         output: Gets the progress.
         connection: To the database.
         run: The name of the run.
+        settled: Wait also for what failed or is unknown.
     """
 
-    def __init__(self, output: Output, connection: Connection, run: str) -> None:
+    def __init__(
+        self, output: Output, connection: Connection, run: str, *, settled: bool
+    ) -> None:
         self._output, self._connection, self._run = output, connection, run
+        self._settled = settled
         self.left = run_progress(connection, run)
         """What is left of it, as of the last look."""
         self._total = run_total(connection, run)
         self._speed = progress.Speed(time.monotonic, self._done)
         self._told_state = "open"
+        self._told_waiting = 0
 
     async def to_its_end(self, timeout: float | None) -> None:  # noqa: ASYNC109 - it is given as such
         """Wait until nothing is left, or for so many seconds."""
         until = None if timeout is None else time.monotonic() + timeout
         async with progress.shown(self._output, self._line):
-            while self.left.open and self.left.state != "closed":
+            while self._more:
                 self._tell_state()
+                self.tell_what_waits()
                 began = time.monotonic()
                 if until is not None and began >= until:
                     return
@@ -119,7 +139,26 @@ class _Waiting:
                 pause = max(_INTERVAL, took / _SHARE)
                 if until is not None:
                     pause = min(pause, max(0.0, until - time.monotonic()))
-                await asyncio.sleep(pause if self.left.open else 0.0)
+                await asyncio.sleep(pause if self._more else 0.0)
+
+    @property
+    def _more(self) -> bool:
+        """Whether there is something left to wait for."""
+        left = self.left
+        if left.state == "closed":
+            return False
+        return left.open > (0 if self._settled else left.waiting)
+
+    def tell_what_waits(self) -> None:
+        """Name what waits to be asked for again, if all that is left does: once."""
+        left = self.left
+        if left.state == "closed" or left.open > left.waiting:
+            return
+        if left.waiting == self._told_waiting:
+            return
+        self._told_waiting = left.waiting
+        for line in waiting_lines(self._connection, self._run, left.waiting):
+            self._output.say(line)
 
     def _tell_state(self) -> None:
         if self.left.state != self._told_state:

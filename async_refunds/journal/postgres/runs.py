@@ -43,20 +43,39 @@ SELECT {KNOWN}, count(*) FROM async_refunds.items i
 _RUNS = """
 SELECT r.name, r.scope, r.state, count(i.*) AS refunds,
         count(i.*) FILTER (WHERE i.settled) AS settled,
-        count(i.*) FILTER (WHERE i.dead) AS dead
+        count(i.*) FILTER (WHERE i.dead) AS dead,
+        count(i.*) FILTER (WHERE NOT i.settled AND NOT i.dead
+            AND i.known_at IS NOT NULL) AS tried
     FROM async_refunds.runs r LEFT JOIN async_refunds.items i USING (run_id)
     WHERE r.state <> 'closed'
     GROUP BY r.run_id ORDER BY r.created_at
 """
 
+# Asked for in vain, and not again before some time; nobody has it in hand. `l` is the
+# lease of its account.
+_WAITS = """(i.known_at IS NOT NULL AND i.claim_number IS NULL
+    AND l.retry_at > clock_timestamp())"""
 # By the index of what is open: nothing of what is settled, which may be nearly all.
-_PROGRESS = """
+_LEFT = """FROM async_refunds.items i JOIN async_refunds.leases l
+    ON (l.scope, l.account) = (r.scope, i.account)
+    WHERE i.run_id = r.run_id AND NOT i.settled AND NOT i.dead"""
+_PROGRESS = f"""
 SELECT r.state, i.* FROM async_refunds.runs r CROSS JOIN LATERAL (
-    SELECT count(*) AS open, count(*) FILTER (WHERE i.known_at IS NOT NULL) AS tried
-        FROM async_refunds.items i
-        WHERE i.run_id = r.run_id AND NOT i.settled AND NOT i.dead
+    SELECT count(*) AS open, count(*) FILTER (WHERE i.known_at IS NOT NULL) AS tried,
+            count(*) FILTER (WHERE {_WAITS}) AS waiting
+        {_LEFT}
 ) i WHERE r.name = %s
-"""
+"""  # noqa: S608 - our own text
+_WAITING = f"""
+SELECT i.refund_id, nullif(i.account, '') AS stripe_account,
+        coalesce(i.error, i.outcome, '') AS error, i.waits AS seconds
+    FROM async_refunds.runs r CROSS JOIN LATERAL (
+        SELECT i.*, extract(epoch FROM l.retry_at - clock_timestamp())::float8
+                AS waits
+            {_LEFT} AND {_WAITS}
+            ORDER BY l.retry_at, i.number LIMIT %s
+    ) i WHERE r.name = %s
+"""  # noqa: S608 - our own text
 _TOTAL = """
 SELECT count(*) FROM async_refunds.items JOIN async_refunds.runs r USING (run_id)
     WHERE r.name = %s
@@ -71,7 +90,19 @@ class RunProgress(msgspec.Struct, frozen=True, kw_only=True):
     open: int
     """How many refunds workers ask for by themselves, now or later."""
     tried: int
-    """Those of them that failed, or are unknown, and are asked for again later."""
+    """Those of them that failed, or are unknown, and are asked for again."""
+    waiting: int
+    """Those of them that are not asked for again before some time."""
+
+
+class Waiting(msgspec.Struct, frozen=True, kw_only=True):
+    """A refund that failed, or is unknown, and waits to be asked for again."""
+
+    refund_id: str
+    stripe_account: str | None
+    error: str
+    seconds: float
+    """Until it is asked for again, by a worker that is there."""
 
 
 def run_progress(connection: Connection[Any], name: str) -> RunProgress:
@@ -81,10 +112,16 @@ def run_progress(connection: Connection[Any], name: str) -> RunProgress:
         JournalError: There is no such run.
     """
     with closing(connection.cursor(row_factory=class_row(RunProgress))) as cursor:
-        found = cursor.execute(_PROGRESS, [name]).fetchone()
+        found = cursor.execute(_PROGRESS.encode(), [name]).fetchone()
     if found is None:
         raise JournalError(f"there is no run {name!r}")
     return found
+
+
+def first_waiting(connection: Connection[Any], name: str, most: int) -> list[Waiting]:
+    """Return refunds of a run that wait to be asked for again, the next ones first."""
+    with closing(connection.cursor(row_factory=class_row(Waiting))) as cursor:
+        return cursor.execute(_WAITING.encode(), [most, name]).fetchall()
 
 
 def run_total(connection: Connection[Any], name: str) -> int:
@@ -103,6 +140,8 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     refunds: int
     settled: int
     dead: int
+    tried: int
+    """Those of the open ones that failed, or are unknown, and are asked for again."""
 
     @property
     def open(self) -> int:
