@@ -147,6 +147,11 @@ class AccountQueue:
         return None if closing is None else closing.reply
 
     @property
+    def ends_items(self) -> bool:
+        """Whether what it gives out ends without a request, a pace and a permit."""
+        return self.draining or self.closed_by is not None
+
+    @property
     def empty(self) -> bool:
         """Whether there is nothing to give out for now."""
         claims = self.claims
@@ -267,7 +272,7 @@ class AccountQueue:
         pending, retrying = self.claims.pending, self._retry_heap
         if not pending and not retrying:
             return math.inf
-        if self.closed_by is not None or self.draining:
+        if self.ends_items:
             return -math.inf
         if (
             self.under_way >= self._cancels.pace.concurrency
@@ -290,7 +295,7 @@ class AccountQueue:
             item = Item(self.claims.take_next(now), now)
         self._checked_out += 1
         self.under_way += 1
-        if not (closed or self.draining):
+        if not self.ends_items:
             self._cancels.pace.reserve(now)
         return item
 

@@ -158,7 +158,7 @@ class Scheduler:
                     if wait > _SOON:
                         self._claims.note_short_of_work()
                     await event_or(self._changed, wait)
-                elif queue.draining or queue.may_send():
+                elif queue.ends_items or queue.may_send():
                     return self._check_out(queue)
                 else:
                     queue.pause()

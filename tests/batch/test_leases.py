@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from contextlib import asynccontextmanager
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +13,8 @@ import pytest
 from async_refunds import JournalError, RetryPolicy, cancel_many
 from async_refunds.batch.account_queue import AccountQueue
 from async_refunds.emulator import Limits
-from tests.support.batches import asked, client, emulator
+from async_refunds.results import CancelRequest
+from tests.support.batches import KEY, asked, canceled_many, client, emulator
 from tests.support.leased import LeasedJournal, long_batch
 from tests.support.scripted import CANCELED, RE, answer, refund_json, refusal, scripted
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from async_refunds.emulator import Emulator
+    from async_refunds.models import Attempt
     from tests.support.leased import LongBatch
 
 A, B = "acct_A", "acct_B"
@@ -805,3 +808,36 @@ async def test_batch_without_an_end_of_leases_ends_when_one_is_lost() -> None:
                 sent = len(stripe.requests)
                 journal.notice(A)
     assert len(stripe.requests) == sent < 60
+
+
+class AskedTooOften(LeasedJournal):
+    """Ends a batch that asks whether it may send, and never waits in between."""
+
+    asked = 0
+
+    def may_send(self, stripe_account: str | None) -> bool:
+        self.asked += 1
+        assert self.asked < 10_000
+        return super().may_send(stripe_account)
+
+
+async def test_what_a_refused_key_leaves_needs_no_permit_to_end() -> None:
+    """The database is away since: nothing is to be sent, and nothing to wait for."""
+    stripe = emulator()
+    journal = AskedTooOften()
+    journal.hold(A)
+    ids = seeded(stripe, 20, A)
+    stripe.expire_key(KEY)
+    refusals = count(1)
+
+    def silence_when_closed(_: Attempt) -> None:
+        if next(refusals) == 3:
+            journal.silent.add(A)
+
+    requests = [CancelRequest(each, A) for each in ids]
+    async with client(stripe, on_attempt=silence_when_closed) as refunds:
+        results = await canceled_many(refunds, requests, journal=journal, concurrency=1)
+    assert {each: result.outcome for each, result in results.items()} == dict.fromkeys(
+        ids, "failed"
+    )
+    assert next(refusals) == 4
