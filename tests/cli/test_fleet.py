@@ -322,6 +322,35 @@ async def test_run_that_was_a_mistake_is_closed(fleet: Fleet) -> None:
     assert "tonight" not in await on_terminal(fleet, "status")
 
 
+async def test_close_says_who_asks_for_what_nobody_asks_for(fleet: Fleet) -> None:
+    await fleet("enqueue", "--run", "tonight", "re_1", "--base-url", HERE)
+    know(fleet, "re_1", "maybe_sent = true, claims = 8, dead = true")
+    dead = await fleet("close", "tonight")
+    assert dead.err == (
+        "0 refunds of tonight not canceled, and not asked for any more; 1 refund "
+        "perhaps sent: after `async-refunds fleet retry tonight --outcome dead` a "
+        "worker asks again, then the same command closes tonight\n"
+    )
+    await fleet("pause", "tonight")
+    paused = await fleet("close", "tonight")
+    both = "dead` and `async-refunds fleet resume tonight` a worker asks again"
+    assert both in paused.err
+    assert (dead.code, paused.code) == (1, 1)
+
+
+async def test_close_says_that_somebody_adds_without_an_end(fleet: Fleet) -> None:
+    await fleet("enqueue", "--run", "tonight", "re_1", "--base-url", HERE)
+    with psycopg.connect(fleet.environment["ASYNC_REFUNDS_DATABASE"]) as adding:
+        adding.execute("SELECT async_refunds.enqueue('tonight', '{re_2}')")
+        closed = await fleet("close", "tonight")
+    assert closed.code == 1
+    assert closed.err == (
+        "async-refunds: somebody adds refunds to tonight in a transaction that does "
+        "not end: tonight is paused, at least 1 refund not asked for any more: the "
+        "same command again goes on\n"
+    )
+
+
 async def test_claim_that_a_failover_lost_was_perhaps_sent(fleet: Fleet) -> None:
     await fleet("enqueue", "--run", "tonight", "re_1", "--base-url", HERE)
     # The database is in a history that no worker has noted yet.

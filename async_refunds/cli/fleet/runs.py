@@ -6,6 +6,7 @@ import shlex
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import psycopg
 import typer
 
 from async_refunds.cli import options
@@ -204,7 +205,14 @@ def close(run: RunArgument, *, database: DatabaseOptions, quiet: Quiet = False) 
 
     with change.told(), connected(database, change=change) as connection:
         change.done(f"perhaps {run} is paused: {again}")
-        closed = administration.close(connection, run, on_page=note)
+        try:
+            closed = administration.close(connection, run, on_page=note)
+        except psycopg.errors.LockNotAvailable:
+            print_error(
+                f"somebody adds refunds to {run} in a transaction that does not end: "
+                f"{change.said}"
+            )
+            raise typer.Exit(NOT_ALL) from None
         change.done(_closed(run, closed))
         Output(Format(quiet=quiet)).say(change.said)
         raise typer.Exit(NOT_ALL if closed.left else DONE)
@@ -217,8 +225,10 @@ def _closed(run: str, closed: administration.Closed) -> str:
     )
     if not closed.left:
         return f"{said}; {run} is closed"
-    resume = shlex.join(["async-refunds", "fleet", "resume", run])
-    who = f"after `{resume}` a worker" if closed.paused else "a worker"
+    first = [["retry", run, "--outcome", DEAD]] if closed.dead else []
+    first += [["resume", run]] if closed.paused else []
+    commands = [f"`{shlex.join(['async-refunds', 'fleet', *each])}`" for each in first]
+    who = f"after {' and '.join(commands)} a worker" if commands else "a worker"
     return (
         f"{said}; {counted(closed.left, 'refund')} perhaps sent: {who} asks again, "
         f"then the same command closes {run}"

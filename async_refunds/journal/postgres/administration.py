@@ -12,7 +12,7 @@ from async_refunds.errors import JournalError
 from .statements import HISTORY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterator
 
     from psycopg import Connection
 
@@ -52,9 +52,17 @@ UPDATE async_refunds.items i SET settled = true, dead = false, outcome = 'failed
     FROM page WHERE i.ctid = page.ctid
 """  # noqa: S608 - our own text
 _LEFT = """
-SELECT count(*) FROM async_refunds.items i JOIN async_refunds.runs r USING (run_id)
+SELECT count(*), count(*) FILTER (WHERE i.dead)
+    FROM async_refunds.items i JOIN async_refunds.runs r USING (run_id)
     WHERE r.name = %s AND NOT i.settled
 """
+# Those that add to it hold the same lock, shared, to the ends of their transactions.
+_NO_MORE_ADDED = """
+SELECT set_config('lock_timeout', %s, true), pg_advisory_xact_lock(
+    async_refunds.adding_to(run_id)) FROM async_refunds.runs WHERE name = %s
+"""
+ADDED_WITHIN = 5.0
+"""Seconds for the transactions that add to a run to end. Later ones wait for it."""
 _CLOSE = "UPDATE async_refunds.runs SET state = 'closed' WHERE name = %s"
 # Only what nobody has under way is written. A definite no of its state may have been
 # saved under its key, for a day: the next claim takes a new one.
@@ -87,7 +95,7 @@ DELETE FROM async_refunds.items WHERE ctid = ANY(ARRAY(
     SELECT ctid FROM async_refunds.items
         WHERE settled AND known_at < clock_timestamp() - make_interval(secs => %s)
         LIMIT %s
-))
+)) AND settled  -- of the row as it is by now: `retry` may have opened it
 """
 
 
@@ -127,6 +135,8 @@ class Closed(NamedTuple):
     """Refunds that are told as failed now, since nothing of them was sent."""
     left: int
     """Refunds that were perhaps sent: with one of them the run is not closed yet."""
+    dead: int
+    """Those of them that no worker asks for again by itself."""
     paused: bool
     """Whether it is paused, as it was before, so that no worker asks for these."""
 
@@ -147,22 +157,34 @@ def close(
 
     Raises:
         JournalError: There is no such run.
+        psycopg.errors.LockNotAvailable: Somebody adds to it in a transaction that does
+            not end.
     """
-    before, unsent = _state_of(connection, run), 0
-    if before != "closed":
-        set_state(connection, run, "paused")  # no worker claims what is settled here
-    given = {"run": run, "page": _PAGE}
-    while count := connection.execute(_UNSENT.encode(), given).rowcount:
+    before = _state_of(connection, run)
+    # No worker claims what is settled here. Of a run that is closed nobody does.
+    connection.execute(_SET_STATE, {"run": run, "state": "paused"})
+    unsent = 0
+    for count in _settle_unsent(connection, run):
         unsent += count
         if on_page is not None:
             on_page(unsent)
-    row = connection.execute(_LEFT, [run]).fetchone()
-    left = 0 if row is None else int(str(row[0]))
-    if not left:
-        connection.execute(_CLOSE, [run])
-    elif before == "open":
-        set_state(connection, run, "open")
-    return Closed(unsent, left, before == "paused")
+    with connection.transaction():
+        connection.execute(_NO_MORE_ADDED, [f"{ADDED_WITHIN}s", run])
+        unsent += sum(_settle_unsent(connection, run))  # what was added meanwhile
+        row = connection.execute(_LEFT, [run]).fetchone()
+        left, dead = (0, 0) if row is None else (int(str(row[0])), int(str(row[1])))
+        if not left:
+            connection.execute(_CLOSE, [run])
+        elif before == "open":
+            connection.execute(_SET_STATE, {"run": run, "state": "open"})
+    return Closed(unsent, left, dead, before == "paused")
+
+
+def _settle_unsent(connection: Database, run: str) -> Iterator[int]:
+    """Settle what was never sent of a run, and yield how many of each page."""
+    given = {"run": run, "page": _PAGE}
+    while count := connection.execute(_UNSENT.encode(), given).rowcount:
+        yield count
 
 
 def retry(

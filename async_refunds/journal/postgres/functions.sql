@@ -89,6 +89,12 @@ RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
             OR id !~* '(?<![a-z0-9])(?:[srp]k_(?:test|live|org)_|whsec_)[a-z0-9]')
 $$;
 
+-- The advisory lock of those that add to a run, so that none does when it is closed.
+CREATE OR REPLACE FUNCTION async_refunds.adding_to(run_id uuid) RETURNS bigint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT hashtextextended('async_refunds ' || run_id, 0)
+$$;
+
 -- Add refunds to a run, in the caller's transaction, and return how many were not there.
 -- No row of the run and no lease that is there is locked, so it waits for no worker.
 CREATE OR REPLACE FUNCTION async_refunds.enqueue(
@@ -107,7 +113,8 @@ BEGIN
             quote_nullable(run), quote_nullable(run)
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    IF found.state = 'closed' THEN
+    PERFORM pg_advisory_xact_lock_shared(async_refunds.adding_to(found.run_id));
+    IF (SELECT state FROM async_refunds.runs r WHERE r.name = run) = 'closed' THEN
         RAISE EXCEPTION 'the run % is closed', quote_literal(run)
             USING ERRCODE = 'invalid_parameter_value';
     END IF;

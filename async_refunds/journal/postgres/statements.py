@@ -286,7 +286,10 @@ claimed AS (
         claimed_by = next.token,
         claim_number = %(claim_number)s,
         timeline = history.timeline
-    FROM next, history WHERE i.ctid = next.ctid
+    FROM next, history
+    -- Of the row as it is by now: another transaction may have settled it meanwhile. Of
+    -- what is joined, some servers (16.2) look at the row as it was.
+    WHERE i.ctid = next.ctid AND NOT i.settled AND NOT i.dead
     RETURNING next.account, {_CLAIMED}, i.dead, next.phase, next.priority
 )
 SELECT account, run_id, refund_id, number, generation, claimed_at, sent_before,
