@@ -152,6 +152,7 @@ class BatchRun:
         self._sums = CanceledSums()
         self._sent = self._rate_limited = 0
         self._seconds = 0.0
+        self._uncounted = False
         self._open = 0
         self._left = False
         self._listed = self._unlisted = 0
@@ -265,7 +266,7 @@ class BatchRun:
             self._outcomes = Counter[str | None](tally.outcomes)
             self._open = tally.open
             self._sent, self._rate_limited = tally.requests, tally.rate_limited
-            self._seconds = tally.seconds
+            self._seconds, self._uncounted = tally.seconds, tally.uncounted
             self._sums = CanceledSums()
             for record in self._kept.journal.records():
                 self._sums.add(record.outcome, record.amount, record.currency)
@@ -332,7 +333,8 @@ class BatchRun:
             for line in self._sums.tables():
                 say(line)
         if self._sent:
-            say(effort(self._sent, self._rate_limited, self._seconds))
+            figures = self._sent, self._rate_limited, self._seconds
+            say(effort(*figures, uncounted=self._uncounted))
         if self._in_doubt:
             say(f"what was in flight is unknown: `{resume}` asks with the same keys")
         elif kept is not None and self._open:
@@ -388,7 +390,7 @@ def result_record(result: CancelResult) -> dict[str, object]:
         "outcome": result.outcome,
         "status": None if result.refund is None else result.refund.status,
         "idempotency_key": result.idempotency_key,
-        "attempts": len(result.attempts),
+        "attempts": result.requests,
         "request_id": result.request_id,
         "error": None if result.error is None else str(result.error),
     }

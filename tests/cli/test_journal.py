@@ -132,11 +132,15 @@ async def test_run_that_is_killed_goes_on_with_the_same_keys(tmp_path: Path) -> 
     assert {*ids[:2]} <= under_way
     assert resumed.code == 0
     assert sorted(line["refund_id"] for line in resumed.lines) == sorted(ids)
-    assert resumed.said == [
+    *said, requests = resumed.said
+    assert said == [
         f"continuing run.sqlite3, at {base_url}: 6 of 6 refunds are open",
         "outcome   refunds  what to do",
         "canceled  6",
     ]
+    # Those of the killed process are told by nobody.
+    assert re.fullmatch(r"at least 6 requests in 0:00:\d\d", requests)
+    assert requests in again.err.splitlines()
     assert (again.code, again.out) == (0, "")
     assert "0 of 6 refunds are open" in again.err
     assert emulator.books.cancellations == dict.fromkeys(ids, 1)
