@@ -366,11 +366,14 @@ async def test_what_was_not_canceled_is_opened_again(fleet: Fleet) -> None:
     assert unknown.code == 2
     assert "known are dead, failed, not_cancelable, unknown" in unknown.err
     none = await fleet("retry", "tonight", "--outcome", "not_cancelable")
-    assert (none.code, none.err) == (0, "0 refunds of tonight opened\n")
+    assert (none.code, none.err) == (
+        0,
+        "no refund of tonight is not_cancelable: none is asked for\n",
+    )
     lease = "SELECT not_before = 'infinity', takeovers FROM async_refunds.leases"
     assert fleet.rows(lease) == [(True, 3)]
     some = await fleet("retry", "tonight", "--outcome", "failed, dead")
-    assert some.err == "2 refunds of tonight opened\n"
+    assert some.err == "2 refunds of tonight are asked for at once\n"
     assert fleet.rows(lease) == [(False, 0)]
     left = fleet.rows(
         "SELECT refund_id, settled, dead, claims FROM async_refunds.items "
