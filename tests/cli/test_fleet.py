@@ -628,6 +628,31 @@ async def test_worker_cancels_what_is_enqueued_until_it_is_ended(fleet: Fleet) -
     assert fleet.rows(held) == [(0,)]
 
 
+async def test_worker_tells_that_it_counts_a_refund_again(fleet: Fleet) -> None:
+    """And ``wait`` ends meanwhile, though the refund is asked for again for ever."""
+    emulator, ids = emulator_of(1)
+    async with emulator.serve() as base_url:
+        to = ("--base-url", base_url)
+        await fleet("enqueue", "--run", "tonight", "re_missing", *ids, *to)
+        async with started(
+            "fleet", "worker", *to, environment=fleet.environment
+        ) as worker:
+            for _ in range(2):
+                waited = await fleet("wait", "tonight")
+                assert waited.code == 1
+                assert "1 refund of tonight is asked for again, " in waited.err
+                assert "  re_missing: No such refund: 're_missing'\n" in waited.err
+                retried = await fleet("retry", "tonight", "--outcome", "failed")
+                assert retried.err == "1 refund of tonight is asked for at once\n"
+            await fleet("wait", "tonight")
+            worker.process.send_signal(signal.SIGTERM)
+            ended = await worker.ended()
+    assert ended.err.splitlines()[-1] == (
+        "ended with 4 results: 3 failed, 1 canceled; a refund that was asked for again "
+        "counts each time"
+    )
+
+
 async def until(fleet: Fleet, query: str) -> None:
     """Wait until a query finds what is true."""
     async with asyncio.timeout(30):
