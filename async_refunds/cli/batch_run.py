@@ -147,7 +147,9 @@ class BatchRun:
         # Those that the batch took and has not reported.
         self._pending: dict[tuple[str | None, str], None] = {}
         self._requests = self._noting(requests)
+        # Of this run, and with a journal in the end of all of its runs.
         self._outcomes: Outcomes = Counter()
+        self._this_time: Outcomes = self._outcomes
         # Of this run or, with a journal, of all of its runs.
         self._sums = CanceledSums()
         self._sent = self._rate_limited = 0
@@ -201,16 +203,28 @@ class BatchRun:
                     self._ended = True
             self._sent = self._sent or batch.progress().requests
             self._seconds = self._seconds or loop.time() - began
-        code = exit_code(self._outcomes)
-        if code == DONE and self._left_out:
-            code = NOT_ALL
-        if code == NOT_ALL and self._interrupted and self._left:
-            code = INTERRUPTED
+        code = self._exit_code()
         if broken is not None:
             self._output.error(str(broken))
             code = max(self._account_for_broken(batch.progress().requests), NOT_ALL)
         self._summarize(broken=broken is not None)
         return max(code, int(self._output.lost))
+
+    def _exit_code(self) -> int:
+        """Return what the outcomes are as an exit code.
+
+        What --max left out was not asked for. Of the refunds of a journal that were,
+        each must have a result; and an unknown outcome of whichever comes first.
+        """
+        code = exit_code(self._outcomes)
+        if self._left_out and code != UNKNOWN:
+            code = exit_code(self._this_time)
+            asked = self._total - self._done - self._left_out
+            if self._this_time.total() < asked:
+                code = NOT_ALL
+        if code == NOT_ALL and self._interrupted and self._left:
+            return INTERRUPTED
+        return code
 
     def _noting(self, requests: Iterable[CancelRequest]) -> Iterator[CancelRequest]:
         for request in requests:
@@ -325,6 +339,9 @@ class BatchRun:
         resume = None if kept is None else kept.resume(limit)
         if self._unreached and not self._answered:
             say(self._unreached)
+        held = self._outcomes.total() - self._outcomes[None]
+        if kept is not None and not broken and self._this_time.total() < held:
+            say(f"this time: {_told(self._this_time)}; in all {kept.path} holds:")
         if self._outcomes:
             for line in outcome_table(
                 self._outcomes, next_steps(self._outcomes, resume)
@@ -335,14 +352,19 @@ class BatchRun:
         if self._sent:
             figures = self._sent, self._rate_limited, self._seconds
             say(effort(*figures, uncounted=self._uncounted))
+        if kept is not None:
+            self._say_what_is_open(kept, limit)
+        self._say_what_is_listed()
+
+    def _say_what_is_open(self, kept: OpenJournal, limit: int | None) -> None:
+        resume, say = kept.resume(limit), self._output.say
         if self._in_doubt:
             say(f"what was in flight is unknown: `{resume}` asks with the same keys")
-        elif kept is not None and self._open:
+        elif self._open:
             how = f"`{resume}` continues with them"
             if limit is not None:
                 how = f"`{resume}` takes the next {limit:,}, `{kept.resume()}` all"
             say(f"{self._open:,} of {self._total:,} are open: {how}")
-        self._say_what_is_listed()
 
     def _say_what_is_listed(self) -> None:
         kept, say = self._kept, self._output.say
@@ -380,6 +402,11 @@ class BatchRun:
             for number in signals:
                 with suppress(NotImplementedError):
                     loop.remove_signal_handler(number)
+
+
+def _told(outcomes: Outcomes) -> str:
+    counts = [f"{count:,} {name}" for name, count in outcomes.most_common()]
+    return ", ".join(counts) or "no result"
 
 
 def result_record(result: CancelResult) -> dict[str, object]:

@@ -45,9 +45,10 @@ unknown.
 Use --journal for many: after a kill at any moment, the run continues where it
 was, with the same keys. It keeps the ids and the options, never the API key.
 
-Exit codes: 0 all are canceled, 1 some are not, the answer was no, or stdout
-broke (`| head`), 2 wrong usage, 3 the outcome of some is unknown: run the same
-command again, which cancels nothing twice, 130 interrupted with refunds left.
+Exit codes: 0 all are canceled, or as many as --max says, 1 some are not, the
+answer was no, or stdout broke (`| head`), 2 wrong usage, 3 the outcome of some
+is unknown: run the same command again, which cancels nothing twice, 130
+interrupted with refunds left.
 With --dry-run: 0 all were read, whether or not they can be canceled, 1 some
 were not found or could not be read, such as with a refused key."""
 
