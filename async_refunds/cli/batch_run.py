@@ -173,6 +173,11 @@ class BatchRun:
             return "every result is written"
         return "nothing was sent"
 
+    @property
+    def interrupted_code(self) -> int:
+        """The exit code then: an unknown outcome comes before the interrupt."""
+        return UNKNOWN if self._outcomes["unknown"] else INTERRUPTED
+
     async def run(self, connection: Connection) -> int:
         """Cancel the refunds, write each result, and return the exit code."""
         options, kept = self._options, self._kept

@@ -40,7 +40,7 @@ shows what would happen. With a live key, more than one refund is asked about.
 Each result has the outcome (canceled, already_canceled, not_cancelable,
 failed, unknown) and the idempotency key. After Ctrl-C no new refund is
 started, and those in flight are waited for; a second Ctrl-C reports them as
-unknown.
+unknown, and the exit code is then 3.
 
 Use --journal for many: after a kill at any moment, the run continues where it
 was, with the same keys. It keeps the ids and the options, never the API key.
