@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from .output import Output
 
+_ADDRESS = "ASYNC_REFUNDS_BASE_URL"
 BASE_URL = "https://api.stripe.com"
 
 _LIVE_KEYS = ("sk_live_", "rk_live_")
@@ -163,7 +164,12 @@ def connect_to_run(
             f"STRIPE_API_KEY is {made.kind_of_key}; nothing was sent"
         )
     if base_url is not None and base_url.rstrip("/") != run.base_url:
-        refuse(f"{journal!r} is a run at {run.base_url}; nothing was sent")
+        given = os.environ.get(_ADDRESS) == base_url
+        refuse(
+            f"{journal!r} is a run at {run.base_url}, and "
+            f"{_ADDRESS if given else '--base-url'} names another address; nothing was "
+            "sent"
+        )
     if base_url is None and needs_address(run):
         refuse(
             f"{journal!r} is a live run at {run.base_url}: to send a live key there, "

@@ -650,7 +650,11 @@ async def test_live_run_elsewhere_is_resumed_only_where_it_is_told_to(
     ]
     assert (unasked.code, elsewhere.code, told.code) == (2, 2, 1)
     assert "add --base-url https://127.0.0.1:9" in unasked.err
-    assert "is a run at https://127.0.0.1:9; nothing was sent" in elsewhere.err
+    other = "is a run at https://127.0.0.1:9, and {} names another address; nothing was"
+    assert other.format("--base-url") in elsewhere.err
+    variable = {"ASYNC_REFUNDS_BASE_URL": "https://127.0.0.1:8"}
+    left = await run(*resume, key=LIVE_KEY, folder=tmp_path, environment=variable)
+    assert (left.code, other.format(*variable) in left.err) == (2, True)
     assert told.lines[0]["outcome"] == "failed"
     going_on = "run.sqlite3 --live --base-url https://127.0.0.1:9`"
     assert f"`async-refunds resume {going_on}" in told.err
