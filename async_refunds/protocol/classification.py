@@ -15,7 +15,16 @@ from async_refunds.models import Refund
 
 from . import validation
 from .redaction import scrub
-from .requests import Cause, RefundPage, Response, TransportFailure, next_page
+from .requests import (
+    IDEMPOTENCY_KEY,
+    REPLAYED,
+    REQUEST_ID,
+    Cause,
+    RefundPage,
+    Response,
+    TransportFailure,
+    next_page,
+)
 
 if TYPE_CHECKING:
     from .requests import Reply, Request
@@ -207,7 +216,7 @@ def classify(request: Request[T], reply: Reply) -> Classification[T]:
             retry=reply.cause not in _FINAL,
         )
     key = request.idempotency_key
-    if key is not None and reply.headers.get("Idempotency-Key", key) != key:
+    if key is not None and reply.headers.get(IDEMPOTENCY_KEY, key) != key:
         # The answer to another request. The same key will get the right one.
         return Classification(reply, Outcome.AMBIGUOUS, retry=True)
     if not is_success(reply):
@@ -245,7 +254,7 @@ def _classify_refusal(request: Request[Any], response: Response) -> Classificati
     elif not is_from_stripe(response, envelope):
         outcome, retry = Outcome.AMBIGUOUS, status == 429  # noqa: PLR2004 - as above
     else:
-        if "Idempotency-Key" not in headers:
+        if IDEMPOTENCY_KEY not in headers:
             proof = Proof.NONE
         retry = status == 429 or proof is Proof.NONE  # noqa: PLR2004 - as above
         outcome = Outcome.REFUSED
@@ -292,12 +301,12 @@ def is_success(response: Response) -> bool:
 
 def is_replay(response: Response) -> bool:
     """Tell whether Stripe repeated an answer that it had saved under the key."""
-    return response.headers.get("Idempotent-Replayed") == "true"
+    return response.headers.get(REPLAYED) == "true"
 
 
 def request_id(response: Response) -> str | None:
     """Return Stripe's name for the exchange, ``req_...``."""
-    found = response.headers.get("Request-Id")
+    found = response.headers.get(REQUEST_ID)
     if found is None or not validation.is_request_id(found):
         return None
     return found

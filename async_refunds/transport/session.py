@@ -18,7 +18,12 @@ from multidict import CIMultiDict, istr
 from yarl import URL
 
 from async_refunds.protocol.redaction import SecretStr
-from async_refunds.protocol.requests import Cause, Response, TransportFailure
+from async_refunds.protocol.requests import (
+    IDEMPOTENCY_KEY,
+    Cause,
+    Response,
+    TransportFailure,
+)
 
 from .connections import (
     ConnectionLimiter,
@@ -45,7 +50,6 @@ HEADER_LIMIT = 256 * 1024
 has added a long policy header."""
 
 # Folded once, not for every request.
-_IDEMPOTENCY_KEY = istr("Idempotency-Key")
 _STRIPE_ACCOUNT = istr("Stripe-Account")
 
 # A default of the session would be sent where a call names none, and act on another
@@ -266,7 +270,7 @@ class Session:
             return TransportFailure(Cause.TOO_LARGE, text, sent=True)
         status, headers = response.status, response.headers
         key = request.idempotency_key
-        if status < 200 or headers.get(_IDEMPOTENCY_KEY, key) != key:  # noqa: PLR2004 - an interim answer (1xx)
+        if status < 200 or headers.get(IDEMPOTENCY_KEY, key) != key:  # noqa: PLR2004 - an interim answer (1xx)
             # The answer to this request may still arrive on the connection.
             evidence.abandon_connection()
         return Response(status, headers, body, waited)
@@ -316,7 +320,7 @@ class Session:
     def _headers_of(self, request: Request[Any]) -> dict[str, str]:
         headers = {**self._request_headers}
         if request.idempotency_key is not None:
-            headers[_IDEMPOTENCY_KEY] = request.idempotency_key
+            headers[IDEMPOTENCY_KEY] = request.idempotency_key
             # Also without a form: the official clients always send it.
             headers[CONTENT_TYPE] = "application/x-www-form-urlencoded"
         if request.stripe_account is not None:

@@ -66,7 +66,8 @@ class FairShare:
         """Note what another worker tells."""
         self._silent.pop(presence.worker, None)
         if presence.leaving:
-            self._others.pop(presence.worker, None)
+            if self._others.pop(presence.worker, None) is not None:
+                self._someone_went()
         else:
             self._others[presence.worker] = (now, presence)
 
@@ -80,7 +81,15 @@ class FairShare:
             if now - heard_at > FORGOTTEN:
                 del self._others[worker]
                 self._silent[worker] = heard_at
+                self._someone_went()
         return [presence for _, presence in self._others.values()]
+
+    def _someone_went(self) -> None:
+        """Ask for no share of what that one had: nobody is to hand it over.
+
+        If two that were short went on to say so, each would leave it to the other.
+        """
+        self._short_until = -math.inf
 
     def leases_may_end(self, now: float) -> bool:
         """Tell whether the leases of a worker that fell silent may end any moment.

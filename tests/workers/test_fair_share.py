@@ -81,6 +81,33 @@ def test_worker_is_short_of_what_others_have_above_the_average() -> None:
     assert not share.is_short(4, 0, 0.3)
 
 
+@pytest.mark.parametrize("goes", ["silent", "leaving"])
+def test_what_one_had_that_is_gone_is_taken_by_those_that_were_short(goes: str) -> None:
+    """Each of the two waits for the other, which has less than its share of before."""
+    b, c = (FairShare(most=250, ttl=TTL, worker=each) for each in "bc")
+    for share, other in ((b, "c"), (c, "b")):
+        share.hear(word("a", 9), 0.0)
+        share.hear(word(other, 1), 0.0)
+        assert share.is_short(1, 0, 0.0)
+    b.hear(word("c", 1, hungry=True), 0.1)
+    c.hear(word("b", 1, hungry=True), 0.1)
+    now = 0.2
+    if goes == "leaving":
+        for share in (b, c):
+            share.hear(word("a", 0, leaving=True), now)
+    else:
+        now = 2.9
+        for share, other in ((b, "c"), (c, "b")):
+            assert share.is_short(1, 0, now)
+            share.hear(word(other, 1, hungry=True), now)
+        now = 3.1  # a is forgotten
+    assert b.room(1, now) == c.room(1, now) == 0, "the other was short a moment ago"
+    assert not b.is_short(1, 0, now)
+    assert not c.is_short(1, 0, now)
+    b.hear(word("c", 1), now)
+    assert b.room(1, now) == 4
+
+
 def test_worker_takes_back_nothing_of_what_it_hands_over() -> None:
     share = FairShare(most=250, ttl=TTL)
     share.hear(word("b", 0, hungry=True), 0.0)
