@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _ADDRESS = "ASYNC_REFUNDS_BASE_URL"
 BASE_URL = "https://api.stripe.com"
 
-_LIVE_KEYS = ("sk_live_", "rk_live_")
+_LIVE_KEYS = ("sk_live_", "rk_live_", "sk_org_live_")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Bytes of one header: a proxy's long policy header must not cost an answer.
 _HEADER_LIMIT = 256 * 1024

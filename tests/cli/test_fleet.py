@@ -215,11 +215,11 @@ async def test_enqueue_refuses_before_it_adds(fleet: Fleet) -> None:
     assert "--account must be" in account.err
     assert "--tenant must be a name without spaces" in tenant.err
     assert "--base-url must be https" in http.err
-    assert "the run 'tonight' is on 'default" in other.err
-    assert "nothing was sent" in bad.err
-    codes = [each.code for each in (none, account, tenant, http, bad)]
-    assert codes == [2] * 5
-    assert other.code == 1
+    assert other.err.startswith("async-refunds: the run 'tonight' is on 'default ")
+    assert other.err.endswith(": give another name; nothing was added\n")
+    assert bad.err.endswith("; nothing was added\n")
+    codes = [each.code for each in (none, account, tenant, http, other, bad)]
+    assert codes == [2] * 6
     assert items(fleet) == [("re_1", "")]
 
 
@@ -314,9 +314,11 @@ async def test_run_that_was_a_mistake_is_closed(fleet: Fleet) -> None:
         ("failed", "re_3 failed; then its run was closed"),
         ("failed", "re_4 was not canceled: its run was closed"),
     ]
-    assert "the run 'tonight' is closed; nothing was added" in added.err
+    assert added.err == (
+        "async-refunds: the run 'tonight' is closed; nothing was added\n"
+    )
     assert retried.err == "async-refunds: 'tonight' is closed\n"
-    assert (added.code, retried.code, again.code, none.code) == (1, 2, 0, 2)
+    assert (added.code, retried.code, again.code, none.code) == (2, 2, 0, 2)
     shown = await on_terminal(fleet, "report", "tonight")
     assert "not canceled: the run is closed, another one may have them" in shown
     assert "tonight" not in await on_terminal(fleet, "status")
@@ -583,6 +585,14 @@ async def test_old_refunds_are_found_and_added(fleet: Fleet) -> None:
         assert (dry.code, none.code, asked.code, spaced.code) == (0, 0, 2, 2)
         assert items(fleet) == []
         assert {each["id"] for each in dry.lines} == {*old}
+        fleet.rows("SELECT async_refunds.ensure_run('shut', %s, false)", base_url)
+        assert (await fleet("close", "shut")).code == 0
+        late = await run(*command[:3], "shut", *command[4:], *to, **how)
+        # Not 2, which says that nothing was sent.
+        assert late.code == 1
+        assert late.err.endswith(
+            "\nasync-refunds: the run 'shut' is closed; nothing was added\n"
+        )
         ended = await run(*command, *to, "--max", "1", **how)
         again = await run(*command, *to, **how)
         screen = Screen()
@@ -601,7 +611,9 @@ async def test_old_refunds_are_found_and_added(fleet: Fleet) -> None:
     assert ended.lines == [{"run": "old", "added": 1, "already_there": 0}]
     assert again.lines == [{"run": "old", "added": 1, "already_there": 1}]
     assert {*items(fleet)} == {(each, "acct_1") for each in old}
-    assert fleet.rows("SELECT base_url FROM async_refunds.runs") == [(base_url,)]
+    assert fleet.rows("SELECT base_url FROM async_refunds.runs WHERE name = 'old'") == [
+        (base_url,)
+    ]
     assert not emulator.books.cancel_requests
 
 

@@ -62,6 +62,12 @@ what a silent worker has left from one second on."""
 class WorkerOptions(TargetOptions, frozen=True, kw_only=True):
     """Whose refunds it cancels, where, and how it shares with others."""
 
+    live: Annotated[
+        bool,
+        typer.Option(
+            "--live", help="Work on runs in live mode, with a live key: real money."
+        ),
+    ] = False
     context: Annotated[
         str | None,
         typer.Option(metavar="PATH", help="The account, for an organization's key."),
@@ -92,12 +98,26 @@ class WorkerOptions(TargetOptions, frozen=True, kw_only=True):
             raise ValueError(f"--lease must be at least {_LEAST_LEASE:.0f} second")
 
 
+class WorkerBatchOptions(BatchOptions, frozen=True, kw_only=True, omit_defaults=True):
+    """How fast and how long a worker works."""
+
+    patience: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="How long a refund is tried again while Stripe fails or limits; then "
+            "it is failed or unknown, and asked for again after a minute or more. If "
+            "Stripe never answers, that is so after five seconds. [default: 120]",
+        ),
+    ] = None
+
+
 @with_options
 def worker(
     *,
     given: WorkerOptions,
     database: DatabaseOptions,
-    batch: BatchOptions,
+    batch: WorkerBatchOptions,
     form: Format,
 ) -> None:
     """Cancel what is enqueued, until it is stopped."""
