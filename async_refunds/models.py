@@ -178,6 +178,8 @@ class Attempt(msgspec.Struct, frozen=True, gc=False):
     stopped: Literal["count", "deadline", "budget"] | None = None
     """Why no retry followed although the failure allows one: the policy's
     ``max_retries``, the call's deadline, or the retry budget."""
+    sent: bool = True
+    """Whether any byte of it may have gone out; without a connection none has."""
 
 
 class CallStart(msgspec.Struct, frozen=True):

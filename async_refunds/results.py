@@ -48,7 +48,7 @@ class CancelResult(msgspec.Struct, frozen=True, kw_only=True):
     idempotency_key: str | None = None
     """``None`` if nothing was sent."""
     attempts: tuple[Attempt, ...] = ()
-    """Every request for it, oldest first."""
+    """Every request for it, sent or not, oldest first."""
     seconds: float = 0.0
     """From when its first request might be sent to when its outcome was known."""
     settled: bool = True
@@ -57,6 +57,11 @@ class CancelResult(msgspec.Struct, frozen=True, kw_only=True):
     Open is what is unknown, and what failed for a reason that passes or can be fixed:
     the key, its permissions, the limits, the network. A refund that is not found is
     open too: another account's key does not find it either."""
+
+    @property
+    def requests(self) -> int:
+        """Requests sent for it. An attempt without a connection is none."""
+        return sum(attempt.sent for attempt in self.attempts)
 
     @property
     def request_id(self) -> str | None:

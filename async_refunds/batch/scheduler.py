@@ -228,8 +228,9 @@ class Scheduler:
         attempt: Attempt,
     ) -> None:
         """Learn from an attempt; see `AccountQueue.record_reply`."""
-        self._requests += 1
-        self._retries += attempt.slept > 0
+        if attempt.sent:
+            self._requests += 1
+            self._retries += attempt.slept > 0
         queue = self._queue_of(item)
         queue.record_reply(item, request, classification, attempt)
         if queue.closed_by is not None:

@@ -155,12 +155,13 @@ class CallAttempts(msgspec.Struct, eq=False):
         result = classify(request, reply)
         now = self.clock()
         status = failure = name = None
+        sent = True
         if isinstance(reply, Response):
             status, name = reply.status, request_id(reply)
             if result.value is None and is_success(reply):
                 failure = UNREADABLE
         else:
-            failure = reply.cause.value
+            failure, sent = reply.cause.value, reply.sent
         if is_cancel and result.value is None:
             result = self._remember(result)
         # Also after a success: an error on its way to the caller must not hide it.
@@ -176,6 +177,8 @@ class CallAttempts(msgspec.Struct, eq=False):
             slept,
             reply.waited,
             began_at,
+            None,
+            sent,
         )
         self.attempts += (attempt,)
         if context.budget is not None:

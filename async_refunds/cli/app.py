@@ -42,7 +42,8 @@ as ASYNC_REFUNDS_RATE for --rate. HTTPS_PROXY, ALL_PROXY and NO_PROXY count.
 
 Exit codes: 0 all is done, 1 some is not, the answer was no, or stdout broke
 (`| head`), 2 wrong usage and nothing was sent, 3 the outcome of some is
-unknown, 130 interrupted. The help of each command has its own."""
+unknown, also after Ctrl-C, 130 interrupted otherwise. The help of each command
+has its own."""
 
 app = typer.Typer(
     cls=RootGroup,

@@ -147,11 +147,14 @@ class BatchRun:
         # Those that the batch took and has not reported.
         self._pending: dict[tuple[str | None, str], None] = {}
         self._requests = self._noting(requests)
+        # Of this run, and with a journal in the end of all of its runs.
         self._outcomes: Outcomes = Counter()
+        self._this_time: Outcomes = self._outcomes
         # Of this run or, with a journal, of all of its runs.
         self._sums = CanceledSums()
         self._sent = self._rate_limited = 0
         self._seconds = 0.0
+        self._uncounted = False
         self._open = 0
         self._left = False
         self._listed = self._unlisted = 0
@@ -169,6 +172,11 @@ class BatchRun:
         if self._ended:
             return "every result is written"
         return "nothing was sent"
+
+    @property
+    def interrupted_code(self) -> int:
+        """The exit code then: an unknown outcome comes before the interrupt."""
+        return UNKNOWN if self._outcomes["unknown"] else INTERRUPTED
 
     async def run(self, connection: Connection) -> int:
         """Cancel the refunds, write each result, and return the exit code."""
@@ -200,16 +208,28 @@ class BatchRun:
                     self._ended = True
             self._sent = self._sent or batch.progress().requests
             self._seconds = self._seconds or loop.time() - began
-        code = exit_code(self._outcomes)
-        if code == DONE and self._left_out:
-            code = NOT_ALL
-        if code == NOT_ALL and self._interrupted and self._left:
-            code = INTERRUPTED
+        code = self._exit_code()
         if broken is not None:
             self._output.error(str(broken))
             code = max(self._account_for_broken(batch.progress().requests), NOT_ALL)
         self._summarize(broken=broken is not None)
         return max(code, int(self._output.lost))
+
+    def _exit_code(self) -> int:
+        """Return what the outcomes are as an exit code.
+
+        What --max left out was not asked for. Of the refunds of a journal that were,
+        each must have a result; and an unknown outcome of whichever comes first.
+        """
+        code = exit_code(self._outcomes)
+        if self._left_out and code != UNKNOWN:
+            code = exit_code(self._this_time)
+            asked = self._total - self._done - self._left_out
+            if self._this_time.total() < asked:
+                code = NOT_ALL
+        if code == NOT_ALL and self._interrupted and self._left:
+            return INTERRUPTED
+        return code
 
     def _noting(self, requests: Iterable[CancelRequest]) -> Iterator[CancelRequest]:
         for request in requests:
@@ -265,7 +285,7 @@ class BatchRun:
             self._outcomes = Counter[str | None](tally.outcomes)
             self._open = tally.open
             self._sent, self._rate_limited = tally.requests, tally.rate_limited
-            self._seconds = tally.seconds
+            self._seconds, self._uncounted = tally.seconds, tally.uncounted
             self._sums = CanceledSums()
             for record in self._kept.journal.records():
                 self._sums.add(record.outcome, record.amount, record.currency)
@@ -324,6 +344,9 @@ class BatchRun:
         resume = None if kept is None else kept.resume(limit)
         if self._unreached and not self._answered:
             say(self._unreached)
+        held = self._outcomes.total() - self._outcomes[None]
+        if kept is not None and not broken and self._this_time.total() < held:
+            say(f"this time: {_told(self._this_time)}; in all {kept.path} holds:")
         if self._outcomes:
             for line in outcome_table(
                 self._outcomes, next_steps(self._outcomes, resume)
@@ -332,15 +355,21 @@ class BatchRun:
             for line in self._sums.tables():
                 say(line)
         if self._sent:
-            say(effort(self._sent, self._rate_limited, self._seconds))
+            figures = self._sent, self._rate_limited, self._seconds
+            say(effort(*figures, uncounted=self._uncounted))
+        if kept is not None:
+            self._say_what_is_open(kept, limit)
+        self._say_what_is_listed()
+
+    def _say_what_is_open(self, kept: OpenJournal, limit: int | None) -> None:
+        resume, say = kept.resume(limit), self._output.say
         if self._in_doubt:
             say(f"what was in flight is unknown: `{resume}` asks with the same keys")
-        elif kept is not None and self._open:
+        elif self._open:
             how = f"`{resume}` continues with them"
             if limit is not None:
                 how = f"`{resume}` takes the next {limit:,}, `{kept.resume()}` all"
             say(f"{self._open:,} of {self._total:,} are open: {how}")
-        self._say_what_is_listed()
 
     def _say_what_is_listed(self) -> None:
         kept, say = self._kept, self._output.say
@@ -380,6 +409,11 @@ class BatchRun:
                     loop.remove_signal_handler(number)
 
 
+def _told(outcomes: Outcomes) -> str:
+    counts = [f"{count:,} {name}" for name, count in outcomes.most_common()]
+    return ", ".join(counts) or "no result"
+
+
 def result_record(result: CancelResult) -> dict[str, object]:
     """Return a result as the JSON output has it."""
     return {
@@ -388,7 +422,7 @@ def result_record(result: CancelResult) -> dict[str, object]:
         "outcome": result.outcome,
         "status": None if result.refund is None else result.refund.status,
         "idempotency_key": result.idempotency_key,
-        "attempts": len(result.attempts),
+        "attempts": result.requests,
         "request_id": result.request_id,
         "error": None if result.error is None else str(result.error),
     }

@@ -40,14 +40,15 @@ shows what would happen. With a live key, more than one refund is asked about.
 Each result has the outcome (canceled, already_canceled, not_cancelable,
 failed, unknown) and the idempotency key. After Ctrl-C no new refund is
 started, and those in flight are waited for; a second Ctrl-C reports them as
-unknown.
+unknown, and the exit code is then 3.
 
 Use --journal for many: after a kill at any moment, the run continues where it
 was, with the same keys. It keeps the ids and the options, never the API key.
 
-Exit codes: 0 all are canceled, 1 some are not, the answer was no, or stdout
-broke (`| head`), 2 wrong usage, 3 the outcome of some is unknown: run the same
-command again, which cancels nothing twice, 130 interrupted with refunds left.
+Exit codes: 0 all are canceled, or as many as --max says, 1 some are not, the
+answer was no, or stdout broke (`| head`), 2 wrong usage, 3 the outcome of some
+is unknown: run the same command again, which cancels nothing twice, 130
+interrupted with refunds left.
 With --dry-run: 0 all were read, whether or not they can be canceled, 1 some
 were not found or could not be read, such as with a refused key."""
 
@@ -154,9 +155,21 @@ def _show_preview(
 
 
 def collect(
-    requests: RefundList, refund_ids: list[str], source: str | None, *, skip_bad: bool
+    requests: RefundList,
+    refund_ids: list[str],
+    source: str | None,
+    *,
+    skip_bad: bool,
+    undone: str = "nothing was sent",
 ) -> list[str]:
     """Add every refund that was given, or refuse.
+
+    Args:
+        requests: Where they are added.
+        refund_ids: Those of the command line.
+        source: The file of the others.
+        skip_bad: Leave out its lines that are none.
+        undone: What a refusal says besides.
 
     Returns:
         What the summary says about lines that are not in the list.
@@ -165,7 +178,7 @@ def collect(
         for each in refund_ids:
             requests.add(CancelRequest(validation.refund_id(each)))
     except ValueError as error:
-        refuse(f"{error}; nothing was sent")
+        refuse(f"{error}; {undone}")
     if source is None:
         return _duplicates(requests)
     name, numbers = display_name(source), count(1)
@@ -178,16 +191,16 @@ def collect(
     try:
         bad = read_list(source, requests, on_bad_line)
     except UnreadableError as error:
-        refuse(f"{name} {error}; nothing was sent")
+        refuse(f"{name} {error}; {undone}")
     lines = counted(bad, "line")
     if bad and not skip_bad:
         are, them = ("is", "it") if bad == 1 else ("are", "them")
         refuse(
-            f"{lines} of {name} {are} wrong; nothing was sent: fix {them}, or leave "
+            f"{lines} of {name} {are} wrong; {undone}: fix {them}, or leave "
             f"{them} out with --skip-bad"
         )
     if not requests.count:
-        refuse(f"{name} has no refund ids in it; nothing was sent")
+        refuse(f"{name} has no refund ids in it; {undone}")
     skipped = f"{lines} of {name} {'was' if bad == 1 else 'were'} skipped"
     return [*([skipped] if bad else []), *_duplicates(requests)]
 

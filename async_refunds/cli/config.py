@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
     from .output import Output
 
+_ADDRESS = "ASYNC_REFUNDS_BASE_URL"
 BASE_URL = "https://api.stripe.com"
 
+_LIVE_KEYS = ("sk_live_", "rk_live_", "sk_org_live_")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Bytes of one header: a proxy's long policy header must not cost an answer.
 _HEADER_LIMIT = 256 * 1024
@@ -63,8 +65,10 @@ class Connection:
         self._context = context
         client = self._client(None)
         if client.livemode and not live:
-            refuse("STRIPE_API_KEY is a live key: add --live to act on real money")
+            refuse(f"STRIPE_API_KEY is {_kind()}: add --live to act on real money")
         self.livemode = client.livemode
+        self.kind_of_key = _kind() if client.livemode else "a test key"
+        """In words: ``a test key``, ``a live key``, or one that counts as such."""
         self.base_url = client.base_url
         """Without a slash at the end."""
         self._proxy = _proxy(self.base_url)
@@ -124,7 +128,7 @@ class Connection:
         return mode_name(self.livemode)
 
     def _describe(self) -> str:
-        parts = [f"{self.base_url} with a {self.mode} key"]
+        parts = [f"{self.base_url} with {self.kind_of_key}"]
         if self._account is not None:
             parts.append(f"account {self._account}")
         if self._context is not None:
@@ -157,16 +161,28 @@ def connect_to_run(
     if made.livemode != run.livemode:
         refuse(
             f"{journal!r} is a run in {mode_name(run.livemode)} mode, and "
-            f"STRIPE_API_KEY is a {mode_name(made.livemode)} key; nothing was sent"
+            f"STRIPE_API_KEY is {made.kind_of_key}; nothing was sent"
         )
     if base_url is not None and base_url.rstrip("/") != run.base_url:
-        refuse(f"{journal!r} is a run at {run.base_url}; nothing was sent")
+        given = os.environ.get(_ADDRESS) == base_url
+        refuse(
+            f"{journal!r} is a run at {run.base_url}, and "
+            f"{_ADDRESS if given else '--base-url'} names another address; nothing was "
+            "sent"
+        )
     if base_url is None and needs_address(run):
         refuse(
             f"{journal!r} is a live run at {run.base_url}: to send a live key there, "
             f"add --base-url {run.base_url}"
         )
     return made
+
+
+def _kind() -> str:
+    """Return what kind of key may move real money: any that is no test key."""
+    if os.environ["STRIPE_API_KEY"].startswith(_LIVE_KEYS):
+        return "a live key"
+    return "a key of an unknown kind (not sk_test_..., not sk_live_...), taken for live"
 
 
 def mode_name(live: bool) -> str:  # noqa: FBT001 - the mode itself

@@ -125,8 +125,10 @@ class Demo:
         return self._report(
             time.perf_counter() - began,
             canceled=self._canceled,
-            requests=len(self._attempts),
-            retries=sum(attempt.slept > 0 for attempt in self._attempts),
+            requests=sum(attempt.sent for attempt in self._attempts),
+            retries=sum(
+                attempt.sent and attempt.slept > 0 for attempt in self._attempts
+            ),
             settled_by_a_read=self._settled_by_a_read,
             asked_again=calls - len(self._requests),
         )

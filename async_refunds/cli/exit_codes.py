@@ -5,7 +5,8 @@ canceled (1). An interrupt is told only if no outcome is unknown.
 """
 
 DONE = 0
-"""What was asked for is done: all are canceled, read, listed, or as reported."""
+"""What was asked for is done: all are canceled, read, listed, or as reported; or as
+many as ``--max`` says."""
 NOT_ALL = 1
 """Some are not, or the output could not be written to its end."""
 USAGE_ERROR = 2

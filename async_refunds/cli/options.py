@@ -269,7 +269,7 @@ def known(option: str, value: str, values: Iterable[str]) -> None:
         hint = f" (did you mean {close[0]}?)" if close else ""
         if len(names) <= _LISTED:
             hint += f"; known are {', '.join(names)}"
-        refuse(f"{option}: {value!r} is unknown{hint}; nothing was sent")
+        refuse(f"{option}: {value!r} is unknown{hint}; nothing was done")
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -307,7 +307,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
                 fields = {field: given.pop(field) for field in kind.__struct_fields__}
                 given[name] = kind(**fields)
         except ValueError as error:
-            refuse(f"{error}; nothing was sent")
+            refuse(f"{error}; nothing was done")
         _set_up_logging(
             verbose=any(getattr(each, "verbose", 0) for each in given.values())
         )

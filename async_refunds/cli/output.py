@@ -66,17 +66,20 @@ def refuse(text: str) -> NoReturn:
 
 
 @contextmanager
-def interruptible(said: Callable[[], str]) -> Generator[None]:
+def interruptible(
+    said: Callable[[], str], code: Callable[[], int] = lambda: INTERRUPTED
+) -> Generator[None]:
     """End the command with one line and its exit code when Ctrl-C ends the block.
 
     Args:
         said: Returns what was done until then, and what was not.
+        code: Returns the exit code.
     """
     try:
         yield
     except KeyboardInterrupt:
         print_error(f"interrupted: {said()}")
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(code()) from None
 
 
 class Form(Protocol):

@@ -185,12 +185,14 @@ class RunReport:
     @property
     def effort(self) -> str:
         """How much work it was."""
-        known = effort(self.requests, self.rate_limited, self.seconds)
-        return f"at least {known}" if self.uncounted else known
+        return effort(
+            self.requests, self.rate_limited, self.seconds, uncounted=self.uncounted
+        )
 
 
-def effort(requests: int, rate_limited: int, seconds: float) -> str:
-    """Return how much work a run was."""
+def effort(requests: int, rate_limited: int, seconds: float, *, uncounted: bool) -> str:
+    """Return how much work a run was; see `Tally`."""
     limited = f", {rate_limited:,} of them answered 429" if rate_limited else ""
     time = timedelta(seconds=round(seconds))
-    return f"{counted(requests, 'request')} in {time}{limited}"
+    least = "at least " if uncounted else ""
+    return f"{least}{counted(requests, 'request')} in {time}{limited}"

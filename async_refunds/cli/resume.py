@@ -19,9 +19,9 @@ from STRIPE_API_KEY and must be of the same mode, live or test.
 
 The output has the results of this time; `async-refunds report` shows all.
 
-Exit codes: 0 all of the journal are canceled, 1 some are not, the answer was
-no, or stdout broke (`| head`), 2 wrong usage, 3 the outcome of some is
-unknown, 130 interrupted with refunds left."""
+Exit codes: 0 all of the journal are canceled, or as many more as --max says, 1
+some are not, the answer was no, or stdout broke (`| head`), 2 wrong usage, 3
+the outcome of some is unknown, 130 interrupted with refunds left."""
 
 
 @options.with_options

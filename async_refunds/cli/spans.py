@@ -16,6 +16,6 @@ def span_seconds(option: str, text: str) -> int:
     if span is None:
         refuse(
             f"{option} must be a number with s, m, h, d or w, such as 14d, not "
-            f"{text!r}; nothing was sent"
+            f"{text!r}; nothing was done"
         )
     return int(span[1]) * _SECONDS[span[2]]

@@ -143,7 +143,7 @@ def run_batch(
 
 def _run(run: BatchRun, connection: Connection) -> int:
     """Run a batch, and return the exit code; see there what an interrupt does."""
-    with interruptible(lambda: run.incomplete):
+    with interruptible(lambda: run.incomplete, lambda: run.interrupted_code):
         return asyncio.run(run.run(connection))
 
 

@@ -103,7 +103,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     idempotency_key: str | None
     """The latest key, sent or about to be sent; ``None`` before the first."""
     attempts: int
-    """Requests for it, over all processes, as far as their results are known."""
+    """Requests sent for it, over all processes, as far as their results are known."""
     request_id: str | None
     """Stripe's name of the last exchange that has one, ``req_...``."""
     error: str | None

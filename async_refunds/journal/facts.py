@@ -31,6 +31,7 @@ class Facts(msgspec.Struct, array_like=True, gc=False):
     idempotency_key: str | None = None
     key_created_at: float | None = None
     attempts: int = 0
+    """Requests sent."""
     outcome: CancelOutcome | None = None
     status: str | None = None
     amount: int | None = None
@@ -74,8 +75,8 @@ class Facts(msgspec.Struct, array_like=True, gc=False):
         self.outcome, self.settled = result.outcome, result.settled
         self.maybe_sent = not refused
         self.idempotency_key = key or self.idempotency_key
-        self.attempts += len(result.attempts)
         for attempt in result.attempts:
+            self.attempts += attempt.sent
             self.request_id = attempt.request_id or self.request_id
         self.error = None if error is None else _text(error)
         self.seconds, self.known_at = float(result.seconds), float(now)

@@ -44,5 +44,5 @@ class Counts:
     def add(self, result: CancelResult) -> None:
         """Count a result."""
         self.results += 1
-        self.requests += len(result.attempts)
+        self.requests += result.requests
         self.rate_limited += sum(each.status == _TOO_MANY for each in result.attempts)

@@ -65,6 +65,7 @@ async def work(
     patience: float = 120.0,
     timeout: float | None = None,  # noqa: ASYNC109 - of each call, as the client has it
     stop: asyncio.Event | None = None,
+    on_ready: Callable[[], object] | None = None,
     on_result: Callable[[CancelResult], object] | None = None,
     on_metrics: Callable[[WorkerMetrics], object] | None = None,
     app: App | None = None,
@@ -92,6 +93,7 @@ async def work(
         timeout: Seconds for each call, in place of the policy's deadline.
         stop: Set it to end: what is under way ends, its results are kept and the
             accounts given back, in less than ten seconds.
+        on_ready: Called once the database has answered, and the work begins.
         on_result: Called with each result, once it is kept.
         on_metrics: Called every five seconds, and at the end, with what the worker has
             done so far; once for each tenant.
@@ -118,7 +120,7 @@ async def work(
         on_result=on_result,
     )
     fleet = _Worker(Database(database), refunds, tenant, options, on_metrics)
-    await fleet.run(stop or asyncio.Event(), app)
+    await fleet.run(stop or asyncio.Event(), app, on_ready)
 
 
 class _Worker:
@@ -150,9 +152,16 @@ class _Worker:
             on_presence=self._on_presence,
         )
 
-    async def run(self, stop: asyncio.Event, app: App | None) -> None:
+    async def run(
+        self,
+        stop: asyncio.Event,
+        app: App | None,
+        on_ready: Callable[[], object] | None,
+    ) -> None:
         if not await wait_for_database(self._database, stop):
             return
+        if on_ready is not None:
+            telemetry.call_hook("on_ready", lambda _: on_ready(), None)
         if isinstance(self._refunds, RefundsClient):
             self._begin(_scope(self._tenant, self._refunds), self._refunds)
         listening = asyncio.create_task(self._channel.run())

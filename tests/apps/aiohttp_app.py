@@ -69,7 +69,7 @@ async def answer_errors(
             case RateLimitError() | APIConnectionError():
                 status, told, later = (
                     503,
-                    {"status": "overloaded"},
+                    {"status": "try again later"},
                     {"Retry-After": "5"},
                 )
             case SignatureVerificationError():

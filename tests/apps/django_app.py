@@ -90,7 +90,7 @@ def answer_errors(
             case RateLimitError() | APIConnectionError():
                 status, told, later = (
                     503,
-                    {"status": "overloaded"},
+                    {"status": "try again later"},
                     {"Retry-After": "5"},
                 )
             case SignatureVerificationError():

@@ -109,7 +109,7 @@ async def on_not_found(request: Request, error: RefundNotFoundError) -> JSONResp
 @app.exception_handler(RateLimitError)
 @app.exception_handler(APIConnectionError)
 async def on_overload(request: Request, error: Exception) -> JSONResponse:
-    return JSONResponse({"status": "overloaded"}, 503, {"Retry-After": "5"})
+    return JSONResponse({"status": "try again later"}, 503, {"Retry-After": "5"})
 
 
 @app.exception_handler(SignatureVerificationError)

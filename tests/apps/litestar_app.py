@@ -112,7 +112,7 @@ def on_not_found(_: object, error: RefundNotFoundError) -> Response[Any]:
 
 
 def on_overload(_: object, error: Exception) -> Response[Any]:
-    return told(503, {"Retry-After": "5"}, status="overloaded")
+    return told(503, {"Retry-After": "5"}, status="try again later")
 
 
 def on_forgery(_: object, error: SignatureVerificationError) -> Response[Any]:

@@ -77,6 +77,7 @@ def check_answers(shop: httpx.Client, stripe: Emulator) -> None:
     stripe.faults.script("rate_429", "rate_429")
     overloaded = shop.post(f"/refunds/{paid}/cancel", headers=key)
     assert overloaded.status_code == 503
+    assert overloaded.json() == {"status": "try again later"}
     assert overloaded.headers["Retry-After"] == "5"
     # Neither of them leaves anything open.
     assert shop.get("/cancellations/intent-0").json() == {"status": "known"}

@@ -116,6 +116,7 @@ async def test_list(page: Page) -> None:
     ("status", "faults", "code", "body"),
     [
         ("requires_action", (), 200, {"id": REFUND, "status": "canceled"}),
+        ("canceled", (), 200, {"id": REFUND, "status": "canceled"}),
         ("succeeded", (), 409, {"detail": "the refund is succeeded"}),
         (
             "requires_action",
@@ -123,7 +124,7 @@ async def test_list(page: Page) -> None:
             202,
             {"status": "unknown", "request_key": "intent-1"},
         ),
-        ("requires_action", ["rate_429"] * 20, 503, {"detail": "overloaded"}),
+        ("requires_action", ["rate_429"] * 20, 503, {"detail": "try again later"}),
     ],
 )
 async def test_web_service(
@@ -149,6 +150,22 @@ async def test_web_service(
     assert answer.status_code == code
     assert answer.json() == body
     assert emulator.requests[0].idempotency_key == "intent-1"
+
+
+async def test_web_service_does_not_call_overloaded_what_it_cannot_reach(
+    page: Page,
+) -> None:
+    page.base_url = "http://127.0.0.1:9"
+    page.run(block("lifespan"))
+    app = page.names["app"]
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://shop") as shop,
+    ):
+        answer = await shop.post(f"/refunds/{REFUND}/cancel?request_key=intent-1")
+    assert answer.status_code == 503
+    assert answer.json() == {"detail": "try again later"}
 
 
 async def test_web_service_refuses_a_key_of_another_refund(page: Page) -> None:

@@ -578,6 +578,7 @@ async def test_refused_connection_is_not_sent() -> None:
         with pytest.raises(APIConnectionError, match="refused") as caught:
             await refunds.cancel(RE)
     assert [each.failure for each in caught.value.attempts] == ["refused"] * 4
+    assert not any(each.sent for each in caught.value.attempts)
     assert isinstance(caught.value, ConnectionError)
 
 

@@ -222,6 +222,9 @@ async def test_refused_connections_of_many_are_told_once() -> None:
     assert down.code == 1
     assert len(down.lines) == 30
     assert down.err.count("could not be reached") == 1
+    # Without a connection nothing was sent.
+    assert {line["attempts"] for line in down.lines} == {0}
+    assert "request" not in down.err.replace("requests per second", "")
 
 
 async def test_unknown_host_is_a_failure_that_sent_nothing() -> None:

@@ -215,11 +215,11 @@ async def test_enqueue_refuses_before_it_adds(fleet: Fleet) -> None:
     assert "--account must be" in account.err
     assert "--tenant must be a name without spaces" in tenant.err
     assert "--base-url must be https" in http.err
-    assert "the run 'tonight' is on 'default" in other.err
-    assert "nothing was sent" in bad.err
-    codes = [each.code for each in (none, account, tenant, http, bad)]
-    assert codes == [2] * 5
-    assert other.code == 1
+    assert other.err.startswith("async-refunds: the run 'tonight' is on 'default ")
+    assert other.err.endswith(": give another name; nothing was added\n")
+    assert bad.err.endswith("; nothing was added\n")
+    codes = [each.code for each in (none, account, tenant, http, other, bad)]
+    assert codes == [2] * 6
     assert items(fleet) == [("re_1", "")]
 
 
@@ -314,9 +314,11 @@ async def test_run_that_was_a_mistake_is_closed(fleet: Fleet) -> None:
         ("failed", "re_3 failed; then its run was closed"),
         ("failed", "re_4 was not canceled: its run was closed"),
     ]
-    assert "the run 'tonight' is closed; nothing was added" in added.err
+    assert added.err == (
+        "async-refunds: the run 'tonight' is closed; nothing was added\n"
+    )
     assert retried.err == "async-refunds: 'tonight' is closed\n"
-    assert (added.code, retried.code, again.code, none.code) == (1, 2, 0, 2)
+    assert (added.code, retried.code, again.code, none.code) == (2, 2, 0, 2)
     shown = await on_terminal(fleet, "report", "tonight")
     assert "not canceled: the run is closed, another one may have them" in shown
     assert "tonight" not in await on_terminal(fleet, "status")
@@ -395,11 +397,14 @@ async def test_what_was_not_canceled_is_opened_again(fleet: Fleet) -> None:
     assert unknown.code == 2
     assert "known are dead, failed, not_cancelable, unknown" in unknown.err
     none = await fleet("retry", "tonight", "--outcome", "not_cancelable")
-    assert (none.code, none.err) == (0, "0 refunds of tonight opened\n")
+    assert (none.code, none.err) == (
+        0,
+        "no refund of tonight is not_cancelable: none is asked for\n",
+    )
     lease = "SELECT not_before = 'infinity', takeovers FROM async_refunds.leases"
     assert fleet.rows(lease) == [(True, 3)]
     some = await fleet("retry", "tonight", "--outcome", "failed, dead")
-    assert some.err == "2 refunds of tonight opened\n"
+    assert some.err == "2 refunds of tonight are asked for at once\n"
     assert fleet.rows(lease) == [(False, 0)]
     left = fleet.rows(
         "SELECT refund_id, settled, dead, claims FROM async_refunds.items "
@@ -609,6 +614,14 @@ async def test_old_refunds_are_found_and_added(fleet: Fleet) -> None:
         assert (dry.code, none.code, asked.code, spaced.code) == (0, 0, 2, 2)
         assert items(fleet) == []
         assert {each["id"] for each in dry.lines} == {*old}
+        fleet.rows("SELECT async_refunds.ensure_run('shut', %s, false)", base_url)
+        assert (await fleet("close", "shut")).code == 0
+        late = await run(*command[:3], "shut", *command[4:], *to, **how)
+        # Not 2, which says that nothing was sent.
+        assert late.code == 1
+        assert late.err.endswith(
+            "\nasync-refunds: the run 'shut' is closed; nothing was added\n"
+        )
         ended = await run(*command, *to, "--max", "1", **how)
         again = await run(*command, *to, **how)
         screen = Screen()
@@ -627,7 +640,9 @@ async def test_old_refunds_are_found_and_added(fleet: Fleet) -> None:
     assert ended.lines == [{"run": "old", "added": 1, "already_there": 0}]
     assert again.lines == [{"run": "old", "added": 1, "already_there": 1}]
     assert {*items(fleet)} == {(each, "acct_1") for each in old}
-    assert fleet.rows("SELECT base_url FROM async_refunds.runs") == [(base_url,)]
+    assert fleet.rows("SELECT base_url FROM async_refunds.runs WHERE name = 'old'") == [
+        (base_url,)
+    ]
     assert not emulator.books.cancel_requests
 
 
@@ -652,6 +667,31 @@ async def test_worker_cancels_what_is_enqueued_until_it_is_ended(fleet: Fleet) -
     assert (await fleet("report", "tonight")).code == 0
     held = "SELECT count(*) FROM async_refunds.leases WHERE token IS NOT NULL"
     assert fleet.rows(held) == [(0,)]
+
+
+async def test_worker_tells_that_it_counts_a_refund_again(fleet: Fleet) -> None:
+    """And ``wait`` ends meanwhile, though the refund is asked for again for ever."""
+    emulator, ids = emulator_of(1)
+    async with emulator.serve() as base_url:
+        to = ("--base-url", base_url)
+        await fleet("enqueue", "--run", "tonight", "re_missing", *ids, *to)
+        async with started(
+            "fleet", "worker", *to, environment=fleet.environment
+        ) as worker:
+            for _ in range(2):
+                waited = await fleet("wait", "tonight")
+                assert waited.code == 1
+                assert "1 refund of tonight is asked for again, " in waited.err
+                assert "  re_missing: No such refund: 're_missing'\n" in waited.err
+                retried = await fleet("retry", "tonight", "--outcome", "failed")
+                assert retried.err == "1 refund of tonight is asked for at once\n"
+            await fleet("wait", "tonight")
+            worker.process.send_signal(signal.SIGTERM)
+            ended = await worker.ended()
+    assert ended.err.splitlines()[-1] == (
+        "ended with 4 results: 3 failed, 1 canceled; a refund that was asked for again "
+        "counts each time"
+    )
 
 
 async def until(fleet: Fleet, query: str) -> None:

@@ -55,7 +55,7 @@ CHANGES: dict[tuple[str, ...], tuple[str, str]] = {
         "SELECT state = 'paused' FROM async_refunds.runs",
     ),
     ("retry", "tonight", "--outcome", "failed"): (
-        "perhaps they are open: the same command again opens what is not",
+        "perhaps they are asked for: the same command again makes sure",
         "SELECT NOT settled FROM async_refunds.items",
     ),
     ("prune", "--older-than", "30d"): (

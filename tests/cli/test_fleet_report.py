@@ -167,7 +167,7 @@ async def test_what_is_given_up_names_the_command_that_opens_it(
         f"maybe canceled: a worker asks again; 1 dead until {DEAD}; {TWICE}",
     )
     opened = await fleet("retry", "tonight", "--outcome", "dead")
-    assert opened.err == "1 refund of tonight opened\n"
+    assert opened.err == "1 refund of tonight is asked for at once\n"
     _, told = await steps(fleet)
     assert told["unknown"] == ("2", f"maybe canceled: {WORKER}")
 
@@ -188,14 +188,22 @@ async def test_refund_that_is_asked_for_again_is_in_doubt(
     assert (code, [*told]) == (3, ["unknown"])
 
 
-async def test_retry_counts_what_it_opened(fleet: Fleet) -> None:
+async def test_retry_says_what_workers_do(fleet: Fleet) -> None:
     await add(fleet, "re_1", "re_2", "re_3")
     fleet.rows("UPDATE async_refunds.items SET outcome = 'failed'")
     fleet.rows("UPDATE async_refunds.items SET settled = true WHERE refund_id = 're_1'")
     ended = await fleet("retry", "tonight", "--outcome", "failed")
-    assert ended.err == "1 refund of tonight opened; 2 were open already\n"
+    assert ended.err == "3 refunds of tonight are asked for at once\n"
     again = await fleet("retry", "tonight", "--outcome", "failed")
-    assert again.err == "0 refunds of tonight opened; 3 were open already\n"
+    assert again.err == ended.err, "open or not"
+    none = await fleet("retry", "tonight", "--outcome", "dead,unknown")
+    assert none.err == "no refund of tonight is dead or unknown: none is asked for\n"
+    await fleet("pause", "tonight")
+    paused = await fleet("retry", "tonight", "--outcome", "failed")
+    assert paused.err == (
+        "3 refunds of tonight are asked for after "
+        "`async-refunds fleet resume tonight`: it is paused\n"
+    )
 
 
 async def test_run_without_refunds_is_not_a_run_that_is_done(

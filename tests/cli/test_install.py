@@ -37,6 +37,23 @@ async def test_command_without_its_extra_says_how_to_install_it() -> None:
     )
 
 
+async def test_help_of_a_fleet_says_how_to_install_its_extra() -> None:
+    how = (
+        "fleet needs psycopg, which the extra `postgres` installs: "
+        f"{sys.executable} -m pip install 'psycopg[binary]' procrastinate\n"
+    )
+    shown = await run("psycopg", "fleet", "--help", python=("-c", WITHOUT))
+    assert (shown.code, shown.err) == (0, "")
+    assert "Cancel refunds with several machines" in shown.out
+    assert shown.out.endswith(f"\n\n{how}")
+    bare = await run("psycopg", "fleet", python=("-c", WITHOUT))
+    assert bare.code == 2
+    assert how in bare.out + bare.err
+    for words in (("wait", "tonight"), ("wait", "--help")):
+        refused = await run("psycopg", "fleet", *words, python=("-c", WITHOUT))
+        assert (refused.code, refused.err) == (2, f"async-refunds: {how}")
+
+
 async def test_another_missing_module_is_not_taken_for_the_extra() -> None:
     ended = await run("async_refunds.emulator", "demo", python=("-c", WITHOUT))
     assert ended.code == 1

@@ -263,10 +263,10 @@ def raise_interrupt(*_: object, **__: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def interrupted(*words: str) -> str:
+def interrupted(*words: str, code: int = 130) -> str:
     """Run a command in this process, and return what it says of an interrupt."""
     ended = CliRunner().invoke(app, words, env={"STRIPE_API_KEY": TEST_KEY})
-    assert ended.exit_code == 130
+    assert ended.exit_code == code
     return ended.stderr.splitlines()[-1]
 
 
@@ -284,7 +284,12 @@ def test_interrupt_around_a_batch_says_what_was_done(
         assert interrupted(*command) == (
             "async-refunds: interrupted: every result is written"
         )
-    assert len(results.read_text().splitlines()) == 2
+        assert len(results.read_text().splitlines()) == 2
+        stripe_emulator.faults.load("503=1")
+        unknown = [*command, "--patience", "0.1", "--timeout", "0.1"]
+        assert interrupted(*unknown, code=3) == (
+            "async-refunds: interrupted: every result is written"
+        )
 
 
 def test_interrupt_of_what_only_reads_a_journal_says_what_is_missing(

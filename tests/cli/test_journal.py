@@ -132,11 +132,15 @@ async def test_run_that_is_killed_goes_on_with_the_same_keys(tmp_path: Path) -> 
     assert {*ids[:2]} <= under_way
     assert resumed.code == 0
     assert sorted(line["refund_id"] for line in resumed.lines) == sorted(ids)
-    assert resumed.said == [
+    *said, requests = resumed.said
+    assert said == [
         f"continuing run.sqlite3, at {base_url}: 6 of 6 refunds are open",
         "outcome   refunds  what to do",
         "canceled  6",
     ]
+    # Those of the killed process are told by nobody.
+    assert re.fullmatch(r"at least 6 requests in 0:00:\d\d", requests)
+    assert requests in again.err.splitlines()
     assert (again.code, again.out) == (0, "")
     assert "0 of 6 refunds are open" in again.err
     assert emulator.books.cancellations == dict.fromkeys(ids, 1)
@@ -646,7 +650,11 @@ async def test_live_run_elsewhere_is_resumed_only_where_it_is_told_to(
     ]
     assert (unasked.code, elsewhere.code, told.code) == (2, 2, 1)
     assert "add --base-url https://127.0.0.1:9" in unasked.err
-    assert "is a run at https://127.0.0.1:9; nothing was sent" in elsewhere.err
+    other = "is a run at https://127.0.0.1:9, and {} names another address; nothing was"
+    assert other.format("--base-url") in elsewhere.err
+    variable = {"ASYNC_REFUNDS_BASE_URL": "https://127.0.0.1:8"}
+    left = await run(*resume, key=LIVE_KEY, folder=tmp_path, environment=variable)
+    assert (left.code, other.format(*variable) in left.err) == (2, True)
     assert told.lines[0]["outcome"] == "failed"
     going_on = "run.sqlite3 --live --base-url https://127.0.0.1:9`"
     assert f"`async-refunds resume {going_on}" in told.err

@@ -28,7 +28,8 @@ async def test_key_that_cannot_be_right_is_refused_unseen() -> None:
         f"{TEST_KEY}\nX-More: 1": "STRIPE_API_KEY must be a secret key (sk_...)",
         LIVE_KEY: "STRIPE_API_KEY is a live key: add --live",
         f"rk_live_{CANARY}": "STRIPE_API_KEY is a live key: add --live",
-        f"sk_{CANARY}": "STRIPE_API_KEY is a live key: add --live",
+        f"sk_{CANARY}": "STRIPE_API_KEY is a key of an unknown kind (not sk_test_..., "
+        "not sk_live_...), taken for live: add --live",
     }
     emulator, ids = emulator_of(1)
     async with emulator.serve() as base_url:

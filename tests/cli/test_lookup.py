@@ -93,7 +93,7 @@ async def test_unknown_status_is_refused_with_the_known_ones() -> None:
     assert ended.err == (
         "async-refunds: --status: 'requires-action' is unknown (did you mean "
         "requires_action?); known are canceled, failed, pending, requires_action, "
-        "succeeded; nothing was sent\n"
+        "succeeded; nothing was done\n"
     )
 
 

@@ -46,6 +46,9 @@ async def test_command_that_is_offered_takes_no_more_than_max_did(
         second = await run(*some.split()[1:], folder=tmp_path)
         assert len(second.lines) == 2
         assert set(emulator.books.cancellations) == set(ids[:3])
+        assert second.code == 0, "what was asked for is canceled"
+        assert "\nthis time: 2 canceled; in all run.sqlite3 holds:\n" in second.err
+        assert "\ncanceled  3\n" in second.err
         third = await run(*some.split()[1:], folder=tmp_path)
         fourth = await run(*all_.split()[1:], folder=tmp_path)
     assert "3 of 6 are open: " in second.err
@@ -53,6 +56,8 @@ async def test_command_that_is_offered_takes_no_more_than_max_did(
     assert "--max left out 1 refund\n" in third.err
     assert set(commands(fourth)) == {RESUME}
     assert emulator.books.cancellations == dict.fromkeys(ids, 1)
+    # The one that is not there was asked for by the first and the last.
+    assert [each.code for each in (first, third, fourth)] == [1, 0, 1]
 
 
 async def test_max_that_would_take_all_of_the_rest_is_not_offered(
@@ -65,6 +70,8 @@ async def test_max_that_would_take_all_of_the_rest_is_not_offered(
             *("--base-url", base_url),
             folder=tmp_path,
         )
+    assert ended.code == 0
+    assert "this time" not in ended.err, "all of the journal is of this time"
     assert set(commands(ended)) == {RESUME}
     assert ended.err.endswith(
         f"1 of 3 are open: `{RESUME}` continues with them\n--max left out 1 refund\n"

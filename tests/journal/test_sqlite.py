@@ -495,6 +495,63 @@ async def test_tally_has_the_requests_the_refusals_and_the_time_at_work(
 
 
 @real
+async def test_requests_that_nobody_has_told_of_are_known_to_be_missing(
+    path: Path,
+) -> None:
+    """Of those that are under way, and for ever of a process that was killed."""
+    run = msgspec.structs.replace(RUN, options={"rate": 20})
+    async with SqliteJournal.open(path, run) as journal:
+        journal.begin()
+        await journal.add(requests(1, 2, 3))
+        assert not journal.tally().uncounted
+        first, second, _ = await claimed(journal, None, 3)
+        assert JournalReader(path).tally().uncounted
+        lost = result(first, "unknown", error=LOST, attempts=(attempt(None),))
+        await journal.settle([(first, lost)])
+        await journal.give_back([second])
+        assert journal.tally().uncounted
+    async with SqliteJournal.open(path) as journal:  # it was killed with the third
+        assert journal.run == run, "its options are its own"
+        assert journal.tally().uncounted
+        journal.begin()
+        again = await claimed(journal, None, 3)
+        await journal.settle([(each, result(each)) for each in again])
+        assert (journal.tally().open, journal.tally().uncounted) == (0, True)
+    assert JournalReader(path).tally().uncounted
+
+
+@real
+async def test_requests_of_a_run_that_came_to_its_end_are_all_counted(
+    path: Path,
+) -> None:
+    async with SqliteJournal.open(path, RUN) as journal:
+        journal.begin()
+        await journal.add(requests(1, 2))
+        (claim,) = await claimed(journal, None, 1)
+        await journal.settle([(claim, result(claim, "unknown", error=LOST))])
+    async with SqliteJournal.open(path) as journal:
+        journal.begin()
+        for claim in await claimed(journal, None, 2):
+            claim = await journal.rekey(claim)  # noqa: PLW2901 - in its place
+            await journal.settle([(claim, result(claim))])
+        assert not journal.tally().uncounted
+    assert not JournalReader(path).tally().uncounted
+
+
+@real
+async def test_attempt_without_a_connection_is_no_request(path: Path) -> None:
+    unsent = msgspec.structs.replace(attempt(None), failure="refused", sent=False)
+    async with SqliteJournal.open(path, RUN) as journal:
+        await journal.add(requests(1))
+        (claim,) = await claimed(journal, None, 1)
+        both = result(claim, attempts=(unsent, attempt("req_1")))
+        assert both.requests == 1
+        await journal.settle([(claim, both)])
+        assert journal.tally().requests == 1
+    assert records(path)[0].attempts == 1
+
+
+@real
 async def test_tally_counts_by_outcome_and_what_is_open(path: Path) -> None:
     async with SqliteJournal.open(path, RUN, clock=lambda: 1.0) as journal:
         assert journal.tally() == Tally(0, Counter())
@@ -510,7 +567,7 @@ async def test_tally_counts_by_outcome_and_what_is_open(path: Path) -> None:
             # One is claimed and without a result, one was never asked.
             {"canceled": 1, "already_canceled": 1, "failed": 2, "unknown": 1, None: 1}
         )
-        assert journal.tally() == Tally(3, counted)
+        assert journal.tally() == Tally(3, counted, uncounted=True)
         assert JournalReader(path).tally() == journal.tally()
         assert journal.tally().total == 6
 

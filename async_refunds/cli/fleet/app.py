@@ -60,7 +60,12 @@ class FleetGroup(Group):
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401 - see above
         """Return their names in the order of the help text."""
         del ctx
-        return list(_commands())
+        return list(_commands()) if load() else []
+
+    def get_help(self, ctx: Any) -> str:  # noqa: ANN401 - see above
+        """Return the help text; without the extra, and so the commands, say why."""
+        text = str(super().get_help(ctx))
+        return text if load() else f"{text}\n\n{NO_EXTRA}"
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ANN401 - see above
         """Return one of them, or None."""

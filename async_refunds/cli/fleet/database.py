@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import psycopg
 import typer
 
-from async_refunds.cli.exit_codes import NOT_ALL
+from async_refunds.cli.exit_codes import NOT_ALL, USAGE_ERROR
 from async_refunds.cli.options import OptionGroup
 from async_refunds.cli.output import print_error, refuse
 from async_refunds.errors import JournalError
@@ -56,7 +56,11 @@ class DatabaseOptions(OptionGroup, frozen=True, kw_only=True):
 
 @contextmanager
 def connected(
-    given: DatabaseOptions, *, checked: bool = True, change: Change | None = None
+    given: DatabaseOptions,
+    *,
+    checked: bool = True,
+    change: Change | None = None,
+    refused: int = USAGE_ERROR,
 ) -> Generator[Connection]:
     """Connect until the end of the block, each statement a transaction of its own.
 
@@ -67,6 +71,8 @@ def connected(
         given: Which database.
         checked: Refuse tables that this release cannot work with.
         change: What the block changes: a failure tells what is certain of it.
+        refused: The exit code where the tables' functions refuse a value, such as the
+            name of a closed run.
     """
     # psycopg logs a connection that ends badly, and without a handler that goes to
     # stderr. What is certain then, `Change` tells.
@@ -85,6 +91,8 @@ def connected(
     except LASTING as error:
         refuse(f"the database refuses: {describe(error)}")
     except psycopg.Error as error:
+        ours = isinstance(error, psycopg.errors.InvalidParameterValue)
+        said = describe(error) if ours else f"the database: {describe(error)}"
         told = "" if change is None else f"; {change.said}"
-        print_error(f"the database: {describe(error)}{told}")
-        raise typer.Exit(NOT_ALL) from None
+        print_error(f"{said}{told}")
+        raise typer.Exit(refused if ours else NOT_ALL) from None

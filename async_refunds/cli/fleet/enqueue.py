@@ -122,8 +122,9 @@ SELECT async_refunds.ensure_run('tonight', 'https://api.stripe.com', true)
 SELECT async_refunds.enqueue('tonight', ARRAY['re_1...'], ARRAY['acct_1...'])
 
 Exit codes: 0 they are in the run, 1 the answer was no, the database failed, or
-stdout broke, 2 wrong usage, no connection, or no right, 130 interrupted. With 1
-and 130 stderr says which: nothing was added, perhaps all were, or how many were."""
+stdout broke, 2 wrong usage, the run is closed, no connection, or no right, 130
+interrupted. With 1 and 130 stderr says which: nothing was added, perhaps all
+were, or how many were."""
 
 
 @with_options
@@ -177,7 +178,11 @@ def enqueue(
     with ExitStack() as stack:
         stack.enter_context(change.told())
         requests = stack.enter_context(RefundList(account))
-        notes = collect(requests, refund_ids or [], source, skip_bad=skip_bad)
+        notes = collect(
+            *(requests, refund_ids or [], source),
+            skip_bad=skip_bad,
+            undone="nothing was added",
+        )
         origin = _origin(target.base_url, livemode=target.live)
         where = Target(origin, target.live, target.tenant)
         if where.livemode and requests.count > 1 and not yes:

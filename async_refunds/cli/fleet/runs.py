@@ -24,6 +24,7 @@ from async_refunds.journal.postgres.runs import RunReader
 
 from .change import Change
 from .database import DatabaseOptions, RunArgument, connected
+from .waiting import fleet_command
 
 if TYPE_CHECKING:
     from async_refunds.cli.summary import Outcomes, Steps
@@ -69,7 +70,7 @@ Exit codes: 0 it is closed, 1 not yet, or the database failed, 2 no such run, no
 connection, or no right, 130 interrupted. With 1 and 130 stderr says what is
 certain, and the same command goes on."""
 
-RETRY_HELP = """Open refunds again that were not canceled, and wake the workers.
+RETRY_HELP = """Ask at once, again, for refunds that were not canceled.
 
 --outcome says which: failed (canceled nothing, for a reason that was fixed
 since), not_cancelable (its state forbade it, and may have changed: a bank that
@@ -77,9 +78,12 @@ returns the money makes it wait again), unknown (asked for again at once, with
 the same key), dead (eight workers in turn ended while they had it: look into
 their logs first). Nothing is canceled twice.
 
-Exit codes: 0 they are open, also if there are none, 1 the database failed, 2
-wrong usage, no such run, no connection, or no right, 130 interrupted. With 1 and
-130 stderr says whether they are open: perhaps, if the database did not answer."""
+Workers ask for those that failed, or are unknown, by themselves too, but later.
+
+Exit codes: 0 workers ask for them, also if there are none, 1 the database
+failed, 2 wrong usage, no such run, no connection, or no right, 130 interrupted.
+With 1 and 130 stderr says whether they do: perhaps, if the database did not
+answer."""
 
 PRUNE_HELP = """Delete results that are older than some time, of all runs.
 
@@ -246,26 +250,32 @@ def retry(
     database: DatabaseOptions,
     quiet: Quiet = False,
 ) -> None:
-    """Open refunds again that were not canceled, and wake the workers."""
+    """Ask at once, again, for refunds that were not canceled."""
     names = {each.strip() for each in outcome.split(",")}
     for name in names:
         options.known("--outcome", name, OUTCOMES)
     change = Change(
-        "nothing was opened",
-        "perhaps they are open: the same command again opens what is not",
+        "nothing was changed",
+        "perhaps they are asked for: the same command again makes sure",
     )
     with change.told(), connected(database, change=change) as connection:
         with change.transaction(connection):
             found = administration.retry(
                 connection, run, names - {DEAD}, dead=DEAD in names
             )
-        more = f"; {found.open_already:,} were open already"
-        change.done(
-            f"{counted(found.opened, 'refund')} of {run} opened"
-            + (more if found.open_already else "")
-        )
+        change.done(_retried(run, sorted(names), found))
         Output(Format(quiet=quiet)).say(change.said)
         raise typer.Exit(DONE)
+
+
+def _retried(run: str, outcomes: list[str], found: administration.Retried) -> str:
+    count = found.opened + found.open_already
+    if not count:
+        return f"no refund of {run} is {' or '.join(outcomes)}: none is asked for"
+    are = f"{counted(count, 'refund')} of {run} {'is' if count == 1 else 'are'}"
+    if not found.paused:
+        return f"{are} asked for at once"
+    return f"{are} asked for after {fleet_command('resume', run)}: it is paused"
 
 
 @with_options

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import typer
 
 from async_refunds.cli import options, preview
-from async_refunds.cli.exit_codes import DONE
+from async_refunds.cli.exit_codes import DONE, NOT_ALL
 from async_refunds.cli.options import with_options
 from async_refunds.cli.output import Output
 from async_refunds.cli.refund_list import RefundList
@@ -24,9 +24,10 @@ workers cancel what it adds. Run it every night: what is in the run already is
 not added again.
 
 Exit codes: 0 they are in the run, or none matches, 1 the search or the database
-failed, stdout broke, or the answer was no, 2 wrong usage, no connection, or no
-right, 130 interrupted. With 1 and 130 stderr says which: nothing was added, perhaps all
-were, or how many were. With --dry-run: 0 searched to the end."""
+failed, the run is closed, stdout broke, or the answer was no, 2 wrong usage, no
+connection, or no right, 130 interrupted. With 1 and 130 stderr says which:
+nothing was added, perhaps all were, or how many were. With --dry-run: 0
+searched to the end."""
 
 
 @with_options
@@ -54,7 +55,10 @@ def sweep(
         # Before the search: it may take minutes.
         db = None
         if not dry_run:
-            db = stack.enter_context(connected(database, change=change))
+            # What it refuses comes after the search, which has sent something.
+            db = stack.enter_context(
+                connected(database, change=change, refused=NOT_ALL)
+            )
         find(
             *(wanted, matches, output),
             connection=connection,

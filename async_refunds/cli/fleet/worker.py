@@ -46,6 +46,7 @@ each refund is in `fleet report`.
 Exit codes: 0 it was stopped, 2 wrong usage, the database refuses, or its tables
 are not those of this release, 130 interrupted before it began."""
 
+WORKING = "working at {api.base_url} in {api.mode} mode; Ctrl-C ends it"
 STOPPING = (
     "stopping: nothing more is begun, what is under way has three seconds to end, and "
     "the accounts are given back (interrupt again to end at once)"
@@ -61,6 +62,12 @@ what a silent worker has left from one second on."""
 class WorkerOptions(TargetOptions, frozen=True, kw_only=True):
     """Whose refunds it cancels, where, and how it shares with others."""
 
+    live: Annotated[
+        bool,
+        typer.Option(
+            "--live", help="Work on runs in live mode, with a live key: real money."
+        ),
+    ] = False
     context: Annotated[
         str | None,
         typer.Option(metavar="PATH", help="The account, for an organization's key."),
@@ -91,12 +98,26 @@ class WorkerOptions(TargetOptions, frozen=True, kw_only=True):
             raise ValueError(f"--lease must be at least {_LEAST_LEASE:.0f} second")
 
 
+class WorkerBatchOptions(BatchOptions, frozen=True, kw_only=True, omit_defaults=True):
+    """How fast and how long a worker works."""
+
+    patience: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="How long a refund is tried again while Stripe fails or limits; then "
+            "it is failed or unknown, and asked for again after a minute or more. If "
+            "Stripe never answers, that is so after five seconds. [default: 120]",
+        ),
+    ] = None
+
+
 @with_options
 def worker(
     *,
     given: WorkerOptions,
     database: DatabaseOptions,
-    batch: BatchOptions,
+    batch: WorkerBatchOptions,
     form: Format,
 ) -> None:
     """Cancel what is enqueued, until it is stopped."""
@@ -118,9 +139,6 @@ def worker(
         stop = asyncio.Event()
         async with api.client(output) as refunds:
             with _stopped_by_signals(stop, lambda: output.say(STOPPING)):
-                output.say(
-                    f"working at {api.base_url} in {api.mode} mode; Ctrl-C ends it"
-                )
                 await work(
                     address.conninfo,
                     refunds,
@@ -132,6 +150,7 @@ def worker(
                     patience=batch.patience or _PATIENCE,
                     timeout=batch.timeout,
                     stop=stop,
+                    on_ready=lambda: output.say(WORKING.format(api=api)),
                     on_result=count,
                 )
 
@@ -141,10 +160,17 @@ def worker(
         refuse(str(error))
     except asyncio.CancelledError:
         output.say("ended at once; other workers go on with what was under way")
-    told = ", ".join(f"{count:,} {name}" for name, count in outcomes.most_common())
-    total = counted(outcomes.total(), "result")
-    output.say(f"ended with {total}{': ' if told else ''}{told}")
+    output.say(_ended(outcomes))
     raise typer.Exit(DONE)
+
+
+def _ended(outcomes: Counter[str]) -> str:
+    told = ", ".join(f"{count:,} {name}" for name, count in outcomes.most_common())
+    results = counted(outcomes.total(), "result")
+    said = f"ended with {results}{': ' if told else ''}{told}"
+    if outcomes["failed"] + outcomes["unknown"] > 1:
+        said += "; a refund that was asked for again counts each time"
+    return said
 
 
 def _log_warnings(*, verbose: bool) -> None:

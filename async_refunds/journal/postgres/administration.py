@@ -68,7 +68,7 @@ _CLOSE = "UPDATE async_refunds.runs SET state = 'closed' WHERE name = %s"
 # saved under its key, for a day: the next claim takes a new one.
 _RETRY = """
 WITH run AS (
-    SELECT run_id, scope FROM async_refunds.runs
+    SELECT run_id, scope, state FROM async_refunds.runs
         WHERE name = %(run)s AND state <> 'closed'
 ), wanted AS (
     SELECT i.run_id, i.account, i.refund_id FROM async_refunds.items i
@@ -88,7 +88,7 @@ WITH run AS (
             AND l.account IN (SELECT account FROM wanted)
 )
 SELECT (SELECT count(*) FROM opened), (SELECT count(*) FROM wanted),
-    pg_notify('async_refunds', scope) FROM run
+    state = 'paused', pg_notify('async_refunds', scope) FROM run
 """
 _PRUNE = """
 DELETE FROM async_refunds.items WHERE ctid = ANY(ARRAY(
@@ -106,6 +106,8 @@ class Retried(NamedTuple):
     """Those that nobody would have asked for again."""
     open_already: int
     """Those that workers would have asked for again by themselves, later."""
+    paused: bool
+    """Whether the run is paused, so that no worker asks for them yet."""
 
 
 def set_state(connection: Database, run: str, state: Literal["open", "paused"]) -> None:
@@ -199,7 +201,7 @@ def retry(
         dead: Also those that were claimed too often without a result.
 
     Returns:
-        How many of them were opened, and how many were open.
+        How many of them were opened, and how many were open; and if it is paused.
 
     Raises:
         JournalError: There is no such run, or it is closed.
@@ -210,7 +212,7 @@ def retry(
         _state_of(connection, run)
         raise JournalError(f"{run!r} is closed")
     opened, found = int(str(row[0])), int(str(row[1]))
-    return Retried(opened, found - opened)
+    return Retried(opened, found - opened, paused=bool(row[2]))
 
 
 def prune(

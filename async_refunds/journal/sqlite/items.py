@@ -86,6 +86,7 @@ class Items:
         self._pages = pages
         self._clock = clock
         self.made = made
+        state.begin_batch()
         self.kept: Tally = state.tally
         """As of the last commit."""
         self._counts = state.counts
@@ -96,6 +97,7 @@ class Items:
         self._claimed: dict[int, Item] = {}  # as written, of those that have facts
         # The checksums of those that were given out for the first time, by number.
         self._first: dict[int, int] = {}
+        self._untold: set[int] = set()  # those given out that nothing is known of since
         self._at_work_since: float | None = None
         self._credentials = ""  # of the batch; empty if they may change
 
@@ -109,6 +111,8 @@ class Items:
         self._last.clear()
         self._claimed.clear()
         self._first.clear()
+        self._untold.clear()
+        self._state.begin_batch()
         self._pages.begin()
         self._last_failed.clear()
         self._began_at = self._clock()
@@ -126,6 +130,7 @@ class Items:
         state, now = self._state, self._clock()
         state.commits += 1
         state.outcomes = msgspec.json.encode(self._counts).decode()
+        state.note_untold(len(self._untold))
         if self._at_work_since is not None:
             state.seconds += max(0.0, now - self._at_work_since)
         self._at_work_since = now
@@ -176,6 +181,7 @@ class Items:
                 given += [self._claim_again(item, now) for item in failed]
                 again += failed
             claims[account] = given
+            self._untold.update([claim.number for claim in given])
         self._write(db, again)
         self._state.crc_sum += self._pages.write(db, begun)
         return claims
@@ -302,6 +308,7 @@ class Items:
         """Take back items that were never sent."""
         items: list[Item] = []
         for claim in claims:
+            self._untold.discard(claim.number)
             item = self._found(db, claim)
             if not (claim.maybe_sent or item.facts.settled):
                 before = item.facts.known
@@ -317,6 +324,7 @@ class Items:
         now, state = self._clock(), self._state
         items: list[Item] = []
         for claim, result in known:
+            self._untold.discard(claim.number)
             item = self._found(db, claim)
             if item.facts.settled:
                 continue
@@ -325,8 +333,8 @@ class Items:
             self._count(before, item.facts.known)
             items.append(item)
             state.open -= item.facts.settled
-            state.requests += len(result.attempts)
             for attempt in result.attempts:
+                state.requests += attempt.sent
                 state.rate_limited += attempt.status == _TOO_MANY
         self._write(db, items)
         for item in items:

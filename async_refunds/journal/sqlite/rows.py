@@ -19,7 +19,9 @@ from async_refunds.journal.keys import DERIVATION, derive_key
 from async_refunds.results import CancelOutcome  # noqa: TC001 - a struct's field
 
 _SEED = 16  # bytes
-_CREDENTIALS = "async_refunds.credentials"  # stands among the options of the run
+# Stand among the options of the run.
+_CREDENTIALS = "async_refunds.credentials"
+_UNTOLD, _UNCOUNTED = "async_refunds.untold", "async_refunds.uncounted"
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -143,7 +145,7 @@ class RunState(msgspec.Struct):
     base_url: str
     livemode: int
     options: str
-    """JSON: those of the run, and what `credentials` is."""
+    """JSON: those of the run, and what `credentials`, `untold`, `uncounted` are."""
     seed: bytes
     """Of the keys."""
     created_at: float
@@ -199,7 +201,8 @@ class RunState(msgspec.Struct):
     def run(self) -> Run:
         """What the journal is about."""
         options = self._options()
-        options.pop(_CREDENTIALS, None)
+        for ours in (_CREDENTIALS, _UNTOLD, _UNCOUNTED):
+            options.pop(ours, None)
         return Run(self.base_url, bool(self.livemode), options)
 
     @property
@@ -213,9 +216,28 @@ class RunState(msgspec.Struct):
 
     def note_credentials(self, digest: str) -> None:
         """Set `credentials`."""
-        if digest != self.credentials:
-            options = {**self._options(), _CREDENTIALS: digest}
-            self.options = msgspec.json.encode(options).decode()
+        self._note(_CREDENTIALS, digest, "")
+
+    @property
+    def untold(self) -> int:
+        """How many items are given out by the batch that has told of no request yet."""
+        found: int = self._options().get(_UNTOLD, 0)
+        return found
+
+    def note_untold(self, items: int) -> None:
+        """Set `untold`."""
+        self._note(_UNTOLD, items, 0)
+
+    def begin_batch(self) -> None:
+        """Note that a batch begins: one that has left items untold did not end."""
+        if self.untold:
+            self._note(_UNCOUNTED, True, False)  # noqa: FBT003 - the value itself
+            self.note_untold(0)
+
+    def _note(self, name: str, value: object, absent: object) -> None:
+        options = self._options()
+        if value != options.get(name, absent):
+            self.options = msgspec.json.encode({**options, name: value}).decode()
 
     def _options(self) -> dict[str, Any]:
         return msgspec.json.decode(self.options, type=dict[str, Any])
@@ -236,5 +258,6 @@ class RunState(msgspec.Struct):
             outcomes=+outcomes,
             requests=self.requests,
             rate_limited=self.rate_limited,
+            uncounted=bool(self.untold or self._options().get(_UNCOUNTED)),
             seconds=self.seconds,
         )
