@@ -86,7 +86,9 @@ class CallAttempts(msgspec.Struct, eq=False):
     unconfirmed: bool = False
     """Whether a refusal without proof is the last thing that Stripe said."""
     refused_before: tuple[int, str | None] | None = None
-    """Status and code of the last refusal that does not repeat the key."""
+    """Status and code of the last refusal that may answer another request."""
+    refused_alike: bool = False
+    """Whether that one came twice."""
     evidence: SendEvidence | None = None
     """Whether anything of the last attempt may have gone out, and with which key."""
     on_end: Callable[[CallRecord], object] | None = None
@@ -199,15 +201,23 @@ class CallAttempts(msgspec.Struct, eq=False):
         """
         if failed.outcome is Outcome.AMBIGUOUS:
             self.maybe_sent = True
-        if failed.proof is Proof.KEY:
-            if failed.outcome is Outcome.REFUSED:
-                self.unconfirmed = False
+        if failed.outcome is not Outcome.REFUSED:
             return failed
         assert isinstance(failed.reply, Response)  # noqa: S101 - only answers refuse
         seen = (failed.reply.status, failed.envelope.code)
         twice = seen == self.refused_before
-        self.refused_before = seen
-        self.unconfirmed = True  # only the read makes a no of it
+        if failed.is_first_answer:
+            self.refused_before = None  # that one, too, has canceled nothing
+        elif self.refused_before is not None and not (twice or self.refused_alike):
+            # What came before was no answer to this request, perhaps: then that one's
+            # is lost, and it may be carried out.
+            self.maybe_sent = True
+        self.unconfirmed = (
+            failed.proof is not Proof.KEY
+        )  # only the read makes a no of it
+        if failed.proof is Proof.KEY:
+            return failed
+        self.refused_before, self.refused_alike = seen, twice
         if not twice:
             return failed
         retry = failed.retry and failed.limit is not None

@@ -160,6 +160,21 @@ class Classification(msgspec.Struct, Generic[T], frozen=True, gc=False):
         )
 
     @property
+    def is_first_answer(self) -> bool:
+        """Whether Stripe refuses everything that comes with this key, as it did first.
+
+        It keeps its first answer for the key, but for a limit and a refused API key
+        (https://docs.stripe.com/api/idempotent_requests). It keeps none for parameters
+        that are wrong, which they are each time.
+        """
+        return (
+            self.outcome is Outcome.REFUSED
+            and self.proof is Proof.KEY
+            and self.limit is None
+            and not self.is_unauthorized
+        )
+
+    @property
     def is_missing(self) -> bool:
         """Whether Stripe said that there is no such refund in this account and mode."""
         return (

@@ -221,6 +221,12 @@ def _judge_no(
     if told.again:
         return  # what the same key did before is the first call's
     others = {each.used for each in all_told if each is not told}
+    if told.used is None and any(
+        each.used is None and each.call.refund == told.call.refund
+        for each in all_told
+        if each is not told and not each.call.reads
+    ):
+        return  # what a cancelled task has sent, nobody can tell from this call's
     mine = [
         key
         for key in entry.canceled_by

@@ -303,6 +303,56 @@ async def test_limit_is_believed_if_it_comes_twice_unless_one_read_contradicts_i
     assert server.methods() == "POST POST POST POST GET"
 
 
+LIMITED = refusal(429, code="rate_limit")
+ONE_DOUBT: dict[str, tuple[list[Act], type[RefundsError]]] = {
+    # The first may answer another request: then nobody knows what became of its own.
+    "another, then a limit": (
+        [UNCONFIRMED[404], LIMITED_SILENTLY],
+        OutcomeUnknownError,
+    ),
+    "another, then a limit to our key": (
+        [UNCONFIRMED[404], LIMITED],
+        OutcomeUnknownError,
+    ),
+    "another, then a refused key": (
+        [UNCONFIRMED[403], UNCONFIRMED[401]],
+        OutcomeUnknownError,
+    ),
+    "a limit, then another limit": (
+        [LIMITED_SILENTLY, refusal(429, echo=False, code="lock_timeout")],
+        OutcomeUnknownError,
+    ),
+    # For our key Stripe gives its first answer again, so that was no other one.
+    "another, then a refusal to our key": (
+        [UNCONFIRMED[404], refusal(404, code="resource_missing")],
+        RefundNotFoundError,
+    ),
+    "a limit, and the same to our key": ([LIMITED_SILENTLY, LIMITED], RateLimitError),
+    "a limit twice, then a refused key": (
+        [LIMITED_SILENTLY, LIMITED_SILENTLY, UNCONFIRMED[401]],
+        AuthenticationError,
+    ),
+    "a limit to our key, then a refused key": (
+        [LIMITED, UNCONFIRMED[401]],
+        AuthenticationError,
+    ),
+}
+
+
+@pytest.mark.parametrize(("acts", "told"), ONE_DOUBT.values(), ids=ONE_DOUBT)
+async def test_refusal_that_nothing_confirms_leaves_its_doubt_behind(
+    acts: list[Act], told: type[RefundsError]
+) -> None:
+    """The cancel that it seemed to answer may still be carried out."""
+    async with (
+        scripted(*acts, reads=[WAITING]) as server,
+        server.client() as refunds,
+    ):
+        with pytest.raises(told):
+            await refunds.cancel(RE)
+    assert len(server.cancel_keys) == 1
+
+
 PROXY_LIMITS: dict[str, bytes] = {
     "page": b"Server: nginx\r\nContent-Length: 12\r\n\r\n<h1>429</h1>",
     "gateway": b"Retry-After: 1\r\nKong-Request-Id: 1f\r\nContent-Length: 37\r\n\r\n"
