@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.terminal import emulator_of, run
+from tests.support.terminal import Gate, emulator_of, run, started
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -76,3 +77,24 @@ async def test_max_that_would_take_all_of_the_rest_is_not_offered(
     assert ended.err.endswith(
         f"1 of 3 are open: `{RESUME}` continues with them\n--max left out 1 refund\n"
     )
+
+
+async def test_interrupt_before_max_leaves_work(tmp_path: Path) -> None:
+    emulator, ids = emulator_of(5)
+    async with emulator.serve() as behind:
+        gate = Gate(behind)
+        async with (
+            gate.serve() as base_url,
+            started(
+                *("cancel", *ids, "--max", "3", "--journal", "run.sqlite3"),
+                *("--concurrency", "1", "--base-url", base_url),
+                folder=tmp_path,
+            ) as running,
+        ):
+            await gate.holds(1)
+            running.process.send_signal(signal.SIGINT)
+            await running.says("no new refund is started")
+            gate.open()
+            ended = await running.ended()
+    assert ended.code == 130
+    assert [line["outcome"] for line in ended.lines] == ["canceled"]

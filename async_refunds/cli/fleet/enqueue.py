@@ -118,8 +118,10 @@ needed; in live mode, more than one refund is asked about.
 
 From SQL, in the transaction of your own that decides it; the first makes the
 run, in live mode (true), and does nothing if it is there:
-SELECT async_refunds.ensure_run('tonight', 'https://api.stripe.com', true)
-SELECT async_refunds.enqueue('tonight', ARRAY['re_1...'], ARRAY['acct_1...'])
+
+\b
+SELECT async_refunds.ensure_run('tonight', 'https://api.stripe.com', true);
+SELECT async_refunds.enqueue('tonight', ARRAY['re_...'], ARRAY['acct_...']);
 
 Exit codes: 0 they are in the run, 1 the answer was no, the database failed, or
 stdout broke, 2 wrong usage, the run is closed, no connection, or no right, 130
