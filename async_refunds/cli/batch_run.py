@@ -26,7 +26,7 @@ from .tables import counted
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 
-    from async_refunds.journal import Claim, Tally
+    from async_refunds.journal import Claim
 
     from .config import Connection
     from .options import BatchOptions
@@ -163,7 +163,7 @@ class BatchRun:
         self._unreached = ""
         self._interrupted = False
         self._in_doubt = False
-        self._counted = 0  # requests that the journal had counted before
+        self._lost = False  # what the file of the journal had
         self._ended = False
 
     @property
@@ -197,8 +197,6 @@ class BatchRun:
             broken: JournalError | None = None
             with self._interruptible(batch):
                 try:
-                    if kept is not None:
-                        self._counted = kept.journal.tally().requests
                     await self._write_results(batch)
                     self._account_for_rest()
                 except JournalError as error:
@@ -211,9 +209,9 @@ class BatchRun:
         code = self._exit_code()
         if broken is not None:
             self._output.error(str(broken))
-            code = max(self._account_for_broken(batch.progress().requests), NOT_ALL)
+            code = max(self._account_for_broken(), NOT_ALL)
         self._summarize(broken=broken is not None)
-        return max(code, int(self._output.lost))
+        return max(code, int(self._output.lost or self._lost))
 
     def _exit_code(self) -> int:
         """Return what the outcomes are as an exit code.
@@ -286,10 +284,19 @@ class BatchRun:
             self._open = tally.open
             self._sent, self._rate_limited = tally.requests, tally.rate_limited
             self._seconds, self._uncounted = tally.seconds, tally.uncounted
-            self._sums = CanceledSums()
-            for record in self._kept.journal.records():
-                self._sums.add(record.outcome, record.amount, record.currency)
             self._left = tally.open > 0
+            reader = self._read_anew()
+            if reader is None:
+                self._lost = True
+                self._output.error(
+                    f"the journal {self._kept.path!r} is not as this run has written "
+                    "it: it was replaced or damaged meanwhile. The results are right, "
+                    "the sums are those of this run"
+                )
+                return
+            self._sums = CanceledSums()
+            for record in reader.records():
+                self._sums.add(record.outcome, record.amount, record.currency)
             return
         pending = [CancelRequest(each, account) for account, each in self._pending]
         for request in chain(pending, self._requests):
@@ -304,29 +311,32 @@ class BatchRun:
                 shown["outcome"] = NOT_BEGUN  # a program reads one of `CancelOutcome`
             self._write(NOT_BEGUN, shown, sent=False)
 
-    def _account_for_broken(self, sent: int) -> int:
+    def _account_for_broken(self) -> int:
         """Count what a journal holds that took no more; return the exit code.
 
         It is read anew. A refund is in it as claimed, and so unknown, before anything
-        is sent: also one whose call was broken off, which no count of requests has. If
-        nothing is, and requests are missing, it is another file by now, such as an
-        older copy.
-
-        Args:
-            sent: How many requests this run has sent.
+        is sent: also one whose call was broken off.
         """
-        assert self._kept is not None  # noqa: S101 - the journal broke
-        tally: Tally | None = None
-        with suppress(JournalError):
-            tally = JournalReader(self._kept.path).tally()
-        if tally is None or (
-            not tally.outcomes["unknown"] and tally.requests - self._counted < sent
-        ):
+        reader = self._read_anew()
+        if reader is None:
             self._in_doubt = True
             return UNKNOWN
+        tally = reader.tally()
         self._outcomes = Counter[str | None](tally.outcomes)
         self._open = tally.open
         return exit_code(self._outcomes)
+
+    def _read_anew(self) -> JournalReader | None:
+        """Read the file of the journal; ``None`` if it is not what was written.
+
+        Another file may be in its place by now, such as an older copy.
+        """
+        assert self._kept is not None  # noqa: S101 - the callers look
+        with suppress(JournalError):
+            reader = JournalReader(self._kept.path)
+            if reader.has(self._kept.journal.last_commit):
+                return reader
+        return None
 
     def _summarize(self, *, broken: bool) -> None:
         if not (self._brief and exit_code(self._outcomes) == DONE):

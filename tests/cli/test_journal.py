@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from tests.support.terminal import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from async_refunds.emulator import Emulator
@@ -390,6 +392,60 @@ async def test_older_copy_in_its_place_hides_nothing_of_what_is_in_flight(
     assert (ended.code, ended.out) == (3, "")
     assert "run.sqlite3' was in use" in ended.err
     assert "\nwhat was in flight is unknown: " in ended.err
+
+
+def cut(journal: Path, older: bytes) -> None:
+    """Damage the file that is there."""
+    del older
+    with journal.open("r+b") as file:
+        file.truncate(4096)
+
+
+def put_in_place(journal: Path, older: bytes) -> None:
+    """Put another file, an older copy, in its place."""
+    remove(journal.parent, "run.sqlite3*")
+    journal.write_bytes(older)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code", "said"),
+    [
+        (put_in_place, 3, "\nwhat was in flight is unknown: "),
+        (cut, 1, "is not as this run has written it: it was replaced or damaged"),
+    ],
+)
+async def test_journal_that_is_spoiled_in_mid_run_is_not_believed(
+    tmp_path: Path, spoil: Callable[[Path, bytes], None], code: int, said: str
+) -> None:
+    """The older copy, too, is of a moment with refunds in flight."""
+    emulator, ids = emulator_of(40)
+    journal = tmp_path / "run.sqlite3"
+    (tmp_path / "ids.txt").write_text("\n".join(ids))
+    async with emulator.serve() as behind:
+        gate = Gate(behind)
+        async with gate.serve() as base_url:
+            how = ("--journal", journal.name, "--concurrency", "1")
+            async with started(
+                *("cancel", "--from", "ids.txt", *how, "--base-url", base_url),
+                folder=tmp_path,
+            ) as running:
+                await gate.holds(1)
+                older = journal.read_bytes()
+                gate.open()
+                while len(emulator.books.cancellations) < 5:  # noqa: ASYNC110 - of another program
+                    await asyncio.sleep(0.01)
+                gate.close()
+                await gate.holds(1)
+                spoil(journal, older)
+                gate.open()
+                ended = await running.ended()
+    assert ended.code == code
+    assert said in ended.err
+    told = [line["refund_id"] for line in ended.lines if line["outcome"] == "canceled"]
+    assert 5 <= len(told) <= len(emulator.books.cancellations)
+    assert f"\ncanceled  {len(told)}\n" in ended.err
+    sums = re.findall(r"^[a-z]{3} +(\d+) ", ended.err, re.MULTILINE)
+    assert sum(map(int, sums)) == len(told)
 
 
 async def test_full_disk_ends_a_run_with_what_its_journal_holds(

@@ -89,6 +89,8 @@ class Items:
         state.begin_batch()
         self.kept: Tally = state.tally
         """As of the last commit."""
+        self.last_commit = state.commit
+        """See `RunState.commit`."""
         self._counts = state.counts
         # The last number claimed, by account, and of those that had failed before.
         self._last: dict[str | None, int] = {}
@@ -139,7 +141,7 @@ class Items:
     def committed(self) -> None:
         """Take what was written as kept."""
         self.made = True
-        self.kept = self._state.tally
+        self.kept, self.last_commit = self._state.tally, self._state.commit
 
     # -------------------------------------------------------------- operations
 

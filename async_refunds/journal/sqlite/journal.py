@@ -77,6 +77,11 @@ class SqliteJournal(BatchGuard):
         """What the file says it is about."""
         return self._run
 
+    @property
+    def last_commit(self) -> tuple[bytes, int]:
+        """Which run it is, and how many commits changed it; see `JournalReader`."""
+        return self._items.last_commit
+
     def now(self) -> float:
         """See `Journal.now`."""
         return self._items.now()

@@ -98,6 +98,12 @@ class JournalReader:
                 self._migrated = self._copied(db)
                 state = read_state(self._migrated, self._place)
         self._run = state.run
+        self._commit = state.commit
+
+    def has(self, commit: tuple[bytes, int]) -> bool:
+        """Tell whether it has what `SqliteJournal.last_commit` is of, or more."""
+        seed, commits = commit
+        return self._commit[0] == seed and self._commit[1] >= commits
 
     def _copied(self, db: sqlite3.Connection) -> sqlite3.Connection:
         """Return a copy of a file of version 1, brought to this version."""

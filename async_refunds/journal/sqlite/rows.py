@@ -198,6 +198,11 @@ class RunState(msgspec.Struct):
         return checksum(*msgspec.structs.astuple(self)[:-1])
 
     @property
+    def commit(self) -> tuple[bytes, int]:
+        """Which run it is, by its seed, and how many commits changed it."""
+        return self.seed, self.commits
+
+    @property
     def run(self) -> Run:
         """What the journal is about."""
         options = self._options()
