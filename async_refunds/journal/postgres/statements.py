@@ -276,8 +276,9 @@ claimed AS (
         credentials = CASE WHEN i.number <= history.last_number
                 AND i.timeline IS DISTINCT FROM history.timeline
             THEN NULL  -- who may have claimed it is lost
-            WHEN NOT i.maybe_sent OR i.credentials = %(credentials)s::text
-            THEN %(credentials)s::text END,
+            WHEN NOT i.maybe_sent
+                OR i.credentials = %(credentials)s::text || ' ' || i.claimed_by
+            THEN %(credentials)s::text || ' ' || next.token END,
         uncounted = i.uncounted OR i.maybe_sent AND i.claim_number IS NOT NULL,
         claimed_at = history.at,
         maybe_sent = true,
@@ -423,7 +424,7 @@ rekeyed AS (
         generation = %(generation)s + 1,
         claimed_at = history.at,
         sent_before = NULL,
-        credentials = %(credentials)s,
+        credentials = %(credentials)s::text || ' ' || held.token,
         maybe_sent = true,
         claimed_by = held.token,
         claim_number = %(claim_number)s,

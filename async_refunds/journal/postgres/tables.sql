@@ -89,7 +89,8 @@ CREATE TABLE async_refunds.items (
     claimed_at timestamptz,  -- no request with its key is younger than what follows
     sent_before timestamptz,  -- claimed_at of the claim before, if that may have sent it
     timeline text,  -- as of the claim
-    -- Digest of those that every claim with this key had, NULL if they may differ.
+    -- Digest of those that every claim with this key had, and claimed_by: a worker of
+    -- before, which goes on until it connects again, claims without noting its own.
     credentials text COLLATE "C",
     attempts integer NOT NULL DEFAULT 0,
     rate_limited integer NOT NULL DEFAULT 0,

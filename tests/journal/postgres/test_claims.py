@@ -324,6 +324,25 @@ async def test_after_a_failover_nobody_knows_with_which_credentials_it_was_claim
         assert not any(claim.same_credentials for claim in await one.claim())
 
 
+async def test_claim_of_a_worker_of_before_may_have_had_others(fleet: Fleet) -> None:
+    """It goes on until it connects again, and does not note with which it sends."""
+    fleet.add(["re_1"])
+    async with worker(fleet.address) as one:
+        one.journal.begin("a")
+        await one.acquire()
+        await one.claim()
+        await one.leases.release(None)
+        noted = fleet.value("SELECT credentials FROM async_refunds.items")
+        await one.acquire()
+        await one.claim()
+        await one.leases.release(None)
+        fleet.do("UPDATE async_refunds.items SET credentials = %s", noted)
+        await one.acquire()
+        (claim,) = await one.claim()
+        assert claim.maybe_sent
+        assert not claim.same_credentials
+
+
 async def test_new_key_has_the_credentials_of_its_own(fleet: Fleet) -> None:
     fleet.add(["re_1"])
     for credentials, same in (("a", True), ("b", False), ("b", True)):
