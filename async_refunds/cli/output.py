@@ -15,6 +15,8 @@ from typing import IO, TYPE_CHECKING, NoReturn, Protocol
 import msgspec
 import typer
 
+from async_refunds.protocol.redaction import mask_keys
+
 from .exit_codes import INTERRUPTED, USAGE_ERROR
 from .tables import Table, escaped, printable
 
@@ -154,7 +156,7 @@ class Output:
         if self.as_table:
             self._records.append(record)
         else:
-            self._write(msgspec.json.encode(record) + b"\n", [record])
+            self._write(_json(record), [record])
 
     def row(self, record: Mapping[str, object], columns: Iterable[str]) -> None:
         """Write a record as a row at once, where a table would be too long.
@@ -252,7 +254,7 @@ class Output:
         for record in records:
             if sys.stderr is None:
                 raise OSError(errno.EBADF, "stdout and stderr are closed")
-            sys.stderr.write(msgspec.json.encode(record).decode() + "\n")
+            sys.stderr.write(_json(record).decode())
             sys.stderr.flush()
 
     def _lose(self, error: OSError) -> None:
@@ -310,6 +312,14 @@ def _write_to_stderr(text: str) -> None:
     except OSError:
         # Otherwise Python flushes it again at exit, and changes the exit code.
         sys.stderr = None
+
+
+def _json(record: Mapping[str, object]) -> bytes:
+    """Return a record as a line, without the API key that a server may echo in it."""
+    data = msgspec.json.encode(record)
+    if b"k_" in data or b"whsec_" in data:
+        data = mask_keys(data.decode()).encode()
+    return data + b"\n"
 
 
 def _encoded(lines: Iterable[str]) -> bytes:

@@ -32,8 +32,11 @@ _KEY = re.compile(
     re.IGNORECASE,
 )
 
+# The first letters of one, or so much of it that it is no word, wherever it stands.
 _WHOLE_KEY = re.compile(
-    r"(?<![a-z0-9])(?:[srp]k_(?:test|live|org)_|whsec_)[a-z0-9]", re.IGNORECASE
+    r"(?<![a-z0-9])(?:[srp]k_(?:test|live|org)_|whsec_)[a-z0-9]"
+    r"|(?:[srp]k_(?:test|live|org)_|whsec_)[a-z0-9]{16}",
+    re.IGNORECASE,
 )
 
 # The at sign in the spellings of Unicode, URLs, HTML, JSON, other languages and MIME,

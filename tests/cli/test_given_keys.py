@@ -6,6 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.scripted import (
+    CANCELED,
+    KEY,
+    RE,
+    answer,
+    refund_json,
+    scripted,
+)
 from tests.support.terminal import LIVE_KEY, run, run_each, there
 
 if TYPE_CHECKING:
@@ -25,11 +33,14 @@ async def test_key_in_anything_that_is_given_is_refused_unseen(tmp_path: Path) -
         "JOURNAL": ("report", IN_A_NAME),
         "FILE": ("backup", "run.sqlite3", IN_A_NAME),
         "--html": ("report", "run.sqlite3", "--html", IN_A_NAME),
+        # A slip of the keys: -jsk_live_..., and something in front of it.
+        "-j": ("cancel", "re_1", f"--journal=x{LIVE_KEY}"),
     }
     ends = await run_each(*given.values(), folder=tmp_path)
     for name, ended in zip(given, ends, strict=True):
+        shown = "--journal" if name == "-j" else name
         assert ended.err == (
-            f"async-refunds: {name} has an API key in it, which belongs in "
+            f"async-refunds: {shown} has an API key in it, which belongs in "
             "STRIPE_API_KEY; nothing was done\n"
         )
         assert (ended.code, ended.out) == (2, "")
@@ -93,3 +104,20 @@ async def test_option_that_is_not_there_suggests_nothing_that_moves_money() -> N
         for option in ("--yes", "--live", "--force"):
             assert option not in ended.err
     assert "--rate" in harmless.err.replace("--ratee", "")
+
+
+async def test_key_that_a_server_echoes_is_not_shown() -> None:
+    body = refund_json("requires_action", currency=KEY, reason=KEY, failure_reason=KEY)
+    page = b'{"data":[' + body + b'],"has_more":false}'
+    async with scripted(CANCELED, reads=[answer(body=body)]) as server:
+        previewed, read = await run_each(
+            ("cancel", RE, "--dry-run", "--base-url", server.url),
+            ("retrieve", RE, "--base-url", server.url),
+            key=KEY,
+        )
+        server.reads[:] = [answer(body=page)]
+        listed = await run("list", "--base-url", server.url, key=KEY)
+    for ended in (previewed, read, listed):
+        assert ended.code == 0
+        assert KEY not in ended.out + ended.err
+    assert read.lines[0]["reason"] == previewed.lines[0]["currency"] == "sk_test_***"

@@ -86,7 +86,8 @@ RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT id IS NOT NULL AND id ~ pattern
         AND length(id) - strpos(id, '_') <= longest
         AND (strpos(lower(id), 'k_') = 0 AND strpos(lower(id), 'whsec_') = 0
-            OR id !~* '(?<![a-z0-9])(?:[srp]k_(?:test|live|org)_|whsec_)[a-z0-9]')
+            OR id !~* ('(?<![a-z0-9])(?:[srp]k_(?:test|live|org)_|whsec_)[a-z0-9]'
+                '|(?:[srp]k_(?:test|live|org)_|whsec_)[a-z0-9]{16}'))
 $$;
 
 -- The advisory lock of those that add to a run, so that none does when it is closed.
