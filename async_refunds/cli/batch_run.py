@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import shlex
 import signal
 from collections import Counter
 from contextlib import aclosing, contextmanager, suppress
 from itertools import chain
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from async_refunds.batch import Batch
 from async_refunds.errors import APIConnectionError, JournalError
-from async_refunds.journal import JournalReader, SqliteJournal
+from async_refunds.journal import JournalReader
 from async_refunds.results import CANCELED, CancelRequest, CancelResult
 
 from .exit_codes import DONE, INTERRUPTED, NOT_ALL, UNKNOWN
 from .progress import BatchProgress, shown
 from .report_data import CanceledSums, effort
-from .summary import NOT_BEGUN, exit_code, next_steps, outcome_table, resume_command
+from .summary import NOT_BEGUN, exit_code, next_steps, outcome_table
 from .tables import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-
-    from async_refunds.journal import Claim
+    from collections.abc import Generator, Iterable, Iterator, Sequence
 
     from .config import Connection
+    from .journals import OpenJournal
     from .options import BatchOptions
     from .output import Output
     from .summary import Outcomes
@@ -49,49 +45,6 @@ _TOO_MANY = 429
 
 MAX_ROWS = 300
 """A table on a terminal has at most this many rows."""
-
-
-class BoundedJournal(SqliteJournal):
-    """A journal that gives out a limited number of refunds."""
-
-    limit: int | None = None
-    """How many it may still give out; None: all."""
-    _claiming: asyncio.Lock | None = None
-
-    async def claim(
-        self, limits: Mapping[str | None, int]
-    ) -> dict[str | None, list[Claim]]:
-        """Give out the next open items of accounts, as far as the limit allows."""
-        if self.limit is None:
-            return await super().claim(limits)
-        # One at a time: what one account does not need is left for the next one.
-        if self._claiming is None:
-            self._claiming = asyncio.Lock()
-        async with self._claiming:
-            given: dict[str | None, list[Claim]] = {}
-            for account, limit in limits.items():
-                given[account] = []
-                if self.limit:
-                    given |= await super().claim({account: min(limit, self.limit)})
-                    self.limit -= len(given[account])
-            return given
-
-
-class OpenJournal(msgspec.Struct, frozen=True):
-    """The journal of a run."""
-
-    journal: BoundedJournal
-    path: str
-    """As the user typed it."""
-
-    def resume(self, limit: int | None = None) -> str:
-        """Return the command that continues the run, with so many refunds."""
-        return resume_command(self.path, self.journal.run, limit)
-
-    @property
-    def report(self) -> str:
-        """The command that shows the results."""
-        return shlex.join(["async-refunds", "report", self.path])
 
 
 def why_unreached(error: APIConnectionError, refund_id: str, service: str) -> str:

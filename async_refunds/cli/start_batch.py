@@ -13,7 +13,8 @@ from async_refunds.errors import JournalError
 from async_refunds.journal import Run
 
 from . import options, preview
-from .batch_run import BatchRun, BoundedJournal, OpenJournal
+from .batch_run import BatchRun
+from .journals import BoundedJournal, OpenJournal
 from .output import Output, interruptible, os_reason, refuse
 
 if TYPE_CHECKING:

@@ -303,7 +303,7 @@ async def test_limit_is_believed_if_it_comes_twice_unless_one_read_contradicts_i
     assert server.methods() == "POST POST POST POST GET"
 
 
-LIMITED = refusal(429, code="rate_limit")
+LIMITED_WITH_KEY = refusal(429, code="rate_limit")
 ONE_DOUBT: dict[str, tuple[list[Act], type[RefundsError]]] = {
     # The first may answer another request: then nobody knows what became of its own.
     "another, then a limit": (
@@ -311,7 +311,7 @@ ONE_DOUBT: dict[str, tuple[list[Act], type[RefundsError]]] = {
         OutcomeUnknownError,
     ),
     "another, then a limit to our key": (
-        [UNCONFIRMED[404], LIMITED],
+        [UNCONFIRMED[404], LIMITED_WITH_KEY],
         OutcomeUnknownError,
     ),
     "another, then a refused key": (
@@ -327,13 +327,16 @@ ONE_DOUBT: dict[str, tuple[list[Act], type[RefundsError]]] = {
         [UNCONFIRMED[404], refusal(404, code="resource_missing")],
         RefundNotFoundError,
     ),
-    "a limit, and the same to our key": ([LIMITED_SILENTLY, LIMITED], RateLimitError),
+    "a limit, and the same to our key": (
+        [LIMITED_SILENTLY, LIMITED_WITH_KEY],
+        RateLimitError,
+    ),
     "a limit twice, then a refused key": (
         [LIMITED_SILENTLY, LIMITED_SILENTLY, UNCONFIRMED[401]],
         AuthenticationError,
     ),
     "a limit to our key, then a refused key": (
-        [LIMITED, UNCONFIRMED[401]],
+        [LIMITED_WITH_KEY, UNCONFIRMED[401]],
         AuthenticationError,
     ),
 }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from async_refunds import RefundsClient
-from async_refunds.cli.batch_run import BoundedJournal
+from async_refunds.cli.journals import BoundedJournal
 from async_refunds.cli.options import BatchOptions, ReadOptions
 from async_refunds.cli.output import Output
 from async_refunds.cli.paced_reads import PacedReads

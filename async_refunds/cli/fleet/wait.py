@@ -121,6 +121,7 @@ class _Waiting:
         self._speed = progress.Speed(time.monotonic, self._done)
         self._told_state = "open"
         self._told_waiting = 0
+        self._told_held_back = False
 
     async def to_its_end(self, timeout: float | None) -> None:  # noqa: ASYNC109 - it is given as such
         """Wait until nothing is left, or for so many seconds."""
@@ -128,6 +129,7 @@ class _Waiting:
         async with progress.shown(self._output, self._line):
             while self._more:
                 self._tell_state()
+                self._tell_what_is_held_back()
                 self.tell_what_waits()
                 began = time.monotonic()
                 if until is not None and began >= until:
@@ -159,6 +161,17 @@ class _Waiting:
         self._told_waiting = left.waiting
         for line in waiting_lines(self._connection, self._run, left.waiting):
             self._output.say(line)
+
+    def _tell_what_is_held_back(self) -> None:
+        """Say that all that is left stands still, if it does: once each time."""
+        left = self.left
+        stands = left.held_back > 0 and left.open == left.waiting + left.held_back
+        if stands and not self._told_held_back:
+            self._output.say(
+                f"nothing of {self._run} is asked for now: a key is refused, or Stripe "
+                "cannot be reached; `async-refunds fleet status` says more"
+            )
+        self._told_held_back = stands
 
     def _tell_state(self) -> None:
         if self.left.state != self._told_state:

@@ -62,7 +62,9 @@ _LEFT = """FROM async_refunds.items i JOIN async_refunds.leases l
 _PROGRESS = f"""
 SELECT r.state, i.* FROM async_refunds.runs r CROSS JOIN LATERAL (
     SELECT count(*) AS open, count(*) FILTER (WHERE i.known_at IS NOT NULL) AS tried,
-            count(*) FILTER (WHERE {_WAITS}) AS waiting
+            count(*) FILTER (WHERE {_WAITS}) AS waiting,
+            count(*) FILTER (WHERE NOT {_WAITS}
+                AND l.not_before > clock_timestamp()) AS held_back
         {_LEFT}
 ) i WHERE r.name = %s
 """  # noqa: S608 - our own text
@@ -93,6 +95,9 @@ class RunProgress(msgspec.Struct, frozen=True, kw_only=True):
     """Those of them that failed, or are unknown, and are asked for again."""
     waiting: int
     """Those of them that are not asked for again before some time."""
+    held_back: int
+    """Others, of accounts of which nothing is asked for now: the key is refused, or
+    Stripe cannot be reached."""
 
 
 class Waiting(msgspec.Struct, frozen=True, kw_only=True):

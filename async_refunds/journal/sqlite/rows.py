@@ -258,11 +258,12 @@ class RunState(msgspec.Struct):
         outcomes: Counter[CancelOutcome | None] = Counter()
         outcomes.update(self.counts)
         outcomes[None] = self.items - outcomes.total()
+        ours = self._options()
         return Tally(
             open=self.open,
             outcomes=+outcomes,
             requests=self.requests,
             rate_limited=self.rate_limited,
-            uncounted=bool(self.untold or self._options().get(_UNCOUNTED)),
+            uncounted=bool(ours.get(_UNTOLD) or ours.get(_UNCOUNTED)),
             seconds=self.seconds,
         )
