@@ -37,6 +37,8 @@ class Accounts:
     ) -> None:
         self.queues: dict[str | None, AccountQueue] = {}
         """Of each account."""
+        self.lost: set[str | None] = set()
+        """Those that were dropped, and have not come again."""
         self._new_queue = new_queue
         self._rounds = rounds
         self._on_idle = on_idle
@@ -59,6 +61,7 @@ class Accounts:
         drained goes on draining.
         """
         queue = self.queues.get(account)
+        self.lost.discard(account)
         if queue is not None and queue.dropped:
             queue.reopening = True
         elif queue is None or not queue.draining:
@@ -87,6 +90,7 @@ class Accounts:
         A call under way ends without another request, and its result is not told.
         """
         for account in accounts:
+            self.lost.add(account)
             queue = self.queues.get(account)
             if queue is not None:
                 queue.drop()
