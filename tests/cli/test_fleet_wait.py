@@ -132,6 +132,14 @@ async def test_wait_says_that_a_run_is_paused_and_ends_with_ctrl_c(
     assert ended.err.endswith("async-refunds: interrupted: workers go on with it\n")
 
 
+async def test_nobody_goes_on_with_a_closed_run(fleet: Fleet) -> None:
+    await add(fleet, "re_1")
+    fleet.rows("UPDATE async_refunds.runs SET state = 'closed'")
+    ended = await fleet("wait", "tonight")
+    assert ended.code == 1
+    assert ended.err.endswith("1 refund of tonight not done; it is closed\n")
+
+
 async def test_run_that_is_not_there_or_has_nothing_is_not_done(fleet: Fleet) -> None:
     fleet.rows("SELECT async_refunds.ensure_run('empty', %s, false)", HERE)
     missing, empty, wrong = await fleet.each(

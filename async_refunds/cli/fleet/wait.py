@@ -97,7 +97,8 @@ def _tell(output: Output, run: str, left: RunProgress, outcomes: Outcomes) -> No
     told = ", ".join(f"{n:,} {name or 'open'}" for name, n in outcomes.most_common())
     output.say(f"{run}, {counted(outcomes.total(), 'refund')}: {told}")
     if left.open > left.waiting:
-        print_error(f"{counted(left.open, 'refund')} of {run} not done; workers go on")
+        goes_on = "it is closed" if left.state == "closed" else "workers go on"
+        print_error(f"{counted(left.open, 'refund')} of {run} not done; {goes_on}")
 
 
 class _Waiting:
