@@ -3,7 +3,9 @@
 Parts, each of which can be asked for alone: ``limited`` (one account of 25 requests a
 second, three workers, and the one that has it ended each 15 s: the share of the limit,
 the 429s, the fullest second), ``accounts`` (1,000 accounts of ten refunds, with one
-worker and with three, each over one plain batch).
+worker and with three, each over one plain batch), ``away`` (the database stands still
+for ten seconds under three workers: how many end, how many leases are lost, when the
+pace is that of before).
 
 The workers are the real command in processes of their own.
 """
@@ -56,6 +58,12 @@ _HOLDER = """SELECT owner FROM async_refunds.leases
     WHERE token IS NOT NULL AND until > clock_timestamp()"""
 _READY = """SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
     AND application_name = 'async_refunds' AND query LIKE '%pg_notify%'"""
+_TOKENS = """SELECT string_agg(account || ' ' || token, ',' ORDER BY account)
+    FROM async_refunds.leases WHERE token IS NOT NULL"""
+_DATA = "SELECT current_setting('data_directory')"
+_AWAY = 10.0  # seconds for which the database stands still
+_AWAY_ACCOUNTS = 12
+_FULL = 0.9  # of the pace of before: less is within what any second differs by
 _OPEN = "SELECT count(*) FROM async_refunds.items WHERE NOT settled"
 
 
@@ -103,6 +111,11 @@ class Fleet:
             },
             stdin=subprocess.DEVNULL,
         )
+
+    @property
+    def ended(self) -> int:
+        """How many have ended."""
+        return sum(each.poll() is not None for each in self._running.values())
 
     def end(self, name: str) -> None:
         """Ask one to end."""
@@ -240,6 +253,54 @@ class Bench:
         await asyncio.sleep(max(0.0, until - time.time()))
         return ended
 
+    # ------------------------------------------------------ a database that is away
+
+    def away(self) -> dict[str, float]:
+        """Return what three workers make of a database that stands still."""
+        return asyncio.run(self._away())
+
+    async def _away(self) -> dict[str, float]:
+        limits = Limits(global_rate=None, endpoint_rate=_LIMIT)
+        stripe = Emulator(limits=limits, latency=_LATENCY)
+        stripe.requests = deque()
+        names = [f"acct_{number}" for number in range(_AWAY_ACCOUNTS)]
+        lasts = int(_LIMIT * (_STARTS_WITHIN + _BETWEEN + 3 * _AWAY))
+        with ExitStack() as stack:
+            async with stripe.serve() as base_url:
+                fleet = stack.enter_context(_fleet(self._server, base_url))
+                for name in names:
+                    ids = stripe.seed_refunds(lasts, account=name)
+                    await asyncio.to_thread(
+                        _enqueue, fleet.address, ids, [name] * lasts
+                    )
+                for _ in range(_WORKERS):
+                    fleet.start()
+                while not stripe.requests:  # noqa: ASYNC110 - of the emulator
+                    await asyncio.sleep(_POLL)
+                await asyncio.sleep(_BETWEEN + _AWAY)
+                held = await asyncio.to_thread(fleet.value, _TOKENS)
+                folder = await asyncio.to_thread(fleet.value, _DATA)
+                began = time.time()
+                with _standing_still(Path(str(folder))):
+                    await asyncio.sleep(_AWAY)
+                back = time.time()
+                await asyncio.sleep(_AWAY)
+                kept = await asyncio.to_thread(fleet.value, _TOKENS)
+                ended = fleet.ended
+                await asyncio.to_thread(fleet.close)
+        times = [each.received_at for each in stripe.requests]
+        before = sum(began - _AWAY <= at < began for at in times) / _AWAY
+        meanwhile = sum(began <= at < back for at in times) / _AWAY
+        before_tokens = str(held).split(",")
+        return {
+            "workers that ended": ended,
+            "leases lost": len({*before_tokens} - {*str(kept).split(",")}),
+            "leases held": len(before_tokens),
+            "requests/s before": before,
+            "requests/s meanwhile": meanwhile,
+            "s to the full pace": _until_full(times, back, _FULL * before),
+        }
+
     # ------------------------------------------------------------ many accounts
 
     def accounts(self) -> dict[str, float]:
@@ -303,6 +364,30 @@ def _enqueue(
         )
 
 
+@contextmanager
+def _standing_still(folder: Path) -> Generator[None]:
+    """Let no process of a database server run."""
+    server = int((folder / "postmaster.pid").read_text().split()[0])
+    children = Path(f"/proc/{server}/task/{server}/children").read_text().split()
+    processes = [server, *map(int, children)]
+    for each in processes:
+        os.kill(each, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for each in processes:
+            os.kill(each, signal.SIGCONT)
+
+
+def _until_full(times: Sequence[float], back: float, pace: float) -> float:
+    """Return the seconds until a second begins that has so many requests."""
+    later = [at for at in times if at >= back]
+    for at in later:
+        if sum(at <= other < at + 1.0 for other in later) >= pace:
+            return at - back
+    return float("inf")
+
+
 async def _most_late(until: float) -> float:
     """Return the seconds by which this loop, and so the emulator, is late at most."""
     most = 0.0
@@ -329,6 +414,7 @@ def _median(costs: Sequence[Cost], field: str) -> float:
 PARTS: dict[str, Callable[[Bench], dict[str, float]]] = {
     "limited": Bench.limited,
     "accounts": Bench.accounts,
+    "away": Bench.away,
 }
 
 
@@ -365,7 +451,7 @@ def draw(found: report.Parts, path: Path) -> None:
 def main() -> None:
     """Measure what was asked for, and print it."""
     asked = flags()
-    how = f"{asked.rounds} rounds of the part accounts, the other one once"
+    how = f"{asked.rounds} rounds of the part accounts, the others once"
     measured = fleet_server.measured(asked.parts, PARTS, partial(Bench, asked))
     report.tell_parts(asked, QUESTION, how, measured, draw)
 

@@ -21,6 +21,7 @@ from async_refunds.journal import Run, SqliteJournal
 from async_refunds.models import Refund
 from async_refunds.results import CancelRequest, CancelResult
 from tests.support.journals import claimed
+from tests.support.scripted import CANCELED, RE, Act, answer, refund_json, scripted
 from tests.support.terminal import (
     LIVE_KEY,
     Screen,
@@ -215,15 +216,15 @@ async def test_refund_that_could_not_be_read_is_exit_code_1() -> None:
 
 @real
 async def test_dry_run_tells_what_it_could_not_read_from_what_it_read() -> None:
-    emulator, ids = emulator_of(2)
-    emulator.faults.script("503")
-    async with emulator.serve() as base_url:
+    reads: list[Act] = [answer(body=refund_json("requires_action")), answer(503, b"")]
+    async with scripted(CANCELED, reads=reads) as server:
         ended = await run(
-            *("cancel", *ids, "--dry-run", "--timeout", "0.05", "--base-url", base_url)
+            *("cancel", RE, "re_2", "--dry-run", "--timeout", "0.5"),
+            *("--base-url", server.url),
         )
     assert ended.code == 1
     assert ended.err.startswith("1 of 1 refund that was read can be canceled:\n")
-    assert "\n1 refund could not be read: Sorry, there was an error" in ended.err
+    assert "\n1 refund could not be read: HTTP status 503" in ended.err
 
 
 class Previewed:
