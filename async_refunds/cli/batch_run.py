@@ -10,7 +10,11 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from async_refunds.batch import Batch
-from async_refunds.errors import APIConnectionError, JournalError
+from async_refunds.errors import (
+    APIConnectionError,
+    AuthenticationError,
+    JournalError,
+)
 from async_refunds.journal import JournalReader
 from async_refunds.results import CANCELED, CancelRequest, CancelResult
 
@@ -113,7 +117,7 @@ class BatchRun:
         self._listed = self._unlisted = 0
         self._service = ""
         self._answered = False
-        self._unreached = ""
+        self._unreached = self._refused = ""
         self._interrupted = False
         self._in_doubt = False
         self._lost = False  # what the file of the journal had
@@ -200,7 +204,7 @@ class BatchRun:
         ):
             async for result in results:
                 self._pending.pop((result.stripe_account, result.refund_id), None)
-                self._note_connection(result)
+                self._note_cause(result)
                 self._rate_limited += sum(
                     attempt.status == _TOO_MANY for attempt in result.attempts
                 )
@@ -210,12 +214,15 @@ class BatchRun:
                     )
                 self._write(result.outcome, result_record(result), sent=True)
 
-    def _note_connection(self, result: CancelResult) -> None:
-        """Note whether anything answered, and if not, why: to say it once."""
+    def _note_cause(self, result: CancelResult) -> None:
+        """Note what keeps all refunds from being canceled: to say it once."""
         error, attempts = result.error, result.attempts
         self._answered |= any(attempt.status is not None for attempt in attempts)
         if not self._unreached and isinstance(error, APIConnectionError):
             self._unreached = why_unreached(error, result.refund_id, self._service)
+        if isinstance(error, AuthenticationError):
+            why = str(error).removeprefix(f"{result.refund_id} was not canceled: ")
+            self._refused = f"the API key was refused: {why}"
 
     def _write(self, outcome: str, record: dict[str, object], *, sent: bool) -> None:
         self._outcomes[outcome] += 1
@@ -307,6 +314,8 @@ class BatchRun:
         resume = None if kept is None else kept.resume(limit)
         if self._unreached and not self._answered:
             say(self._unreached)
+        if self._refused:
+            say(self._refused)
         held = self._outcomes.total() - self._outcomes[None]
         if kept is not None and not broken and self._this_time.total() < held:
             say(f"this time: {_told(self._this_time)}; in all {kept.path} holds:")

@@ -122,6 +122,7 @@ class PreviewWriter:
         else:
             refund = found
             self.preview.add(request, refund)
+        not_read = refund is None and not isinstance(found, RefundNotFoundError)
         cancelable = refund is not None and refund.status == CANCELABLE
         # What was given up without a request is counted with its reason.
         given_up = isinstance(found, RefundsError) and not found.attempts
@@ -131,7 +132,7 @@ class PreviewWriter:
             {
                 "refund_id": request.refund_id,
                 "stripe_account": request.stripe_account,
-                "cancelable": cancelable,
+                "cancelable": None if not_read else cancelable,
                 "status": None if refund is None else refund.status,
                 "amount": None if refund is None else refund.amount,
                 "currency": None if refund is None else refund.currency,

@@ -270,3 +270,16 @@ async def test_json_is_had_on_a_terminal_too() -> None:
         ended, shown = await screen.shows(running)
     assert ended.code == 0
     assert shown.startswith(f'{{"refund_id":"{ids[0]}"')
+
+
+async def test_refused_key_of_many_is_told_once_with_its_cause() -> None:
+    emulator, ids = emulator_of(30)
+    emulator.expire_key("sk_test_expired")
+    async with emulator.serve() as base_url:
+        ended = await run(
+            *("cancel", *ids, "--base-url", base_url), key="sk_test_expired"
+        )
+    assert ended.code == 1
+    assert {line["outcome"] for line in ended.lines} == {"failed"}
+    assert ended.said[0].startswith("the API key was refused: Expired API Key provided")
+    assert ended.err.count("refused") == 1
