@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import sys
 import time
@@ -403,6 +404,18 @@ async def test_what_was_not_canceled_is_opened_again(fleet: Fleet) -> None:
     )
     lease = "SELECT not_before = 'infinity', takeovers FROM async_refunds.leases"
     assert fleet.rows(lease) == [(True, 3)]
+    after_a_kill = "no_new_key_until = now() + interval '100 s'"
+    fleet.rows(f"UPDATE async_refunds.leases SET {after_a_kill}")  # noqa: S608 - our own text
+    later = await fleet("retry", "tonight", "--outcome", "failed")
+    assert re.fullmatch(
+        r"\d refunds? of tonight (is|are) asked for, the last in \d+ s: till then a "
+        r"request of a worker that was killed may be under way\n",
+        later.err,
+    )
+    fleet.rows(
+        "UPDATE async_refunds.leases SET no_new_key_until = now(), takeovers = 3, "
+        "not_before = 'infinity'"
+    )
     some = await fleet("retry", "tonight", "--outcome", "failed, dead")
     assert some.err == "2 refunds of tonight are asked for at once\n"
     assert fleet.rows(lease) == [(False, 0)]

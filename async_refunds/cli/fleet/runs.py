@@ -273,6 +273,11 @@ def _retried(run: str, outcomes: list[str], found: administration.Retried) -> st
     if not count:
         return f"no refund of {run} is {' or '.join(outcomes)}: none is asked for"
     are = f"{counted(count, 'refund')} of {run} {'is' if count == 1 else 'are'}"
+    if not found.paused and found.seconds:
+        return (
+            f"{are} asked for, the last in {found.seconds:,.0f} s: till then a request "
+            "of a worker that was killed may be under way"
+        )
     if not found.paused:
         return f"{are} asked for at once"
     return f"{are} asked for after {fleet_command('resume', run)}: it is paused"

@@ -128,9 +128,8 @@ class FleetRun:
         Workers would ask for it again by themselves, after a minute.
         """
         with psycopg.connect(self._address, autocommit=True) as connection:
-            self.retried += sum(
-                administration.retry(connection, RUN, {"failed", "unknown"}, dead=False)
-            )
+            found = administration.retry(connection, RUN, {"failed", "unknown"})
+            self.retried += found.opened + found.open_already
 
     async def _look(self) -> FleetView:
         view = self._view = await self._observer.look()

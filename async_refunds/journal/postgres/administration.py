@@ -71,13 +71,13 @@ WITH run AS (
     SELECT run_id, scope, state FROM async_refunds.runs
         WHERE name = %(run)s AND state <> 'closed'
 ), wanted AS (
-    SELECT i.run_id, i.account, i.refund_id FROM async_refunds.items i
+    SELECT i.run_id, i.account, i.refund_id, i.maybe_sent FROM async_refunds.items i
         JOIN run USING (run_id)
         WHERE i.dead AND %(dead)s OR NOT i.dead AND i.outcome = ANY(%(outcomes)s)
 ), opened AS (
     UPDATE async_refunds.items i SET settled = false, dead = false, claims = 0,
             claimed_by = NULL,
-            maybe_sent = maybe_sent AND outcome IS DISTINCT FROM 'not_cancelable'
+            maybe_sent = i.maybe_sent AND outcome IS DISTINCT FROM 'not_cancelable'
         FROM wanted w WHERE (i.settled OR i.dead) AND (i.run_id, i.account, i.refund_id)
             = (w.run_id, w.account, w.refund_id)
         RETURNING i.refund_id
@@ -86,9 +86,14 @@ WITH run AS (
             retry_at = '-infinity', retries = 0, takeovers = 0
         FROM run WHERE l.scope = run.scope
             AND l.account IN (SELECT account FROM wanted)
+        RETURNING l.account, l.no_new_key_until
 )
 SELECT (SELECT count(*) FROM opened), (SELECT count(*) FROM wanted),
-    state = 'paused', pg_notify('async_refunds', scope) FROM run
+    state = 'paused', (
+        SELECT extract(epoch FROM max(l.no_new_key_until) - clock_timestamp())::float8
+        FROM woken l WHERE l.no_new_key_until > clock_timestamp() AND EXISTS (
+            SELECT FROM wanted w WHERE w.account = l.account AND NOT w.maybe_sent)
+    ), pg_notify('async_refunds', scope) FROM run
 """
 _PRUNE = """
 DELETE FROM async_refunds.items WHERE ctid = ANY(ARRAY(
@@ -108,6 +113,9 @@ class Retried(NamedTuple):
     """Those that workers would have asked for again by themselves, later."""
     paused: bool
     """Whether the run is paused, so that no worker asks for them yet."""
+    seconds: float = 0.0
+    """Until the last one is asked for: it needs a new key, and requests of a worker
+    that was killed may be under way."""
 
 
 def set_state(connection: Database, run: str, state: Literal["open", "paused"]) -> None:
@@ -212,7 +220,8 @@ def retry(
         _state_of(connection, run)
         raise JournalError(f"{run!r} is closed")
     opened, found = int(str(row[0])), int(str(row[1]))
-    return Retried(opened, found - opened, paused=bool(row[2]))
+    seconds = 0.0 if row[3] is None else float(str(row[3]))
+    return Retried(opened, found - opened, paused=bool(row[2]), seconds=seconds)
 
 
 def prune(

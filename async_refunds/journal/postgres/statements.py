@@ -28,8 +28,9 @@ _OPEN_ACCOUNTS = f"""(
     ) SELECT account FROM accounts WHERE account IS NOT NULL)"""  # noqa: S608 - our own text
 
 
-# What may be claimed now of what is open. `l` is the lease.
-_CLAIMABLE = "(i.known_at IS NULL OR l.retry_at <= clock_timestamp())"
+# What may be claimed now of what is open; what failed needs a new key. `l`: the lease.
+_CLAIMABLE = """(i.known_at IS NULL OR l.retry_at <= clock_timestamp()
+        AND (i.maybe_sent OR l.no_new_key_until <= clock_timestamp()))"""
 
 
 def _has(items: str, runs: str = "true") -> str:

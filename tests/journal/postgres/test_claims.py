@@ -13,7 +13,7 @@ from async_refunds.errors import JournalError
 from async_refunds.journal import Run
 from async_refunds.journal.base import LeaseLostError
 from async_refunds.journal.keys import derive_key
-from async_refunds.journal.postgres import PostgresJournal, journal
+from async_refunds.journal.postgres import PostgresJournal, administration, journal
 from async_refunds.models import Attempt
 from async_refunds.results import CancelRequest
 from tests.support.fleets import SCOPE, URL, ids, result, until, worker
@@ -322,6 +322,30 @@ async def test_after_a_failover_nobody_knows_with_which_credentials_it_was_claim
         await one.leases.release(None)
         await one.acquire()
         assert not any(claim.same_credentials for claim in await one.claim())
+
+
+async def test_account_of_which_nothing_can_be_claimed_yet_is_not_taken(
+    fleet: Fleet,
+) -> None:
+    """Who gave it back would let all that is open of it wait for a minute more."""
+    fleet.add(["re_1"])
+    async with worker(fleet.address) as one:
+        await one.acquire()
+        (claim,) = await one.claim()
+        failed = result(claim, "failed", (attempt(),))
+        await one.journal.settle([(claim, failed)])
+        await one.leases.release(None, retry_later=False)
+        fleet.do(
+            "UPDATE async_refunds.leases SET no_new_key_until = now() + interval '90 s'"
+        )
+        with psycopg.connect(fleet.address, autocommit=True) as connection:
+            retried = administration.retry(connection, "run", ["failed"])
+        assert (retried.opened, retried.open_already) == (0, 1)
+        assert 80 < retried.seconds <= 90
+        assert await one.acquire() == set()
+        fleet.do("UPDATE async_refunds.leases SET no_new_key_until = now()")
+        assert await one.acquire() == {None}
+        assert ids(await one.claim()) == ["re_1"]
 
 
 async def test_claim_of_a_worker_of_before_may_have_had_others(fleet: Fleet) -> None:
