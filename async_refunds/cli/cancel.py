@@ -53,7 +53,7 @@ With --dry-run: 0 all were read, whether or not they can be canceled, 1 some
 were not found or could not be read, such as with a refused key."""
 
 
-@options.with_options
+@options.canceling
 def cancel(
     refund_ids: Annotated[
         list[str] | None,

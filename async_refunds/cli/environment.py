@@ -13,11 +13,14 @@ from async_refunds.telemetry import LOG_VARIABLE
 
 if TYPE_CHECKING:
     import inspect
+    from collections.abc import Collection
 
 PREFIX = "ASYNC_REFUNDS_"
 """How the environment variables of the options begin."""
 
 _known = {LOG_VARIABLE}
+_RESTRAINTS = ("--dry-run", "--max")
+_OFF = frozenset({"", "0", "false", "f", "no", "n", "off"})  # as click reads them
 
 
 def with_variable(parameter: inspect.Parameter) -> inspect.Parameter:
@@ -61,6 +64,23 @@ def shown_name(parameter: inspect.Parameter) -> str:
         return shown.metavar or parameter.name
     name = _long_name(shown, parameter.name).removeprefix("--")
     return f"--{name.replace('_', '-')}"
+
+
+def ignored_restraint(options: Collection[str]) -> str | None:
+    """Return what is set, and would not hold a command back that cancels.
+
+    Args:
+        options: Those that the command has.
+
+    Returns:
+        A sentence; ``None`` if nothing is.
+    """
+    for option in _RESTRAINTS:
+        name = _variable(option)
+        is_set = os.environ.get(name, "").strip().lower() not in _OFF
+        if is_set and option not in options:
+            return f"{name} is set, and this command has no {option}: unset it"
+    return None
 
 
 def unknown_variables() -> list[str]:

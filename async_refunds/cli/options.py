@@ -272,13 +272,25 @@ def known(option: str, value: str, values: Iterable[str]) -> None:
         refuse(f"{option}: {value!r} is unknown{hint}; nothing was done")
 
 
-def with_options(command: Callable[..., None]) -> Callable[..., None]:
+def canceling(command: Callable[..., None]) -> Callable[..., None]:
+    """Do as `with_options`, for a command by which refunds come to be canceled.
+
+    Who sets ``ASYNC_REFUNDS_DRY_RUN`` or ``_MAX`` wants to be held back: a command that
+    does not have that option is refused.
+    """
+    return with_options(command, cancels=True)
+
+
+def with_options(
+    command: Callable[..., None], *, cancels: bool = False
+) -> Callable[..., None]:
     """Turn the option groups that a function takes into options of the command.
 
     The command refuses a group whose values are wrong, and an API key in any value.
 
     Args:
         command: A function for typer whose arguments may be option groups.
+        cancels: See `canceling`.
     """
     hints: dict[str, Any] = get_type_hints(command, include_extras=True)
     groups: dict[str, type[OptionGroup]] = {}
@@ -302,6 +314,8 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     def run(**given: Any) -> None:  # noqa: ANN401 - as the command has them
         interruption.raise_as_usual()
         refuse_keys(given, shown)
+        if cancels and (ignored := environment.ignored_restraint(shown.values())):
+            refuse(f"{ignored}; nothing was done")
         try:
             for name, kind in groups.items():
                 fields = {field: given.pop(field) for field in kind.__struct_fields__}

@@ -24,7 +24,7 @@ some are not, the answer was no, or stdout broke (`| head`), 2 wrong usage, 3
 the outcome of some is unknown, 130 interrupted with refunds left."""
 
 
-@options.with_options
+@options.canceling
 def resume(
     journal: options.JournalArgument,
     *,

@@ -165,7 +165,7 @@ class FilterOptions(options.OptionGroup, frozen=True, kw_only=True):
         return Filter(created=created, expires_by=expires_by, currencies=currencies)
 
 
-@options.with_options
+@options.canceling
 def sweep(
     *,
     which: FilterOptions,

@@ -246,3 +246,52 @@ async def test_nothing_is_in_color(variables: dict[str, str]) -> None:
     for words in (("--help",), ("cancel", "--nosuch"), ("cancel",)):
         ended = await run(*words, environment=variables)
         assert "\x1b" not in ended.out + ended.err
+
+
+async def test_variable_that_would_hold_back_is_not_passed_over(tmp_path: Path) -> None:
+    """Who exports it for safety may forget which command has the option."""
+    emulator, ids = emulator_of(2)
+    async with emulator.serve() as base_url:
+        kept = ("--journal", "run.sqlite3", "--base-url", base_url)
+        first = await run("cancel", *ids, "--max", "1", *kept, folder=tmp_path)
+        dry, none, off = [
+            await run(
+                "resume",
+                "run.sqlite3",
+                folder=tmp_path,
+                environment={"ASYNC_REFUNDS_DRY_RUN": value},
+            )
+            for value in ("1", "yes", "0")
+        ]
+    assert first.code == 0
+    for ended in (dry, none):
+        assert (ended.code, ended.out) == (2, "")
+        assert ended.err == (
+            "async-refunds: ASYNC_REFUNDS_DRY_RUN is set, and this command has no "
+            "--dry-run: unset it; nothing was done\n"
+        )
+    assert off.code == 0
+    assert emulator.books.cancellations == dict.fromkeys(ids, 1)
+
+
+async def test_fleet_is_held_back_too() -> None:
+    pytest.importorskip("psycopg")
+    commands = (
+        ("enqueue", "re_1", "--run", "tonight"),
+        ("worker",),
+        ("retry", "tonight", "--outcome", "failed"),
+        ("resume", "tonight"),
+    )
+    for variable, option in (
+        ("ASYNC_REFUNDS_DRY_RUN", "--dry-run"),
+        ("ASYNC_REFUNDS_MAX", "--max"),
+    ):
+        for command in commands:
+            ended = await run("fleet", *command, environment={variable: "1"})
+            assert ended.code == 2
+            said = f"{variable} is set, and this command has no {option}: unset it"
+            assert said in ended.err
+        shown = await run(
+            "fleet", "status", key=None, environment={variable: "1", "PGHOST": "/none"}
+        )
+        assert "unset it" not in shown.err

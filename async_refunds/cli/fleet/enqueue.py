@@ -13,7 +13,7 @@ from async_refunds.cli import options, preview
 from async_refunds.cli.cancel import collect
 from async_refunds.cli.config import BASE_URL, mode_name
 from async_refunds.cli.exit_codes import DONE
-from async_refunds.cli.options import OptionGroup, with_options
+from async_refunds.cli.options import OptionGroup, canceling
 from async_refunds.cli.output import Output, refuse
 from async_refunds.cli.refund_list import RefundList
 from async_refunds.cli.tables import counted
@@ -129,7 +129,7 @@ interrupted. With 1 and 130 stderr says which: nothing was added, perhaps all
 were, or how many were."""
 
 
-@with_options
+@canceling
 def enqueue(
     refund_ids: Annotated[
         list[str] | None,

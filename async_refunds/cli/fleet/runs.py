@@ -11,7 +11,7 @@ import typer
 
 from async_refunds.cli import options
 from async_refunds.cli.exit_codes import DONE, NOT_ALL
-from async_refunds.cli.options import Format, Quiet, with_options
+from async_refunds.cli.options import Format, Quiet, canceling, with_options
 from async_refunds.cli.output import Output, interruptible, print_error, refuse
 from async_refunds.cli.report import ReportForm, write_report
 from async_refunds.cli.report_data import RunReport
@@ -170,7 +170,7 @@ def pause(run: RunArgument, *, database: DatabaseOptions, quiet: Quiet = False) 
     _set_state(run, "paused", database, quiet=quiet)
 
 
-@with_options
+@canceling
 def resume(
     run: RunArgument, *, database: DatabaseOptions, quiet: Quiet = False
 ) -> None:
@@ -239,7 +239,7 @@ def _closed(run: str, closed: administration.Closed) -> str:
     )
 
 
-@with_options
+@canceling
 def retry(
     run: RunArgument,
     *,

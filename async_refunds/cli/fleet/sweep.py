@@ -8,7 +8,7 @@ import typer
 
 from async_refunds.cli import options, preview
 from async_refunds.cli.exit_codes import DONE, NOT_ALL
-from async_refunds.cli.options import with_options
+from async_refunds.cli.options import canceling
 from async_refunds.cli.output import Output
 from async_refunds.cli.refund_list import RefundList
 from async_refunds.cli.sweep import FilterOptions, find
@@ -30,7 +30,7 @@ nothing was added, perhaps all were, or how many were. With --dry-run: 0
 searched to the end."""
 
 
-@with_options
+@canceling
 def sweep(
     *,
     run: RunOption,

@@ -13,7 +13,7 @@ import typer
 
 from async_refunds.cli.config import Connection
 from async_refunds.cli.exit_codes import DONE
-from async_refunds.cli.options import BatchOptions, Format, with_options
+from async_refunds.cli.options import BatchOptions, Format, canceling
 from async_refunds.cli.output import Output, refuse
 from async_refunds.cli.tables import counted
 from async_refunds.errors import JournalError
@@ -112,7 +112,7 @@ class WorkerBatchOptions(BatchOptions, frozen=True, kw_only=True, omit_defaults=
     ] = None
 
 
-@with_options
+@canceling
 def worker(
     *,
     given: WorkerOptions,
