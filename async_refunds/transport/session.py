@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
-from aiohttp.hdrs import AUTHORIZATION, CONTENT_TYPE
+from aiohttp.hdrs import AUTHORIZATION, CONTENT_TYPE, HOST
 from multidict import CIMultiDict, istr
 from yarl import URL
 
@@ -39,6 +39,8 @@ from .failures import BEFORE_SENDING, CLOSED, NO_CONNECTION_FREE, failure_for
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
+
+    from aiohttp.typedefs import LooseHeaders
 
     from async_refunds.protocol.requests import Reply, Request
 
@@ -66,6 +68,18 @@ class Body(list[bytes]):
 
     def __repr__(self) -> str:
         return f"<{len(self)} chunks>"
+
+
+class MergedHeadersRequest(aiohttp.ClientRequest):
+    """A request that takes the headers as the session has merged them.
+
+    aiohttp builds the Host header for each request and adds the others to it one by
+    one, which takes 6 % of a cancel. Here, Host is one of the session's headers.
+    """
+
+    def update_headers(self, headers: LooseHeaders | None) -> None:
+        """Take all headers, Host among them."""
+        self.headers = CIMultiDict(headers or ())
 
 
 class Session:
@@ -160,10 +174,14 @@ class Session:
         return loop
 
     def _new_session(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+        host = self._origin.host_port_subcomponent
+        assert host is not None  # noqa: S101 - only a relative URL has none
         return aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers=CIMultiDict(self._own_headers),
+            # Host first, where servers look for it (RFC 9110, 7.2).
+            headers=CIMultiDict({HOST: host, **self._own_headers}),
+            request_class=MergedHeadersRequest,
             max_line_size=HEADER_LIMIT,
             max_field_size=HEADER_LIMIT,
             max_headers=1024,

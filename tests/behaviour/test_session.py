@@ -102,6 +102,24 @@ async def test_read_on_the_wire(session: aiohttp.ClientSession | None) -> None:
     assert refund.last_response.request_id == "req_seen"
 
 
+async def test_own_session_sends_what_aiohttp_makes_of_the_same_headers() -> None:
+    """It merges them in a way of its own: Host first, and each once."""
+
+    async def sent(session: aiohttp.ClientSession | None) -> list[list[str]]:
+        async with scripted(CANCELED, reads=[seen("pending")]) as server:
+            refunds = server.client(session=session, stripe_account=ACCOUNT)
+            await refunds.cancel(RE, idempotency_key="order-7", expand=["charge"])
+            await refunds.cancel(RE, idempotency_key="order-7")
+            await refunds.retrieve(RE)
+            await refunds.close()
+        host = f"Host: {server.url.removeprefix('http://')}"
+        assert [each.header_lines[0] for each in server.received] == [host] * 3
+        return [sorted(each.header_lines[1:]) for each in server.received]
+
+    async with aiohttp.ClientSession() as borrowed:
+        assert await sent(None) == await sent(borrowed)
+
+
 async def test_each_call_has_a_key_of_its_own_and_the_settling_read_its_account() -> (
     None
 ):

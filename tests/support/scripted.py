@@ -66,6 +66,8 @@ class Received:
     headers: dict[str, str]
     body: bytes
     connection: int
+    header_lines: list[str]
+    """As they came: in their order, with their case, and each as often."""
 
 
 @dataclass
@@ -206,7 +208,7 @@ async def _read_request(reader: asyncio.StreamReader, connection: int) -> Receiv
         for name, _, value in (line.partition(":") for line in lines)
     }
     body = await reader.readexactly(int(headers.get("content-length", "0")))
-    return Received(method, target, headers, body, connection)
+    return Received(method, target, headers, body, connection, lines)
 
 
 @asynccontextmanager
