@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from psycopg import IsolationLevel
+
 from async_refunds.errors import JournalError
 
 from .statements import HISTORY
@@ -170,6 +172,9 @@ def close(
         psycopg.errors.LockNotAvailable: Somebody adds to it in a transaction that does
             not end.
     """
+    if connection.autocommit:
+        # Or it might not see what was added by those that it waits for.
+        connection.isolation_level = IsolationLevel.READ_COMMITTED
     before = _state_of(connection, run)
     # No worker claims what is settled here. Of a run that is closed nobody does.
     connection.execute(_SET_STATE, {"run": run, "state": "paused"})

@@ -115,6 +115,14 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
     PERFORM pg_advisory_xact_lock_shared(async_refunds.adding_to(found.run_id));
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        -- Its snapshot may be of before the run was closed. To meet a row that was
+        -- changed since is a serialization failure, after which such callers repeat.
+        INSERT INTO async_refunds.runs (run_id, name, tenant, base_url, livemode, seed)
+            VALUES (found.run_id, found.name, found.tenant, found.base_url,
+                found.livemode, found.seed)
+            ON CONFLICT DO NOTHING;
+    END IF;
     IF (SELECT state FROM async_refunds.runs r WHERE r.name = run) = 'closed' THEN
         RAISE EXCEPTION 'the run % is closed', quote_literal(run)
             USING ERRCODE = 'invalid_parameter_value';

@@ -270,7 +270,8 @@ claimed AS (
     UPDATE async_refunds.items i SET
         generation = i.generation + (i.generation = 0
             OR (NOT i.maybe_sent AND i.outcome IS NOT NULL))::integer,
-        sent_before = CASE WHEN i.maybe_sent THEN i.claimed_at
+        sent_before = CASE WHEN i.maybe_sent
+            THEN coalesce(i.claimed_at, i.known_at, history.at)
             WHEN i.number <= history.last_number
                 AND i.timeline IS DISTINCT FROM history.timeline
             THEN greatest(i.added_at, history.seen_at) END,
@@ -335,6 +336,8 @@ settled AS (
         maybe_sent = known.maybe_sent,
         generation = greatest(i.generation, known.generation),
         claims = 0,
+        claimed_at = CASE WHEN i.claimed_by IS NOT DISTINCT FROM held.token
+            THEN i.claimed_at ELSE clock_timestamp() END,
         claimed_by = held.token,
         claim_number = NULL,
         attempts = i.attempts + known.attempts,

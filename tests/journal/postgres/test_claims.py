@@ -288,6 +288,32 @@ async def test_failover_under_a_holder_is_seen_before_anybody_noted_it(
         assert fleet.value(key) == first.idempotency_key
 
 
+async def test_result_of_a_claim_that_a_failover_forgot_says_that_it_was_sent(
+    fleet: Fleet,
+) -> None:
+    """Or the next holder takes it for never sent, and ends it with another key."""
+    fleet.add(["re_1"])
+    async with worker(fleet.address) as one:
+        await one.acquire()
+        (claim,) = await one.claim()
+        begin_history(fleet)
+        fleet.do(
+            """UPDATE async_refunds.items SET maybe_sent = false, generation = 0,
+                claimed_by = NULL, claim_number = NULL, timeline = NULL, claims = 0,
+                claimed_at = NULL"""
+        )
+        await one.leases.renew()
+        await one.settle(claim, "unknown")
+        assert fleet.value("SELECT claimed_at IS NOT NULL FROM async_refunds.items")
+        await one.leases.release(None, retry_later=False)
+        await one.acquire()
+        (again,) = await one.claim()
+        assert again.maybe_sent
+        assert again.idempotency_key == claim.idempotency_key
+        await one.journal.give_back([again])
+        assert fleet.value("SELECT maybe_sent FROM async_refunds.items")
+
+
 async def test_after_a_failover_no_new_key_for_a_while(fleet: Fleet) -> None:
     fleet.add(["re_1"])
     async with worker(fleet.address) as one:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, LiteralString
 
 import psycopg
 import pytest
@@ -21,8 +21,9 @@ _WAITS = """SELECT count(*) FROM pg_stat_activity
     WHERE datname = current_database() AND wait_event_type = 'Lock'"""
 
 
-def close(address: str) -> administration.Closed:
-    with psycopg.connect(address, autocommit=True) as connection:
+def close(address: str, **settings: str) -> administration.Closed:
+    options = " ".join(f"-c {name}={value}" for name, value in settings.items())
+    with psycopg.connect(address, autocommit=True, options=options) as connection:
         return administration.close(connection, "run")
 
 
@@ -68,6 +69,34 @@ async def test_close_waits_for_those_who_add_and_settles_what_they_added(
     ]
     with pytest.raises(psycopg.errors.InvalidParameterValue, match="is closed"):
         fleet.add(["re_3"])
+
+
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+async def test_whoever_adds_with_a_snapshot_of_before_is_refused(
+    fleet: Fleet, level: LiteralString
+) -> None:
+    fleet.add(["re_1"])
+    with psycopg.connect(fleet.address) as adding:
+        adding.execute(f"SET TRANSACTION ISOLATION LEVEL {level}")
+        adding.execute("SELECT FROM async_refunds.runs")
+        adding.execute("SELECT async_refunds.enqueue('run', '{re_2}')")
+        adding.commit()
+        adding.execute(f"SET TRANSACTION ISOLATION LEVEL {level}")
+        adding.execute("SELECT FROM async_refunds.runs")
+        assert not close(fleet.address).left
+        with pytest.raises(psycopg.errors.SerializationFailure):
+            adding.execute("SELECT async_refunds.enqueue('run', '{re_3}')")
+    assert fleet.value("SELECT count(*) FROM async_refunds.items") == 2
+
+
+async def test_close_sees_what_it_waited_for_at_any_level(fleet: Fleet) -> None:
+    fleet.add(["re_1"])
+    level = {"default_transaction_isolation": r"repeatable\ read"}
+    with psycopg.connect(fleet.address) as adding:
+        adding.execute("SELECT async_refunds.enqueue('run', '{re_2}')")
+        closed = await beside(fleet, adding, lambda: close(fleet.address, **level))
+    assert closed == administration.Closed(unsent=2, left=0, dead=0, paused=False)
+    assert fleet.value("SELECT bool_and(settled) FROM async_refunds.items")
 
 
 async def test_whoever_adds_while_a_run_is_closed_is_refused(fleet: Fleet) -> None:
