@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import secrets
+import os
 import sys
 import warnings
 from typing import TYPE_CHECKING, Any, Self
@@ -234,7 +234,7 @@ class RefundsClient:
         request = requests.cancel_request(
             refund_id,
             idempotency_key=(
-                secrets.token_hex(16) if idempotency_key is None else idempotency_key
+                os.urandom(16).hex() if idempotency_key is None else idempotency_key
             ),
             expand=expand,
             stripe_account=self._account(stripe_account),

@@ -166,8 +166,8 @@ class CallAttempts(msgspec.Struct, eq=False):
             failure, sent = reply.cause.value, reply.sent
         if is_cancel and result.value is None:
             result = self._remember(result)
-        # Also after a success: an error on its way to the caller must not hide it.
-        self.in_flight = is_cancel and result.value is not None
+            # Not after a success: an error on its way to the caller must not hide it.
+            self.in_flight = False
         attempt = Attempt(
             len(self.attempts) + 1,
             request.method,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
-from aiohttp.hdrs import AUTHORIZATION, CONTENT_TYPE, HOST
+from aiohttp.hdrs import ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HOST
 from multidict import CIMultiDict, istr
 from yarl import URL
 
@@ -38,7 +38,7 @@ from .deadlines import Deadlines
 from .failures import BEFORE_SENDING, CLOSED, NO_CONNECTION_FREE, failure_for
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Iterable, Mapping
 
     from aiohttp.typedefs import LooseHeaders
 
@@ -70,16 +70,19 @@ class Body(list[bytes]):
         return f"<{len(self)} chunks>"
 
 
-class MergedHeadersRequest(aiohttp.ClientRequest):
-    """A request that takes the headers as the session has merged them.
+class PreparedRequest(aiohttp.ClientRequest):
+    """A request whose headers the session has prepared, so that aiohttp adds none.
 
-    aiohttp builds the Host header for each request and adds the others to it one by
-    one, which takes 2.5 % of a cancel. Here, Host is one of the session's headers.
+    aiohttp would build the Host header, add the others to it one by one, and look which
+    of its own are missing: 4 % of a cancel.
     """
 
     def update_headers(self, headers: LooseHeaders | None) -> None:
-        """Take all headers, Host among them."""
+        """Take the headers of the session and of the request, merged by the session."""
         self.headers = CIMultiDict(headers or ())
+
+    def update_auto_headers(self, skip_auto_headers: Iterable[str] | None) -> None:
+        """Add none: the session has them."""
 
 
 class Session:
@@ -117,10 +120,13 @@ class Session:
         self._origin = URL(origin)
         self._session = borrowed
         self._owned = borrowed is None
-        self._evidence_class = SendEvidence if self._owned else SendTracker
+        self.new_evidence: type[SendEvidence] = (
+            SendEvidence if self._owned else SendTracker
+        )
+        """Makes what `send` fills in, which tells also of an attempt cut short."""
         # An own session carries the headers itself, which is cheaper than merging them
-        # into each request.
-        own = dict(headers)
+        # into each request. Their case is folded here, and not for each request.
+        own: dict[str, str] = {istr(name): text for name, text in headers.items()}
         if api_key is not None:
             own[AUTHORIZATION] = authorization(api_key)
         self._own_headers: Mapping[str, str] = own if self._owned else {}
@@ -179,9 +185,11 @@ class Session:
         return aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
-            # Host first, where servers look for it (RFC 9110, 7.2).
-            headers=CIMultiDict({HOST: host, **self._own_headers}),
-            request_class=MergedHeadersRequest,
+            # Host first, as RFC 9110 (7.2) recommends.
+            headers=CIMultiDict(
+                {HOST: host, ACCEPT_ENCODING: "gzip, deflate", **self._own_headers}
+            ),
+            request_class=PreparedRequest,
             max_line_size=HEADER_LIMIT,
             max_field_size=HEADER_LIMIT,
             max_headers=1024,
@@ -207,17 +215,6 @@ class Session:
         """Send another API key from now on."""
         self._request_headers[AUTHORIZATION] = authorization(api_key)
         self.key_generation += 1
-
-    def new_evidence(
-        self, *, alone: bool = False, permit: Callable[[], bool] | None = None
-    ) -> SendEvidence:
-        """Return what `send` fills in, which tells also of an attempt cut short.
-
-        Args:
-            alone: See `SendEvidence.alone`.
-            permit: See `SendEvidence.permit`.
-        """
-        return self._evidence_class(alone=alone, permit=permit)
 
     async def send(
         self,
@@ -247,7 +244,7 @@ class Session:
                 waited = await limiter.acquire(connect_seconds, now)
             except TimeoutError:
                 return NO_CONNECTION_FREE
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         send_evidence.set(evidence)
         try:
             if self._closed or (not self._owned and session.closed):
@@ -335,8 +332,8 @@ class Session:
             return self._timeout
         return _connect_within(connect_seconds)
 
-    def _headers_of(self, request: Request[Any]) -> dict[str, str]:
-        headers = {**self._request_headers}
+    def _headers_of(self, request: Request[Any]) -> CIMultiDict[str]:
+        headers = CIMultiDict(self._request_headers)
         if request.idempotency_key is not None:
             headers[IDEMPOTENCY_KEY] = request.idempotency_key
             # Also without a form: the official clients always send it.
