@@ -270,11 +270,11 @@ claimed AS (
     UPDATE async_refunds.items i SET
         generation = i.generation + (i.generation = 0
             OR (NOT i.maybe_sent AND i.outcome IS NOT NULL))::integer,
-        sent_before = CASE WHEN i.maybe_sent
-            THEN coalesce(i.claimed_at, i.known_at, history.at)
-            WHEN i.number <= history.last_number
+        sent_before = CASE WHEN i.number <= history.last_number
                 AND i.timeline IS DISTINCT FROM history.timeline
-            THEN greatest(i.added_at, history.seen_at) END,
+            THEN greatest(i.added_at, i.claimed_at, history.seen_at)
+            WHEN i.maybe_sent
+            THEN coalesce(i.claimed_at, i.known_at, history.at) END,
         credentials = CASE WHEN i.number <= history.last_number
                 AND i.timeline IS DISTINCT FROM history.timeline
             THEN NULL  -- who may have claimed it is lost

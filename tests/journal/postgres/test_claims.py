@@ -288,6 +288,22 @@ async def test_failover_under_a_holder_is_seen_before_anybody_noted_it(
         assert fleet.value(key) == first.idempotency_key
 
 
+async def test_age_of_a_key_counts_from_the_claim_that_a_failover_may_have_forgotten(
+    fleet: Fleet,
+) -> None:
+    fleet.add(["re_1"])
+    async with worker(fleet.address) as one:
+        await one.acquire()
+        await one.claim()
+        begin_history(fleet)
+        fleet.do("UPDATE async_refunds.items SET claimed_at = now() - interval '22 h'")
+        await one.leases.release(None)
+        await one.acquire()
+        (again,) = await one.claim()
+        assert again.maybe_sent
+        assert one.journal.now() - again.key_created_at < 60
+
+
 async def test_result_of_a_claim_that_a_failover_forgot_says_that_it_was_sent(
     fleet: Fleet,
 ) -> None:
