@@ -555,7 +555,7 @@ async def test_run_alone_waits_for_the_end_of_a_lease(
             return looks[-1]
 
         monkeypatch.setattr(alone.leases, "acquire", noted)
-        await one.acquire()
+        assert await one.acquire() == {None}
         claiming = asyncio.create_task(alone.claim({None: 5}))
         await until(lambda: len(looks) > 1)
         assert looks == [[]] * len(looks)
