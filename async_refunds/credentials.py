@@ -24,8 +24,8 @@ KeyProvider: TypeAlias = "Callable[[], str | Awaitable[str]]"
 def credentials_digest(api_key: str, stripe_context: str | None) -> str:
     """Return eight hex digits that tell whether two clients act on the same account.
 
-    It may be kept and shown. A key has some hundred random bits, and 32 of a digest
-    give none of them away: most keys there are have the same one as many others.
+    It may be kept and shown. It has 32 bits, and a key has some hundred: very many keys
+    have the same digest, so it does not tell which one was used.
 
     Args:
         api_key: The key.

@@ -38,7 +38,7 @@ class Accounts:
         self.queues: dict[str | None, AccountQueue] = {}
         """Of each account."""
         self.lost: set[str | None] = set()
-        """Those that were dropped, and have not come again."""
+        """Those that were dropped, where none comes again."""
         self._new_queue = new_queue
         self._rounds = rounds
         self._on_idle = on_idle
@@ -61,7 +61,6 @@ class Accounts:
         drained goes on draining.
         """
         queue = self.queues.get(account)
-        self.lost.discard(account)
         if queue is not None and queue.dropped:
             queue.reopening = True
         elif queue is None or not queue.draining:
@@ -90,7 +89,8 @@ class Accounts:
         A call under way ends without another request, and its result is not told.
         """
         for account in accounts:
-            self.lost.add(account)
+            if self._on_idle is None:
+                self.lost.add(account)
             queue = self.queues.get(account)
             if queue is not None:
                 queue.drop()

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 # several every further request is wasted.
 _EVIDENCE = 3
 
-# Seconds after which a service that never answered counts as unreachable. A restart of
-# what stands before Stripe is over by then.
-_SILENCE = 5.0
+SILENCE = 5.0
+"""Seconds after which a service that never answered counts as unreachable. A restart of
+what stands before Stripe is over by then."""
 
 _NOBODY: frozenset[str] = frozenset()  # one for all: each takes 216 bytes
 
@@ -113,7 +113,7 @@ class ServiceMonitor:
         """
         seconds = self._patience
         if not (self.has_answered or outage.reached):
-            seconds = min(seconds, _SILENCE)  # no network, or not the right address
+            seconds = min(seconds, SILENCE)  # no network, or not the right address
         if not outage.lasts(seconds, now):
             return None
         what = "could not be reached" if not outage.reached else "failed"

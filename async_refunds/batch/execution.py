@@ -210,7 +210,7 @@ class Execution:
             await self._drain()
         if self._error is not None:
             raise self._error
-        if self._input_ends and (lost := self._scheduler.accounts.lost):
+        if lost := self._scheduler.accounts.lost:
             names = [account or "the key's own account" for account in lost]
             raise JournalError(
                 f"another process has taken over {', '.join(sorted(names))}: what "

@@ -212,9 +212,8 @@ class CallAttempts(msgspec.Struct, eq=False):
             # What came before was no answer to this request, perhaps: then that one's
             # is lost, and it may be carried out.
             self.maybe_sent = True
-        self.unconfirmed = (
-            failed.proof is not Proof.KEY
-        )  # only the read makes a no of it
+        # Only the read makes a no of it.
+        self.unconfirmed = failed.proof is not Proof.KEY
         if failed.proof is Proof.KEY:
             return failed
         self.refused_before, self.refused_alike = seen, twice

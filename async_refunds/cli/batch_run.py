@@ -19,6 +19,7 @@ from async_refunds.journal import JournalReader
 from async_refunds.results import CANCELED, CancelRequest, CancelResult
 
 from .exit_codes import DONE, INTERRUPTED, NOT_ALL, UNKNOWN
+from .options import CONCURRENCY, PATIENCE
 from .progress import BatchProgress, shown
 from .report_data import CanceledSums, effort
 from .summary import NOT_BEGUN, exit_code, next_steps, outcome_table
@@ -40,10 +41,6 @@ STOPPING = (
 NOT_SENT = "interrupted, nothing was sent"
 
 RESULT_COLUMNS = ("refund_id", "outcome", "idempotency_key", "error")
-
-# The defaults of `cancel_many`.
-_CONCURRENCY = 50
-_PATIENCE = 120.0
 
 _TOO_MANY = 429
 
@@ -145,10 +142,10 @@ class BatchRun:
             batch = Batch(
                 refunds,
                 self._requests if kept is None else (),
-                concurrency=options.concurrency or _CONCURRENCY,
+                concurrency=options.concurrency or CONCURRENCY,
                 rate=options.rate,
                 journal=None if kept is None else kept.journal,
-                patience=options.patience or _PATIENCE,
+                patience=options.patience or PATIENCE,
                 timeout=options.timeout,
             )
             broken: JournalError | None = None
@@ -294,7 +291,7 @@ class BatchRun:
         assert self._kept is not None  # noqa: S101 - the callers look
         with suppress(JournalError):
             reader = JournalReader(self._kept.path)
-            if reader.has(self._kept.journal.last_commit):
+            if reader.has_commit(self._kept.journal.last_commit):
                 return reader
         return None
 

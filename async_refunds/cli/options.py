@@ -27,6 +27,11 @@ from .usage import refuse_keys
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+# The defaults of `cancel_many`.
+CONCURRENCY = 50
+PATIENCE = 120.0
+"""Seconds."""
+
 REFUND_HELP = "re_... or pyr_..."
 
 # Known values that fit into a message.

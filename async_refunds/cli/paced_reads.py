@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from async_refunds.batch.closing import SILENCE
 from async_refunds.errors import (
     APIConnectionError,
     APIError,
@@ -13,6 +14,7 @@ from async_refunds.errors import (
     RefundsError,
 )
 
+from .options import PATIENCE
 from .progress import ReadProgress, shown
 
 if TYPE_CHECKING:
@@ -33,11 +35,6 @@ https://docs.stripe.com/rate-limits."""
 _READ_RATE = 20.0
 _IN_FLIGHT = 25
 _NOT_READ = " could not be read: "
-
-
-# As long as a batch waits, see `async_refunds.batch.closing`.
-_PATIENCE = 120.0
-_SILENCE = 5.0
 
 
 class _Service:
@@ -72,7 +69,7 @@ class _Service:
         failing = now - self._failing_since
         patience = self._patience
         if not self.has_answered:  # no network, or not the right address
-            patience = min(patience, _SILENCE)
+            patience = min(patience, SILENCE)
         return failing if failing >= patience else None
 
 
@@ -94,7 +91,7 @@ class PacedReads:
     ) -> None:
         self._interval = 1 / min(options.rate or _READ_RATE, STRIPE_RATE)
         self._timeout = options.timeout
-        self._service = _Service(getattr(options, "patience", None) or _PATIENCE)
+        self._service = _Service(getattr(options, "patience", None) or PATIENCE)
         self._on_read = on_read
         self._next: dict[str | None, float] = {}
         self._done = self._failed = 0

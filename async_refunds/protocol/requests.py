@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", covariant=True)  # noqa: PLC0105 - one letter is the field's habit
 
-# Their case is folded once, and not for each answer: that takes 3 % of a cancel.
+# Their case is folded once, and not for each answer: that takes 0.5 % of a cancel.
 IDEMPOTENCY_KEY = istr("Idempotency-Key")
 REQUEST_ID = istr("Request-Id")
 REPLAYED = istr("Idempotent-Replayed")

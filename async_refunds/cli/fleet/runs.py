@@ -151,10 +151,10 @@ def fleet_steps(reader: RunReader, outcomes: Outcomes, retry: str) -> Steps:
 def _worker_steps(reader: RunReader) -> tuple[str, str]:
     """Return what workers do about unknown refunds, and about open ones."""
     if reader.state == "paused":
-        resume = shlex.join(["async-refunds", "fleet", "resume", reader.name])
+        resume = fleet_command("resume", reader.name)
         return (
-            f"paused, a worker asks again after `{resume}`",
-            f"paused: nothing until `{resume}`",
+            f"paused, a worker asks again after {resume}",
+            f"paused: nothing until {resume}",
         )
     if reader.state == "closed":
         return "the run is closed, no worker asks", "nothing: the run is closed"
@@ -229,9 +229,9 @@ def _closed(run: str, closed: administration.Closed) -> str:
     )
     if not closed.left:
         return f"{said}; {run} is closed"
-    first = [["retry", run, "--outcome", DEAD]] if closed.dead else []
-    first += [["resume", run]] if closed.paused else []
-    commands = [f"`{shlex.join(['async-refunds', 'fleet', *each])}`" for each in first]
+    commands = [fleet_command("retry", run, "--outcome", DEAD)] if closed.dead else []
+    if closed.paused:
+        commands.append(fleet_command("resume", run))
     who = f"after {' and '.join(commands)} a worker" if commands else "a worker"
     return (
         f"{said}; {counted(closed.left, 'refund')} perhaps sent: {who} asks again, "

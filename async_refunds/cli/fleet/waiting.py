@@ -31,9 +31,9 @@ def brief(error: str) -> str:
     return _SUBJECT.sub("", error)
 
 
-def fleet_command(name: str, run: str) -> str:
-    """Return a command of ``fleet`` for a run."""
-    return f"`{shlex.join(['async-refunds', 'fleet', name, run])}`"
+def fleet_command(name: str, run: str, *words: str) -> str:
+    """Return a command of ``fleet`` for a run, to be copied."""
+    return f"`{shlex.join(['async-refunds', 'fleet', name, run, *words])}`"
 
 
 def waiting_lines(connection: Connection, run: str, count: int) -> Iterator[str]:

@@ -13,7 +13,13 @@ import typer
 
 from async_refunds.cli.config import Connection
 from async_refunds.cli.exit_codes import DONE
-from async_refunds.cli.options import BatchOptions, Format, canceling
+from async_refunds.cli.options import (
+    CONCURRENCY,
+    PATIENCE,
+    BatchOptions,
+    Format,
+    canceling,
+)
 from async_refunds.cli.output import Output, refuse
 from async_refunds.cli.tables import counted
 from async_refunds.errors import JournalError
@@ -52,8 +58,6 @@ STOPPING = (
     "the accounts are given back (interrupt again to end at once)"
 )
 
-_CONCURRENCY = 50
-_PATIENCE = 120.0
 _LEAST_LEASE = 1.0
 """Seconds. It is renewed three times in each, over a network; and the others look for
 what a silent worker has left from one second on."""
@@ -144,10 +148,10 @@ def worker(
                     refunds,
                     tenant=given.tenant,
                     name=given.name,
-                    concurrency=batch.concurrency or _CONCURRENCY,
+                    concurrency=batch.concurrency or CONCURRENCY,
                     ttl=given.lease,
                     rate=batch.rate,
-                    patience=batch.patience or _PATIENCE,
+                    patience=batch.patience or PATIENCE,
                     timeout=batch.timeout,
                     stop=stop,
                     on_ready=lambda: output.say(WORKING.format(api=api)),

@@ -100,7 +100,7 @@ class JournalReader:
         self._run = state.run
         self._commit = state.commit
 
-    def has(self, commit: tuple[bytes, int]) -> bool:
+    def has_commit(self, commit: tuple[bytes, int]) -> bool:
         """Tell whether it has what `SqliteJournal.last_commit` is of, or more."""
         seed, commits = commit
         return self._commit[0] == seed and self._commit[1] >= commits

@@ -35,6 +35,15 @@ def begin_history(fleet: Fleet) -> None:
     fleet.do("UPDATE async_refunds.items SET timeline = 'before'")
 
 
+def forget_claims(fleet: Fleet) -> None:
+    """Leave what a failover does that has lost all claims."""
+    fleet.do(
+        """UPDATE async_refunds.items SET maybe_sent = false, generation = 0,
+            claimed_by = NULL, claim_number = NULL, claimed_at = NULL,
+            timeline = NULL, claims = 0, credentials = NULL"""
+    )
+
+
 async def test_items_of_all_open_runs_come_by_priority_then_number(
     fleet: Fleet,
 ) -> None:
@@ -274,12 +283,8 @@ async def test_failover_under_a_holder_is_seen_before_anybody_noted_it(
     async with worker(fleet.address) as one:
         await one.acquire()
         (first,) = await one.claim(limit=1)
-        # What a failover to a standby that had not got the claim leaves.
         begin_history(fleet)
-        fleet.do(
-            """UPDATE async_refunds.items SET maybe_sent = false, generation = 0,
-                claimed_by = NULL, claim_number = NULL, timeline = NULL, claims = 0"""
-        )
+        forget_claims(fleet)
         (second,) = await one.claim()
         assert second.refund_id == "re_2", "re_1 is under way"
         assert second.maybe_sent
@@ -313,11 +318,7 @@ async def test_result_of_a_claim_that_a_failover_forgot_says_that_it_was_sent(
         await one.acquire()
         (claim,) = await one.claim()
         begin_history(fleet)
-        fleet.do(
-            """UPDATE async_refunds.items SET maybe_sent = false, generation = 0,
-                claimed_by = NULL, claim_number = NULL, timeline = NULL, claims = 0,
-                claimed_at = NULL"""
-        )
+        forget_claims(fleet)
         await one.leases.renew()
         await one.settle(claim, "unknown")
         assert fleet.value("SELECT claimed_at IS NOT NULL FROM async_refunds.items")

@@ -16,7 +16,7 @@ from async_refunds.journal.postgres.journal import MOST_CLAIMS
 from async_refunds.results import CancelResult
 from tests.support.fleets import URL, ids, result, until, worker
 
-from .test_claims import attempt, begin_history
+from .test_claims import attempt, begin_history, forget_claims
 
 if TYPE_CHECKING:
     from tests.support.fleets import Fleet, Worker
@@ -36,15 +36,6 @@ def item(fleet: Fleet, columns: str, refund_id: str = "re_1") -> tuple[Any, ...]
         refund_id,
     )
     return tuple(row)
-
-
-def forget_claims(fleet: Fleet) -> None:
-    """Leave what a failover does that has lost all claims."""
-    fleet.do(
-        """UPDATE async_refunds.items SET maybe_sent = false, generation = 0,
-            claimed_by = NULL, claim_number = NULL, claimed_at = NULL,
-            timeline = NULL, claims = 0"""
-    )
 
 
 async def hold_again(one: Worker) -> None:
