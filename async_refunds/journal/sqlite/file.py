@@ -20,7 +20,7 @@ from async_refunds.journal.base import require_target
 from async_refunds.journal.keys import DERIVATION
 
 from .claim_pages import ClaimPages
-from .errors import SAYS_NOTHING, UNREADABLE, explained
+from .errors import SAYS_NOTHING, UNREADABLE, closed, explained
 from .items import Items
 from .lock import Lock
 from .migration import migrate, read_run
@@ -101,6 +101,8 @@ def _checked(place: str, run: Run | None) -> tuple[int, RunState | None]:
         )
     if run is not None:
         require_target(kept, run, f"the journal {place!r}")
+        if state is not None and state.closed:
+            raise closed(place, state.open)
     if state is not None and state.derivation != DERIVATION:
         raise JournalError(
             f"the journal {place!r} derives its keys by rule {state.derivation}, and "
