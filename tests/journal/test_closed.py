@@ -7,20 +7,19 @@ import os
 import signal
 import sqlite3
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from async_refunds.errors import InvalidRequestError, JournalError
 from async_refunds.journal import Claim, JournalReader, Record, Run, SqliteJournal
-from async_refunds.journal.sqlite.items import Items
+from async_refunds.journal.sqlite import bulk
 from async_refunds.results import CancelOutcome, CancelRequest, CancelResult
 from tests.support.journals import claimed
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from async_refunds.journal.sqlite.rows import Item
 
 real = pytest.mark.asyncio(loop_factories=["real"])
 
@@ -228,20 +227,21 @@ async def test_many_refunds_of_several_accounts_are_closed(path: Path) -> None:
         assert journal.tally().open == 15
 
 
-def test_run_is_closed_at_once_or_not_at_all(path: Path) -> None:
+def test_run_is_closed_at_once_or_not_at_all(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A kill in the middle leaves the journal as it was."""
     asyncio.run(journal_of_each_kind(path))
     before = records(path)
     child = os.fork()
     if not child:
-        write = Items._write  # noqa: SLF001 - in a process of its own
 
-        def kill(self: Items, db: sqlite3.Connection, items: list[Item]) -> None:
-            write(self, db, items)
+        def kill(*given: Any) -> None:
+            bulk.write_rows(*given)
             os.kill(os.getpid(), signal.SIGKILL)
 
-        Items._write = kill  # type: ignore[method-assign]  # noqa: SLF001 - the same
         try:
+            monkeypatch.setattr("async_refunds.journal.sqlite.items.write_rows", kill)
             SqliteJournal.open(path).close_run()
         finally:
             os._exit(1)
@@ -254,16 +254,18 @@ def test_run_is_closed_at_once_or_not_at_all(path: Path) -> None:
 
 
 @real
-async def test_what_cannot_be_written_closes_nothing(path: Path) -> None:
+async def test_what_cannot_be_written_closes_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await journal_of_each_kind(path)
     before = records(path)
+    monkeypatch.setattr("async_refunds.journal.sqlite.file._LOCK_WAIT", 0.0)
     with SqliteJournal.open(path) as journal:
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
-            other.execute("PRAGMA busy_timeout = 0")
-            journal._writer._db.execute("PRAGMA busy_timeout = 0")  # noqa: SLF001 - no wait
             other.execute("BEGIN IMMEDIATE")
             with pytest.raises(JournalError, match="locked by another program"):
                 journal.close_run()
+        assert not journal.run_closed
         with pytest.raises(JournalError, match="locked by another program"):
             journal.close_run()
     assert not JournalReader(path).run_closed
