@@ -13,9 +13,9 @@ HELP = """Continue a run that was interrupted, or that left refunds open.
 
 Refunds with a final outcome are skipped. Those that were in flight, or whose
 outcome is unknown, are sent again with the same idempotency key; those that
-failed for a temporary reason, with a new one. Address, accounts and options
-are those of the journal, unless an option is given again. The API key comes
-from STRIPE_API_KEY and must be of the same mode, live or test.
+failed, with a new one, until `async-refunds close` gives up on them. Address,
+accounts and options are those of the journal, unless an option is given again.
+The API key comes from STRIPE_API_KEY and must be of the same mode, live or test.
 
 The output has the results of this time; `async-refunds report` shows all.
 

@@ -16,6 +16,7 @@ from . import options, preview
 from .batch_run import BatchRun
 from .journals import BoundedJournal, OpenJournal
 from .output import Output, interruptible, os_reason, refuse
+from .summary import closed_run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -124,7 +125,9 @@ def run_batch(
         kept.journal.limit = send.limit
     except JournalError as error:
         refuse(f"{error}; nothing was sent")
-    if before:
+    if kept.journal.run_closed:
+        output.say(f"{kept.path} is {closed_run(tally.open)}")
+    elif before:
         new = f", {tally.total - before:,} of them new" if requests is not None else ""
         output.say(
             f"continuing {kept.path}, at {connection.base_url}: {tally.open:,} of "

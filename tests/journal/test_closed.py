@@ -7,7 +7,7 @@ import os
 import signal
 import sqlite3
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -236,8 +236,10 @@ def test_run_is_closed_at_once_or_not_at_all(
     child = os.fork()
     if not child:
 
-        def kill(*given: Any) -> None:
-            bulk.write_rows(*given)
+        def kill(
+            db: sqlite3.Connection, head: str, rows: list[tuple[object]], tail: str = ""
+        ) -> None:
+            bulk.write_rows(db, head, rows, tail)
             os.kill(os.getpid(), signal.SIGKILL)
 
         try:
