@@ -18,8 +18,9 @@ from .exit_codes import DONE, NOT_ALL
 from .list_files import STDIN, UnreadableError, display_name, read_list
 from .output import Output, interruptible, print_error, refuse, to_stderr
 from .paced_reads import PacedReads
+from .plan import must_ask
 from .refund_list import RefundList
-from .start_batch import must_ask, open_journal, open_output, run_batch
+from .start_batch import open_journal, open_output, run_batch
 from .tables import counted
 
 if TYPE_CHECKING:

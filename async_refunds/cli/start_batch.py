@@ -12,7 +12,7 @@ import msgspec
 from async_refunds.errors import JournalError
 from async_refunds.journal import Run
 
-from . import options, preview
+from . import options, plan
 from .batch_run import BatchRun
 from .journals import BoundedJournal, OpenJournal
 from .output import Output, interruptible, os_reason, refuse
@@ -30,46 +30,6 @@ if TYPE_CHECKING:
         SendOptions,
     )
     from .refund_list import RefundList
-
-
-def must_ask(connection: Connection, total: int, send: SendOptions) -> bool:
-    """Tell whether somebody is asked before so many refunds are canceled."""
-    return connection.livemode and total > 1 and not send.yes
-
-
-def ask_for_live(
-    connection: Connection,
-    requests: RefundList | None,
-    kept: OpenJournal | None,
-    send: SendOptions,
-) -> None:
-    """Ask before more than one live refund is canceled, unless ``--yes`` was given.
-
-    Args:
-        connection: To the API.
-        requests: What is to be canceled.
-        kept: The journal, whose open refunds are canceled too.
-        send: How many are canceled, and whether someone is asked.
-
-    Raises:
-        JournalError: It could not be read.
-    """
-    count = 0 if requests is None else requests.count
-    open_ = 0 if kept is None else kept.journal.tally().open
-    total = min(count + open_, send.limit or count + open_)
-    if must_ask(connection, total, send):
-        count = min(count, total)
-        known = preview.Preview()
-        accounts = set(() if requests is None else requests.accounts())
-        for record in () if kept is None else kept.journal.records():
-            if not record.settled:
-                accounts.update(filter(None, [record.stripe_account]))
-                known.add_record(record)
-        preview.ask(
-            *(connection, count, total - count),
-            accounts=sorted(accounts),
-            sums=preview.known_sums(known, total, readable=requests is not None),
-        )
 
 
 def run_batch(
@@ -93,7 +53,7 @@ def run_batch(
         output: Where everything is written.
         kept: The journal.
         send: How many are canceled, and whether someone is asked first.
-        asked: Whether someone was asked.
+        asked: Whether someone was asked, who then knows what the journal holds.
         brief: Show no summary if all are canceled.
         notes: Lines for the end of the summary.
 
@@ -103,7 +63,7 @@ def run_batch(
     if kept is None:
         assert requests is not None  # noqa: S101 - without a journal there is a list
         if not asked:
-            ask_for_live(connection, requests, None, send)
+            plan.ask(connection, requests, None, send)
         chosen = min(requests.count, send.limit or requests.count)
         run = BatchRun(
             *(output, batch, islice(requests, chosen)),
@@ -115,24 +75,22 @@ def run_batch(
         return _run(run, connection)
     batch = batch.or_else(_journal_options(kept))
     try:
-        tally = kept.journal.tally()
-        before = tally.total
         if not asked:
-            ask_for_live(connection, requests, kept, send)
+            asked = plan.ask(connection, requests, kept, send)
+        before = tally = kept.journal.tally()
         if requests is not None:
-            kept.journal.load(requests)
-        tally = kept.journal.tally()
+            added = kept.journal.load(requests)
+            tally = kept.journal.tally()
+            what = plan.before("it", before, requests.count, added)
+        else:
+            what = f"{tally.open:,} of {tally.total:,} refunds are open"
         kept.journal.limit = send.limit
     except JournalError as error:
         refuse(f"{error}; nothing was sent")
     if kept.journal.run_closed:
         output.say(f"{kept.path} is {closed_run(tally.open)}")
-    elif before:
-        new = f", {tally.total - before:,} of them new" if requests is not None else ""
-        output.say(
-            f"continuing {kept.path}, at {connection.base_url}: {tally.open:,} of "
-            f"{tally.total:,} refunds are open{new}"
-        )
+    elif before.total and not (asked and requests is not None):
+        output.say(f"continuing {kept.path}, at {connection.base_url}: {what}")
     done = tally.total - tally.open
     run = BatchRun(
         *(output, batch),
