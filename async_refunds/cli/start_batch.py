@@ -73,7 +73,7 @@ def run_batch(
             notes=notes,
         )
         return _run(run, connection)
-    batch = batch.or_else(_journal_options(kept))
+    batch = batch.or_else(journal_options(kept.path, kept.journal.run))
     try:
         if not asked:
             asked = plan.ask(connection, requests, kept, send)
@@ -142,12 +142,13 @@ def open_run(stack: ExitStack, path: str, run: Run | None) -> OpenJournal:
     return OpenJournal(journal, path)
 
 
-def _journal_options(kept: OpenJournal) -> BatchOptions:
+def journal_options(path: str, run: Run) -> BatchOptions:
+    """Return the options that a journal keeps, or refuse."""
     try:
-        return msgspec.convert(kept.journal.run.options, options.BatchOptions)
+        return msgspec.convert(run.options, options.BatchOptions)
     except msgspec.ValidationError as error:
         refuse(
-            f"{kept.path} holds options that this release does not know ({error}); "
+            f"{path} holds options that this release does not know ({error}); "
             "nothing was sent"
         )
 
