@@ -37,8 +37,6 @@ class Accounts:
     ) -> None:
         self.queues: dict[str | None, AccountQueue] = {}
         """Of each account."""
-        self.lost: set[str | None] = set()
-        """Those that were dropped, where none comes again."""
         self._new_queue = new_queue
         self._rounds = rounds
         self._on_idle = on_idle
@@ -89,8 +87,6 @@ class Accounts:
         A call under way ends without another request, and its result is not told.
         """
         for account in accounts:
-            if self._on_idle is None:
-                self.lost.add(account)
             queue = self.queues.get(account)
             if queue is not None:
                 queue.drop()
