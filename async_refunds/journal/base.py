@@ -348,6 +348,6 @@ class BatchGuard:
         """Note that the batch has ended."""
         self._busy = False
 
-    async def explain_missing(self, *, stopped: bool) -> str | None:  # noqa: ARG002 - of the contract
+    async def explain_missing(self, *, stopped: bool) -> str | None:
         """Return ``None``: nobody else decides what the batch is given."""
         return None

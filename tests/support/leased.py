@@ -107,7 +107,7 @@ class LeasedJournal(MemoryJournal):
         ]
         self._refuse([claim for claim, _ in known])
 
-    async def explain_missing(self, *, stopped: bool) -> str | None:  # noqa: ARG002 - of the contract
+    async def explain_missing(self, *, stopped: bool) -> str | None:
         lost = {account for account, _ in self._numbers} - self.held.keys()
         return explain_lost(lost) if lost else None
 

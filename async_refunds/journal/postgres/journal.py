@@ -305,11 +305,7 @@ class PostgresJournal(BatchGuard):
         Items that others have added after this batch did for the last time are not
         missed.
         """
-        lost = [
-            account
-            for account, token in self._acquired.items()
-            if (lease := self.leases.get(account)) is None or lease.token != token
-        ]
+        lost = [each for each in self._acquired if self.leases.get(each) is None]
         if lost:
             return explain_lost(lost)
         if stopped:

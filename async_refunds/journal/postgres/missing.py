@@ -16,8 +16,8 @@ def explain_lost(accounts: Iterable[str | None]) -> str:
     """
     names = sorted(account or "the key's own account" for account in accounts)
     return (
-        f"another process has taken over {', '.join(names)}: what becomes of the refunds "
-        "that have no result here, the journal tells"
+        f"another process has taken over {', '.join(names)}: what becomes of the "
+        "refunds that have no result here, the journal tells"
     )
 
 
@@ -41,6 +41,6 @@ def explain(state: str, *, dead: int, settled: int, count: int) -> str:
     if settled:
         reasons.append(f"{settled:,} settled by another process")
     if dead:
-        reasons.append(f"{dead:,} dead: `async-refunds fleet retry` asks for these again")
+        reasons.append(f"{dead:,} dead: see `async-refunds fleet retry --help`")
     have = "refund has" if count == 1 else "refunds have"
     return f"{count:,} {have} no result here ({'; '.join(reasons)})"

@@ -448,7 +448,8 @@ RUNS = """SELECT run_id::text, seed, derivation, extract(epoch FROM created_at):
 
 ADD = """SELECT async_refunds.enqueue(
     (SELECT name FROM async_refunds.runs WHERE run_id = %(run_id)s::uuid),
-    %(ids)s::text[], %(given)s::text[]), extract(epoch FROM clock_timestamp())::float8"""
+    %(ids)s::text[], %(given)s::text[]),
+    extract(epoch FROM clock_timestamp())::float8"""
 ENSURE_RUN = """SELECT async_refunds.ensure_run(%(name)s, %(base_url)s, %(livemode)s,
     %(tenant)s, %(options)s::jsonb)::text"""
 RUN = """SELECT scope, options FROM async_refunds.runs

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -56,8 +55,10 @@ class Alone:
         on_result: Callable[[Batch], object] = lambda _: None,
     ) -> None:
         """Run a batch, and keep what it tells."""
-        async with await self.open() if journal is None else journal as journal:
-            batch = Batch(self.refunds, ids, journal=journal, concurrency=1)
+        async with (
+            await self.open() if journal is None else nullcontext(journal) as used
+        ):
+            batch = Batch(self.refunds, ids, journal=used, concurrency=1)
             async with aclosing(batch.results()) as results:
                 async for each in results:
                     self.results[each.refund_id] = each
@@ -87,6 +88,16 @@ async def test_each_refund_of_the_run_is_told_and_nothing_is_missing(
         alone.results.clear()
         await alone.cancel(ids)
         assert list(alone.results) == ["re_none"]
+
+
+async def test_next_batch_on_the_same_journal_misses_nothing_of_the_one_before(
+    fleet: Fleet,
+) -> None:
+    async with working_alone(fleet) as alone, await alone.open() as journal:
+        ids = alone.stripe.seed_refunds(2)
+        await alone.cancel(ids[:1], journal)
+        await alone.cancel(ids[1:], journal)
+        assert list(alone.results) == ids
 
 
 async def test_paused_run_is_told(fleet: Fleet) -> None:
@@ -175,7 +186,8 @@ async def test_refund_that_may_have_no_new_key_yet_is_told(fleet: Fleet) -> None
             ids[0],
         )
         fleet.do(
-            "UPDATE async_refunds.leases SET token = %s, until = now() - interval '1 s'",
+            "UPDATE async_refunds.leases "
+            "SET token = %s, until = now() - interval '1 s'",
             str(uuid4()),
         )
         with pytest.raises(JournalError, match="1 cannot be claimed now: begin again"):
