@@ -64,6 +64,16 @@ class Accounts:
         elif queue is None or not queue.draining:
             self.extend([account])
 
+    def look_again(self) -> None:
+        """Claim again of the accounts that had no more: others may have added some.
+
+        One that claims just now may have missed these, too.
+        """
+        for queue in self.queues.values():
+            claims, ending = queue.claims, queue.dropped or queue.draining
+            if (claims.exhausted or claims.asked) and not ending:
+                self.extend([queue.account])
+
     def works_on(self, account: str | None) -> bool:
         """Tell whether an account is open: neither forgotten nor dropped since."""
         queue = self.queues.get(account)

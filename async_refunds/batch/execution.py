@@ -144,6 +144,10 @@ class Execution:
         """
         self._scheduler.accounts.open(account)
 
+    def look_again(self) -> None:
+        """Claim again of the accounts that had no more: others may have added some."""
+        self._scheduler.accounts.look_again()
+
     def works_on(self, account: str | None) -> bool:
         """Tell whether an account is open: neither idle nor dropped since."""
         return self._scheduler.accounts.works_on(account)
