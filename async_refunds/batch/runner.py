@@ -93,7 +93,9 @@ async def cancel_many(
     Raises:
         JournalError: The journal is of no use, or could not be written: nothing more
             was sent, and what was under way is asked again when the run goes on. Or
-            another process has taken over some accounts, after all other results.
+            a journal of several machines has not let it come to a result for some
+            refunds (a run that is paused, an account that another process has taken
+            over): after all other results.
         TypeError, ValueError: An argument that cannot be right; nothing is sent.
         RuntimeError: The client is closed, or of another event loop.
         Exception: What the input raised, after the results of all that it had given.
