@@ -38,6 +38,8 @@ unknown, and the exit code is then 3.
 
 Use --journal for many: after a kill at any moment, the run continues where it
 was, with the same keys. It keeps the ids and the options, never the API key.
+Without it, repeat the command after a kill: what it had canceled by then is
+already_canceled.
 
 Exit codes: 0 all are canceled, or as many as --max says, 1 some are not, the
 answer was no, or stdout broke (`| head`), 2 wrong usage, 3 the outcome of some

@@ -170,15 +170,16 @@ async def test_web_service_does_not_call_overloaded_what_it_cannot_reach(
 
 
 @pytest.mark.parametrize(
-    ("refused", "code", "detail"),
+    "refused",
     [
-        (refusal(401), 500, "the API key is refused"),
-        (refusal(400, code="testmode_charges_only"), 502, "Stripe refused it"),
-        (refusal(451), 502, "Stripe refused it"),
+        refusal(401),
+        refusal(403),
+        refusal(400, code="testmode_charges_only"),
+        refusal(451),
     ],
 )
 async def test_web_service_says_of_any_refusal_what_it_was(
-    refused: bytes, code: int, detail: str, page: Page
+    refused: bytes, page: Page
 ) -> None:
     async with scripted(refused) as server:
         page.base_url = server.url
@@ -190,8 +191,8 @@ async def test_web_service_says_of_any_refusal_what_it_was(
             httpx.AsyncClient(transport=transport, base_url="http://shop") as shop,
         ):
             answer = await shop.post(f"/refunds/{REFUND}/cancel?request_key=intent-1")
-    assert answer.status_code == code
-    assert answer.json() == {"detail": detail}
+    assert answer.status_code == 502
+    assert answer.json() == {"detail": "Stripe refused it"}
 
 
 async def test_web_service_refuses_a_key_of_another_refund(page: Page) -> None:
