@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from .call import CallObserver, RetryGate
     from .credentials import KeyProvider
     from .models import Attempt, CallRecord, Refund
+    from .protocol.decoding import RefundPage
     from .protocol.outcome import SentBefore
-    from .protocol.requests import CreatedRange, RefundPage, Request
+    from .protocol.requests import CreatedRange, Request
     from .telemetry import CallStartHook
 
 STRIPE_VERSION = "2026-10-28.endive"
