@@ -39,10 +39,10 @@ _NEEDED = frozenset({"id", "object", "amount", "currency", "created", "status"})
 
 def decode_refund(body: bytes | msgspec.Raw) -> Refund | None:
     """Return the refund in a body; ``None`` if there is none."""
-    refund = decode_or_none(_REFUND, body)
-    if refund is not None:
-        return refund
-    fields = decode_or_none(_OBJECT, body)
+    try:
+        return _REFUND.decode(body)
+    except (ValueError, RecursionError):
+        fields = decode_or_none(_OBJECT, body)
     return None if fields is None else _refund_of(fields)
 
 
