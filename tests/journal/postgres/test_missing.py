@@ -160,7 +160,7 @@ async def test_dead_refund_is_told(fleet: Fleet) -> None:
         )
         with pytest.raises(
             JournalError,
-            match=r"1 refund has no result here \(1 dead: see `async-refunds",
+            match=r"1 refund has no result here \(1 dead: see `async-",
         ):
             await alone.cancel(())
         assert list(alone.results) == ids[1:]
