@@ -137,8 +137,8 @@ class SqliteJournal(BatchGuard):
 
         Any other open item is settled as ``failed``. What was perhaps sent stays open,
         and a batch still asks for it; a definite no to it is its end. The run takes no
-        more items. Blocks, until all of it is kept; a kill before that changes nothing. A
-        million items take some fifteen seconds.
+        more items. Blocks until all of it is kept, some fifteen seconds for a million
+        items; a kill before that changes nothing.
 
         Returns:
             How many items it settled; none the second time.
