@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.asyncio(loop_factories=["real"])
 
 STATE = "SELECT state FROM async_refunds.runs"
-_WAITS = """SELECT count(*) FROM pg_stat_activity
+WAITS = """SELECT count(*) FROM pg_stat_activity
     WHERE datname = current_database() AND wait_event_type = 'Lock'"""
 
 
@@ -32,7 +32,7 @@ async def beside(
 ) -> object:
     """Commit an open transaction once something waits for it, and return its result."""
     waiting = asyncio.create_task(asyncio.to_thread(then))
-    while not (fleet.value(_WAITS) or waiting.done()):  # noqa: ASYNC110 - of the server
+    while not (fleet.value(WAITS) or waiting.done()):  # noqa: ASYNC110 - of the server
         await asyncio.sleep(0.01)
     assert not waiting.done()
     first.commit()
@@ -50,7 +50,7 @@ async def test_claim_that_waits_for_what_is_settled_gets_nothing(fleet: Fleet) -
                 "UPDATE async_refunds.items SET settled = true, outcome = 'failed'"
             )
             claiming = asyncio.create_task(one.claim())
-            while not fleet.value(_WAITS):  # noqa: ASYNC110 - of the server
+            while not fleet.value(WAITS):  # noqa: ASYNC110 - of the server
                 await asyncio.sleep(0.01)
             closing.commit()
             assert ids(await claiming) == []
