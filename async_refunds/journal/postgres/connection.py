@@ -26,11 +26,15 @@ if TYPE_CHECKING:
 Connection: TypeAlias = AsyncConnection[TupleRow]
 
 TRANSIENT = (
-    psycopg.OperationalError,  # lost, shutting down, out of something, a deadlock
+    psycopg.OperationalError,  # lost, shutting down, out of something
     psycopg.InterfaceError,  # closed already
     errors.ReadOnlySqlTransaction,  # a standby: the primary is another one now
 )
 """What passes, so that the same statement is repeated on another connection."""
+
+_ENDED_BY_OTHERS = (errors.DeadlockDetected, errors.SerializationFailure)
+"""After these the same statement is repeated on the same connection: the server is
+there, and has undone it."""
 
 LASTING = (
     errors.InsufficientPrivilege,
@@ -243,6 +247,8 @@ class Link:
                         sent = True
                         with answering_within(self._patience, connection):
                             rows = await work(connection, in_doubt)
+                    except _ENDED_BY_OTHERS:
+                        pass  # so it is no outage
                     except TRANSIENT as error:
                         in_doubt = in_doubt or sent
                         await self._drop()
