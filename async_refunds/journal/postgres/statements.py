@@ -423,9 +423,10 @@ SELECT account, token::text FROM held"""  # noqa: S608 - our own text
 REKEY = f"""
 WITH {HISTORY},
 held AS MATERIALIZED (
-    SELECT l.account, l.token, greatest(0, extract(epoch FROM
-        greatest(l.no_new_key_until, h.seen_at + make_interval(secs => %(grace)s))
-        - h.at))::float8 AS wait
+    SELECT l.account, l.token, extract(epoch FROM
+        -- Before PostgreSQL 17 no infinite time has a difference.
+        greatest(l.no_new_key_until, h.seen_at + make_interval(secs => %(grace)s), h.at)
+        - h.at)::float8 AS wait
     FROM async_refunds.leases l CROSS JOIN history h
     WHERE l.scope = %(scope)s AND l.account = %(account)s AND l.token = %(token)s
     FOR SHARE OF l

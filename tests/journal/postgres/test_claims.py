@@ -404,7 +404,7 @@ async def test_account_of_which_a_failover_lets_nothing_be_claimed_yet_is_not_ta
         await one.leases.release(None, retry_later=False)
         begin_history(fleet)
         assert await one.acquire() == set(), "it is noted by this"
-        for seconds, taken in ((129, set[None]()), (131, {None})):
+        for seconds, taken in ((100, set[None]()), (131, {None})):
             fleet.do(
                 """UPDATE async_refunds.timelines
                     SET seen_at = now() - make_interval(secs => %s)""",
