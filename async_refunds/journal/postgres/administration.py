@@ -13,9 +13,9 @@ from .statements import HISTORY
 from .transactions import read_committed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection
 
-    from psycopg import Connection, Cursor
+    from psycopg import Connection
 
     Database = Connection[tuple[object, ...]]
 
@@ -36,11 +36,9 @@ _STATE = "SELECT state FROM async_refunds.runs WHERE name = %s"
 # Returns the version of the row: with each change it is another one.
 _PAUSE = """UPDATE async_refunds.runs SET state = 'paused'
     WHERE name = %s AND state = 'open' RETURNING xmin::text"""
-# Those that close a run have their last word one after another, and none of them while
-# refunds of it are opened again.
-_STATE_TO_CLOSE = """SELECT state, xmin::text FROM async_refunds.runs
+# Those that settle or open refunds of a run do so one after another.
+_STATE_FOR_CHANGE = """SELECT state, xmin::text FROM async_refunds.runs
     WHERE name = %s FOR NO KEY UPDATE"""
-_STATE_TO_RETRY = f"{_STATE} FOR SHARE"
 # What was claimed in commits that a failover lost may have been sent, and its row does
 # not say so. A role that may not tell the history, where others have, cannot know.
 _UNSENT = """
@@ -82,27 +80,23 @@ SELECT set_config('lock_timeout', %s, true), pg_advisory_xact_lock(
 ADDED_WITHIN = 5.0
 """Seconds for the transactions that add to a run to end. Later ones wait for it."""
 _CLOSE = "UPDATE async_refunds.runs SET state = 'closed' WHERE name = %s"
-# As workers do: leases before items, and in the order of their accounts. So nobody who
-# holds one waits for somebody who waits for that.
+# Leases are locked in the order of their accounts by all, and by those that write what
+# workers may write before that: so nobody waits for somebody who waits for him.
 _LOCK_LEASES = """
 SELECT FROM async_refunds.leases l JOIN async_refunds.runs r USING (scope)
     WHERE r.name = %(run)s AND l.account = ANY(%(accounts)s::text[])
     ORDER BY l.account FOR NO KEY UPDATE OF l
 """
-_WANTED = """
-    FROM async_refunds.items i JOIN async_refunds.runs r USING (run_id)
-    WHERE r.name = %(run)s
-        AND (i.dead AND %(dead)s OR NOT i.dead AND i.outcome = ANY(%(outcomes)s))
-"""
-_ACCOUNTS_WANTED = f"SELECT array_agg(DISTINCT i.account) {_WANTED}"
 # Only what nobody has under way is written. A definite no of its state may have been
 # saved under its key, for a day: the next claim takes a new one.
-_RETRY = f"""
-WITH run AS (
-    SELECT run_id, scope FROM async_refunds.runs WHERE name = %(run)s
-), wanted AS (
-    SELECT i.run_id, i.account, i.refund_id, i.maybe_sent, i.settled, i.dead
-        {_WANTED} AND i.account = ANY(%(accounts)s::text[])
+_OPEN_AGAIN = """
+WITH wanted AS MATERIALIZED (
+    SELECT i.run_id, i.account, i.refund_id, i.settled, i.dead,
+            i.outcome = 'not_cancelable' OR i.outcome IS NOT NULL AND NOT i.maybe_sent
+                AS needs_new_key
+        FROM async_refunds.items i JOIN async_refunds.runs r USING (run_id)
+        WHERE r.name = %(run)s
+            AND (i.dead AND %(dead)s OR NOT i.dead AND i.outcome = ANY(%(outcomes)s))
 ), opened AS (
     UPDATE async_refunds.items i SET settled = false, dead = false, claims = 0,
             claimed_by = NULL,
@@ -110,20 +104,27 @@ WITH run AS (
         FROM wanted w WHERE (i.settled OR i.dead) AND (i.run_id, i.account, i.refund_id)
             = (w.run_id, w.account, w.refund_id)
         RETURNING i.refund_id
-), woken AS (
-    UPDATE async_refunds.leases l SET not_before = '-infinity',
-            retry_at = '-infinity', retries = 0, takeovers = 0
-        FROM run WHERE l.scope = run.scope
-            AND l.account IN (SELECT account FROM wanted)
-        RETURNING l.account, l.no_new_key_until
 )
 SELECT (SELECT count(*) FROM opened),
-    (SELECT count(*) FROM wanted WHERE NOT settled AND NOT dead), (
+    count(*) FILTER (WHERE NOT settled AND NOT dead),
+    coalesce(array_agg(DISTINCT account), '{}'),
+    coalesce(array_agg(DISTINCT account) FILTER (WHERE needs_new_key), '{}')
+    FROM wanted
+"""
+_WAKE = """
+WITH woken AS (
+    UPDATE async_refunds.leases l SET not_before = '-infinity',
+            retry_at = '-infinity', retries = 0, takeovers = 0
+        FROM async_refunds.runs r WHERE r.name = %(run)s AND l.scope = r.scope
+            AND l.account = ANY(%(accounts)s::text[])
+        RETURNING l.account, l.no_new_key_until
+)
+SELECT (
         SELECT extract(epoch FROM max(l.no_new_key_until) - clock_timestamp())::float8
-        FROM woken l WHERE l.no_new_key_until > clock_timestamp() AND EXISTS (
-            SELECT FROM wanted w WHERE w.account = l.account AND NOT w.maybe_sent)
-    ), pg_notify('async_refunds', scope) FROM run
-"""  # noqa: S608 - our own text
+        FROM woken l WHERE l.no_new_key_until > clock_timestamp()
+            AND l.account = ANY(%(need_new_key)s::text[])
+    ), pg_notify('async_refunds', scope) FROM async_refunds.runs r WHERE name = %(run)s
+"""
 # What another one has in hand is no old result any more, or is deleted by that one.
 _PRUNE = """
 DELETE FROM async_refunds.items WHERE ctid = ANY(ARRAY(
@@ -204,15 +205,18 @@ def close(
     # No worker claims what is settled here. Of a run that is closed nobody does.
     with read_committed(connection):
         paused = connection.execute(_PAUSE, [run]).fetchone()
-    unsent = 0
-    for count in _settle_unsent(connection, run):
+    unsent, count = 0, 1
+    while count:
+        with read_committed(connection):
+            _found(connection, _STATE_FOR_CHANGE, run)
+            count = _settle_unsent(connection, run, _PAGE)
         unsent += count
-        if on_page is not None:
+        if count and on_page is not None:
             on_page(unsent)
     with read_committed(connection):
-        state, version = _found(connection, _STATE_TO_CLOSE, run)
+        state, version = _found(connection, _STATE_FOR_CHANGE, run)
         connection.execute(_NO_MORE_ADDED, [f"{ADDED_WITHIN}s", run])
-        unsent += sum(_settle_unsent(connection, run))  # what was added meanwhile
+        unsent += _settle_unsent(connection, run, None)  # what was added meanwhile
         row = connection.execute(_LEFT, [run]).fetchone()
         left, dead = (0, 0) if row is None else (int(str(row[0])), int(str(row[1])))
         if not left:
@@ -224,32 +228,13 @@ def close(
     return Closed(unsent, left, dead, state == "paused")
 
 
-def _settle_unsent(connection: Database, run: str) -> Iterator[int]:
-    """Settle what was never sent of a run, and yield how many of each page."""
-    given: dict[str, object] = {"run": run, "page": _PAGE}
-    while True:
-        with read_committed(connection):
-            count = _within(connection, given, _ACCOUNTS_OF_PAGE, _SETTLE_PAGE).rowcount
-        if not count:
-            return
-        yield count
-
-
-def _within(
-    connection: Database, given: dict[str, object], accounts: str, statement: str
-) -> Cursor[tuple[object, ...]]:
-    """Carry out a statement on what some accounts have, while no worker writes that.
-
-    Args:
-        connection: In a transaction.
-        given: The values of both statements.
-        accounts: Finds the accounts.
-        statement: Has them as a value too.
-    """
-    ((found,),) = connection.execute(accounts.encode(), given).fetchall()
+def _settle_unsent(connection: Database, run: str, most: int | None) -> int:
+    """Settle so many of what was never sent of a run, and return how many."""
+    given = {"run": run, "page": most}
+    ((found,),) = connection.execute(_ACCOUNTS_OF_PAGE.encode(), given).fetchall()
     within = {**given, "accounts": found or []}
     connection.execute(_LOCK_LEASES, within)
-    return connection.execute(statement.encode(), within)
+    return connection.execute(_SETTLE_PAGE.encode(), within).rowcount
 
 
 def retry(
@@ -269,13 +254,21 @@ def retry(
     Raises:
         JournalError: There is no such run, or it is closed.
     """
-    given = {"run": run, "outcomes": sorted(outcomes), "dead": dead}
+    given: dict[str, object] = {
+        "run": run,
+        "outcomes": sorted(outcomes),
+        "dead": dead,
+    }
     with read_committed(connection):
-        (state,) = _found(connection, _STATE_TO_RETRY, run)
+        state, _ = _found(connection, _STATE_FOR_CHANGE, run)
         if state == "closed":
             raise JournalError(f"{run!r} is closed")
-        within = _within(connection, given, _ACCOUNTS_WANTED, _RETRY)
-        ((opened, already, seconds, _),) = within.fetchall()
+        ((opened, already, accounts, need_new_key),) = connection.execute(
+            _OPEN_AGAIN, given
+        )
+        given |= {"accounts": accounts, "need_new_key": need_new_key}
+        connection.execute(_LOCK_LEASES, given)
+        ((seconds, _),) = connection.execute(_WAKE, given)
     return Retried(
         int(str(opened)),
         int(str(already)),

@@ -13,7 +13,7 @@ from psycopg import IsolationLevel
 
 from async_refunds.errors import JournalError
 from async_refunds.journal.postgres import administration
-from tests.support.fleets import FAR_TOO_LONG, Fleet, ids, worker
+from tests.support.fleets import FAR_TOO_LONG, Fleet, defaults, ids, worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -251,28 +251,73 @@ async def test_nothing_is_opened_again_in_a_run_that_is_being_closed(
 # ------------------------------------------------------ those who wait for each other
 
 
-async def test_close_and_retry_lock_no_refund_while_a_worker_writes(
-    fleet: Fleet,
+def retry(address: str) -> administration.Retried:
+    with psycopg.connect(address, autocommit=True) as connection:
+        return administration.retry(connection, "run", ["failed"])
+
+
+@pytest.mark.parametrize("command", [close, retry])
+async def test_leases_are_locked_in_the_order_of_their_accounts(
+    command: Callable[[str], object], fleet: Fleet
 ) -> None:
-    """Workers lock leases first. In another order each might wait for the other."""
-    fleet.add(["re_1", "re_2"])
-    fleet.do("UPDATE async_refunds.items SET dead = true WHERE refund_id = 're_2'")
-
-    def retry() -> object:
-        with psycopg.connect(fleet.address, autocommit=True) as connection:
-            return administration.retry(connection, "run", [], dead=True)
-
-    for command in (retry, lambda: close(fleet.address)):
-        with psycopg.connect(fleet.address) as working:
-            working.execute("SELECT FROM async_refunds.leases FOR SHARE")
-            waiting = asyncio.create_task(asyncio.to_thread(command))
-            while not (fleet.value(WAITS) or waiting.done()):  # noqa: ASYNC110 - of the server
-                await asyncio.sleep(0.01)
-            assert not waiting.done()
+    """As workers do. In another order each might wait for the other."""
+    for account in ("acct_b", "acct_a"):
+        fleet.add(["re_1"], account)
+    fleet.do("UPDATE async_refunds.items SET outcome = 'failed'")
+    with (
+        # Or an index happens to have it.
+        defaults(fleet.address, enable_indexscan="off", enable_bitmapscan="off"),
+        psycopg.connect(fleet.address) as working,
+    ):
+        lock = "SELECT FROM async_refunds.leases WHERE account = %s FOR SHARE NOWAIT"
+        working.execute(lock, ["acct_a"])
+        waiting = asyncio.create_task(asyncio.to_thread(command, fleet.address))
+        while not (fleet.value(WAITS) or waiting.done()):  # noqa: ASYNC110 - of the server
+            await asyncio.sleep(0.01)
+        assert not waiting.done()
+        working.execute(lock, ["acct_b"])
+        if command is close:  # what a worker may write is locked after that
             working.execute("SELECT FROM async_refunds.items FOR UPDATE NOWAIT")
-            working.commit()
-            await waiting
-    assert fleet.value("SELECT count(*) FROM async_refunds.items WHERE settled") == 2
+        working.commit()
+        await waiting
+
+
+async def test_retry_beside_another_one_waits_for_it(fleet: Fleet) -> None:
+    """Each would open the same refunds, in any order."""
+    fleet.add(["re_1"])
+    fleet.do("UPDATE async_refunds.items SET settled = true, outcome = 'failed'")
+    with begun(fleet.address) as first:
+        assert administration.retry(first, "run", ["failed"]).opened == 1
+        retried = await beside(fleet, first, lambda: retry(fleet.address))
+    assert retried == administration.Retried(0, 1, paused=False)
+
+
+@pytest.mark.parametrize(
+    ("row", "waits"),
+    [
+        ("outcome = 'not_cancelable', maybe_sent = true, settled = true", True),
+        ("outcome = 'failed', settled = true", True),
+        ("outcome = 'unknown', maybe_sent = true, settled = true", False),
+        ("maybe_sent = true, dead = true", False),
+        ("outcome = 'not_cancelable', maybe_sent = true, dead = true", True),
+    ],
+)
+async def test_retry_says_how_long_what_needs_a_new_key_waits(
+    row: str, fleet: Fleet, *, waits: bool
+) -> None:
+    fleet.add(["re_1"])
+    fleet.do(f"UPDATE async_refunds.items SET {row}")  # noqa: S608 - our own text
+    later = "UPDATE async_refunds.leases SET no_new_key_until = now() + interval '1 h'"
+    fleet.do(later)
+    outcomes = ["failed", "not_cancelable", "unknown"]
+    with psycopg.connect(fleet.address, autocommit=True) as connection:
+        retried = administration.retry(connection, "run", outcomes, dead=True)
+    assert retried.opened == 1
+    assert bool(retried.seconds) is waits
+    async with worker(fleet.address) as one:
+        await one.acquire()
+        claims = (await one.journal.claim({None: 1})).get(None, [])
+        assert ids(claims) == ([] if waits else ["re_1"])
 
 
 def old(fleet: Fleet, *ids: str) -> None:

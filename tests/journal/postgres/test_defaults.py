@@ -6,12 +6,9 @@ An operator sets it with ``ALTER DATABASE name SET ...`` or ``ALTER ROLE name SE
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
-from psycopg import sql
 
 from async_refunds.cli.fleet.change import Change
 from async_refunds.journal.postgres import (
@@ -20,31 +17,11 @@ from async_refunds.journal.postgres import (
     administration,
     migrate,
 )
-from tests.support.fleets import Fleet, ids, until, worker
+from tests.support.fleets import Fleet, defaults, ids, until, worker
 
 from .test_closed_runs import WAITS, beside
 
-if TYPE_CHECKING:
-    from collections.abc import Generator
-
 pytestmark = pytest.mark.asyncio(loop_factories=["real"])
-
-
-@contextmanager
-def defaults(address: str, **settings: str) -> Generator[None]:
-    """Let new sessions in a database begin with these until the end of the block."""
-    with psycopg.connect(address, autocommit=True) as connection:
-        name = sql.Identifier(connection.info.dbname)
-        for setting, value in settings.items():
-            connection.execute(
-                sql.SQL("ALTER DATABASE {} SET {} = {}").format(
-                    name, sql.Identifier(setting), sql.Literal(value)
-                )
-            )
-        try:
-            yield
-        finally:
-            connection.execute(sql.SQL("ALTER DATABASE {} RESET ALL").format(name))
 
 
 @pytest.mark.parametrize("level", ["repeatable read", "serializable"])
