@@ -54,7 +54,7 @@ _ACCOUNTS_OF_PAGE = f"""
 WITH {HISTORY}, page AS MATERIALIZED (
     SELECT i.account {_UNSENT} LIMIT %(page)s
 )
-SELECT array_agg(DISTINCT account) FROM page
+SELECT coalesce(array_agg(DISTINCT account), '{{}}') FROM page
 """  # noqa: S608 - our own text
 _SETTLE_PAGE = f"""
 WITH {HISTORY}, page AS MATERIALIZED (
@@ -230,11 +230,11 @@ def close(
 
 def _settle_unsent(connection: Database, run: str, most: int | None) -> int:
     """Settle so many of what was never sent of a run, and return how many."""
-    given = {"run": run, "page": most}
-    ((found,),) = connection.execute(_ACCOUNTS_OF_PAGE.encode(), given).fetchall()
-    within = {**given, "accounts": found or []}
-    connection.execute(_LOCK_LEASES, within)
-    return connection.execute(_SETTLE_PAGE.encode(), within).rowcount
+    given: dict[str, object] = {"run": run, "page": most}
+    ((accounts,),) = connection.execute(_ACCOUNTS_OF_PAGE.encode(), given)
+    given["accounts"] = accounts
+    connection.execute(_LOCK_LEASES, given)
+    return connection.execute(_SETTLE_PAGE.encode(), given).rowcount
 
 
 def retry(
