@@ -28,8 +28,8 @@ from .statements import (
     ENSURE_RUN,
     GIVE_BACK,
     HAND_OVER,
-    HOLDERS,
     MISSING,
+    NOT_TAKEN,
     REKEY,
     RUN,
     RUNS,
@@ -339,11 +339,11 @@ class PostgresJournal(BatchGuard):
             self._acquired.update((lease.account, lease.token) for lease in taken)
             missing = [account for account in missing if account not in self._acquired]
             values = {"accounts": [account or "" for account in missing]}
-            held = await self._writer.do(Operation(HOLDERS, values))
-            if not held:
+            not_taken = await self._writer.do(Operation(NOT_TAKEN, values))
+            if not not_taken:
                 return  # there is nothing to do for them
             if time.monotonic() > until:
-                account, owner = held[0]
+                account, owner = not_taken[0]
                 whose = account or "the key's own account"
                 raise JournalError(f"{owner} works on {whose}: wait for its end")
             await asyncio.sleep(_POLL)

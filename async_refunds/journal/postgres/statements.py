@@ -483,6 +483,9 @@ MISSING = """SELECT r.state, count(*) FILTER (WHERE i.dead),
         AND NOT coalesce(i.claimed_by = ANY (%(tokens)s::uuid[])
             AND i.claim_number IS NULL, false)
     GROUP BY r.state"""
-HOLDERS = """SELECT account, owner FROM async_refunds.leases
-    WHERE scope = %(scope)s AND account = ANY (%(accounts)s::text[])
-        AND until >= clock_timestamp() ORDER BY account"""
+# Those that have something to do, and who holds or held each: a lease may have been
+# given back by now, or was locked for a moment.
+NOT_TAKEN = f"""SELECT l.account, coalesce(l.owner, 'another worker')
+    FROM async_refunds.leases l
+    WHERE l.scope = %(scope)s AND l.account = ANY (%(accounts)s::text[])
+        AND {_has("true")} ORDER BY l.account"""  # noqa: S608 - our own text
