@@ -220,6 +220,7 @@ CREATE OR REPLACE VIEW async_refunds.metrics AS
             extract(epoch FROM clock_timestamp() - i.oldest)::float8
                 AS oldest_open_seconds,
             CASE WHEN l.not_before > clock_timestamp()
+                    AND (l.token IS NULL OR l.until <= clock_timestamp())
                 THEN extract(epoch FROM l.not_before - clock_timestamp())::float8
                 END AS waits_seconds,
             CASE WHEN l.retry_at > clock_timestamp()
