@@ -6,20 +6,27 @@ An operator sets it with ``ALTER DATABASE name SET ...`` or ``ALTER ROLE name SE
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
+import msgspec
 import psycopg
 import pytest
 
 from async_refunds.cli.fleet.change import Change
+from async_refunds.errors import JournalError, RefundsError
 from async_refunds.journal.postgres import (
     Database,
     FleetReader,
     administration,
     migrate,
 )
-from tests.support.fleets import Fleet, defaults, ids, until, worker
+from async_refunds.journal.postgres.schema import VERSION
+from tests.support.fleets import Fleet, defaults, ids, result, until, worker
 
 from .test_closed_runs import WAITS, beside
+
+if TYPE_CHECKING:
+    from tests.support.postgres_server import PostgresServer
 
 pytestmark = pytest.mark.asyncio(loop_factories=["real"])
 
@@ -118,6 +125,31 @@ async def test_tables_are_the_same_whatever_a_backslash_means(
         assert ids(await one.claim()) == ["re_1"]
 
 
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+async def test_tables_are_made_only_where_any_error_can_be_kept(
+    encoding: str, postgres_server: PostgresServer
+) -> None:
+    with postgres_server.database(migrated=False, encoding=encoding) as address:
+        with psycopg.connect(address, autocommit=True) as connection:
+            if encoding == "LATIN1":
+                with pytest.raises(JournalError, match="encoding LATIN1, in which"):
+                    migrate(connection)
+                return
+            migrate(connection)
+        fleet = Fleet(address)
+        fleet.add(["re_1"])
+        async with worker(address) as one:
+            await one.acquire()
+            (claim,) = await one.claim()
+            failed = msgspec.structs.replace(
+                result(claim, "failed"), error=RefundsError("返金 €")
+            )
+            await one.journal.settle([(claim, failed)])
+        (record,) = FleetReader(Database(address)).records()
+        assert record.error == "返金 €"
+        fleet.close()
+
+
 @pytest.mark.parametrize("level", ["repeatable read", "serializable"])
 async def test_two_that_make_the_tables_at_once_take_turns_at_any_level(
     level: str, postgres_empty_database: str
@@ -134,7 +166,7 @@ async def test_two_that_make_the_tables_at_once_take_turns_at_any_level(
     ):
         first.execute("SELECT 1")
         assert migrate(first) == 0  # and no commit yet
-        assert await beside(watching, first, second) == 3
+        assert await beside(watching, first, second) == VERSION
     watching.close()
 
 
