@@ -159,7 +159,8 @@ async def test_dead_refund_is_told(fleet: Fleet) -> None:
             ids[0],
         )
         with pytest.raises(
-            JournalError, match=r"1 refund has no result here \(1 dead: see `async-refunds"
+            JournalError,
+            match=r"1 refund has no result here \(1 dead: see `async-",
         ):
             await alone.cancel(())
         assert list(alone.results) == ids[1:]
