@@ -47,9 +47,9 @@ class ProvidedKey:
         self._session: Session | None = None
         self._key: SecretStr | None = None
         self._lock = asyncio.Lock()
-        self._answers = 0  # of the provider, good or not; none while it is broken off
+        self._answers = 0  # of the provider, good or not, but not if it is broken off
         self._failure = ""
-        """What the provider raised when it was last asked; empty if it gave a key."""
+        """What the provider raised when it last gave no key."""
 
     def connect(self, session: Session) -> None:
         """Give the key to this session, now and whenever it changes."""
@@ -117,7 +117,7 @@ class ProvidedKey:
         self._session.set_api_key(key)
 
     async def _provide(self) -> SecretStr:
-        task = asyncio.current_task()
+        task, key = asyncio.current_task(), None
         try:
             given = self._provider()
             found = await given if inspect.isawaitable(given) else given
@@ -132,11 +132,9 @@ class ProvidedKey:
             ):
                 raise
             self._failure = type(error).__name__
-        else:
-            self._failure = ""
         self._answers += 1
         # Outside of the `except`: the provider's error and its frames may show a key.
-        if self._failure:
+        if key is None:
             raise _no_key(self._failure)
         return key
 
