@@ -276,7 +276,7 @@ async def test_sweep_enqueues_what_waits_for_long(
         options: dict[str, Any] = {"run": "nightly", "accounts": (None, A)}
         assert await sweep(fleet.database, refunds, **options) == 3
         assert await sweep(fleet.database, refunds, **options) == 0
-        everything = {**options, "newer_than": 1e12, "older_than": 0}
+        everything: dict[str, Any] = {**options, "newer_than": 1e12, "older_than": 0}
         assert await sweep(fleet.database, refunds, **everything) == 2
     rows = await fleet.ask("SELECT refund_id, account FROM async_refunds.items")
     found = zip([*old, *others], ("", A, "", "", ""), strict=True)
