@@ -42,8 +42,8 @@ COLUMNS = (
 _TIMES = ("created", "known_at")
 
 # A spreadsheet takes what begins like this for a formula, which can start programs
-# (https://owasp.org/www-community/attacks/CSV_Injection). In some languages also in full
-# width, and after a semicolon, which separates cells there.
+# (https://owasp.org/www-community/attacks/CSV_Injection). In some languages also in
+# full width, and after a semicolon, which separates cells there.
 _FORMULA = re.compile("(^|;)(?=\\s*[-=+@\uff0d\uff1d\uff0b\uff20])")
 
 HELP = """Show what became of each refund of a run, also while it is going on.
