@@ -184,7 +184,15 @@ class Output:
         Raises:
             OutputLostError: See the class.
         """
-        self.raw(_encoded(lines))
+        self.raw(_encoded(map(printable, lines)))
+
+    def help(self, text: str) -> None:
+        """Write lines of our own, in which a key is an example.
+
+        Raises:
+            OutputLostError: See the class.
+        """
+        self.raw(_encoded(text.splitlines()))
 
     def raw(self, data: bytes) -> None:
         """Write bytes.
@@ -336,9 +344,8 @@ def _in_json(letter: str) -> str:
 def _encoded(lines: Iterable[str]) -> bytes:
     """Return printable lines in the encoding of the terminal. JSON is always UTF-8."""
     encoding = "utf-8" if sys.stdout is None else sys.stdout.encoding
-    return "".join(f"{printable(line)}\n" for line in lines).encode(
-        encoding, "backslashreplace"
-    )
+    text = "".join(f"{escape_controls(line)}\n" for line in lines)
+    return text.encode(encoding, "backslashreplace")
 
 
 def _open_for_append(path: str) -> int:
