@@ -477,18 +477,19 @@ ACCOUNTS = """WITH RECURSIVE names (name) AS (
             WHERE run_id = %(run_id)s::uuid AND NOT settled AND NOT dead
                 AND account > name)
         FROM names WHERE name IS NOT NULL)
-    SELECT extract(epoch FROM clock_timestamp())::float8,
+    SELECT extract(epoch FROM clock_timestamp())::float8, async_refunds.timeline(),
         ARRAY(SELECT name FROM names WHERE name IS NOT NULL)"""
 # What a batch did not come to a result of, though it was there before its input ended:
 # each item but those that were settled before, and those that it has settled itself.
-MISSING = """SELECT r.state, count(*) FILTER (WHERE i.dead),
-        count(*) FILTER (WHERE i.settled), count(*)
-    FROM async_refunds.items i JOIN async_refunds.runs r USING (run_id)
+# And in which history the database is: another one may lack what was added.
+MISSING = """SELECT async_refunds.timeline(),
+        (SELECT state FROM async_refunds.runs WHERE run_id = %(run_id)s::uuid),
+        count(*) FILTER (WHERE i.dead), count(*) FILTER (WHERE i.settled), count(*)
+    FROM async_refunds.items i
     WHERE run_id = %(run_id)s::uuid AND i.added_at <= to_timestamp(%(added_until)s)
         AND (NOT i.settled OR i.known_at >= to_timestamp(%(began_at)s))
         AND NOT coalesce(i.claimed_by = ANY (%(tokens)s::uuid[])
-            AND i.claim_number IS NULL, false)
-    GROUP BY r.state"""
+            AND i.claim_number IS NULL, false)"""
 # Those that have something to do, and who holds or held each: a lease may have been
 # given back by now, or was locked for a moment.
 NOT_TAKEN = f"""SELECT l.account, coalesce(l.owner, 'another worker')
