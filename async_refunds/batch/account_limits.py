@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from async_refunds.protocol.classification import Classification, Limit
-from async_refunds.protocol.requests import Response
 
 from .charge_locks import ChargeLocks
 from .endpoint import Endpoint
@@ -100,8 +99,6 @@ class AccountLimits:
             endpoint.record_limit(limit, attempt)
         if endpoint is self.cancels:
             self._note_lock(item, locked=limit is Limit.LOCK)
-        if isinstance(classification.reply, Response):
-            self.has_answered = True
         return sooner
 
     async def acquire_slot(self, item: Item, request: Request[Any]) -> bool:
@@ -115,7 +112,8 @@ class AccountLimits:
 
     def notify(self) -> None:
         """Wake the calls that wait for a slot that may be free sooner."""
-        self.cancels.notify()
+        if self.cancels.waiting:
+            self.cancels.notify()
         if self._made_reads is not None:
             self._made_reads.notify()
 

@@ -46,6 +46,7 @@ class AccountPacer:
     """
 
     __slots__ = (
+        "_cancels",
         "_changed",
         "_clock",
         "_ended",
@@ -82,6 +83,7 @@ class AccountPacer:
         self._service = service
         start = None if leases is None else leases.rate(account)
         self._limits = AccountLimits(new_pace, start, clock)
+        self._cancels = self._limits.cancels
         self._made_closing: Closing | None = None
         self._ended: asyncio.Event | None = None  # while a call sleeps: 0.8 KB
         self._sleeping = 0  # how many do
@@ -96,12 +98,12 @@ class AccountPacer:
     @property
     def rate(self) -> float:
         """Cancels a second that its pace allows now."""
-        return self._limits.cancels.pace.rate
+        return self._cancels.pace.rate
 
     @property
     def found_rate(self) -> float | None:
         """See `RateController.found_rate`."""
-        return self._limits.cancels.pace.found_rate
+        return self._cancels.pace.found_rate
 
     @property
     def in_trouble(self) -> bool:
@@ -143,7 +145,7 @@ class AccountPacer:
     def close(self, reply: Classification[Any], until: float = math.inf) -> None:
         """Cancel nothing of this account until then, because of this reply."""
         self._closing.close(reply, until)
-        self._limits.cancels.closed = self.dropped or self.draining or until < math.inf
+        self._cancels.closed = self.dropped or self.draining or until < math.inf
         self.notify()
 
     def reopen_if_due(self) -> None:
@@ -162,8 +164,8 @@ class AccountPacer:
 
     def _reopen(self) -> None:
         self._closing.reopen()
-        self._limits.cancels.outage = None
-        self._limits.cancels.closed = self.dropped or self.draining
+        self._cancels.outage = None
+        self._cancels.closed = self.dropped or self.draining
 
     # ------------------------------------------------------------------- replies
 
@@ -188,17 +190,17 @@ class AccountPacer:
             return
         if self._limits.record_reply(item, request, classification, attempt):
             self.notify()
-        closing, outage = self._made_closing, self._limits.cancels.outage
+        closing, outage = self._made_closing, self._cancels.outage
         if closing is not None and closing.until < math.inf and outage is None:
             self._reopen()
         if isinstance(reply, Response):
-            self._service.has_answered = True
+            self._limits.has_answered = self._service.has_answered = True
             self._judge_key(
                 item, reply, classification, cancel=request.method == "POST"
             )
         # After it was noted: a failure that came late does not begin the next outage.
         self.reopen_if_due()
-        outage = self._limits.cancels.outage
+        outage = self._cancels.outage
         if outage is not None and self.closed_by is None:
             verdict = self._service.judge(outage, reply, self._clock())
             if verdict is not None:
@@ -266,7 +268,7 @@ class AccountPacer:
             return True
         if not self.draining:
             return False
-        return endpoint is self._limits.cancels or seconds > 0 or not endpoint.is_free
+        return endpoint is self._cancels or seconds > 0 or not endpoint.is_free
 
     async def _sleep(self, seconds: float) -> None:
         """Sleep, but not beyond the end of the account."""

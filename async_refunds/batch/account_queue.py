@@ -109,7 +109,7 @@ class AccountQueue(AccountPacer):
         self.dropped, self.reopening = True, False
         self._retry_heap.clear()
         self.claims.take_all()
-        self._limits.cancels.closed = self._limits.reads.closed = True
+        self._cancels.closed = self._limits.reads.closed = True
         self._wake_sleepers()
         self.notify()
 
@@ -121,7 +121,7 @@ class AccountQueue(AccountPacer):
         """
         self.draining = True
         unsent = self.claims.take_all()
-        self._limits.cancels.closed = True
+        self._cancels.closed = True
         self._wake_sleepers()
         self.notify()
         return unsent
@@ -143,7 +143,7 @@ class AccountQueue(AccountPacer):
         if self.closed_by is not None:
             # Nothing is sent for them, so they have no pace.
             return self.claims.ask(most, LARGEST_PAGE)
-        return self.claims.ask(most, max(1, int(self._limits.cancels.pace.rate)))
+        return self.claims.ask(most, max(1, int(self._cancels.pace.rate)))
 
     def add_claims(self, claims: list[Claim], *, limit: int, version: int) -> None:
         """Take what the journal gave out; see `ClaimBuffer.fill`."""
@@ -166,28 +166,28 @@ class AccountQueue(AccountPacer):
         if self.ends_items:
             return -math.inf
         if (
-            self._limits.under_way >= self._limits.cancels.pace.concurrency
+            self._limits.under_way >= self._cancels.pace.concurrency
             or self._checked_out >= share
-            or self._limits.cancels.waiting  # retries go before new items
+            or self._cancels.waiting  # retries go before new items
         ):
             return math.inf
         return max(
-            self._limits.cancels.pace.free_at,
+            self._cancels.pace.free_at,
             -math.inf if pending and len(retrying) < max_retrying else retrying[0][0],
             self._paused_until,
         )
 
     def check_out(self, now: float) -> Item:
         """Give out the item whose turn it is, which `next_at` says there is."""
-        retrying, closed = self._retry_heap, self.closed_by is not None
-        if retrying and (retrying[0][0] <= now or closed or not self.claims.pending):
+        retrying, ends = self._retry_heap, self.ends_items
+        if retrying and (retrying[0][0] <= now or ends or not self.claims.pending):
             item = heapq.heappop(retrying)[2]
         else:
             item = Item(self.claims.take_next(now), now)
         self._checked_out += 1
         self._limits.under_way += 1
-        if not self.ends_items:
-            self._limits.cancels.pace.reserve(now)
+        if not ends:
+            self._cancels.pace.reserve(now)
         return item
 
     def put_back(self, item: Item, not_before: float) -> None:

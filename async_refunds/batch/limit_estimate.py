@@ -32,28 +32,21 @@ got through until the first 429s is what the limit lets through in so much more 
 Where it holds less the estimate is too low, and the search goes up from it."""
 
 
-def _span(rate: float) -> int:
+def span(rate: float) -> int:
     """Return how many answers are looked at together: those of a third of a second."""
     return max(_SPAN, int(_SPAN * rate / DOCUMENTED))
-
-
-def add_answer(recent: int, rate: float, *, refused: bool) -> int:
-    """Return the last answers with one more.
-
-    A bit each, the newest lowest: 1 is a 429.
-    """
-    return (recent << 1 | refused) & (1 << _span(rate)) - 1
 
 
 def has_fallen(recent: int, answers: int, rate: float) -> bool:
     """Tell whether the limit fell, by what went out after a cut.
 
     Args:
-        recent: The last answers; see `add_answer`.
+        recent: The last of its answers, at most a `span` of them, a bit each, the
+            newest lowest: 1 is a 429.
         answers: How many there were since the cut.
         rate: Of that time.
     """
-    return answers >= _ANSWERS and recent.bit_count() * _SPAN >= _REFUSALS * _span(rate)
+    return answers >= _ANSWERS and recent.bit_count() * _SPAN >= _REFUSALS * span(rate)
 
 
 def recent_share(recent: int) -> float:

@@ -30,11 +30,11 @@ from .limit_estimate import (
     HALF,
     LEAST_SHARE,
     MARGIN,
-    add_answer,
     has_fallen,
     limit_of_bucket,
     recent_share,
     share_through,
+    span,
 )
 
 _START = 20.0
@@ -166,7 +166,7 @@ class LimitSearch:
         self._let_in = 0  # answers until then that were no 429s
         self._answers = self._refused = 0  # since the cut, and 429s of these
         self._fresh_answers = self._fresh_refused = 0  # of what went out after it
-        self._recent = 0  # the last of these, a bit each, newest lowest: 1 is a 429
+        self._recent = 0  # the last of these; see `limit_estimate.has_fallen`
         self._passed = math.inf  # requests a second that got through before it
 
     def _found_rate(self) -> float | None:
@@ -201,7 +201,7 @@ class LimitSearch:
         self._fresh_answers += 1
         self._fresh_refused += refused
         if not self._mode.fixed:  # and its rate may be any number
-            self._recent = add_answer(self._recent, self._rate, refused=refused)
+            self._recent = (self._recent << 1 | refused) & (1 << span(self._rate)) - 1
 
     def _slow_down(self, now: float, sent_at: float) -> None:
         """Cut the rate for a 429, as far as no cut of the last second explains it.
