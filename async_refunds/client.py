@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from .call import CallObserver, RetryGate
     from .credentials import KeyProvider
     from .models import Attempt, CallRecord, Refund
+    from .protocol.decoding import RefundPage
     from .protocol.outcome import SentBefore
-    from .protocol.requests import CreatedRange, RefundPage, Request
+    from .protocol.requests import CreatedRange, Request
     from .telemetry import CallStartHook
 
 STRIPE_VERSION = "2026-10-28.endive"
@@ -79,7 +80,7 @@ class RefundsClient:
     """
 
     # Also a client whose construction failed has a repr, in the traceback of that.
-    _shown = "not made"
+    _shown = False
     _open = False
 
     def __init__(
@@ -145,7 +146,7 @@ class RefundsClient:
         )
         self._key_is_live = key is None or validation.is_live(key)
         self._base_url = origin
-        self._shown = f"{'live' if self._key_is_live else 'test'} {origin}"
+        self._shown = True
         self._open = session is None
         self._made_at = _caller(self) if self._open else ""
         telemetry.set_up_logging()
@@ -394,7 +395,9 @@ class RefundsClient:
             )
 
     def __repr__(self) -> str:
-        return f"<RefundsClient {self._shown}>"
+        if not self._shown:
+            return "<RefundsClient not made>"
+        return f"<RefundsClient {'live' if self.livemode else 'test'} {self._base_url}>"
 
     def _account(self, stripe_account: str | None) -> str | None:
         return self._stripe_account if stripe_account is None else stripe_account
@@ -446,6 +449,22 @@ def begin_call(
 def digest_of(refunds: RefundsClient) -> str:
     """Return the `credentials_digest` of a client; empty if its key may change."""
     return refunds._credentials_digest  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the client's own module
+
+
+async def load_key(refunds: RefundsClient, seconds: float | None = None) -> None:
+    """Have a callable give its key, so that the client's `livemode` is known.
+
+    Args:
+        refunds: The client.
+        seconds: How long that may take, in place of the policy's deadline.
+
+    Raises:
+        APITimeoutError: It took longer.
+        AuthenticationError: The callable failed, or gave no key.
+    """
+    provided = refunds._context.credentials  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the client's own module
+    if provided is not None:
+        await provided.load(deadline_of(refunds) if seconds is None else seconds)
 
 
 def deadline_of(refunds: RefundsClient) -> float:

@@ -3,7 +3,8 @@
 Field for field https://docs.stripe.com/api/refunds/object, as the schema in
 https://github.com/stripe/openapi has it. Fields this version does not know are
 ignored, and every status or reason is kept as the ``str`` that Stripe sent, since
-both lists are open. A field that Stripe left out is ``None``.
+both lists are open. A field that Stripe left out is ``None``, and so is one that is not
+as described.
 
 The customer's e-mail address is data of the caller: it can be read from the fields,
 and it is in no ``repr``.

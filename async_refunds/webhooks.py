@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from .errors import SignatureVerificationError, WebhookError
-from .models import Refund
+from .models import Refund  # noqa: TC001 - a struct's field
 from .protocol import validation
+from .protocol.decoding import decode_refund
 from .protocol.redaction import SecretBytes, SecretStr
 
 if TYPE_CHECKING:
@@ -159,7 +160,6 @@ class _Event(msgspec.Struct):
 
 
 _EVENT = msgspec.json.Decoder(_Event)
-_REFUND = msgspec.json.Decoder(Refund)
 
 
 def _decode(body: SecretBytes) -> RefundEvent:
@@ -174,14 +174,13 @@ def _decode(body: SecretBytes) -> RefundEvent:
         raise WebhookError(
             f"the webhook is not a refund event, but {shown}", event_type=shown
         )
-    try:
-        refund = _REFUND.decode(event.data.object)
-    except (ValueError, RecursionError):
+    refund = decode_refund(event.data.object)
+    if refund is None:
         kind = event.type
         del event  # as above
         raise WebhookError(
             f"the webhook's {kind} has no refund that can be read", event_type=kind
-        ) from None
+        )
     cause = event.request
     if not isinstance(cause, _Cause):
         cause = _Cause(id=cause)

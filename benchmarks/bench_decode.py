@@ -26,7 +26,6 @@ if not __package__:  # run by its path, whose folder is first in the search path
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from async_refunds import Refund
-from async_refunds.protocol.classification import decode_or_none
 from async_refunds.protocol.requests import retrieve_request
 from benchmarks import canned, drawing, report
 from benchmarks.harness import Figure, figure, in_turn, ratio
@@ -88,7 +87,6 @@ def _annotation(found: Any) -> Any:  # noqa: ANN401 - a type, of whatever form
 
 def ways() -> dict[str, Callable[[bytes], Any]]:
     """Return what is measured, by name."""
-    decoder = retrieve_request(REFUND_ID).decoder
     client = stripe.StripeClient("sk_test_bench")
 
     def official(body: bytes) -> stripe.StripeObject:
@@ -96,7 +94,7 @@ def ways() -> dict[str, Callable[[bytes], Any]]:
         return client.deserialize(response, api_mode="V1")
 
     return {
-        OURS: functools.partial(decode_or_none, decoder),
+        OURS: retrieve_request(REFUND_ID).decode,
         OFFICIAL: official,
         "pydantic": model(Refund).model_validate_json,
         "json.loads": json.loads,

@@ -37,8 +37,6 @@ class Accounts:
     ) -> None:
         self.queues: dict[str | None, AccountQueue] = {}
         """Of each account."""
-        self.lost: set[str | None] = set()
-        """Those that were dropped, where none comes again."""
         self._new_queue = new_queue
         self._rounds = rounds
         self._on_idle = on_idle
@@ -66,6 +64,16 @@ class Accounts:
         elif queue is None or not queue.draining:
             self.extend([account])
 
+    def look_again(self) -> None:
+        """Claim again of the accounts that had no more: others may have added some.
+
+        One that claims just now may have missed these, too.
+        """
+        for queue in self.queues.values():
+            claims, ending = queue.claims, queue.dropped or queue.draining
+            if (claims.exhausted or claims.asked) and not ending:
+                self.extend([queue.account])
+
     def works_on(self, account: str | None) -> bool:
         """Tell whether an account is open: neither forgotten nor dropped since."""
         queue = self.queues.get(account)
@@ -89,8 +97,6 @@ class Accounts:
         A call under way ends without another request, and its result is not told.
         """
         for account in accounts:
-            if self._on_idle is None:
-                self.lost.add(account)
             queue = self.queues.get(account)
             if queue is not None:
                 queue.drop()

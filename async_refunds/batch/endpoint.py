@@ -6,12 +6,7 @@ import asyncio
 import math
 from typing import TYPE_CHECKING, Any, Protocol
 
-from async_refunds.protocol.classification import (
-    Classification,
-    Limit,
-    Outcome,
-    decode_or_none,
-)
+from async_refunds.protocol.classification import Classification, Limit, Outcome
 from async_refunds.protocol.requests import TransportFailure
 
 if TYPE_CHECKING:
@@ -208,5 +203,5 @@ def _is_outage(request: Request[Any], classification: Classification[Any]) -> bo
     if isinstance(reply, TransportFailure):
         return True
     if classification.outcome is Outcome.AMBIGUOUS and reply.status < 300:  # noqa: PLR2004 - HTTP's successes
-        return decode_or_none(request.decoder, reply.body) is None
+        return request.decode(reply.body) is None
     return reply.status >= 500 or reply.status in _OUTAGE  # noqa: PLR2004 - server errors

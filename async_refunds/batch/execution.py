@@ -123,7 +123,7 @@ class Execution:
         )
         self._error: BaseException | None = None
         self._calling: set[asyncio.Task[None]] = set()
-        self._interrupted = False
+        self._interrupted = self._stopped = False  # by the caller
         self._dismissed: set[asyncio.Task[None]] = set()  # cancelled by us
         self._restarts = _RESTARTS
         self._giving_back: asyncio.Task[None] | None = None
@@ -143,6 +143,10 @@ class Execution:
         One that was dropped is opened again as soon as its last call has ended.
         """
         self._scheduler.accounts.open(account)
+
+    def look_again(self) -> None:
+        """Claim again of the accounts that had no more: others may have added some."""
+        self._scheduler.accounts.look_again()
 
     def works_on(self, account: str | None) -> bool:
         """Tell whether an account is open: neither idle nor dropped since."""
@@ -175,6 +179,7 @@ class Execution:
 
     def stop(self) -> None:
         """Begin nothing more; the results of what is under way still come."""
+        self._stopped = True
         self._scheduler.stop()
         self._recorder.lift_limit()
 
@@ -192,6 +197,8 @@ class Execution:
         """Run, and yield the result of each refund once it is recorded.
 
         Raises:
+            JournalError: Some items have no result, after all others: see
+                `Journal.explain_missing`.
             Exception: What ended the batch, or broke off the input, after all results.
         """
         if self._input_ends:
@@ -206,16 +213,15 @@ class Execution:
         try:
             while (result := await self._recorder.take()) is not None:
                 yield result
+            stopped = self._stopped
         finally:
             await self._drain()
         if self._error is not None:
             raise self._error
-        if lost := self._scheduler.accounts.lost:
-            names = [account or "the key's own account" for account in lost]
-            raise JournalError(
-                f"another process has taken over {', '.join(sorted(names))}: what "
-                "becomes of the refunds that have no result here, the journal tells"
-            )
+        if self._input_ends:
+            missing = await self._journal.explain_missing(stopped=stopped)
+            if missing is not None:
+                raise JournalError(missing)
 
     # --------------------------------------------------------------------- tasks
 

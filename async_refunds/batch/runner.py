@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from async_refunds.client import RefundsClient, digest_of
+from async_refunds.client import RefundsClient, digest_of, load_key
 from async_refunds.journal import (
     WINDOW,
     MemoryJournal,
@@ -93,7 +93,11 @@ async def cancel_many(
     Raises:
         JournalError: The journal is of no use, or could not be written: nothing more
             was sent, and what was under way is asked again when the run goes on. Or
-            another process has taken over some accounts, after all other results.
+            a journal of several machines has not let it come to a result for some
+            refunds (a run that is paused, an account that another process has taken
+            over): after all other results.
+        AuthenticationError, APITimeoutError: There is a journal, and the client's
+            callable gave no key; nothing was sent.
         TypeError, ValueError: An argument that cannot be right; nothing is sent.
         RuntimeError: The client is closed, or of another event loop.
         Exception: What the input raised, after the results of all that it had given.
@@ -178,6 +182,8 @@ class Batch:
         if self._begun:
             raise RuntimeError("a batch runs once: make another one")
         self._begun = True
+        if self._journal is not None:  # which keeps the mode
+            await load_key(self._refunds, self._timeout)
         journal, opened = self._open()
         try:
             journal.begin(digest_of(self._refunds))

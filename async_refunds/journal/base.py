@@ -265,6 +265,18 @@ class Journal(Protocol):
         """Return the accounts that have open items, ``None`` for the key's own."""
         ...
 
+    async def explain_missing(self, *, stopped: bool) -> str | None:
+        """Tell which items came to no result in this batch, and why.
+
+        Args:
+            stopped: Whether the caller has stopped it: then nobody misses what was not
+                given out.
+
+        Returns:
+            Words for people; ``None`` if nothing is missing.
+        """
+        ...
+
     def tally(self) -> Tally:
         """Count the items. Blocks while they are read."""
         ...
@@ -335,3 +347,7 @@ class BatchGuard:
     def end(self) -> None:
         """Note that the batch has ended."""
         self._busy = False
+
+    async def explain_missing(self, *, stopped: bool) -> str | None:
+        """Return ``None``: nobody else decides what the batch is given."""
+        return None

@@ -14,13 +14,13 @@ import msgspec
 from async_refunds.models import Refund
 
 from . import validation
+from .decoding import RefundPage, decode_or_none
 from .redaction import scrub
 from .requests import (
     IDEMPOTENCY_KEY,
     REPLAYED,
     REQUEST_ID,
     Cause,
-    RefundPage,
     Response,
     TransportFailure,
     next_page,
@@ -236,7 +236,7 @@ def classify(request: Request[T], reply: Reply) -> Classification[T]:
         return Classification(reply, Outcome.AMBIGUOUS, retry=True)
     if not is_success(reply):
         return _classify_refusal(request, reply)
-    value = decode_or_none(request.decoder, reply.body)
+    value = request.decode(reply.body)
     if value is None or (
         value.id != request.refund_id
         if isinstance(value, Refund)
@@ -325,15 +325,6 @@ def request_id(response: Response) -> str | None:
     if found is None or not validation.is_request_id(found):
         return None
     return found
-
-
-def decode_or_none(decoder: msgspec.json.Decoder[T], body: bytes) -> T | None:
-    """Decode a body, or return ``None`` if it is anything else."""
-    try:
-        return decoder.decode(body)
-    except (ValueError, RecursionError):
-        # ValueError: msgspec's own errors and bad UTF-8; RecursionError: deep nesting.
-        return None
 
 
 def _limit_reason(response: Response) -> str | None:

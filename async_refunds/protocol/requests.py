@@ -12,12 +12,15 @@ from urllib.parse import urlencode
 import msgspec
 from multidict import istr
 
-from async_refunds.models import Refund
-
 from . import validation
+from .decoding import decode_page, decode_refund
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    from async_refunds.models import Refund
+
+    from .decoding import RefundPage
 
 T = TypeVar("T", covariant=True)  # noqa: PLC0105 - one letter is the field's habit
 
@@ -36,13 +39,6 @@ class CreatedRange(TypedDict, total=False):
     lte: int
 
 
-class RefundPage(msgspec.Struct, frozen=True):
-    """One page of a list, newest first (https://docs.stripe.com/api/pagination)."""
-
-    data: list[Refund]
-    has_more: bool
-
-
 class Request(msgspec.Struct, Generic[T], frozen=True, gc=False):
     """A request to one of the three endpoints, the same for each attempt of a call."""
 
@@ -53,8 +49,9 @@ class Request(msgspec.Struct, Generic[T], frozen=True, gc=False):
     form: bytes | None
     idempotency_key: str | None
     stripe_account: str | None
-    decoder: msgspec.json.Decoder[T]
-    """Decodes the body of a successful answer."""
+    decode: Callable[[bytes], T | None]
+    """Returns what the body of a successful answer holds; ``None`` if it is anything
+    else."""
     refund_id: str
     """Empty for a list."""
     asked_again_by: str | None = None
@@ -152,7 +149,7 @@ def cancel_request(
         form=urlencode(_expansions(expand)).encode() if expand else None,
         idempotency_key=validation.idempotency_key(idempotency_key),
         stripe_account=_account(stripe_account),
-        decoder=_REFUND,
+        decode=decode_refund,
         refund_id=refund_id,
         asked_again_by=asked_again_by,
     )
@@ -177,7 +174,7 @@ def retrieve_request(
         form=None,
         idempotency_key=None,
         stripe_account=_account(stripe_account),
-        decoder=_REFUND,
+        decode=decode_refund,
         refund_id=refund_id,
     )
 
@@ -191,7 +188,7 @@ def settling_read(cancel: Request[Refund]) -> Request[Refund]:
         form=None,
         idempotency_key=None,
         stripe_account=cancel.stripe_account,
-        decoder=cancel.decoder,
+        decode=cancel.decode,
         refund_id=cancel.refund_id,
     )
 
@@ -237,7 +234,7 @@ def list_request(
         form=None,
         idempotency_key=None,
         stripe_account=_account(stripe_account),
-        decoder=_PAGE,
+        decode=decode_page,
         refund_id="",
     )
 
@@ -255,7 +252,3 @@ def _account(value: str | None) -> str | None:
 
 def _expansions(expand: Sequence[str]) -> list[tuple[str, str]]:
     return [("expand[]", field) for field in validation.expand(expand)]
-
-
-_REFUND = msgspec.json.Decoder(Refund)
-_PAGE = msgspec.json.Decoder(RefundPage)

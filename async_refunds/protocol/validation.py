@@ -97,7 +97,12 @@ def refund_id(value: object) -> str:
         TypeError: Not a ``str``.
         ValueError: Not the id of a refund. The message says whose id it looks like.
     """
-    if type(value) is str and _REFUND_ID.fullmatch(value) and "k_" not in value:
+    if (
+        type(value) is str
+        and _REFUND_ID.fullmatch(value)
+        and "k_" not in value
+        and "ec_" not in value
+    ):
         return value  # as above
     text = _text("refund_id", value)
     _refuse_key("refund_id", text)

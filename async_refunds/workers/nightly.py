@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from async_refunds.client import load_key
 from async_refunds.journal.postgres.connection import Database
 
 if TYPE_CHECKING:
@@ -49,10 +50,12 @@ async def sweep(
         How many were added.
 
     Raises:
-        RefundsError: A page could not be read; what was found before is enqueued.
+        RefundsError: A page could not be read; what was found before is enqueued. Or
+            the client's callable gave no key.
         JournalError: The tables are of another release.
         psycopg.Error: The database failed.
     """
+    await load_key(refunds)  # the run keeps the mode
     now = time.time()
     connection = await Database(database).connect()
     try:

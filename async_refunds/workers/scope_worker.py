@@ -47,7 +47,8 @@ _NEWS = 0.1
 """The change of an account's rate that is kept at once, so that who takes over from a
 worker that is killed begins where it was. Less is kept with the next renewal."""
 _LINGER = 1.0
-"""Seconds for which an account without work is kept: more of it often follows."""
+"""Seconds for which an account without work is kept: more of it often follows. So long,
+at most, what is added to one that waits for its last calls waits for a look at it."""
 _REFUSED, _MOST_REFUSED = 60.0, 900.0
 """Seconds for which an account waits whose key is refused, doubled each time."""
 _OUTAGE = 15.0
@@ -128,6 +129,7 @@ class ScopeWorker:
         self._refusals: dict[str | None, int] = {}  # of the key, in turn
         self._counts = Counts()
         self._may_have_more = False
+        self._looked_at = -math.inf  # for more of the accounts at work
         self._may_take_more = False  # when others tell what they have
         self._hungry = False
         self._freed = False  # accounts, since the others were told
@@ -389,7 +391,9 @@ class ScopeWorker:
                 del self._idle[account]
                 self._reopened[account] = since
                 self._execution.open_account(account)
-        self._may_have_more = False
+        if self._may_have_more or now - self._looked_at >= _LINGER:
+            self._may_have_more, self._looked_at = False, now
+            self._execution.look_again()
         leaving = self._leaving.copy()
         left_open = await self._leases.release_all(leaving)
         if left_open:

@@ -1,4 +1,4 @@
-"""What a worker makes sure of before it begins: that the database can be used."""
+"""What a worker makes sure of before it begins: a database, and a key."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from async_refunds import telemetry
-from async_refunds.errors import JournalError
+from async_refunds.client import load_key
+from async_refunds.errors import APITimeoutError, AuthenticationError, JournalError
 from async_refunds.journal.postgres.connection import (
     TRANSIENT,
     answering_within,
@@ -26,10 +27,12 @@ from async_refunds.journal.postgres.schema import (
 )
 
 if TYPE_CHECKING:
+    from async_refunds.client import RefundsClient
     from async_refunds.journal.postgres.connection import Database
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0  # seconds between attempts to connect
 _PATIENCE = 5.0  # seconds for an answer
+_ASK_AGAIN = 5.0  # seconds until a callable that gave no key is called again
 
 
 async def wait_for_database(database: Database, stop: asyncio.Event) -> bool:
@@ -78,6 +81,43 @@ async def wait_for_database(database: Database, stop: asyncio.Event) -> bool:
                 async with asyncio.timeout(pause):
                     await stop.wait()
             pause = min(2 * pause, _LONGEST_PAUSE)
+    finally:
+        stopping.cancel()
+    return False
+
+
+async def wait_for_key(refunds: RefundsClient, stop: asyncio.Event) -> bool:
+    """Wait until the client's callable gives a key, which tells the mode of the runs.
+
+    Args:
+        refunds: The client; with a key of its own there is nothing to wait for.
+        stop: Ends the wait.
+
+    Returns:
+        Whether there is a key; else the worker is to stop.
+    """
+    stopping = asyncio.create_task(stop.wait())
+    told = False
+    try:
+        while not stop.is_set():
+            loading = asyncio.create_task(load_key(refunds))
+            try:
+                await asyncio.wait(
+                    [loading, stopping], return_when=asyncio.FIRST_COMPLETED
+                )
+                if not loading.done():
+                    return False
+                loading.result()
+            except (AuthenticationError, APITimeoutError) as error:
+                if not told:
+                    telemetry.log(logging.WARNING, "%s; trying again", error)
+                    told = True
+            else:
+                return True
+            finally:
+                loading.cancel()
+                await asyncio.gather(loading, return_exceptions=True)
+            await asyncio.wait([stopping], timeout=_ASK_AGAIN)
     finally:
         stopping.cancel()
     return False

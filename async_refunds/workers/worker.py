@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import psycopg
 
 from async_refunds import telemetry
-from async_refunds.client import RefundsClient
+from async_refunds.client import RefundsClient, load_key
 from async_refunds.errors import JournalError
 from async_refunds.journal.postgres.connection import (
     TRANSIENT,
@@ -26,7 +26,7 @@ from async_refunds.protocol import validation
 
 from .channel import Channel
 from .scope_worker import ScopeWorker, WorkerOptions
-from .startup import wait_for_database
+from .startup import wait_for_database, wait_for_key
 from .supervisor import Supervisor, end
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class _Worker:
         app: App | None,
         on_ready: Callable[[], object] | None,
     ) -> None:
-        if not await wait_for_database(self._database, stop):
+        if not await self._can_begin(stop):
             return
         if on_ready is not None:
             telemetry.call_hook("on_ready", lambda _: on_ready(), None)
@@ -199,6 +199,15 @@ class _Worker:
             if not task.cancelled() and (error := task.exception()) is not None:
                 raise error
 
+    async def _can_begin(self, stop: asyncio.Event) -> bool:
+        """Wait for the database and the key; false if it is to stop before."""
+        if not await wait_for_database(self._database, stop):
+            return False
+        refunds = self._refunds
+        return not isinstance(refunds, RefundsClient) or await wait_for_key(
+            refunds, stop
+        )
+
     # ------------------------------------------------------------------ tenants
 
     async def _look_for_tenants(self) -> None:
@@ -234,28 +243,33 @@ class _Worker:
                 rows = await (await connection.execute(_SCOPES)).fetchall()
         finally:
             await connection.close()
-        for tenant, scope in rows:
-            if scope in self._scopes or not self._may_ask(scope):
-                continue
-            client = self._client_of(client_of, tenant, scope)
-            if client is not None:
-                self._begin(scope, client)
+        # Together: one whose key does not come holds up no other.
+        await asyncio.gather(
+            *[
+                self._begin_if_there_is_a_key(client_of, tenant, scope)
+                for tenant, scope in rows
+                if scope not in self._scopes and self._may_ask(scope)
+            ]
+        )
 
     def _may_ask(self, scope: str) -> bool:
         return self._clock() >= self._ask_at.get(scope, 0.0)
 
-    def _client_of(
+    async def _begin_if_there_is_a_key(
         self, client_of: Callable[[str], RefundsClient | None], tenant: str, scope: str
-    ) -> RefundsClient | None:
-        """Return the client of a scope; without one say so, but only once."""
+    ) -> None:
+        """Begin with a scope; without a key for it say so, but only once."""
         why = ""
         try:
             client = client_of(tenant)
+            if client is not None:
+                await load_key(client, _PATIENCE)
         except Exception as error:  # noqa: BLE001 - the other tenants' runs go on
             client, why = None, f" ({describe(error)})"
         if client is not None and _scope(tenant, client) == scope:
             self._ask_at.pop(scope, None)
-            return client
+            self._begin(scope, client)
+            return
         if scope not in self._ask_at:
             telemetry.log(
                 logging.WARNING,
@@ -264,7 +278,6 @@ class _Worker:
                 why,
             )
         self._ask_at[scope] = self._clock() + _ASK_AGAIN
-        return None
 
     def _begin(self, scope: str, refunds: RefundsClient) -> None:
         worker = self._scopes[scope] = ScopeWorker(

@@ -677,3 +677,33 @@ async def test_run_that_is_killed_again_and_again_accounts_for_every_refund(
     assert {record.outcome for record in records} == {"canceled"}
     keys = {each.idempotency_key for each in stripe.requests if each.method == "POST"}
     assert len(keys) == 300
+
+
+def no_key() -> str:
+    raise OSError("the vault is away")
+
+
+@real
+async def test_mode_of_a_key_that_a_callable_gives_is_known_before_it_is_kept(
+    tmp_path: Path,
+) -> None:
+    """A journal of a sandbox said live, and the next batch was refused."""
+    stripe = Emulator()
+    ids, path = stripe.seed_refunds(2), tmp_path / "run.sqlite3"
+    async with (
+        stripe.serve() as url,
+        RefundsClient(lambda: KEY, base_url=url) as asking,
+    ):
+        for refund_id in ids:
+            results = await canceled_many(asking, [refund_id], journal=path)
+            assert results[refund_id].outcome == "canceled"
+    assert JournalReader(path).run == Run(url, livemode=False)
+
+
+@real
+async def test_batch_without_a_key_begins_no_journal(tmp_path: Path) -> None:
+    path = tmp_path / "run.sqlite3"
+    async with RefundsClient(no_key) as refunds:
+        with pytest.raises(AuthenticationError, match="gave no key"):
+            await canceled_many(refunds, [RE], journal=path)
+    assert not path.exists()

@@ -329,6 +329,14 @@ def test_client_with_a_provider_shows_no_key() -> None:
     assert "CANARY" not in f"{refunds!r} {vars(refunds)!r}"
 
 
+async def test_repr_tells_the_mode_of_a_provided_key_once_it_is_known() -> None:
+    provide = Vault(OLD).provide
+    async with scripted(CANCELED) as server, server.client(api_key=provide) as refunds:
+        assert f"{refunds!r}".startswith("<RefundsClient live ")
+        await refunds.cancel(RE)
+        assert f"{refunds!r}".startswith("<RefundsClient test ")
+
+
 async def later(seconds: float, key: str) -> str:
     await asyncio.sleep(seconds)
     return key

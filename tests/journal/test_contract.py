@@ -101,6 +101,18 @@ async def test_item_is_there_once_for_each_account(journal: Journal) -> None:
     assert ids(await claimed(journal, "acct_1", 9)) == ["re_1"]
 
 
+async def test_nothing_is_missing_once_each_item_has_a_result(journal: Journal) -> None:
+    journal.begin()
+    await journal.accounts()
+    await journal.add([*items(1, 2), *items(3, account="acct_1")])
+    for account in (None, "acct_1"):
+        for claim in await claimed(journal, account, 9):
+            outcome: CancelOutcome = "failed" if claim.number == 1 else "canceled"
+            await journal.settle([(claim, result(claim, outcome))])
+    assert await journal.explain_missing(stopped=False) is None
+    journal.end()
+
+
 async def test_account_is_listed_while_it_has_items_to_claim(journal: Journal) -> None:
     assert await journal.accounts() == []
     await journal.add([*items(1), *items(2, account="acct_1")])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from async_refunds.batch.execution import Execution
 from async_refunds.journal import LeaseLostError, MemoryJournal
+from async_refunds.journal.postgres.missing import explain_lost
 from async_refunds.results import CancelRequest
 
 if TYPE_CHECKING:
@@ -105,6 +106,10 @@ class LeasedJournal(MemoryJournal):
             result for claim, result in known if claim.stripe_account in self.held
         ]
         self._refuse([claim for claim, _ in known])
+
+    async def explain_missing(self, *, stopped: bool) -> str | None:
+        lost = {account for account, _ in self._numbers} - self.held.keys()
+        return explain_lost(lost) if lost else None
 
     def _refuse(self, claims: Sequence[Claim]) -> None:
         lost = {claim.stripe_account for claim in claims} - self.held.keys()

@@ -144,7 +144,13 @@ def test_test_key_may_go_over_plain_http() -> None:
     assert client.base_url == "http://emulator:12111"
 
 
-KEYS = ["sk_live_51Hx", "rk_test_51Hx", "whsec_51Hx", "re_sk_live_51Hx"]
+KEYS = [
+    "sk_live_51Hx",
+    "rk_test_51Hx",
+    "whsec_51Hx",
+    "re_sk_live_51Hx",
+    "re_whsec_51Hx",
+]
 
 
 @pytest.mark.parametrize("key", KEYS)

@@ -55,6 +55,16 @@ def test_each_event_of_a_refund_is_decoded(kind: str) -> None:
     assert (found.type, found.account, found.livemode) == (kind, "acct_1", True)
 
 
+def test_odd_field_of_the_refund_is_left_out() -> None:
+    """Such as an endpoint of another API version may send."""
+    whole = json.loads(BODY)
+    whole["data"]["object"]["metadata"] = {"a": 1}
+    body = json.dumps(whole).encode()
+    found = refund_event(body, sign(body), SECRET, now=NOW)
+    assert (found.refund.id, found.refund.status) == (RE, "canceled")
+    assert found.refund.metadata is None
+
+
 @pytest.mark.parametrize(
     ("request_", "key", "name"),
     [

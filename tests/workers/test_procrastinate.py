@@ -271,9 +271,12 @@ async def test_sweep_enqueues_what_waits_for_long(
     stripe.add_refund(created=now - 40 * day, status="succeeded")
     stripe.add_refund(created=now - 5 * day)
     stripe.add_refund(created=now - 300 * day)
-    async with RefundsClient(KEY, base_url=fleet.base_url) as refunds:
+    async with RefundsClient(lambda: KEY, base_url=fleet.base_url) as refunds:
         options: dict[str, Any] = {"run": "nightly", "accounts": (None, A)}
         assert await sweep(fleet.database, refunds, **options) == 3
         assert await sweep(fleet.database, refunds, **options) == 0
     rows = await fleet.ask("SELECT refund_id, account FROM async_refunds.items")
     assert sorted(rows) == sorted(zip(old, ("", A, ""), strict=True))
+    assert not await fleet.value(
+        "SELECT livemode FROM async_refunds.runs WHERE name = 'nightly'"
+    )

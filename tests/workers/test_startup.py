@@ -6,6 +6,7 @@ import asyncio
 import logging
 import struct
 from contextlib import asynccontextmanager
+from itertools import count
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -186,3 +187,57 @@ async def test_history_that_nobody_is_told_needs_no_grant(
     (told,) = [each for each in caplog.messages if "timeline" in each]
     assert "GRANT" not in told
     assert told.endswith("this server does not tell it to anybody")
+
+
+async def test_worker_waits_for_a_key_that_a_callable_gives(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It tells which runs are the worker's: those of a sandbox, or the live ones."""
+    monkeypatch.setattr("async_refunds.workers.startup._ASK_AGAIN", 0.0)
+    ids = await fleet.seed(3, A)
+    await fleet.ask("SELECT async_refunds.create_run('live', %s, true)", fleet.base_url)
+    await fleet.enqueue(ids, A, "live")
+    tries = count(1)
+
+    def provide() -> str:
+        if next(tries) < 4:
+            raise OSError("the vault is away")
+        return KEY
+
+    async with (
+        RefundsClient(provide, base_url=fleet.base_url) as refunds,
+        fleet.hosted(refunds),
+    ):
+        await fleet.until_told(3)
+    assert {each.outcome for each in fleet.results.values()} == {"canceled"}
+    found = await fleet.ask(
+        "SELECT r.livemode, count(*), sum(i.attempts) FROM async_refunds.items i "
+        "JOIN async_refunds.runs r USING (run_id) GROUP BY 1 ORDER BY 1"
+    )
+    assert found == [(False, 3, 3), (True, 3, 0)]
+    (said,) = [each for each in caplog.messages if "gave no key" in each]
+    assert said.endswith("trying again")
+
+
+@pytest.mark.parametrize("how", ["fails", "hangs"])
+async def test_worker_that_waits_for_a_key_can_be_stopped(
+    fleet: Fleet, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = asyncio.Event()
+
+    async def provide() -> str:
+        asked.set()
+        if how == "fails":
+            raise OSError("the vault is away")
+        await asyncio.Event().wait()
+        return KEY
+
+    async with (
+        RefundsClient(provide, base_url=fleet.base_url) as refunds,
+        fleet.hosted(refunds) as worker,
+    ):
+        await fleet.until(
+            lambda: asked.is_set() if how == "hangs" else "gave no key" in caplog.text
+        )
+        async with asyncio.timeout(_FAR_TOO_LONG):
+            await worker.end()

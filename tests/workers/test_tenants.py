@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
@@ -85,3 +86,46 @@ async def test_tenant_without_a_key_is_not_asked_for_at_each_look(
                 await fleet.enqueue(fleet.stripe.seed_refunds(1), None, name)
                 await fleet.until(lambda name=name: name in asked)  # type: ignore[misc]
     assert asked == ["default", "second", "third"]
+
+
+async def test_tenant_whose_key_does_not_come_holds_up_no_other(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("async_refunds.workers.worker._PATIENCE", 3600.0)
+    asked = asyncio.Event()
+
+    async def hangs() -> str:
+        asked.set()
+        await asyncio.Event().wait()
+        return KEY
+
+    async with (
+        RefundsClient(hangs, base_url=fleet.base_url) as waiting,
+        RefundsClient(lambda: KEY, base_url=fleet.base_url) as refunds,
+    ):
+        await fleet.seed(1, A)
+        await fleet.ask(RUN_OF, "second", fleet.base_url, "second")
+        ids = await fleet.enqueue(fleet.stripe.seed_refunds(1), None, "second")
+        clients = {"default": waiting, "second": refunds}
+        async with fleet.hosted(clients.get, rate=FAST):
+            await fleet.until_told(1)
+            assert asked.is_set()
+    assert fleet.results.keys() == set(ids)
+
+
+async def test_tenant_whose_key_comes_too_late_is_told(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("async_refunds.workers.worker._PATIENCE", 0.05)
+
+    async def hangs() -> str:
+        await asyncio.Event().wait()
+        return KEY
+
+    await fleet.seed(1, A)
+    async with (
+        RefundsClient(hangs, base_url=fleet.base_url) as refunds,
+        fleet.hosted({"default": refunds}.get),
+    ):
+        await fleet.until(lambda: "gave no key in time" in caplog.text)
+    assert not fleet.stripe.requests

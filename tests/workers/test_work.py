@@ -94,6 +94,29 @@ async def test_more_of_an_account_soon_after_goes_on_with_its_lease(
         await fleet.until_found(f"SELECT ({token}) IS NULL")
 
 
+async def _hear_nothing(channel: Channel) -> None:
+    await channel._closing.wait()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - as `run` does
+
+
+@pytest.mark.parametrize("notified", [True, False])
+async def test_more_of_an_account_does_not_wait_for_what_it_has_under_way(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, *, notified: bool
+) -> None:
+    """Also where no notifications come."""
+    if notified:
+        monkeypatch.setattr(scope_worker, "_LINGER", 600.0)
+    else:
+        monkeypatch.setattr(Channel, "run", _hear_nothing)
+    fleet.stripe.faults.script("stall")
+    (stalled,) = await fleet.seed(1, A)
+    async with fleet.worker(rate=FAST):
+        await fleet.until(lambda: fleet.stripe.requests)
+        ids = await fleet.seed(3, A)
+        await fleet.until_told(3)
+        assert fleet.results.keys() == set(ids)
+        assert len(asked(fleet.stripe, stalled)) == 1, "it is still under way"
+
+
 async def test_worker_begins_at_the_pace_of_the_last_holder_and_leaves_its_own(
     fleet: Fleet,
 ) -> None:

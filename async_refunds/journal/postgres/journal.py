@@ -17,6 +17,7 @@ from async_refunds.journal.base import BatchGuard, LeaseLostError, Run, check_li
 from .connection import Database, Link, describe
 from .given_out import ClaimedRow, GivenOut
 from .leases import SUSPICIOUS, TTL, Lease, Leases
+from .missing import explain, explain_lost
 from .reader import FleetReader
 from .rows import KnownRow, LeasedClaim, UnsentRow, known_row, unsent_row
 from .statements import (
@@ -28,6 +29,7 @@ from .statements import (
     GIVE_BACK,
     HAND_OVER,
     HOLDERS,
+    MISSING,
     REKEY,
     RUN,
     RUNS,
@@ -84,7 +86,9 @@ class PostgresJournal(BatchGuard):
         """How many operations on an account were refused: somebody else has it now."""
         self._claims = 0
         self._given_out = GivenOut()
-        self._acquired: set[str | None] = set()  # in this batch
+        self._acquired: dict[str | None, str] = {}  # in this batch, and the token
+        # Of the database's clock: when this batch began, and when it last added items.
+        self._began_at = self._added_until = 0.0
         self._closed = False
 
     @classmethod
@@ -165,6 +169,7 @@ class PostgresJournal(BatchGuard):
         """
         super().begin(credentials)
         self._acquired.clear()
+        self._began_at = self._added_until = 0.0
 
     # --------------------------------------------------------------- operations
 
@@ -182,7 +187,7 @@ class PostgresJournal(BatchGuard):
                 "ids": [request.refund_id for request in requests],
                 "given": [request.stripe_account for request in requests],
             }
-            await self._writer.do(Operation(ADD, values))
+            ((_, self._added_until),) = await self._writer.do(Operation(ADD, values))
 
     async def claim(
         self, limits: Mapping[str | None, int]
@@ -288,8 +293,34 @@ class PostgresJournal(BatchGuard):
         if self._run_id is None:
             return self.leases.accounts
         values = {"run_id": self._run_id}
-        rows = await self._writer.do(Operation(ACCOUNTS, values))
-        return [account or None for (account,) in rows]
+        ((now, accounts),) = await self._writer.do(Operation(ACCOUNTS, values))
+        if not self._began_at:
+            self._began_at = now
+        self._added_until = max(now, self._added_until)
+        return [account or None for account in accounts]
+
+    async def explain_missing(self, *, stopped: bool) -> str | None:
+        """Tell which items came to no result; see `Journal.explain_missing`.
+
+        Items that others have added after this batch did for the last time are not
+        missed.
+        """
+        lost = [each for each in self._acquired if self.leases.get(each) is None]
+        if lost:
+            return explain_lost(lost)
+        if stopped:
+            return None
+        values = {
+            "run_id": self._run_id,
+            "began_at": self._began_at,
+            "added_until": self._added_until,
+            "tokens": list(set(self._acquired.values())),
+        }
+        for state, dead, settled, count in await self._writer.do(
+            Operation(MISSING, values)
+        ):
+            return explain(state, dead=dead, settled=settled, count=count)
+        return None
 
     # ------------------------------------------------------------------- claims
 
@@ -305,7 +336,7 @@ class PostgresJournal(BatchGuard):
         until = time.monotonic() + self.leases.ttl + _OVER
         while missing:
             taken = await self.leases.acquire(len(missing), only=missing)
-            self._acquired.update(lease.account for lease in taken)
+            self._acquired.update((lease.account, lease.token) for lease in taken)
             missing = [account for account in missing if account not in self._acquired]
             values = {"accounts": [account or "" for account in missing]}
             held = await self._writer.do(Operation(HOLDERS, values))

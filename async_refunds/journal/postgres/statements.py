@@ -448,7 +448,8 @@ RUNS = """SELECT run_id::text, seed, derivation, extract(epoch FROM created_at):
 
 ADD = """SELECT async_refunds.enqueue(
     (SELECT name FROM async_refunds.runs WHERE run_id = %(run_id)s::uuid),
-    %(ids)s::text[], %(given)s::text[])"""
+    %(ids)s::text[], %(given)s::text[]),
+    extract(epoch FROM clock_timestamp())::float8"""
 ENSURE_RUN = """SELECT async_refunds.ensure_run(%(name)s, %(base_url)s, %(livemode)s,
     %(tenant)s, %(options)s::jsonb)::text"""
 RUN = """SELECT scope, options FROM async_refunds.runs
@@ -462,7 +463,18 @@ ACCOUNTS = """WITH RECURSIVE names (name) AS (
             WHERE run_id = %(run_id)s::uuid AND NOT settled AND NOT dead
                 AND account > name)
         FROM names WHERE name IS NOT NULL)
-    SELECT name FROM names WHERE name IS NOT NULL"""
+    SELECT extract(epoch FROM clock_timestamp())::float8,
+        ARRAY(SELECT name FROM names WHERE name IS NOT NULL)"""
+# What a batch did not come to a result of, though it was there before its input ended:
+# each item but those that were settled before, and those that it has settled itself.
+MISSING = """SELECT r.state, count(*) FILTER (WHERE i.dead),
+        count(*) FILTER (WHERE i.settled), count(*)
+    FROM async_refunds.items i JOIN async_refunds.runs r USING (run_id)
+    WHERE run_id = %(run_id)s::uuid AND i.added_at <= to_timestamp(%(added_until)s)
+        AND (NOT i.settled OR i.known_at >= to_timestamp(%(began_at)s))
+        AND NOT coalesce(i.claimed_by = ANY (%(tokens)s::uuid[])
+            AND i.claim_number IS NULL, false)
+    GROUP BY r.state"""
 HOLDERS = """SELECT account, owner FROM async_refunds.leases
     WHERE scope = %(scope)s AND account = ANY (%(accounts)s::text[])
         AND until >= clock_timestamp() ORDER BY account"""

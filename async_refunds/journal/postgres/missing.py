@@ -1,0 +1,46 @@
+"""Why a batch over PostgreSQL did not come to a result for each refund of its run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def explain_lost(accounts: Iterable[str | None]) -> str:
+    """Say that the leases of accounts were lost.
+
+    Args:
+        accounts: ``None`` for the key's own.
+    """
+    names = sorted(account or "the key's own account" for account in accounts)
+    return (
+        f"another process has taken over {', '.join(names)}: what becomes of the "
+        "refunds that have no result here, the journal tells"
+    )
+
+
+def explain(state: str, *, dead: int, settled: int, count: int) -> str:
+    """Say why refunds have no result.
+
+    Args:
+        state: Of the run.
+        dead: How many of them whoever claimed them did not come to an end with.
+        settled: How many somebody else has settled meanwhile.
+        count: How many there are in all.
+    """
+    reasons: list[str] = []
+    waiting = count - dead - settled
+    if state != "open":
+        reasons.append(f"the run is {state}")
+    elif waiting:
+        reasons.append(
+            f"{waiting:,} cannot be claimed now: begin again with the journal later"
+        )
+    if settled:
+        reasons.append(f"{settled:,} settled by another process")
+    if dead:
+        reasons.append(f"{dead:,} dead: see `async-refunds fleet retry --help`")
+    have = "refund has" if count == 1 else "refunds have"
+    return f"{count:,} {have} no result here ({'; '.join(reasons)})"

@@ -1,0 +1,239 @@
+"""`cancel_many` over PostgreSQL tells each refund, or says which it could not."""
+
+from __future__ import annotations
+
+from contextlib import aclosing, asynccontextmanager, nullcontext
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from async_refunds import Batch, RefundsClient
+from async_refunds.emulator import Emulator
+from async_refunds.errors import JournalError
+from async_refunds.journal import Run
+from async_refunds.journal.postgres import PostgresJournal, administration
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Sequence
+
+    from async_refunds import CancelResult
+    from tests.support.fleets import Fleet
+
+pytestmark = pytest.mark.asyncio(loop_factories=["real"])
+
+
+class Alone:
+    """The only process that works on a run."""
+
+    def __init__(
+        self, fleet: Fleet, stripe: Emulator, refunds: RefundsClient, url: str
+    ) -> None:
+        self.fleet, self.stripe, self.refunds = fleet, stripe, refunds
+        self.run = Run(url, livemode=False)
+        self.fleet.do("SELECT async_refunds.ensure_run('run', %s, false)", url)
+        self.results: dict[str, CancelResult] = {}
+
+    def enqueue(self, ids: Sequence[str]) -> None:
+        """Add refunds as another process does."""
+        self.fleet.do("SELECT async_refunds.enqueue('run', %s)", list(ids))
+
+    def administer(self, change: Callable[[psycopg.Connection], object]) -> None:
+        """Do what an operator does."""
+        with psycopg.connect(self.fleet.address, autocommit=True) as connection:
+            change(connection)
+
+    async def open(self) -> PostgresJournal:
+        """Open the journal of the run."""
+        return await PostgresJournal.open(self.fleet.address, self.run, name="run")
+
+    async def cancel(
+        self,
+        ids: Sequence[str],
+        journal: PostgresJournal | None = None,
+        on_result: Callable[[Batch], object] = lambda _: None,
+    ) -> None:
+        """Run a batch, and keep what it tells."""
+        async with (
+            await self.open() if journal is None else nullcontext(journal) as used
+        ):
+            batch = Batch(self.refunds, ids, journal=used, concurrency=1)
+            async with aclosing(batch.results()) as results:
+                async for each in results:
+                    self.results[each.refund_id] = each
+                    on_result(batch)
+
+
+@asynccontextmanager
+async def working_alone(fleet: Fleet) -> AsyncGenerator[Alone]:
+    stripe = Emulator()
+    async with (
+        stripe.serve() as url,
+        RefundsClient("sk_test_1", base_url=url) as refunds,
+    ):
+        yield Alone(fleet, stripe, refunds, url)
+
+
+async def test_each_refund_of_the_run_is_told_and_nothing_is_missing(
+    fleet: Fleet,
+) -> None:
+    """Also those that were there, and those that fail, and in a second batch."""
+    async with working_alone(fleet) as alone:
+        ids = alone.stripe.seed_refunds(3)
+        alone.enqueue(ids[:1])
+        await alone.cancel([*ids[1:], "re_none"])
+        outcomes = {each: result.outcome for each, result in alone.results.items()}
+        assert outcomes == {**dict.fromkeys(ids, "canceled"), "re_none": "failed"}
+        alone.results.clear()
+        await alone.cancel(ids)
+        assert list(alone.results) == ["re_none"]
+
+
+async def test_next_batch_on_the_same_journal_misses_nothing_of_the_one_before(
+    fleet: Fleet,
+) -> None:
+    async with working_alone(fleet) as alone, await alone.open() as journal:
+        ids = alone.stripe.seed_refunds(2)
+        await alone.cancel(ids[:1], journal)
+        await alone.cancel(ids[1:], journal)
+        assert list(alone.results) == ids
+
+
+async def test_paused_run_is_told(fleet: Fleet) -> None:
+    async with working_alone(fleet) as alone:
+        alone.administer(
+            lambda connection: administration.set_state(connection, "run", "paused")
+        )
+        with pytest.raises(
+            JournalError, match=r"2 refunds have no result here \(the run is paused\)"
+        ):
+            await alone.cancel(alone.stripe.seed_refunds(2))
+        assert alone.results == {}
+
+
+async def test_run_that_is_paused_in_mid_run_is_told(fleet: Fleet) -> None:
+    async with working_alone(fleet) as alone:
+        ids = alone.stripe.seed_refunds(30)
+
+        def pause(_: Batch) -> None:
+            alone.administer(
+                lambda connection: administration.set_state(connection, "run", "paused")
+            )
+
+        with pytest.raises(JournalError) as caught:
+            await alone.cancel(ids, on_result=pause)
+        missing = len(ids) - len(alone.results)
+        assert 0 < missing < len(ids)
+        assert f"{missing} refunds have no result here (the run is paused)" == str(
+            caught.value
+        )
+
+
+async def test_run_that_is_closed_in_mid_run_is_told(fleet: Fleet) -> None:
+    """What was never sent was settled by whoever closed it."""
+    async with working_alone(fleet) as alone:
+        ids = alone.stripe.seed_refunds(30)
+
+        def close(batch: Batch) -> None:
+            if not batch.progress().under_way:
+                alone.administer(
+                    lambda connection: administration.close(connection, "run")
+                )
+
+        with pytest.raises(JournalError) as caught:
+            await alone.cancel(ids, on_result=close)
+        missing = len(ids) - len(alone.results)
+        assert 0 < missing < len(ids)
+        assert f"{missing} refunds have no result here" in str(caught.value)
+        assert "settled by another process" in str(caught.value)
+
+
+async def test_dead_refund_is_told(fleet: Fleet) -> None:
+    async with working_alone(fleet) as alone:
+        ids = alone.stripe.seed_refunds(2)
+        alone.enqueue(ids)
+        fleet.do(
+            "UPDATE async_refunds.items SET dead = true, maybe_sent = true "
+            "WHERE refund_id = %s",
+            ids[0],
+        )
+        with pytest.raises(
+            JournalError,
+            match=r"1 refund has no result here \(1 dead: see `async-",
+        ):
+            await alone.cancel(())
+        assert list(alone.results) == ids[1:]
+
+
+async def test_refund_that_dies_with_this_claim_is_told(fleet: Fleet) -> None:
+    async with working_alone(fleet) as alone:
+        ids = alone.stripe.seed_refunds(1)
+        alone.enqueue(ids)
+        fleet.do("UPDATE async_refunds.items SET claims = 8, maybe_sent = true")
+        with pytest.raises(JournalError, match="1 dead"):
+            await alone.cancel(())
+        assert alone.results == {}
+
+
+async def test_refund_that_may_have_no_new_key_yet_is_told(fleet: Fleet) -> None:
+    """It failed, and requests of a process that was killed may be under way."""
+    async with working_alone(fleet) as alone:
+        ids = alone.stripe.seed_refunds(2)
+        alone.enqueue(ids)
+        fleet.do(
+            "UPDATE async_refunds.items SET outcome = 'failed', attempts = 1, "
+            "generation = 1, known_at = now() WHERE refund_id = %s",
+            ids[0],
+        )
+        fleet.do(
+            "UPDATE async_refunds.leases "
+            "SET token = %s, until = now() - interval '1 s'",
+            str(uuid4()),
+        )
+        with pytest.raises(JournalError, match="1 cannot be claimed now: begin again"):
+            await alone.cancel(())
+        assert list(alone.results) == ids[1:]
+
+
+async def test_account_that_another_process_has_taken_over_is_told(
+    fleet: Fleet,
+) -> None:
+    async with working_alone(fleet) as alone:
+        ids = alone.stripe.seed_refunds(30)
+
+        def take_over(_: Batch) -> None:
+            fleet.do("UPDATE async_refunds.leases SET token = %s", str(uuid4()))
+
+        with pytest.raises(JournalError, match="has taken over the key's own account"):
+            await alone.cancel(ids, on_result=take_over)
+        assert len(alone.results) < len(ids)
+
+
+async def test_what_others_add_after_the_input_has_ended_is_not_missed(
+    fleet: Fleet,
+) -> None:
+    async with working_alone(fleet) as alone:
+        ids = alone.stripe.seed_refunds(2)
+        await alone.cancel(
+            ids[:1],
+            on_result=lambda _: fleet.do(
+                "SELECT async_refunds.enqueue('run', %s, %s)", ids[1:], ["acct_other"]
+            ),
+        )
+        assert list(alone.results) == ids[:1]
+
+
+async def test_batch_that_is_stopped_misses_nothing(fleet: Fleet) -> None:
+    """The caller knows that not all was begun; an account that is lost is told."""
+    async with working_alone(fleet) as alone:
+        ids = alone.stripe.seed_refunds(30)
+        await alone.cancel(ids, on_result=lambda batch: batch.stop())
+        assert len(alone.results) < len(ids)
+
+        def lose_and_stop(batch: Batch) -> None:
+            fleet.do("UPDATE async_refunds.leases SET token = %s", str(uuid4()))
+            batch.stop()
+
+        with pytest.raises(JournalError, match="has taken over"):
+            await alone.cancel(ids, on_result=lose_and_stop)
