@@ -15,6 +15,7 @@ from async_refunds.version import __version__
 from . import (
     backup,
     cancel,
+    close,
     demo,
     emulator,
     environment,
@@ -94,6 +95,7 @@ def main(
 for name, help_text, command in (
     ("cancel", cancel.HELP, cancel.cancel),
     ("resume", resume.HELP, resume.resume),
+    ("close", close.HELP, close.close),
     ("report", report.HELP, report.report),
     ("backup", backup.HELP, backup.backup),
     ("verify", verify.HELP, verify.verify),

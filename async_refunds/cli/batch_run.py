@@ -309,6 +309,7 @@ class BatchRun:
         if limit is not None and not broken and self._open <= limit:
             limit = None  # it would take all
         resume = None if kept is None else kept.resume(limit)
+        closed = kept is not None and kept.journal.run_closed
         if self._unreached and not self._answered:
             say(self._unreached)
         if self._refused:
@@ -318,7 +319,7 @@ class BatchRun:
             say(f"this time: {_told(self._this_time)}; in all {kept.path} holds:")
         if self._outcomes:
             for line in outcome_table(
-                self._outcomes, next_steps(self._outcomes, resume)
+                self._outcomes, next_steps(self._outcomes, resume, closed=closed)
             ):
                 say(line)
             for line in self._sums.tables():
@@ -338,6 +339,8 @@ class BatchRun:
             how = f"`{resume}` continues with them"
             if limit is not None:
                 how = f"`{resume}` takes the next {limit:,}, `{kept.resume()}` all"
+            if self._open == self._outcomes["failed"]:
+                how += f", `{kept.close}` gives up on them"
             say(f"{self._open:,} of {self._total:,} are open: {how}")
 
     def _say_what_is_listed(self) -> None:

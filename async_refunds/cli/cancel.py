@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import ExitStack
-from itertools import count, islice
+from itertools import count
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from async_refunds.errors import AuthenticationError
 from async_refunds.protocol import validation
 from async_refunds.results import CancelRequest
 
 from . import options, preview
-from .exit_codes import DONE, NOT_ALL
+from .dry_run import show_preview
 from .list_files import STDIN, UnreadableError, display_name, read_list
-from .output import Output, interruptible, print_error, refuse, to_stderr
-from .paced_reads import PacedReads
+from .output import Output, refuse, to_stderr
+from .plan import must_ask
 from .refund_list import RefundList
-from .start_batch import must_ask, open_journal, open_output, run_batch
+from .start_batch import open_journal, open_output, run_batch
 from .tables import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from .config import Connection
     from .list_files import BadLine
-    from .options import BatchOptions
 
 # When bad lines stop the command, the first few show what is wrong with all of them.
 _MAX_BAD_LINES = 10
@@ -44,6 +38,8 @@ unknown, and the exit code is then 3.
 
 Use --journal for many: after a kill at any moment, the run continues where it
 was, with the same keys. It keeps the ids and the options, never the API key.
+Without it, repeat the command after a kill: what it had canceled by then is
+already_canceled.
 
 Exit codes: 0 all are canceled, or as many as --max says, 1 some are not, the
 answer was no, or stdout broke (`| head`), 2 wrong usage, 3 the outcome of some
@@ -91,9 +87,10 @@ def cancel(
         requests = stack.enter_context(RefundList(connection.account))
         notes = collect(requests, refund_ids or [], source, skip_bad=skip_bad)
         if dry_run:
-            output = Output(written)
-            code = _show_preview(
-                *(api, requests, batch, output, send.limit),
+            code = show_preview(
+                *(api, requests, batch, Output(written)),
+                given=requests.count,
+                limit=send.limit,
                 repeatable=source != STDIN,
                 notes=notes,
             )
@@ -111,47 +108,6 @@ def cancel(
             notes=notes,
         )
     raise typer.Exit(code)
-
-
-def _show_preview(
-    api: Connection,
-    requests: RefundList,
-    batch: BatchOptions,
-    output: Output,
-    limit: int | None,
-    *,
-    repeatable: bool,
-    notes: Sequence[str],
-) -> int:
-    """Show what a cancel would do, and return the exit code."""
-    writer = preview.PreviewWriter(output)
-    total = min(requests.count, limit or requests.count)
-
-    def so_far() -> str:
-        done = writer.preview.looked_up
-        return f"{done:,} of {counted(total, 'refund')} read; nothing was canceled"
-
-    async def read() -> None:
-        async with api.client(output) as refunds:
-            await PacedReads(batch, writer.write).run(
-                refunds, islice(requests, total), total=total, output=output
-            )
-
-    with interruptible(so_far):
-        try:
-            asyncio.run(read())
-        except AuthenticationError as error:
-            print_error(f"{error}; {so_far()}")
-            raise typer.Exit(NOT_ALL) from None
-        finally:
-            output.table(preview.PREVIEW_COLUMNS)
-    if total < requests.count:
-        output.say(f"--max left out {counted(requests.count - total, 'refund')}")
-    for note in notes:
-        output.say(note)
-    for line in preview.preview_lines(writer.preview, repeatable=repeatable):
-        output.say(line)
-    return DONE if writer.preview.all_read else NOT_ALL
 
 
 def collect(

@@ -56,6 +56,11 @@ class OpenJournal(msgspec.Struct, frozen=True):
         return resume_command(self.path, self.journal.run, limit)
 
     @property
+    def close(self) -> str:
+        """The command that sends nothing more of the run."""
+        return shlex.join(["async-refunds", "close", self.path])
+
+    @property
     def report(self) -> str:
         """The command that shows the results."""
         return shlex.join(["async-refunds", "report", self.path])

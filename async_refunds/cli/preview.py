@@ -253,6 +253,7 @@ def ask(
     *,
     accounts: list[str],
     sums: Sequence[str],
+    limit: int | None = None,
 ) -> None:
     """Ask whether to cancel, and end the command if the answer is no.
 
@@ -264,20 +265,28 @@ def ask(
         others: The number of those that are open in the journal.
         accounts: The connected accounts.
         sums: What is known of the sums, in lines.
+        limit: How many of all of these are canceled, if not all are.
     """
     require_terminal()
     for line in (f"{connection.mode} mode, {connection.base_url}", *sums):
         to_stderr(line)
     them = "this refund" if count == 1 else f"these {count:,} refunds"
+    are = "is" if others == 1 else "are"
+    if limit is not None:
+        them = f"{limit:,} of {count + others:,} refunds, {count:,} given"
     if not count:
-        open_ = counted(others, "refund")
-        them = f"{open_} that {'is' if others == 1 else 'are'} open in the journal"
+        those = (
+            counted(others, "refund")
+            if limit is None
+            else f"{limit:,} of {others:,} refunds"
+        )
+        them = f"{those} that {are} open in the journal"
         others = 0
     if accounts:
         more = len(accounts) - _ACCOUNTS_SHOWN
         rest = f" and {counted(more, 'more account')}" if more > 0 else ""
         them += f" of {', '.join(accounts[:_ACCOUNTS_SHOWN])}{rest}"
-    journal = f", and {others:,} more that are open in the journal" if others else ""
+    journal = f", and {others:,} more that {are} open in the journal" if others else ""
     warning = " Real money moves." if connection.livemode else ""
     try:
         wanted = typer.confirm(f"Cancel {them}{journal}?{warning}", err=True)

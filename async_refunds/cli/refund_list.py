@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 _ADD = "INSERT OR IGNORE INTO refunds (refund_id, account) VALUES (?, ?)"
 
+_HAS = "SELECT 1 FROM refunds WHERE (refund_id, account) = (?, ?)"
+
 
 class RefundList:
     """The refunds to cancel, each once, in the order in which they were added.
@@ -57,6 +59,10 @@ class RefundList:
         )
         for refund_id, account in rows:
             yield CancelRequest(refund_id, account or None)
+
+    def has(self, refund_id: str, account: str | None) -> bool:
+        """Tell whether it has a refund of an account, ``None`` for the key's own."""
+        return self._db.execute(_HAS, (refund_id, account or "")).fetchone() is not None
 
     def accounts(self) -> list[str]:
         """Return the connected accounts of the refunds, in alphabetical order."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +21,7 @@ from .options import OptionGroup
 from .output import Output, interruptible, os_reason, refuse
 from .report_data import RunReader, RunReport
 from .report_html import html_page
-from .summary import exit_code, outcome_table, resume_command
+from .summary import closed_run, exit_code, next_steps, outcome_table, resume_command
 from .tables import printable, utc
 
 if TYPE_CHECKING:
@@ -99,7 +100,12 @@ def report(journal: options.JournalArgument, *, form: ReportForm) -> None:
             reader = JournalReader(journal)
             if form.page not in (None, STDOUT):
                 _refuse_same_file(form.page, journal)
-            run = RunReport(journal, reader, resume=resume_command(journal, reader.run))
+            run = RunReport(
+                journal,
+                reader,
+                resume=resume_command(journal, reader.run),
+                steps=partial(next_steps, closed=reader.run_closed),
+            )
             write_report(run, reader, form)
         except JournalError as error:
             refuse(str(error))
@@ -138,6 +144,8 @@ def _show(output: Output, run: RunReport, reader: RunReader) -> None:
     """Show the summary, and the refunds that need attention up to a table's limit."""
     if run.going_on:
         output.say(f"{run.name} is in use: its run is going on")
+    if run.closed:
+        output.say(f"{run.name} is {closed_run(run.outcomes['unknown'])}")
     output.text(outcome_table(run.outcomes, run.steps))
     output.text(run.sums.tables())
     if run.requests:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from async_refunds.results import CANCELED
 
 from .money import in_major_units
-from .summary import IN_FLIGHT, next_steps
+from .summary import IN_FLIGHT, closed_run, next_steps
 from .tables import aligned, counted
 
 if TYPE_CHECKING:
@@ -103,6 +103,11 @@ class RunReader(Protocol):
         ...
 
     @property
+    def run_closed(self) -> bool:
+        """Whether nothing more of it is sent, but what was perhaps sent."""
+        ...
+
+    @property
     def in_use(self) -> bool:
         """Whether somebody is working on it now."""
         ...
@@ -140,7 +145,7 @@ class RunReport:
         self.resume = resume
         self._steps = steps
         self.run = reader.run
-        self.going_on = reader.in_use
+        self.going_on, self.closed = reader.in_use, reader.run_closed
         tally = reader.tally()
         self.requests, self.rate_limited = tally.requests, tally.rate_limited
         self.uncounted = tally.uncounted
@@ -178,6 +183,8 @@ class RunReport:
         yield f"A run at {self.run.target}: {self.outcomes.total():,} refunds."
         if self.going_on:
             yield "It is going on."
+        if self.closed:
+            yield f"It is {closed_run(self.outcomes['unknown'])}."
         if self.requests:
             sentence = f"{self.effort}."
             yield sentence[0].upper() + sentence[1:]

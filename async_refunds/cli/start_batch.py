@@ -12,10 +12,11 @@ import msgspec
 from async_refunds.errors import JournalError
 from async_refunds.journal import Run
 
-from . import options, preview
+from . import options, plan
 from .batch_run import BatchRun
 from .journals import BoundedJournal, OpenJournal
 from .output import Output, interruptible, os_reason, refuse
+from .summary import closed_run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,46 +30,6 @@ if TYPE_CHECKING:
         SendOptions,
     )
     from .refund_list import RefundList
-
-
-def must_ask(connection: Connection, total: int, send: SendOptions) -> bool:
-    """Tell whether somebody is asked before so many refunds are canceled."""
-    return connection.livemode and total > 1 and not send.yes
-
-
-def ask_for_live(
-    connection: Connection,
-    requests: RefundList | None,
-    kept: OpenJournal | None,
-    send: SendOptions,
-) -> None:
-    """Ask before more than one live refund is canceled, unless ``--yes`` was given.
-
-    Args:
-        connection: To the API.
-        requests: What is to be canceled.
-        kept: The journal, whose open refunds are canceled too.
-        send: How many are canceled, and whether someone is asked.
-
-    Raises:
-        JournalError: It could not be read.
-    """
-    count = 0 if requests is None else requests.count
-    open_ = 0 if kept is None else kept.journal.tally().open
-    total = min(count + open_, send.limit or count + open_)
-    if must_ask(connection, total, send):
-        count = min(count, total)
-        known = preview.Preview()
-        accounts = set(() if requests is None else requests.accounts())
-        for record in () if kept is None else kept.journal.records():
-            if not record.settled:
-                accounts.update(filter(None, [record.stripe_account]))
-                known.add_record(record)
-        preview.ask(
-            *(connection, count, total - count),
-            accounts=sorted(accounts),
-            sums=preview.known_sums(known, total, readable=requests is not None),
-        )
 
 
 def run_batch(
@@ -92,7 +53,7 @@ def run_batch(
         output: Where everything is written.
         kept: The journal.
         send: How many are canceled, and whether someone is asked first.
-        asked: Whether someone was asked.
+        asked: Whether someone was asked, who then knows what the journal holds.
         brief: Show no summary if all are canceled.
         notes: Lines for the end of the summary.
 
@@ -102,7 +63,7 @@ def run_batch(
     if kept is None:
         assert requests is not None  # noqa: S101 - without a journal there is a list
         if not asked:
-            ask_for_live(connection, requests, None, send)
+            plan.ask(connection, requests, None, send)
         chosen = min(requests.count, send.limit or requests.count)
         run = BatchRun(
             *(output, batch, islice(requests, chosen)),
@@ -112,24 +73,24 @@ def run_batch(
             notes=notes,
         )
         return _run(run, connection)
-    batch = batch.or_else(_journal_options(kept))
+    batch = batch.or_else(journal_options(kept.path, kept.journal.run))
     try:
-        tally = kept.journal.tally()
-        before = tally.total
         if not asked:
-            ask_for_live(connection, requests, kept, send)
+            asked = plan.ask(connection, requests, kept, send)
+        before = tally = kept.journal.tally()
         if requests is not None:
-            kept.journal.load(requests)
-        tally = kept.journal.tally()
+            added = kept.journal.load(requests)
+            tally = kept.journal.tally()
+            what = plan.before("it", before, requests.count, added)
+        else:
+            what = f"{tally.open:,} of {tally.total:,} refunds are open"
         kept.journal.limit = send.limit
     except JournalError as error:
         refuse(f"{error}; nothing was sent")
-    if before:
-        new = f", {tally.total - before:,} of them new" if requests is not None else ""
-        output.say(
-            f"continuing {kept.path}, at {connection.base_url}: {tally.open:,} of "
-            f"{tally.total:,} refunds are open{new}"
-        )
+    if kept.journal.run_closed:
+        output.say(f"{kept.path} is {closed_run(tally.open)}")
+    elif before.total and not (asked and requests is not None):
+        output.say(f"continuing {kept.path}, at {connection.base_url}: {what}")
     done = tally.total - tally.open
     run = BatchRun(
         *(output, batch),
@@ -181,12 +142,13 @@ def open_run(stack: ExitStack, path: str, run: Run | None) -> OpenJournal:
     return OpenJournal(journal, path)
 
 
-def _journal_options(kept: OpenJournal) -> BatchOptions:
+def journal_options(path: str, run: Run) -> BatchOptions:
+    """Return the options that a journal keeps, or refuse."""
     try:
-        return msgspec.convert(kept.journal.run.options, options.BatchOptions)
+        return msgspec.convert(run.options, options.BatchOptions)
     except msgspec.ValidationError as error:
         refuse(
-            f"{kept.path} holds options that this release does not know ({error}); "
+            f"{path} holds options that this release does not know ({error}); "
             "nothing was sent"
         )
 

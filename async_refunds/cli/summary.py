@@ -10,7 +10,7 @@ from async_refunds.results import CANCELED
 
 from .config import needs_address
 from .exit_codes import DONE, NOT_ALL, UNKNOWN
-from .tables import aligned
+from .tables import aligned, counted
 
 if TYPE_CHECKING:
     from async_refunds.journal import Run
@@ -23,6 +23,9 @@ Steps: TypeAlias = dict[str | None, str]
 
 IN_FLIGHT = "in flight"
 """Counts the refunds that a running process may be canceling."""
+
+CLOSED = "the run is closed, another one may have them"
+"""What to do about the failed refunds of a closed run."""
 
 NOT_BEGUN = "not begun"
 """Counts the refunds that an interrupted batch without a journal has not begun."""
@@ -38,6 +41,13 @@ def resume_command(journal: str, run: Run, limit: int | None = None) -> str:
     return shlex.join(words)
 
 
+def closed_run(left: int) -> str:
+    """Return what a closed run is, whose so many refunds were perhaps sent."""
+    if not left:
+        return "closed: nothing more of it is sent"
+    return f"closed: only what was perhaps sent is asked for, {counted(left, 'refund')}"
+
+
 def outcome_table(outcomes: Outcomes, steps: Steps) -> list[str]:
     """Return a table of the outcomes and what to do about each."""
     rows = [
@@ -48,19 +58,23 @@ def outcome_table(outcomes: Outcomes, steps: Steps) -> list[str]:
     return aligned([["outcome", "refunds", "what to do"], *rows])
 
 
-def next_steps(outcomes: Outcomes, resume: str | None) -> Steps:
+def next_steps(
+    outcomes: Outcomes, resume: str | None, *, closed: bool = False
+) -> Steps:
     """Return what to do about each outcome, in the order of a table.
 
     Args:
         outcomes: The counts.
         resume: The command that continues the run, if there is a journal.
+        closed: Whether nothing more of the run is sent.
     """
     again = f"`{resume}`" if resume else "run the same command again"
+    failed = f"read the error, fix its cause, then {again}"
     return {
         "canceled": "",
         "already_canceled": "nothing: canceled before this run asked",
         "not_cancelable": "nothing can be: it is no longer in requires_action",
-        "failed": f"not canceled: read the error, fix its cause, then {again}",
+        "failed": f"not canceled: {CLOSED if closed else failed}",
         "unknown": f"maybe canceled: {again}; nothing is canceled twice",
         NOT_BEGUN: f"not canceled: {again}",
         IN_FLIGHT: "nothing yet: the run is going on",

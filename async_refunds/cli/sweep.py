@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from async_refunds.errors import RefundsError
+from async_refunds.errors import JournalError, RefundsError
 from async_refunds.results import CancelRequest
 
-from . import money, options, preview
+from . import money, options, plan, preview
 from .batch_run import MAX_ROWS
 from .exit_codes import DONE, NOT_ALL
 from .lookup import REFUND_COLUMNS, show
@@ -195,15 +195,12 @@ def sweep(
             raise typer.Exit(DONE)
         api = options.connect(connection, account=False)
         kept = open_journal(stack, journal, api, batch, connection)
-        if not send.yes:
-            others = 0 if kept is None else kept.journal.tally().open
-            preview.ask(
-                *(api, matches.count, others),
-                accounts=matches.accounts(),
-                sums=(),  # they were just shown
-            )
+        try:
+            asked = plan.ask(api, matches, kept, send, found=True)
+        except JournalError as error:
+            refuse(f"{error}; nothing was sent")
         code = run_batch(
-            *(api, matches, batch, output), kept=kept, send=send, asked=True
+            *(api, matches, batch, output), kept=kept, send=send, asked=asked
         )
     raise typer.Exit(code)
 

@@ -45,6 +45,16 @@ class Facts(msgspec.Struct, array_like=True, gc=False):
     seconds: float | None = None
     known_at: float | None = None
 
+    def close(self, refund_id: str, now: float) -> None:
+        """Settle it as not canceled, unless a key of it was perhaps sent."""
+        if self.settled or self.known == "unknown":
+            return
+        before = (
+            f"{self.error}; then" if self.error else f"{refund_id} was not canceled:"
+        )
+        self.error = f"{before} its run was closed"
+        self.outcome, self.settled, self.known_at = "failed", True, now
+
     @property
     def failed_at(self) -> float:
         """When it failed, if it was asked for and failed, and is open; else 0."""

@@ -36,12 +36,24 @@ def takeovers(leases: Collection[Lease]) -> Iterator[str]:
         )
 
 
-def left_open(accounts: Mapping[str | None, float]) -> str:
+def left_open(
+    waits: Mapping[str | None, float], held_back: Mapping[str | None, float]
+) -> str:
     """Return what is said of accounts that are given back with something failed.
 
+    Nothing of those of which nothing at all is sent until then: that was said already.
+
     Args:
-        accounts: Each with the seconds until that is asked for again.
+        waits: Each account with the seconds until what failed is asked for again.
+        held_back: Accounts with the seconds for which nothing of them is sent.
     """
+    accounts = {
+        account: seconds
+        for account, seconds in waits.items()
+        if seconds >= held_back.get(account, 0.0) + 1
+    }
+    if not accounts:
+        return ""
     soonest, latest = min(accounts.values()), max(accounts.values())
     span = (
         f"{soonest:.0f}" if latest - soonest < 1 else f"{soonest:.0f} to {latest:.0f}"

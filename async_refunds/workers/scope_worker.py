@@ -371,7 +371,8 @@ class ScopeWorker:
             what = f"its key was refused ({describe_failure(closing)})"
         telemetry.log(
             logging.WARNING,
-            "%s: %s; nothing of it is sent for %.0f s",
+            "%s: %s; nothing of it is sent for %.0f s, or until `async-refunds fleet "
+            "retry`",
             account or "the key's own account",
             scrub(what),
             seconds,
@@ -396,8 +397,8 @@ class ScopeWorker:
             self._execution.look_again()
         leaving = self._leaving.copy()
         left_open = await self._leases.release_all(leaving)
-        if left_open:
-            telemetry.log(logging.WARNING, "%s", notices.left_open(left_open))
+        if left_open and (said := notices.left_open(left_open, leaving)):
+            telemetry.log(logging.WARNING, "%s", said)
         for account in leaving:
             self._forget(account)
         if leaving:

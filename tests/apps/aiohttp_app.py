@@ -77,7 +77,7 @@ async def answer_errors(
             case WebhookError():
                 status, told = 200, {"status": "ignored"}
             case _:
-                raise
+                status, told = 502, {"status": "Stripe refused it"}
         return web.json_response(told, status=status, headers=later)
 
 

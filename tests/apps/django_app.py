@@ -30,6 +30,7 @@ from async_refunds import (
     RefundNotCancelableError,
     RefundNotFoundError,
     RefundsClient,
+    RefundsError,
     RetryPolicy,
     SignatureVerificationError,
     WebhookError,
@@ -97,6 +98,8 @@ def answer_errors(
                 status, told = 400, {"status": "refused"}
             case WebhookError():
                 status, told = 200, {"status": "ignored"}
+            case RefundsError():
+                status, told = 502, {"status": "Stripe refused it"}
             case _:
                 return None
         return JsonResponse(told, status=status, headers=later)

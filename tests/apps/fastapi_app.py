@@ -19,6 +19,7 @@ from async_refunds import (
     RefundNotCancelableError,
     RefundNotFoundError,
     RefundsClient,
+    RefundsError,
     RetryPolicy,
     SignatureVerificationError,
     WebhookError,
@@ -110,6 +111,11 @@ async def on_not_found(request: Request, error: RefundNotFoundError) -> JSONResp
 @app.exception_handler(APIConnectionError)
 async def on_overload(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"status": "try again later"}, 503, {"Retry-After": "5"})
+
+
+@app.exception_handler(RefundsError)
+async def on_other_refusal(request: Request, error: RefundsError) -> JSONResponse:
+    return JSONResponse({"status": "Stripe refused it"}, 502)
 
 
 @app.exception_handler(SignatureVerificationError)

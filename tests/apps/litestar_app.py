@@ -25,6 +25,7 @@ from async_refunds import (
     RefundNotCancelableError,
     RefundNotFoundError,
     RefundsClient,
+    RefundsError,
     RetryPolicy,
     SignatureVerificationError,
     WebhookError,
@@ -115,6 +116,10 @@ def on_overload(_: object, error: Exception) -> Response[Any]:
     return told(503, {"Retry-After": "5"}, status="try again later")
 
 
+def on_other_refusal(_: object, error: RefundsError) -> Response[Any]:
+    return told(502, status="Stripe refused it")
+
+
 def on_forgery(_: object, error: SignatureVerificationError) -> Response[Any]:
     return told(400, status="refused")
 
@@ -134,5 +139,6 @@ app = Litestar(
         APIConnectionError: on_overload,
         SignatureVerificationError: on_forgery,
         WebhookError: on_other_event,
+        RefundsError: on_other_refusal,
     },
 )

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.support.app_server import Service, running
+from tests.support.app_server import KEY, Service, running
 
 if TYPE_CHECKING:
     from async_refunds.emulator import Emulator
@@ -79,7 +79,12 @@ def check_answers(shop: httpx.Client, stripe: Emulator) -> None:
     assert overloaded.status_code == 503
     assert overloaded.json() == {"status": "try again later"}
     assert overloaded.headers["Retry-After"] == "5"
-    # Neither of them leaves anything open.
+    stripe.restrict_key(KEY)
+    not_allowed = shop.post(f"/refunds/{paid}/cancel", headers=key)
+    assert not_allowed.status_code == 502
+    assert not_allowed.json() == {"status": "Stripe refused it"}
+    stripe.restrict_key(KEY, allow=("cancel", "retrieve"))
+    # None of them leaves anything open.
     assert shop.get("/cancellations/intent-0").json() == {"status": "known"}
     assert shop.post("/cancellations/intent-0").status_code == 404
 

@@ -24,6 +24,7 @@ from async_refunds.cli.demo import DemoReport, asking_again, report_lines
 from async_refunds.cli.fleet_demo.report import FleetDemoReport, HeldAccount
 from async_refunds.cli.fleet_demo.report import report_lines as fleet_report_lines
 from async_refunds.emulator import Emulator
+from tests.support.scripted import refusal, scripted
 
 pytestmark = pytest.mark.unmeasured
 
@@ -166,6 +167,32 @@ async def test_web_service_does_not_call_overloaded_what_it_cannot_reach(
         answer = await shop.post(f"/refunds/{REFUND}/cancel?request_key=intent-1")
     assert answer.status_code == 503
     assert answer.json() == {"detail": "try again later"}
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        refusal(401),
+        refusal(403),
+        refusal(400, code="testmode_charges_only"),
+        refusal(451),
+    ],
+)
+async def test_web_service_says_of_any_refusal_what_it_was(
+    refused: bytes, page: Page
+) -> None:
+    async with scripted(refused) as server:
+        page.base_url = server.url
+        page.run(block("lifespan"))
+        app = page.names["app"]
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://shop") as shop,
+        ):
+            answer = await shop.post(f"/refunds/{REFUND}/cancel?request_key=intent-1")
+    assert answer.status_code == 502
+    assert answer.json() == {"detail": "Stripe refused it"}
 
 
 async def test_web_service_refuses_a_key_of_another_refund(page: Page) -> None:

@@ -77,7 +77,16 @@ async def test_version_shows_what_a_bug_report_needs() -> None:
 
 
 async def test_help_says_what_each_command_does() -> None:
-    names = ["cancel", "resume", "report", "backup", "verify", "sweep", "retrieve"]
+    names = [
+        "cancel",
+        "resume",
+        "close",
+        "report",
+        "backup",
+        "verify",
+        "sweep",
+        "retrieve",
+    ]
     names += ["list", "emulator", "demo"]
     commands = [("--help",), *((name, "--help") for name in names)]
     told = await run_each(*commands, key=None)

@@ -275,7 +275,7 @@ def test_interrupt_around_a_batch_says_what_was_done(
         )
 
 
-def test_interrupt_of_what_only_reads_a_journal_says_what_is_missing(
+def test_interrupt_of_what_only_needs_a_journal_says_what_was_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = tmp_path / "run.sqlite3"
@@ -285,11 +285,14 @@ def test_interrupt_of_what_only_reads_a_journal_says_what_is_missing(
     monkeypatch.setattr(JournalReader, "records", raise_interrupt)
     monkeypatch.setattr(JournalReader, "backup", raise_interrupt)
     monkeypatch.setattr(JournalReader, "tally", raise_interrupt)
+    monkeypatch.setattr(SqliteJournal, "close_run", raise_interrupt)
     for command, said in {
         ("report",): "interrupted: the report is not complete; the journal is as it "
         "was",
         ("backup", "copy"): "interrupted: copy was not written",
         ("verify",): "interrupted; nothing was sent",
+        ("close",): f"interrupted: perhaps {journal} is closed: the same command again "
+        "makes sure",
     }.items():
         name, *more = command
         assert interrupted(name, str(journal), *more) == f"async-refunds: {said}"

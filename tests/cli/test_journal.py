@@ -288,8 +288,8 @@ async def test_options_are_remembered_and_may_be_given_again(tmp_path: Path) -> 
     }
     assert added.code == 0
     assert added.err.startswith(
-        f"continuing run.sqlite3, at {base_url}: 3 of 7 refunds are open, 1 of them "
-        "new\n"
+        f"continuing run.sqlite3, at {base_url}: it holds 6 refunds already, 2 of them "
+        "open; 1 of the 7 given is added\n"
     )
     assert {line["stripe_account"] for line in added.lines} == {THEM}
     assert emulator.books.cancellations.total() == 7

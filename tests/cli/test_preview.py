@@ -416,6 +416,52 @@ async def test_what_the_journal_knows_of_the_sums_is_shown_before_the_question(
 
 
 @real
+@pytest.mark.parametrize("limit", [None, 2])
+async def test_what_a_journal_holds_already_is_shown_before_the_question(
+    limit: int | None, tmp_path: Path
+) -> None:
+    """A second list in the journal of another one: both are canceled."""
+    emulator, _ = emulator_of(0)
+    done, both, other, *more = (emulator.add_refund(livemode=True) for _ in range(5))
+    (tmp_path / "list2").write_text("\n".join([done, both, *more]))
+    screen = Screen()
+    async with emulator.serve() as base_url:
+        run_of = Run(base_url, livemode=True)
+        async with SqliteJournal.open(tmp_path / "run.sqlite3", run_of) as journal:
+            await journal.add([CancelRequest(each) for each in (done, both, other)])
+            (claim,) = await claimed(journal, None, 1)
+            result = CancelResult(
+                refund_id=done,
+                stripe_account=None,
+                outcome="canceled",
+                idempotency_key=claim.idempotency_key,
+            )
+            await journal.settle([(claim, result)])
+        async with started(
+            *("cancel", "--from", "list2", "--journal", "run.sqlite3", "--live"),
+            *("--base-url", base_url, *(["--max", str(limit)] if limit else [])),
+            key=LIVE_KEY,
+            stdin=screen.terminal,
+            stderr=screen.terminal,
+            folder=tmp_path,
+        ) as running:
+            ended, shown = await screen.answers(running, "y\n")
+    added = "2 of the 4 given are added"
+    assert ended.code == 0
+    assert shown.splitlines()[:3] == [
+        f"live mode, {base_url}",
+        f"run.sqlite3 holds 3 refunds already, 2 of them open; {added}",
+        "the sums are not known yet: --dry-run shows them",
+    ]
+    them = "2 of 4 refunds, 3 given" if limit else "these 3 refunds"
+    question = f"Cancel {them}, and 1 more that is open in the journal? Real money"
+    assert question in shown
+    assert "continuing" not in shown
+    expected = [both, other] if limit else [both, other, *more]
+    assert emulator.books.cancellations == dict.fromkeys(expected, 1)
+
+
+@real
 async def test_live_refunds_without_a_terminal_or_yes_are_refused(
     tmp_path: Path,
 ) -> None:

@@ -193,10 +193,13 @@ async def test_sweep_goes_through_a_journal_and_tells_what_else_is_open_there(
     assert left.code == 1
     assert ended.code == 0
     assert (
-        "Cancel these 2 refunds of acct_1Them, and 1 more that are open in the journal?"
+        "Cancel these 2 refunds of acct_1Them, and 1 more that is open in the journal?"
         in shown
     )
-    assert "3 of 3 refunds are open, 2 of them new" in shown
+    assert (
+        "run.sqlite3 holds 1 refund already, 1 of them open; 2 of the 2 given are added"
+        in shown
+    )
     accounts = {line["refund_id"]: line["stripe_account"] for line in ended.lines}
     assert accounts == {ids[0]: None, **dict.fromkeys(theirs, "acct_1Them")}
 

@@ -198,6 +198,24 @@ async def test_index_lists_every_operation(api: Caller, refund_id: str) -> None:
         assert status in {200, 400}, endpoint
 
 
+async def test_index_lists_the_fields_of_each_operation(api: Caller) -> None:
+    endpoints = (await good(api, "GET", ""))["endpoints"]
+    assert endpoints["GET /_emulator/books"] == {}
+    assert endpoints["POST /_emulator/refunds/{id}/expire"] == {}
+    assert endpoints["POST /_emulator/clock"] == {"advance": "number"}
+    assert endpoints["POST /_emulator/faults/script"] == {"names": "array of string"}
+    assert endpoints["POST /_emulator/limits"] == {
+        "global_rate": "number | null = 100",
+        "endpoint_rate": "number | null = 25",
+        "global_concurrency": "integer | null = null",
+        "endpoint_concurrency": "integer | null = null",
+    }
+    refunds = endpoints["POST /_emulator/refunds"]
+    assert refunds["status"] == 'string = "requires_action"'
+    assert refunds["metadata"] == "object | null = null"
+    assert refunds["livemode"] == "boolean = false"
+
+
 @pytest.mark.parametrize(
     ("path", "data", "named"),
     [

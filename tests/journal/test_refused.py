@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -562,3 +563,30 @@ async def test_limit_on_the_size_of_files_loses_nothing(path: Path) -> None:
         # The last ones failed, and may be there all the same.
         assert len(await claimed(journal, None, kept + 2 * STEP)) in {kept, kept + STEP}
     assert list(contents(path.parent)) == ["run.sqlite3"]
+
+
+@pytest.mark.parametrize("end", ["wal", "shm", "lock", "journal"])
+@real
+async def test_file_beside_a_journal_leads_to_the_journal(
+    end: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.sqlite3"
+    beside = f"{path}-{end}"
+    said = re.escape(f"{beside!r} only stands beside the journal {str(path)!r}: give")
+    async with SqliteJournal.open(path, RUN) as journal:
+        await journal.add([CancelRequest("re_1")])
+        with pytest.raises(JournalError, match=said):
+            JournalReader(beside)
+        with pytest.raises(JournalError, match=said):
+            SqliteJournal.open(beside, RUN)
+    # Also once it is gone: a journal there would be in the way of the other one's.
+    with pytest.raises(JournalError, match=said):
+        SqliteJournal.open(beside, RUN)
+    assert contents(tmp_path).keys() == {path.name}
+
+
+def test_journal_may_have_the_name_of_a_list_and_an_end(tmp_path: Path) -> None:
+    (tmp_path / "ids").write_text("re_1\n")
+    with SqliteJournal.open(tmp_path / "ids-journal", RUN) as journal:
+        journal.load([CancelRequest("re_1")])
+    assert JournalReader(tmp_path / "ids-journal").tally().open == 1

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import psycopg
+from psycopg import sql
 
 from async_refunds.journal.postgres import Database, Leases, PostgresJournal
 from async_refunds.results import CancelResult
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterable
+    from collections.abc import AsyncGenerator, Callable, Generator, Iterable
 
     from async_refunds.journal import Claim
     from async_refunds.models import Attempt
@@ -81,6 +82,23 @@ class Fleet:
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
+
+
+@contextmanager
+def defaults(address: str, **settings: str) -> Generator[None]:
+    """Let new sessions in a database begin with these until the end of the block."""
+    with psycopg.connect(address, autocommit=True) as connection:
+        name = sql.Identifier(connection.info.dbname)
+        for setting, value in settings.items():
+            connection.execute(
+                sql.SQL("ALTER DATABASE {} SET {} = {}").format(
+                    name, sql.Identifier(setting), sql.Literal(value)
+                )
+            )
+        try:
+            yield
+        finally:
+            connection.execute(sql.SQL("ALTER DATABASE {} RESET ALL").format(name))
 
 
 class Worker:

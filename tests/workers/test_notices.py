@@ -22,7 +22,19 @@ def test_lines_name_each_worker_and_few_accounts() -> None:
         "taken over from w2, which has not released them: the key's own account; "
         "at least 1,000 open"
     )
-    assert left_open({"acct_A": 60.2, "acct_B": 240.0}) == (
+    waits: dict[str | None, float] = {
+        "acct_A": 60.2,
+        "acct_B": 240.0,
+        "acct_refused": 59.9,
+    }
+    held_back: dict[str | None, float] = {
+        "acct_A": 15.0,
+        "acct_B": 0.0,
+        "acct_refused": 60.0,
+    }
+    assert left_open(waits, held_back) == (
         "what failed or is unknown of acct_A, acct_B is asked for again in 60 to 240 "
         "s, or at once after `async-refunds fleet retry`"
     )
+    del waits["acct_A"], waits["acct_B"]
+    assert not left_open(waits, held_back)

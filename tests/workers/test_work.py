@@ -382,7 +382,11 @@ async def test_account_whose_key_is_refused_waits_and_says_so(
             assert len(server.received) == sent + 1
     assert sent < 30
     assert "acct_A: its key was refused (HTTP status 401)" in caplog.text
-    assert "for 60 s" in caplog.text
+    assert (
+        "nothing of it is sent for 60 s, or until `async-refunds fleet retry`"
+        in caplog.text
+    )
+    assert "is asked for again" not in caplog.text, "that is said already"
     assert not any(record.levelno >= logging.ERROR for record in caplog.records)
 
 

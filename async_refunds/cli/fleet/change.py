@@ -10,6 +10,7 @@ import typer
 
 from async_refunds.cli.exit_codes import NOT_ALL
 from async_refunds.cli.output import OutputLostError, interruptible, print_error
+from async_refunds.journal.postgres.transactions import read_committed
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -37,7 +38,7 @@ class Change:
     def transaction(self, connection: Connection) -> Generator[None]:
         """Change something in one transaction, which is committed after the block."""
         try:
-            with connection.transaction():
+            with read_committed(connection):
                 yield
                 self.said = self._in_doubt
         except psycopg.Error:

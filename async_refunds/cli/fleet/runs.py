@@ -16,7 +16,7 @@ from async_refunds.cli.output import Output, interruptible, print_error, refuse
 from async_refunds.cli.report import ReportForm, write_report
 from async_refunds.cli.report_data import RunReport
 from async_refunds.cli.spans import span_seconds
-from async_refunds.cli.summary import exit_code, next_steps
+from async_refunds.cli.summary import CLOSED, exit_code, next_steps
 from async_refunds.cli.tables import counted
 from async_refunds.errors import JournalError
 from async_refunds.journal.postgres import administration
@@ -130,7 +130,7 @@ def fleet_steps(reader: RunReader, outcomes: Outcomes, retry: str) -> Steps:
     dead, again = reader.dead, f"`{retry} --outcome {DEAD}`"
     failed = f"read the error, fix its cause, then `{retry} --outcome failed`"
     if reader.state == "closed":
-        failed = "the run is closed, another one may have them"
+        failed = CLOSED
     if dead["unknown"] == outcomes["unknown"] > 0:
         asks = f"dead until {again}"
     elif dead["unknown"]:

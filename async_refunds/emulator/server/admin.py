@@ -8,7 +8,16 @@ does.
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
+from types import NoneType, UnionType
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    NamedTuple,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import msgspec
 
@@ -21,6 +30,14 @@ if TYPE_CHECKING:
     from async_refunds.emulator.api.request import RawRequest
 
 ADMIN = "/_emulator"
+
+_NAMES = {
+    str: "string",
+    int: "integer",
+    float: "number",
+    bool: "boolean",
+    NoneType: "null",
+}
 
 _JSON = {"Content-Type": "application/json"}
 # A browser takes nothing for what it is not, and shows it to no other page.
@@ -81,7 +98,10 @@ class AdminApi:
         if operation is not None:
             return 200, _call(operation, raw.body)
         if raw.method == "GET" and not path:
-            endpoints = [each.replace(" ", f" {ADMIN}") for each in self._operations]
+            endpoints = {
+                name.replace(" ", f" {ADMIN}"): {} if "{id}" in name else _fields(each)
+                for name, each in self._operations.items()
+            }
             return 200, {"endpoints": endpoints}
         folder, _, rest = path.removeprefix("/").partition("/")
         item, slash, action = rest.partition("/")
@@ -103,6 +123,33 @@ def _json(status: int, answer: object) -> AdminAnswer:
 
 def _error(message: str) -> dict[str, str]:
     return {"error": message}
+
+
+def _fields(operation: Callable[..., object]) -> dict[str, str]:
+    """Return the fields of the body that a function takes: the type, the default."""
+    parameters = inspect.signature(operation).parameters.values()
+    types = get_type_hints(operation) if parameters else {}
+    shown: dict[str, str] = {}
+    for parameter in parameters:
+        kind = types[parameter.name]
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            (fields,) = (each for each in get_args(kind) if each is not NoneType)
+            return _fields(fields)
+        shown[parameter.name] = _name_of(kind)
+        if parameter.default is not parameter.empty:
+            default = msgspec.json.encode(parameter.default).decode()
+            shown[parameter.name] += f" = {default}"
+    return shown
+
+
+def _name_of(kind: Any) -> str:  # noqa: ANN401 - any type that JSON has
+    """Return how JSON calls a type."""
+    parts = get_args(kind)
+    if get_origin(kind) in (Union, UnionType):
+        return " | ".join(map(_name_of, parts))
+    if len(parts) == 1:
+        return f"array of {_name_of(parts[0])}"
+    return _NAMES.get(kind, "object")
 
 
 def _call(operation: Callable[..., object], body: bytes) -> object:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from psycopg import IsolationLevel
-
 from async_refunds.errors import JournalError
 
 from .statements import HISTORY
+from .transactions import read_committed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection
 
     from psycopg import Connection
 
@@ -34,17 +33,32 @@ WITH changed AS (
 SELECT pg_notify('async_refunds', scope) FROM changed
 """
 _STATE = "SELECT state FROM async_refunds.runs WHERE name = %s"
+# Returns the version of the row: with each change it is another one.
+_PAUSE = """UPDATE async_refunds.runs SET state = 'paused'
+    WHERE name = %s AND state = 'open' RETURNING xmin::text"""
+# Those that settle or open refunds of a run do so one after another.
+_STATE_FOR_CHANGE = """SELECT state, xmin::text FROM async_refunds.runs
+    WHERE name = %s FOR NO KEY UPDATE"""
 # What was claimed in commits that a failover lost may have been sent, and its row does
 # not say so. A role that may not tell the history, where others have, cannot know.
-_UNSENT = f"""
-WITH {HISTORY}, page AS MATERIALIZED (
-    SELECT i.ctid FROM async_refunds.items i
+_UNSENT = """
+    FROM async_refunds.items i
         JOIN async_refunds.runs r USING (run_id) CROSS JOIN history
         WHERE r.name = %(run)s AND NOT i.settled AND NOT i.maybe_sent
             AND NOT (i.number <= history.last_number
                 AND i.timeline IS DISTINCT FROM history.timeline)
             AND (history.timeline IS NOT NULL
                 OR NOT EXISTS (SELECT FROM async_refunds.timelines))
+"""
+_ACCOUNTS_OF_PAGE = f"""
+WITH {HISTORY}, page AS MATERIALIZED (
+    SELECT i.account {_UNSENT} LIMIT %(page)s
+)
+SELECT coalesce(array_agg(DISTINCT account), '{{}}') FROM page
+"""  # noqa: S608 - our own text
+_SETTLE_PAGE = f"""
+WITH {HISTORY}, page AS MATERIALIZED (
+    SELECT i.ctid {_UNSENT} AND i.account = ANY(%(accounts)s::text[])
         LIMIT %(page)s FOR UPDATE OF i
 )
 UPDATE async_refunds.items i SET settled = true, dead = false, outcome = 'failed',
@@ -66,16 +80,23 @@ SELECT set_config('lock_timeout', %s, true), pg_advisory_xact_lock(
 ADDED_WITHIN = 5.0
 """Seconds for the transactions that add to a run to end. Later ones wait for it."""
 _CLOSE = "UPDATE async_refunds.runs SET state = 'closed' WHERE name = %s"
+# Leases are locked in the order of their accounts by all, and by those that write what
+# workers may write before that: so nobody waits for somebody who waits for him.
+_LOCK_LEASES = """
+SELECT FROM async_refunds.leases l JOIN async_refunds.runs r USING (scope)
+    WHERE r.name = %(run)s AND l.account = ANY(%(accounts)s::text[])
+    ORDER BY l.account FOR NO KEY UPDATE OF l
+"""
 # Only what nobody has under way is written. A definite no of its state may have been
 # saved under its key, for a day: the next claim takes a new one.
-_RETRY = """
-WITH run AS (
-    SELECT run_id, scope, state FROM async_refunds.runs
-        WHERE name = %(run)s AND state <> 'closed'
-), wanted AS (
-    SELECT i.run_id, i.account, i.refund_id, i.maybe_sent FROM async_refunds.items i
-        JOIN run USING (run_id)
-        WHERE i.dead AND %(dead)s OR NOT i.dead AND i.outcome = ANY(%(outcomes)s)
+_OPEN_AGAIN = """
+WITH wanted AS MATERIALIZED (
+    SELECT i.run_id, i.account, i.refund_id, i.settled, i.dead,
+            i.outcome = 'not_cancelable' OR i.outcome IS NOT NULL AND NOT i.maybe_sent
+                AS needs_new_key
+        FROM async_refunds.items i JOIN async_refunds.runs r USING (run_id)
+        WHERE r.name = %(run)s
+            AND (i.dead AND %(dead)s OR NOT i.dead AND i.outcome = ANY(%(outcomes)s))
 ), opened AS (
     UPDATE async_refunds.items i SET settled = false, dead = false, claims = 0,
             claimed_by = NULL,
@@ -83,26 +104,34 @@ WITH run AS (
         FROM wanted w WHERE (i.settled OR i.dead) AND (i.run_id, i.account, i.refund_id)
             = (w.run_id, w.account, w.refund_id)
         RETURNING i.refund_id
-), woken AS (
+)
+SELECT (SELECT count(*) FROM opened),
+    count(*) FILTER (WHERE NOT settled AND NOT dead),
+    coalesce(array_agg(DISTINCT account), '{}'),
+    coalesce(array_agg(DISTINCT account) FILTER (WHERE needs_new_key), '{}')
+    FROM wanted
+"""
+_WAKE = """
+WITH woken AS (
     UPDATE async_refunds.leases l SET not_before = '-infinity',
             retry_at = '-infinity', retries = 0, takeovers = 0
-        FROM run WHERE l.scope = run.scope
-            AND l.account IN (SELECT account FROM wanted)
+        FROM async_refunds.runs r WHERE r.name = %(run)s AND l.scope = r.scope
+            AND l.account = ANY(%(accounts)s::text[])
         RETURNING l.account, l.no_new_key_until
 )
-SELECT (SELECT count(*) FROM opened), (SELECT count(*) FROM wanted),
-    state = 'paused', (
+SELECT (
         SELECT extract(epoch FROM max(l.no_new_key_until) - clock_timestamp())::float8
-        FROM woken l WHERE l.no_new_key_until > clock_timestamp() AND EXISTS (
-            SELECT FROM wanted w WHERE w.account = l.account AND NOT w.maybe_sent)
-    ), pg_notify('async_refunds', scope) FROM run
+        FROM woken l WHERE l.no_new_key_until > clock_timestamp()
+            AND l.account = ANY(%(need_new_key)s::text[])
+    ), pg_notify('async_refunds', scope) FROM async_refunds.runs r WHERE name = %(run)s
 """
+# What another one has in hand is no old result any more, or is deleted by that one.
 _PRUNE = """
 DELETE FROM async_refunds.items WHERE ctid = ANY(ARRAY(
     SELECT ctid FROM async_refunds.items
         WHERE settled AND known_at < clock_timestamp() - make_interval(secs => %s)
-        LIMIT %s
-)) AND settled  -- of the row as it is by now: `retry` may have opened it
+        LIMIT %s FOR UPDATE SKIP LOCKED
+))
 """
 
 
@@ -129,15 +158,15 @@ def set_state(connection: Database, run: str, state: Literal["open", "paused"]) 
         JournalError: There is no such run, or it is closed.
     """
     if not connection.execute(_SET_STATE, {"run": run, "state": state}).fetchall():
-        _state_of(connection, run)
+        _found(connection, _STATE, run)
         raise JournalError(f"{run!r} is closed")
 
 
-def _state_of(connection: Database, run: str) -> str:
-    row = connection.execute(_STATE, [run]).fetchone()
+def _found(connection: Database, query: str, run: str) -> tuple[object, ...]:
+    row = connection.execute(query.encode(), [run]).fetchone()
     if row is None:
         raise JournalError(f"there is no run {run!r}")
-    return str(row[0])
+    return row
 
 
 class Closed(NamedTuple):
@@ -150,7 +179,7 @@ class Closed(NamedTuple):
     dead: int
     """Those of them that no worker asks for again by itself."""
     paused: bool
-    """Whether it is paused, as it was before, so that no worker asks for these."""
+    """Whether it is paused, by somebody else, so that no worker asks for these."""
 
 
 def close(
@@ -160,7 +189,8 @@ def close(
 
     What was never sent is settled as ``failed``. What was perhaps sent goes on to be
     asked for by workers; once that has an end, the same again closes the run. The run
-    is paused in the meantime, and stays so if this does not come to its end.
+    is paused in the meantime, and stays so if this does not come to its end, or if
+    somebody pauses it meanwhile. Two at once each go on with what the other one leaves.
 
     Args:
         connection: To the database.
@@ -172,34 +202,39 @@ def close(
         psycopg.errors.LockNotAvailable: Somebody adds to it in a transaction that does
             not end.
     """
-    if connection.autocommit:
-        # Or it might not see what was added by those that it waits for.
-        connection.isolation_level = IsolationLevel.READ_COMMITTED
-    before = _state_of(connection, run)
     # No worker claims what is settled here. Of a run that is closed nobody does.
-    connection.execute(_SET_STATE, {"run": run, "state": "paused"})
-    unsent = 0
-    for count in _settle_unsent(connection, run):
+    with read_committed(connection):
+        paused = connection.execute(_PAUSE, [run]).fetchone()
+    unsent, count = 0, 1
+    while count:
+        with read_committed(connection):
+            _found(connection, _STATE_FOR_CHANGE, run)
+            count = _settle_unsent(connection, run, _PAGE)
         unsent += count
-        if on_page is not None:
+        if count and on_page is not None:
             on_page(unsent)
-    with connection.transaction():
+    with read_committed(connection):
+        state, version = _found(connection, _STATE_FOR_CHANGE, run)
         connection.execute(_NO_MORE_ADDED, [f"{ADDED_WITHIN}s", run])
-        unsent += sum(_settle_unsent(connection, run))  # what was added meanwhile
+        unsent += _settle_unsent(connection, run, None)  # what was added meanwhile
         row = connection.execute(_LEFT, [run]).fetchone()
         left, dead = (0, 0) if row is None else (int(str(row[0])), int(str(row[1])))
         if not left:
             connection.execute(_CLOSE, [run])
-        elif before == "open":
-            connection.execute(_SET_STATE, {"run": run, "state": "open"})
-    return Closed(unsent, left, dead, before == "paused")
+            state = "closed"
+        elif paused == (version,):  # nobody else has changed it since
+            set_state(connection, run, "open")
+            state = "open"
+    return Closed(unsent, left, dead, state == "paused")
 
 
-def _settle_unsent(connection: Database, run: str) -> Iterator[int]:
-    """Settle what was never sent of a run, and yield how many of each page."""
-    given = {"run": run, "page": _PAGE}
-    while count := connection.execute(_UNSENT.encode(), given).rowcount:
-        yield count
+def _settle_unsent(connection: Database, run: str, most: int | None) -> int:
+    """Settle so many of what was never sent of a run, and return how many."""
+    given: dict[str, object] = {"run": run, "page": most}
+    ((accounts,),) = connection.execute(_ACCOUNTS_OF_PAGE.encode(), given)
+    given["accounts"] = accounts
+    connection.execute(_LOCK_LEASES, given)
+    return connection.execute(_SETTLE_PAGE.encode(), given).rowcount
 
 
 def retry(
@@ -219,14 +254,27 @@ def retry(
     Raises:
         JournalError: There is no such run, or it is closed.
     """
-    given = {"run": run, "outcomes": sorted(outcomes), "dead": dead}
-    row = connection.execute(_RETRY, given).fetchone()
-    if row is None:
-        _state_of(connection, run)
-        raise JournalError(f"{run!r} is closed")
-    opened, found = int(str(row[0])), int(str(row[1]))
-    seconds = 0.0 if row[3] is None else float(str(row[3]))
-    return Retried(opened, found - opened, paused=bool(row[2]), seconds=seconds)
+    given: dict[str, object] = {
+        "run": run,
+        "outcomes": sorted(outcomes),
+        "dead": dead,
+    }
+    with read_committed(connection):
+        state, _ = _found(connection, _STATE_FOR_CHANGE, run)
+        if state == "closed":
+            raise JournalError(f"{run!r} is closed")
+        ((opened, already, accounts, need_new_key),) = connection.execute(
+            _OPEN_AGAIN, given
+        )
+        given |= {"accounts": accounts, "need_new_key": need_new_key}
+        connection.execute(_LOCK_LEASES, given)
+        ((seconds, _),) = connection.execute(_WAKE, given)
+    return Retried(
+        int(str(opened)),
+        int(str(already)),
+        paused=state == "paused",
+        seconds=0.0 if seconds is None else float(str(seconds)),
+    )
 
 
 def prune(
@@ -249,8 +297,11 @@ def prune(
         How many were deleted.
     """
     seconds, deleted = max(older_than, KEY_SECONDS), 0
-    while count := connection.execute(_PRUNE, [seconds, _PAGE]).rowcount:
+    while True:
+        with read_committed(connection):
+            count = connection.execute(_PRUNE, [seconds, _PAGE]).rowcount
+        if not count:
+            return deleted
         deleted += count
         if on_page is not None:
             on_page(deleted)
-    return deleted

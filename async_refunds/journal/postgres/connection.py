@@ -26,11 +26,15 @@ if TYPE_CHECKING:
 Connection: TypeAlias = AsyncConnection[TupleRow]
 
 TRANSIENT = (
-    psycopg.OperationalError,  # lost, shutting down, out of something, a deadlock
+    psycopg.OperationalError,  # lost, shutting down, out of something
     psycopg.InterfaceError,  # closed already
     errors.ReadOnlySqlTransaction,  # a standby: the primary is another one now
 )
 """What passes, so that the same statement is repeated on another connection."""
+
+_ENDED_BY_OTHERS = (errors.DeadlockDetected, errors.SerializationFailure)
+"""After these the same statement is repeated on the same connection: the server is
+there, and has undone it."""
 
 LASTING = (
     errors.InsufficientPrivilege,
@@ -66,12 +70,37 @@ _DEFAULTS = {
     "keepalives_interval": "2",
     "keepalives_count": "3",
     "tcp_user_timeout": "10000",
+    # Or a session in SQL_ASCII would have bytes for texts.
+    "client_encoding": "utf8",
 }
-# The same on the side of the server: a client whose network is lost in the middle of a
-# statement does not keep its locks. Without effect on a Unix socket.
-_KEEPALIVES = """SELECT set_config('tcp_keepalives_idle', '5', false),
-    set_config('tcp_keepalives_interval', '2', false),
-    set_config('tcp_keepalives_count', '3', false)"""
+# What a database or a role may set for its sessions, and ours cannot have. Here and not
+# at the start of the session, where PgBouncer refuses it.
+_SETTINGS = {
+    # As `_DEFAULTS`, on the side of the server: a client whose network is lost in the
+    # middle of a statement does not keep its locks. Without effect on a Unix socket.
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+    # A statement that has waited for another one sees what that has changed.
+    "default_transaction_isolation": "read committed",
+    # `PATIENCE` counts. A connection that is ended because nothing was to be done for a
+    # while would be told as an outage.
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "transaction_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
+    # A rate that is not known is NULL in an array.
+    "array_nulls": "on",
+    # What is claimed is sent: a crash of the server must not forget it. Those that wait
+    # for a standby too, or for less, keep that.
+    "synchronous_commit": "on",
+}
+# Only what differs and what the server knows.
+_SET_UP = """SELECT set_config(name, value, false)
+    FROM unnest(%s::text[], %s::text[]) AS ours (name, value)
+    WHERE current_setting(name, true) <> value
+        AND (name <> 'synchronous_commit' OR current_setting(name) = 'off')"""
 PATIENCE = 30.0
 """Seconds after which a statement without an answer counts as lost."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0  # seconds between attempts to reconnect
@@ -157,7 +186,9 @@ class Database:
         connection = await AsyncConnection.connect(self.conninfo, autocommit=True)
         try:
             with answering_within(patience, connection):
-                await connection.execute(_KEEPALIVES)
+                await connection.execute(
+                    _SET_UP, (list(_SETTINGS), list(_SETTINGS.values()))
+                )
                 cursor = await connection.execute(EXISTS_QUERY)
                 exists = (await cursor.fetchone()) == (True,)
                 version = await connection.execute(VERSION_QUERY) if exists else None
@@ -216,6 +247,8 @@ class Link:
                         sent = True
                         with answering_within(self._patience, connection):
                             rows = await work(connection, in_doubt)
+                    except _ENDED_BY_OTHERS:
+                        pass  # so it is no outage
                     except TRANSIENT as error:
                         in_doubt = in_doubt or sent
                         await self._drop()

@@ -188,6 +188,8 @@ class RunReader:
         self.name = name
         self.state: str = state
         """``open``, ``paused`` or ``closed``."""
+        self.run_closed = state == "closed"
+        """Whether nothing more of it is sent."""
         self.run = Run(base_url, livemode, options)
         """What it is about."""
         self.in_use = connection.execute(_IN_USE, [name]).fetchone() == (True,)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from async_refunds.errors import JournalError
 
+from .transactions import read_committed
+
 if TYPE_CHECKING:
     from psycopg import Connection
 
@@ -52,7 +54,7 @@ def migrate(connection: Connection[Any]) -> int:
         JournalError: Its tables are those of a newer release.
         psycopg.Error: They cannot be made, or changed.
     """
-    with connection.transaction():
+    with read_committed(connection):
         connection.execute(_LOCK)
         ((exists,),) = connection.execute(EXISTS_QUERY).fetchall()
         found = 0
@@ -65,6 +67,8 @@ def migrate(connection: Connection[Any]) -> int:
 
 
 def _upgrade(connection: Connection[Any], found: int) -> None:
+    # A database may set off, where a backslash in a text stands for something else.
+    connection.execute("SET LOCAL standard_conforming_strings = on")
     upgrades = [f"upgrade_{number}" for number in range(found + 1, VERSION + 1)]
     for name in [*(upgrades if found else ["tables"]), "functions"]:
         statements = Path(__file__).with_name(f"{name}.sql")

@@ -28,9 +28,18 @@ _OPEN_ACCOUNTS = f"""(
     ) SELECT account FROM accounts WHERE account IS NOT NULL)"""  # noqa: S608 - our own text
 
 
+# Since when the database is in its history, `now.timeline`, if another one may have
+# claimed items. `t`: what was noted of it.
+_SEEN_AT = """CASE WHEN t.last_number > 0 THEN t.seen_at
+            WHEN now.timeline IS NULL OR t.last_number = 0 THEN '-infinity'
+            ELSE now.at END"""
 # What may be claimed now of what is open; what failed needs a new key. `l`: the lease.
-_CLAIMABLE = """(i.known_at IS NULL OR l.retry_at <= clock_timestamp()
-        AND (i.maybe_sent OR l.no_new_key_until <= clock_timestamp()))"""
+# As in `CLAIM`, or an account would be taken in vain. The history is looked at once.
+_CLAIMABLE = f"""(i.known_at IS NULL OR l.retry_at <= clock_timestamp()
+        AND (i.maybe_sent OR clock_timestamp() >= greatest(l.no_new_key_until, (
+            SELECT {_SEEN_AT} + make_interval(secs => %(grace)s)
+            FROM (SELECT timeline, clock_timestamp() AS at FROM history) now
+            LEFT JOIN async_refunds.timelines t USING (timeline)))))"""  # noqa: S608 - our own text
 
 
 def _has(items: str, runs: str = "true") -> str:
@@ -196,17 +205,15 @@ _HELD = """held AS MATERIALIZED (
 )"""
 # Which history the database is in, and which items another one may have claimed. While
 # the first worker has not noted a new one, that is all of them.
-HISTORY = """history AS MATERIALIZED (
+HISTORY = f"""history AS MATERIALIZED (
     SELECT now.at, now.timeline,
         CASE WHEN now.timeline IS NULL THEN 0
             ELSE coalesce(t.last_number, 9223372036854775807) END AS last_number,
-        CASE WHEN t.last_number > 0 THEN t.seen_at
-            WHEN now.timeline IS NULL OR t.last_number = 0 THEN '-infinity'
-            ELSE now.at END AS seen_at
+        {_SEEN_AT} AS seen_at
     FROM (SELECT clock_timestamp() AS at, async_refunds.timeline() AS timeline
         OFFSET 0) now
     LEFT JOIN async_refunds.timelines t USING (timeline)
-)"""
+)"""  # noqa: S608 - our own text
 _CLAIMED = """i.run_id::text, i.refund_id, i.number, i.generation,
     extract(epoch FROM i.claimed_at)::float8,
     extract(epoch FROM i.sent_before)::float8, i.credentials IS NOT NULL"""
@@ -416,9 +423,10 @@ SELECT account, token::text FROM held"""  # noqa: S608 - our own text
 REKEY = f"""
 WITH {HISTORY},
 held AS MATERIALIZED (
-    SELECT l.account, l.token, greatest(0, extract(epoch FROM
-        greatest(l.no_new_key_until, h.seen_at + make_interval(secs => %(grace)s))
-        - h.at))::float8 AS wait
+    SELECT l.account, l.token, extract(epoch FROM
+        -- Before PostgreSQL 17 no infinite time has a difference.
+        greatest(l.no_new_key_until, h.seen_at + make_interval(secs => %(grace)s), h.at)
+        - h.at)::float8 AS wait
     FROM async_refunds.leases l CROSS JOIN history h
     WHERE l.scope = %(scope)s AND l.account = %(account)s AND l.token = %(token)s
     FOR SHARE OF l

@@ -42,6 +42,20 @@ def damaged(place: str, detail: str) -> JournalError:
     return JournalError(f"the journal {place!r} {_DAMAGED} ({detail})")
 
 
+def closed(place: str, left: int) -> JournalError:
+    """Return what to raise for a run that takes no more items.
+
+    Args:
+        place: The name of the file.
+        left: How many items were perhaps sent, and have no end.
+    """
+    rest = f"; resume it for {left:,} that were perhaps sent" if left else ""
+    return JournalError(
+        f"the run of the journal {place!r} is closed, and takes no more refunds: give "
+        f"another path{rest}"
+    )
+
+
 def explained(place: str, error: BaseException) -> JournalError:
     """Return what to raise for any error: what is wrong, and what to do."""
     if isinstance(error, JournalError):

@@ -20,12 +20,12 @@ from async_refunds.journal.base import require_target
 from async_refunds.journal.keys import DERIVATION
 
 from .claim_pages import ClaimPages
-from .errors import SAYS_NOTHING, UNREADABLE, explained
+from .errors import SAYS_NOTHING, UNREADABLE, closed, explained
 from .items import Items
 from .lock import Lock
 from .migration import migrate, read_run
 from .rows import RunState
-from .schema import VERSION, check, check_pages, read_state, version_of
+from .schema import APPLICATION, VERSION, check, check_pages, read_state, version_of
 from .writer import Writer
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ and the system has it. Four times as much loads no faster and takes 9 MB of a ru
 
 _ALONE = "ro&immutable=1"
 """Reads no -wal (https://www.sqlite.org/uri.html#uriimmutable)."""
+_BESIDE = ("wal", "shm", "lock", "journal")
+"""Ends of the names of what stands beside a journal."""
 _HEADER = 100
 """Bytes at the start of any database (https://www.sqlite.org/fileformat.html). SQLite
 takes a file of one byte for an empty one, and would write over it."""
@@ -101,6 +103,8 @@ def _checked(place: str, run: Run | None) -> tuple[int, RunState | None]:
         )
     if run is not None:
         require_target(kept, run, f"the journal {place!r}")
+        if state is not None and state.closed:
+            raise closed(place, state.open)
     if state is not None and state.derivation != DERIVATION:
         raise JournalError(
             f"the journal {place!r} derives its keys by rule {state.derivation}, and "
@@ -147,6 +151,10 @@ def _look(path: Path, *, new: bool) -> None:
         raise JournalError(
             f"the journal {place!r} has no folder to be in: make {str(path.parent)!r}"
         )
+    if (journal := _journal_beside(place)) is not None:
+        raise JournalError(
+            f"{place!r} only stands beside the journal {journal!r}: give that path"
+        )
     size = 0
     if path.exists():
         if not path.is_file():
@@ -166,6 +174,19 @@ def _look(path: Path, *, new: bool) -> None:
             f"the journal {place!r} was emptied or removed, and what '{place}-wal' has "
             f"does not stand alone: put back a copy, or give another path"
         )
+
+
+def _journal_beside(place: str) -> str | None:
+    """Return the journal that a file belongs to, by its name; ``None`` if to none."""
+    journal, _, end = place.rpartition("-")
+    if end not in _BESIDE or not Path(journal).is_file():
+        return None
+    try:
+        with closing(connect(journal, _ALONE)) as db:
+            ((application,),) = db.execute("PRAGMA application_id")
+    except sqlite3.Error:
+        return None
+    return journal if application == APPLICATION else None
 
 
 def connect(place: str, mode: str) -> sqlite3.Connection:

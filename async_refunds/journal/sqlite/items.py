@@ -12,7 +12,7 @@ from async_refunds.journal.facts import Facts
 from async_refunds.journal.keys import derive_key
 
 from .bulk import in_bulks, repeated, write_rows
-from .errors import damaged
+from .errors import closed, damaged
 from .rows import ITEM_COLUMNS, WRITTEN_COLUMNS, DamagedRowError, Item, checksum
 from .schema import create, write_state
 
@@ -58,6 +58,9 @@ _ACCOUNTS = """WITH RECURSIVE names (name) AS (
             WHERE settled = 0 AND stripe_account > name)
         FROM names WHERE name IS NOT NULL)
     SELECT name FROM names WHERE name IS NOT NULL"""
+_OPEN = f"""SELECT {ITEM_COLUMNS} FROM items WHERE settled = 0 AND number > ?
+    ORDER BY number LIMIT ?"""  # noqa: S608 - our own names
+_PAGE = 1000  # rows that are settled at once: some milliseconds, and little memory
 _TOO_MANY = 429
 
 
@@ -91,6 +94,8 @@ class Items:
         """As of the last commit."""
         self.last_commit = state.commit
         """See `RunState.commit`."""
+        self._closed = self.closed = state.closed
+        """Whether the run takes no more items, as of the last commit."""
         self._counts = state.counts
         # The last number claimed, by account, and of those that had failed before.
         self._last: dict[str | None, int] = {}
@@ -142,11 +147,18 @@ class Items:
         """Take what was written as kept."""
         self.made = True
         self.kept, self.last_commit = self._state.tally, self._state.commit
+        self.closed = self._closed
 
     # -------------------------------------------------------------- operations
 
     def insert(self, db: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Insert the rows of new items, those that are there already left out."""
+        """Insert the rows of new items, those that are there already left out.
+
+        Raises:
+            JournalError: The run is closed.
+        """
+        if self._closed:
+            raise closed(self._place, self._state.open)
         write_rows(db, _ADD, rows)
 
     def count_new(self, db: sqlite3.Connection) -> int:
@@ -315,7 +327,7 @@ class Items:
             if not (claim.maybe_sent or item.facts.settled):
                 before = item.facts.known
                 item.facts.maybe_sent = False
-                self._count(before, item.facts.known)
+                self._close_and_count(item, before)
                 items.append(item)
         self._write(db, items)
 
@@ -332,15 +344,33 @@ class Items:
                 continue
             before = item.facts.known
             item.facts.learn(result, now, claimed_as_sent=claim.maybe_sent)
-            self._count(before, item.facts.known)
+            self._close_and_count(item, before)
             items.append(item)
-            state.open -= item.facts.settled
             for attempt in result.attempts:
                 state.requests += attempt.sent
                 state.rate_limited += attempt.status == _TOO_MANY
         self._write(db, items)
         for item in items:
             self._claimed.pop(item.number, None)
+
+    def close(self, db: sqlite3.Connection) -> int:
+        """Close the run: settle as failed what was not perhaps sent.
+
+        Returns:
+            How many items that were.
+        """
+        last, before = 0, self._state.open
+        if not self._closed:
+            self._closed = True
+            self._state.close()
+            write_state(db, self._state)  # a change, also if nothing is open
+        while rows := db.execute(_OPEN, (last, _PAGE)).fetchall():
+            last = rows[-1][0]
+            items = [self._checked(row) for row in rows]
+            for item in items:
+                self._close_and_count(item, item.facts.known)
+            self._write(db, [item for item in items if item.facts.settled])
+        return before - self._state.open
 
     def accounts(self, db: sqlite3.Connection) -> list[str | None]:
         """Return the accounts that have open items."""
@@ -386,6 +416,13 @@ class Items:
         before = item.facts.known
         item.new_key(self._state.seed, now)
         self._count(before, item.facts.known)
+
+    def _close_and_count(self, item: Item, before: CancelOutcome | None) -> None:
+        """Count what is known of an open item now; in a closed run a no is its end."""
+        if self._closed:
+            item.facts.close(item.refund_id, self._clock())
+        self._count(before, item.facts.known)
+        self._state.open -= item.facts.settled
 
     def _count(self, before: CancelOutcome | None, after: CancelOutcome | None) -> None:
         if before is not None:

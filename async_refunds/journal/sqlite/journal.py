@@ -78,6 +78,11 @@ class SqliteJournal(BatchGuard):
         return self._run
 
     @property
+    def run_closed(self) -> bool:
+        """Whether `close_run` closed it."""
+        return self._items.closed
+
+    @property
     def last_commit(self) -> tuple[bytes, int]:
         """Which run it is, and how many commits changed it; see `JournalReader`."""
         return self._items.last_commit
@@ -126,6 +131,26 @@ class SqliteJournal(BatchGuard):
 
     def _page(self, after: int) -> list[Record]:
         return self._writer.read(lambda db: read_page(db, self._place, after))
+
+    def close_run(self) -> int:
+        """Have nothing more of the run sent, for good, but what was perhaps sent.
+
+        Any other open item is settled as ``failed``. What was perhaps sent stays open,
+        and a batch still asks for it; a definite no to it is its end. The run takes no
+        more items. Blocks until all of it is kept, some fifteen seconds for a million
+        items; a kill before that changes nothing.
+
+        Returns:
+            How many items it settled; none the second time.
+
+        Raises:
+            JournalError: A batch uses this object.
+        """
+        super().begin()
+        try:
+            return self._writer.write(self._items.close)
+        finally:
+            self.end()
 
     def close_now(self) -> None:
         """Keep what is not kept yet, and release the file; blocks until it is done."""

@@ -99,6 +99,7 @@ class JournalReader:
                 state = read_state(self._migrated, self._place)
         self._run = state.run
         self._commit = state.commit
+        self._closed = state.closed
 
     def has_commit(self, commit: tuple[bytes, int]) -> bool:
         """Tell whether it has what `SqliteJournal.last_commit` is of, or more."""
@@ -120,6 +121,11 @@ class JournalReader:
     def run(self) -> Run:
         """What it is about."""
         return self._run
+
+    @property
+    def run_closed(self) -> bool:
+        """Whether nothing more of it is sent, but what was perhaps sent."""
+        return self._closed
 
     @property
     def in_use(self) -> bool:

@@ -22,6 +22,7 @@ _SEED = 16  # bytes
 # Stand among the options of the run.
 _CREDENTIALS = "async_refunds.credentials"
 _UNTOLD, _UNCOUNTED = "async_refunds.untold", "async_refunds.uncounted"
+_CLOSED = "async_refunds.closed"
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -145,7 +146,8 @@ class RunState(msgspec.Struct):
     base_url: str
     livemode: int
     options: str
-    """JSON: those of the run, and what `credentials`, `untold`, `uncounted` are."""
+    """JSON: those of the run, and what `credentials`, `untold`, `uncounted`,
+    `closed` are."""
     seed: bytes
     """Of the keys."""
     created_at: float
@@ -206,7 +208,7 @@ class RunState(msgspec.Struct):
     def run(self) -> Run:
         """What the journal is about."""
         options = self._options()
-        for ours in (_CREDENTIALS, _UNTOLD, _UNCOUNTED):
+        for ours in (_CREDENTIALS, _UNTOLD, _UNCOUNTED, _CLOSED):
             options.pop(ours, None)
         return Run(self.base_url, bool(self.livemode), options)
 
@@ -238,6 +240,15 @@ class RunState(msgspec.Struct):
         if self.untold:
             self._note(_UNCOUNTED, True, False)  # noqa: FBT003 - the value itself
             self.note_untold(0)
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more is sent but what was perhaps sent."""
+        return bool(self._options().get(_CLOSED))
+
+    def close(self) -> None:
+        """Set `closed`, for good."""
+        self._note(_CLOSED, True, False)  # noqa: FBT003 - the value itself
 
     def _note(self, name: str, value: object, absent: object) -> None:
         options = self._options()

@@ -114,11 +114,32 @@ class Writer:
             except BaseException:
                 self._roll_back()
                 raise
-            # The -wal is as large as all that was loaded. If a reader is in the way it
-            # stays so for a while.
-            with suppress(sqlite3.Error):
-                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._shorten_wal()
             return added
+
+    def write(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+        """Return what an operation returned, once what it did is kept. Blocks."""
+        with self._using:
+            self._refuse()
+            try:
+                with self._guarded():
+                    self._begin()
+                    answer = operation(self._db)
+                    self._commit()
+            except BaseException as error:
+                self._roll_back()
+                self._fail(error)  # the sums are those of what was rolled back
+                raise
+            self._shorten_wal()
+            return answer
+
+    def _shorten_wal(self) -> None:
+        """Empty the -wal, which is as large as all that a transaction has written.
+
+        If a reader is in the way it stays so for a while.
+        """
+        with suppress(sqlite3.Error):
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def end(self, done: asyncio.Future[Any] | None = None) -> threading.Thread | None:
         """Have all that waits kept, then the file closed and the lock let go.

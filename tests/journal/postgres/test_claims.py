@@ -338,8 +338,9 @@ async def test_after_a_failover_no_new_key_for_a_while(fleet: Fleet) -> None:
         (claim,) = await one.claim()
         await one.journal.settle([(claim, result(claim, "failed", (attempt(),)))])
         await one.leases.release(None, retry_later=False)
-        begin_history(fleet)
         await one.acquire()
+        begin_history(fleet)
+        await one.leases.renew()
         assert await one.claim() == []
         fleet.do("UPDATE async_refunds.timelines SET seen_at = '2020-01-01'")
         (again,) = await one.claim()
@@ -389,6 +390,43 @@ async def test_account_of_which_nothing_can_be_claimed_yet_is_not_taken(
         fleet.do("UPDATE async_refunds.leases SET no_new_key_until = now()")
         assert await one.acquire() == {None}
         assert ids(await one.claim()) == ["re_1"]
+
+
+async def test_account_of_which_a_failover_lets_nothing_be_claimed_yet_is_not_taken(
+    fleet: Fleet,
+) -> None:
+    """Else it would be taken in vain, again and again, and nobody be any wiser."""
+    fleet.add(["re_1"])
+    async with worker(fleet.address, ttl=30.0, deadline=100.0) as one:
+        await one.acquire()
+        (claim,) = await one.claim()
+        await one.journal.settle([(claim, result(claim, "failed", (attempt(),)))])
+        await one.leases.release(None, retry_later=False)
+        begin_history(fleet)
+        assert await one.acquire() == set(), "it is noted by this"
+        for seconds, taken in ((100, set[None]()), (131, {None})):
+            fleet.do(
+                """UPDATE async_refunds.timelines
+                    SET seen_at = now() - make_interval(secs => %s)""",
+                seconds,
+            )
+            assert await one.acquire() == taken
+        assert ids(await one.claim()) == ["re_1"]
+
+
+async def test_account_with_something_that_needs_no_new_key_is_taken_after_a_failover(
+    fleet: Fleet,
+) -> None:
+    fleet.add(["re_1", "re_2"])
+    async with worker(fleet.address) as one:
+        await one.acquire()
+        first, second = await one.claim()
+        await one.journal.settle([(first, result(first, "failed", (attempt(),)))])
+        await one.settle(second, "unknown")
+        await one.leases.release(None, retry_later=False)
+        begin_history(fleet)
+        assert await one.acquire() == {None}
+        assert ids(await one.claim()) == ["re_2"]
 
 
 async def test_claim_of_a_worker_of_before_may_have_had_others(fleet: Fleet) -> None:

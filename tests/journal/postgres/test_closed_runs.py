@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, LiteralString
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, LiteralString
 
 import psycopg
 import pytest
+from psycopg import IsolationLevel
 
+from async_refunds.errors import JournalError
 from async_refunds.journal.postgres import administration
-from tests.support.fleets import Fleet, ids, worker
+from tests.support.fleets import FAR_TOO_LONG, Fleet, defaults, ids, worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
 pytestmark = pytest.mark.asyncio(loop_factories=["real"])
 
 STATE = "SELECT state FROM async_refunds.runs"
-_WAITS = """SELECT count(*) FROM pg_stat_activity
+WAITS = """SELECT count(*) FROM pg_stat_activity
     WHERE datname = current_database() AND wait_event_type = 'Lock'"""
 
 
@@ -27,12 +31,20 @@ def close(address: str, **settings: str) -> administration.Closed:
         return administration.close(connection, "run")
 
 
+@contextmanager
+def begun(address: str) -> Generator[psycopg.Connection]:
+    """Give a connection in a transaction."""
+    with psycopg.connect(address) as connection:
+        connection.execute("SELECT")
+        yield connection
+
+
 async def beside(
     fleet: Fleet, first: psycopg.Connection, then: Callable[[], object]
 ) -> object:
     """Commit an open transaction once something waits for it, and return its result."""
     waiting = asyncio.create_task(asyncio.to_thread(then))
-    while not (fleet.value(_WAITS) or waiting.done()):  # noqa: ASYNC110 - of the server
+    while not (fleet.value(WAITS) or waiting.done()):  # noqa: ASYNC110 - of the server
         await asyncio.sleep(0.01)
     assert not waiting.done()
     first.commit()
@@ -50,7 +62,7 @@ async def test_claim_that_waits_for_what_is_settled_gets_nothing(fleet: Fleet) -
                 "UPDATE async_refunds.items SET settled = true, outcome = 'failed'"
             )
             claiming = asyncio.create_task(one.claim())
-            while not fleet.value(_WAITS):  # noqa: ASYNC110 - of the server
+            while not fleet.value(WAITS):  # noqa: ASYNC110 - of the server
                 await asyncio.sleep(0.01)
             closing.commit()
             assert ids(await claiming) == []
@@ -108,7 +120,7 @@ async def test_whoever_adds_while_a_run_is_closed_is_refused(fleet: Fleet) -> No
         return "refused"
 
     fleet_of_others = Fleet(fleet.address)
-    with psycopg.connect(fleet.address) as closing:
+    with begun(fleet.address) as closing:
         assert not administration.close(closing, "run").left  # and no commit yet
         assert await beside(fleet, closing, add) == "refused"
     fleet_of_others.close()
@@ -130,25 +142,220 @@ async def test_close_gives_up_on_a_transaction_that_does_not_end(
 
 async def test_two_that_close_a_run_at_once_both_have_it_closed(fleet: Fleet) -> None:
     fleet.add(["re_1"])
-    with psycopg.connect(fleet.address) as closing:
+    with begun(fleet.address) as closing:
         assert administration.close(closing, "run").unsent == 1
         other = await beside(fleet, closing, lambda: close(fleet.address))
     assert other == administration.Closed(unsent=0, left=0, dead=0, paused=False)
     assert fleet.value(STATE) == "closed"
 
 
-async def test_what_is_opened_again_meanwhile_is_not_deleted(fleet: Fleet) -> None:
+async def test_close_leaves_no_connection_and_no_run_as_it_was_not(
+    fleet: Fleet,
+) -> None:
     fleet.add(["re_1"])
+    fleet.do("UPDATE async_refunds.items SET maybe_sent = true")
+    with psycopg.connect(fleet.address, autocommit=True) as connection:
+        connection.isolation_level = IsolationLevel.SERIALIZABLE
+        assert not administration.close(connection, "run").paused
+        assert connection.isolation_level == IsolationLevel.SERIALIZABLE
+    assert fleet.value(STATE) == "open"
+
+
+async def test_two_that_close_at_once_leave_no_run_paused(fleet: Fleet) -> None:
+    """One has paused it, and opens it again after the first word of the other one."""
+    fleet.add(["re_1", "re_2"])
+    fleet.do("UPDATE async_refunds.items SET maybe_sent = (refund_id = 're_2')")
+    paused, may_end, ended = (threading.Event() for _ in range(3))
+
+    def first() -> None:
+        def wait(_: int) -> None:
+            paused.set()
+            may_end.wait(FAR_TOO_LONG)
+
+        with psycopg.connect(fleet.address, autocommit=True) as connection:
+            administration.close(connection, "run", on_page=wait)
+        ended.set()
+
+    class Late(psycopg.Connection[Any]):
+        said = 0
+
+        def execute(self, *args: Any, **options: Any) -> psycopg.Cursor[Any]:  # noqa: ANN401 - as psycopg has it
+            self.said += 1
+            if self.said == 2:
+                may_end.set()
+                ended.wait(FAR_TOO_LONG)
+            return super().execute(*args, **options)
+
+    closing = asyncio.create_task(asyncio.to_thread(first))
+    await asyncio.to_thread(paused.wait, FAR_TOO_LONG)
+    with Late.connect(fleet.address, autocommit=True) as late:
+        other = await asyncio.to_thread(administration.close, late, "run")
+    await closing
+    assert other == administration.Closed(unsent=0, left=1, dead=0, paused=False)
+    assert fleet.value(STATE) == "open"
+
+
+@pytest.mark.parametrize("state", ["open", "paused"])
+async def test_what_somebody_says_while_a_run_is_closed_counts(
+    state: Literal["open", "paused"], fleet: Fleet
+) -> None:
+    fleet.add(["re_1", "re_2"])
+    fleet.do("UPDATE async_refunds.items SET maybe_sent = (refund_id = 're_2')")
+
+    def say(_: int) -> None:
+        with psycopg.connect(fleet.address, autocommit=True) as connection:
+            administration.set_state(connection, "run", state)
+
+    with psycopg.connect(fleet.address, autocommit=True) as connection:
+        closed = administration.close(connection, "run", on_page=say)
+    assert closed == administration.Closed(1, 1, 0, paused=state == "paused")
+    assert fleet.value(STATE) == state
+
+
+async def test_close_that_another_one_is_at_waits_for_it(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer than for those that add: it says of nobody that he adds."""
+    monkeypatch.setattr(administration, "ADDED_WITHIN", 0.001)
+    fleet.add(["re_1"])
+    fleet.do("UPDATE async_refunds.runs SET state = 'paused'")
+    fleet.do("UPDATE async_refunds.items SET maybe_sent = true")
+    with begun(fleet.address) as closing:
+        administration.close(closing, "run")
+        other = await beside(fleet, closing, lambda: close(fleet.address))
+    assert other == administration.Closed(unsent=0, left=1, dead=0, paused=True)
+
+
+async def test_nothing_is_opened_again_in_a_run_that_is_being_closed(
+    fleet: Fleet,
+) -> None:
+    fleet.add(["re_1"])
+    fleet.do("UPDATE async_refunds.items SET settled = true, outcome = 'failed'")
+
+    def retry() -> object:
+        with psycopg.connect(fleet.address, autocommit=True) as connection:
+            return administration.retry(connection, "run", ["failed"])
+
+    with begun(fleet.address) as opening:
+        assert administration.retry(opening, "run", ["failed"]).opened == 1
+        closed = await beside(fleet, opening, lambda: close(fleet.address))
+    assert closed == administration.Closed(unsent=1, left=0, dead=0, paused=False)
+    fleet.do("UPDATE async_refunds.runs SET state = 'open'")
+    with begun(fleet.address) as closing:
+        administration.close(closing, "run")
+        with pytest.raises(JournalError, match="'run' is closed"):
+            await beside(fleet, closing, retry)
+    assert fleet.value("SELECT settled FROM async_refunds.items")
+
+
+# ------------------------------------------------------ those who wait for each other
+
+
+def retry(address: str) -> administration.Retried:
+    with psycopg.connect(address, autocommit=True) as connection:
+        return administration.retry(connection, "run", ["failed"])
+
+
+@pytest.mark.parametrize("command", [close, retry])
+async def test_leases_are_locked_in_the_order_of_their_accounts(
+    command: Callable[[str], object], fleet: Fleet
+) -> None:
+    """As workers do. In another order each might wait for the other."""
+    for account in ("acct_b", "acct_a"):
+        fleet.add(["re_1"], account)
+    fleet.do("UPDATE async_refunds.items SET outcome = 'failed'")
+    with (
+        # Or an index happens to have it.
+        defaults(fleet.address, enable_indexscan="off", enable_bitmapscan="off"),
+        psycopg.connect(fleet.address) as working,
+    ):
+        lock = "SELECT FROM async_refunds.leases WHERE account = %s FOR SHARE NOWAIT"
+        working.execute(lock, ["acct_a"])
+        waiting = asyncio.create_task(asyncio.to_thread(command, fleet.address))
+        while not (fleet.value(WAITS) or waiting.done()):  # noqa: ASYNC110 - of the server
+            await asyncio.sleep(0.01)
+        assert not waiting.done()
+        working.execute(lock, ["acct_b"])
+        if command is close:  # what a worker may write is locked after that
+            working.execute("SELECT FROM async_refunds.items FOR UPDATE NOWAIT")
+        working.commit()
+        await waiting
+
+
+async def test_retry_beside_another_one_waits_for_it(fleet: Fleet) -> None:
+    """Each would open the same refunds, in any order."""
+    fleet.add(["re_1"])
+    fleet.do("UPDATE async_refunds.items SET settled = true, outcome = 'failed'")
+    with begun(fleet.address) as first:
+        assert administration.retry(first, "run", ["failed"]).opened == 1
+        retried = await beside(fleet, first, lambda: retry(fleet.address))
+    assert retried == administration.Retried(0, 1, paused=False)
+
+
+@pytest.mark.parametrize(
+    ("row", "waits"),
+    [
+        ("outcome = 'not_cancelable', maybe_sent = true, settled = true", True),
+        ("outcome = 'failed', settled = true", True),
+        ("outcome = 'unknown', maybe_sent = true, settled = true", False),
+        ("maybe_sent = true, dead = true", False),
+        ("outcome = 'not_cancelable', maybe_sent = true, dead = true", True),
+    ],
+)
+async def test_retry_says_how_long_what_needs_a_new_key_waits(
+    row: str, fleet: Fleet, *, waits: bool
+) -> None:
+    fleet.add(["re_1"])
+    fleet.do(f"UPDATE async_refunds.items SET {row}")  # noqa: S608 - our own text
+    later = "UPDATE async_refunds.leases SET no_new_key_until = now() + interval '1 h'"
+    fleet.do(later)
+    outcomes = ["failed", "not_cancelable", "unknown"]
+    with psycopg.connect(fleet.address, autocommit=True) as connection:
+        retried = administration.retry(connection, "run", outcomes, dead=True)
+    assert retried.opened == 1
+    assert bool(retried.seconds) is waits
+    async with worker(fleet.address) as one:
+        await one.acquire()
+        claims = (await one.journal.claim({None: 1})).get(None, [])
+        assert ids(claims) == ([] if waits else ["re_1"])
+
+
+def old(fleet: Fleet, *ids: str) -> None:
+    """Have results of long ago."""
+    fleet.add(ids)
     fleet.do(
         """UPDATE async_refunds.items SET settled = true, outcome = 'not_cancelable',
             known_at = now() - interval '2 days'"""
     )
 
-    def prune() -> int:
-        with psycopg.connect(fleet.address, autocommit=True) as connection:
-            return administration.prune(connection, 1.0)
 
-    with psycopg.connect(fleet.address) as opening:
+async def test_what_is_opened_again_meanwhile_is_not_deleted(fleet: Fleet) -> None:
+    old(fleet, "re_1")
+    # Whoever waits for another one's lock may wait in a circle.
+    with (
+        begun(fleet.address) as opening,
+        psycopg.connect(
+            fleet.address, autocommit=True, options="-c lock_timeout=1"
+        ) as pruning,
+    ):
         assert administration.retry(opening, "run", ["not_cancelable"]).opened == 1
-        assert await beside(fleet, opening, prune) == 0
+        assert administration.prune(pruning, 1.0) == 0
+        opening.commit()
+        assert administration.prune(pruning, 1.0) == 0
     assert fleet.value("SELECT settled FROM async_refunds.items") is False
+
+
+async def test_what_is_deleted_meanwhile_is_not_said_to_be_asked_for(
+    fleet: Fleet,
+) -> None:
+    old(fleet, "re_1", "re_2")
+    fleet.do("UPDATE async_refunds.items SET settled = false WHERE refund_id = 're_2'")
+
+    def retry() -> administration.Retried:
+        with psycopg.connect(fleet.address, autocommit=True) as connection:
+            return administration.retry(connection, "run", ["not_cancelable"])
+
+    with begun(fleet.address) as pruning:
+        assert administration.prune(pruning, 1.0) == 1
+        retried = await beside(fleet, pruning, retry)
+    assert retried == administration.Retried(0, 1, paused=False)

@@ -16,6 +16,7 @@ from tests.support.fleets import Clock, until
 from .test_outages import ATTEMPT_FAILED, proxied
 
 if TYPE_CHECKING:
+    from async_refunds.journal.postgres.connection import Connection
     from tests.support.fleets import Fleet
 
 pytestmark = pytest.mark.asyncio(loop_factories=["real"])
@@ -113,3 +114,30 @@ async def test_links_of_one_database_tell_of_one_outage(
         assert told(caplog)[-1].startswith("the database is back after ")
         for each in links:
             await each.close(within=1)
+
+
+@pytest.mark.parametrize("code", ["40P01", "40001"])
+async def test_transaction_that_others_end_is_repeated_and_no_outage(
+    code: str, fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such as by a deadlock: the database is there, and nothing is committed."""
+    fleet.do("CREATE SEQUENCE async_refunds.tries")
+    link = Link(Database(fleet.address))
+    tries: list[tuple[int, bool]] = []
+
+    async def work(connection: Connection, in_doubt: bool) -> list[Any]:  # noqa: FBT001 - as Link calls it
+        tries.append((connection.info.backend_pid, in_doubt))
+        cursor = await connection.execute(
+            f"""DO $$ BEGIN
+                IF nextval('async_refunds.tries') <= 2 THEN
+                    RAISE EXCEPTION 'deadlock' USING ERRCODE = '{code}';
+                END IF;
+            END $$""".encode()
+        )
+        assert cursor.statusmessage == "DO"
+        return [(1,)]
+
+    assert await link.repeat(work) == [(1,)]
+    assert tries == [(tries[0][0], False)] * 3
+    assert told(caplog) == []
+    await link.close(within=1)

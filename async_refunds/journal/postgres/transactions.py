@@ -1,0 +1,32 @@
+"""Transactions of ours on a connection of somebody else's."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from psycopg.pq import TransactionStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from psycopg import Connection
+
+
+@contextmanager
+def read_committed(connection: Connection[Any]) -> Generator[None]:
+    """Carry out a block in one transaction, each statement of which sees the newest.
+
+    A database or a role may set another level for its sessions. There a statement that
+    has waited for others does not see what they have changed, or fails. In a
+    transaction that the caller has begun already, the caller's level stays.
+
+    Args:
+        connection: A synchronous one. Nothing of it is changed for later: it may be
+            one of a pooler's, which others get next.
+    """
+    begins_here = connection.info.transaction_status == TransactionStatus.IDLE
+    with connection.transaction():
+        if begins_here:
+            connection.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        yield

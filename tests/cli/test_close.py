@@ -1,0 +1,137 @@
+"""``close JOURNAL``, and what the other commands say of a journal that is closed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from async_refunds.journal import JournalReader, Run, SqliteJournal
+from async_refunds.results import CancelRequest
+from tests.support.journals import claimed
+from tests.support.terminal import Screen, emulator_of, run, run_each, started
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from async_refunds.emulator import Emulator
+
+pytestmark = pytest.mark.asyncio(loop_factories=["real"])
+
+JOURNAL = "run.sqlite3"
+GIVEN_UP = (
+    "refund of run.sqlite3 not canceled, and not asked for any more; run.sqlite3 is "
+    "closed"
+)
+CLOSED = "not canceled: the run is closed, another one may have them"
+
+
+def sent(emulator: Emulator) -> list[str]:
+    """Return the ids that a cancel was asked for, in order."""
+    asked = [each.path for each in emulator.requests if each.endpoint == "cancel"]
+    return [path.split("/")[3] for path in asked]
+
+
+async def test_wrong_id_is_given_up_on_for_good(tmp_path: Path) -> None:
+    emulator, ids = emulator_of(1)
+    async with emulator.serve() as base_url:
+        first = await run(
+            *("cancel", ids[0], "re_wrong", "--journal", JOURNAL),
+            *("--base-url", base_url),
+            folder=tmp_path,
+        )
+        closed = await run("close", JOURNAL, key=None, folder=tmp_path)
+        again = await run("close", JOURNAL, key=None, folder=tmp_path)
+        before = len(emulator.requests)
+        resumed = await run("resume", JOURNAL, folder=tmp_path)
+        more = await run(
+            *("cancel", "re_more", "--journal", JOURNAL, "--base-url", base_url),
+            folder=tmp_path,
+        )
+        report = await run("report", JOURNAL, key=None, folder=tmp_path)
+    assert (
+        "1 of 2 are open: `async-refunds resume run.sqlite3` continues with them, "
+        "`async-refunds close run.sqlite3` gives up on them"
+    ) in first.said
+    assert (closed.code, closed.out) == (0, "")
+    assert closed.said == [f"1 {GIVEN_UP}"]
+    assert again.said == [f"0 refunds {GIVEN_UP.removeprefix('refund ')}"]
+    assert (resumed.code, resumed.out) == (1, "")
+    assert resumed.said == [
+        f"{JOURNAL} is closed: nothing more of it is sent",
+        "this time: no result; in all run.sqlite3 holds:",
+        "outcome   refunds  what to do",
+        "canceled  1",
+        f"failed    1        {CLOSED}",
+    ]
+    place = str(tmp_path / JOURNAL)
+    assert more.code == 2
+    assert more.err == (
+        f"async-refunds: the run of the journal {place!r} is closed, and takes no more "
+        "refunds: give another path; nothing was sent\n"
+    )
+    assert len(emulator.requests) == before
+    assert report.code == 1
+    error = report.lines[1]["error"]
+    assert error.startswith("re_wrong was not canceled: No such refund")
+    assert error.endswith("; then its run was closed")
+
+
+async def test_what_was_perhaps_sent_is_asked_for_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    emulator, (unknown, other) = emulator_of(2)
+    async with emulator.serve() as base_url:
+        run_of = Run(base_url, livemode=False)
+        async with SqliteJournal.open(tmp_path / JOURNAL, run_of) as journal:
+            await journal.add([CancelRequest(unknown), CancelRequest(other)])
+            (claim,) = await claimed(journal, None, 1)
+        closed = await run("close", JOURNAL, key=None, folder=tmp_path)
+        resumed = await run("resume", JOURNAL, folder=tmp_path)
+    resume = f"`async-refunds resume {JOURNAL}`"
+    assert closed.code == 3
+    assert closed.said == [f"1 {GIVEN_UP}; 1 refund perhaps sent: {resume} asks"]
+    assert resumed.code == 1
+    assert (
+        resumed.said[0]
+        == f"{JOURNAL} is closed: only what was perhaps sent is asked for, 1 refund"
+    )
+    assert [line["outcome"] for line in resumed.lines] == ["canceled"]
+    assert sent(emulator) == [unknown]
+    assert emulator.requests[0].idempotency_key == claim.idempotency_key
+    assert emulator.books.cancellations == {unknown: 1}
+
+
+async def test_report_of_a_closed_journal_says_so(tmp_path: Path) -> None:
+    run_of = Run("https://a.example", livemode=False)
+    async with SqliteJournal.open(tmp_path / JOURNAL, run_of) as journal:
+        await journal.add([CancelRequest("re_1"), CancelRequest("re_2")])
+        await claimed(journal, None, 1)
+        journal.close_run()
+    screen = Screen()
+    async with started(
+        "report", JOURNAL, key=None, folder=tmp_path, stdout=screen.terminal
+    ) as running:
+        ended, shown = await screen.shows(running)
+    assert ended.code == 3
+    assert ended.said == [
+        f"{JOURNAL} is closed: only what was perhaps sent is asked for, 1 refund"
+    ]
+    assert CLOSED in shown
+    page = await run("report", JOURNAL, "--html", "-", key=None, folder=tmp_path)
+    assert (
+        "It is closed: only what was perhaps sent is asked for, 1 refund." in page.out
+    )
+
+
+async def test_journal_that_is_missing_or_in_use_is_not_closed(tmp_path: Path) -> None:
+    run_of = Run("https://a.example", livemode=False)
+    async with SqliteJournal.open(tmp_path / JOURNAL, run_of) as journal:
+        await journal.add([CancelRequest("re_1")])
+        missing, used = await run_each(
+            ("close", "none.sqlite3"), ("close", JOURNAL), key=None, folder=tmp_path
+        )
+    assert missing.code == used.code == 2
+    assert "there is no journal" in missing.err
+    assert "is in use by another process" in used.err
+    assert not JournalReader(tmp_path / JOURNAL).run_closed
