@@ -47,7 +47,9 @@ class ProvidedKey:
         self._session: Session | None = None
         self._key: SecretStr | None = None
         self._lock = asyncio.Lock()
-        self._answers = 0  # of the provider, good or not
+        self._answers = 0  # of the provider, good or not, but not if it is broken off
+        self._failure = ""
+        """What the provider raised when it last gave no key."""
 
     def connect(self, session: Session) -> None:
         """Give the key to this session, now and whenever it changes."""
@@ -61,16 +63,22 @@ class ProvidedKey:
     async def load(self, seconds: float) -> None:
         """Call the provider for the first key, unless there is one.
 
+        The calls that wait here while the provider is called share its answer.
+
         Raises:
             APITimeoutError: The provider took longer than so many seconds.
             AuthenticationError: The provider failed, or gave no key.
         """
         if self._key is not None:
             return
+        answers = self._answers
         try:
             async with asyncio.timeout(seconds), self._lock:
-                if self._key is None:
-                    self._set(await self._provide())
+                if self._key is not None:
+                    return
+                if answers != self._answers:
+                    raise _no_key(self._failure)
+                self._set(await self._provide())
         except TimeoutError:
             raise APITimeoutError(
                 "the api_key callable gave no key in time; nothing was sent"
@@ -109,13 +117,13 @@ class ProvidedKey:
         self._session.set_api_key(key)
 
     async def _provide(self) -> SecretStr:
-        task = asyncio.current_task()
+        task, key = asyncio.current_task(), None
         try:
             given = self._provider()
             found = await given if inspect.isawaitable(given) else given
             secret = SecretStr(found) if isinstance(found, str) else type(found)
             del given, found
-            return SecretStr(validation.api_key(secret))
+            key = SecretStr(validation.api_key(secret))
         except (KeyboardInterrupt, SystemExit):
             raise  # meant for the process
         except BaseException as error:
@@ -123,10 +131,15 @@ class ProvidedKey:
                 isinstance(error, asyncio.CancelledError) and is_cancelled()
             ):
                 raise
-            kind = type(error).__name__
-        finally:
-            self._answers += 1
+            self._failure = type(error).__name__
+        self._answers += 1
         # Outside of the `except`: the provider's error and its frames may show a key.
-        raise AuthenticationError(
-            f"the api_key callable gave no key ({kind}); nothing was sent"
-        )
+        if key is None:
+            raise _no_key(self._failure)
+        return key
+
+
+def _no_key(failure: str) -> AuthenticationError:
+    return AuthenticationError(
+        f"the api_key callable gave no key ({failure}); nothing was sent"
+    )

@@ -13,6 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from .protocol.error_mapping import describe_failure
+from .protocol.redaction import escape_controls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -70,9 +71,13 @@ def log(
     extra: dict[str, object] | None = None,
     exc_info: bool = False,
 ) -> None:
-    """Log, whatever the caller's own handlers raise."""
+    """Log, whatever the caller's own handlers raise.
+
+    Names that a database or a caller gave begin no line of their own.
+    """
     with _dropping(None):
-        logger.log(level, message, *values, extra=extra, exc_info=exc_info)
+        shown = [escape_controls(v) if isinstance(v, str) else v for v in values]
+        logger.log(level, message, *shown, extra=extra, exc_info=exc_info)
 
 
 def call_hook(name: str, hook: Callable[[T], object], value: T) -> None:

@@ -85,6 +85,11 @@ def refund_event(
     # First of all, so that no traceback from here on can show a secret or an address.
     hidden_body, hidden_secrets = _hidden_body(body), _hidden_secrets(secrets)
     del body, secrets
+    if signature is not None and not isinstance(signature, str):
+        raise TypeError(
+            f"signature must be the text of the Stripe-Signature header, not "
+            f"{type(signature).__name__}"
+        )
     raw = _checked_body(hidden_body)
     _verify(
         raw,
@@ -237,6 +242,9 @@ def _checked_secrets(secrets: list[SecretStr | None] | None) -> list[SecretStr]:
             raise TypeError("secrets must be signing secrets (whsec_...)")
         if not secret.strip():
             raise ValueError("secrets has an empty one: give the endpoint's whsec_...")
+        # The error of its encoding would hold it.
+        if any("\ud800" <= letter <= "\udfff" for letter in secret):
+            raise ValueError("secrets has one that is no text: give the whsec_...")
         if secret.startswith(("sk_", "rk_", "pk_")):
             raise ValueError("secrets has an API key: give the endpoint's whsec_...")
         checked.append(secret)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from async_refunds import telemetry
 from async_refunds.errors import JournalError
 from async_refunds.journal import LeaseLostError
-from async_refunds.protocol.redaction import scrub
+from async_refunds.protocol.redaction import excerpt
 
 from . import source
 from .claiming import claim_ahead, give_back
@@ -366,7 +366,7 @@ class Execution:
 
     def _note(self, error: BaseException, what: str) -> None:
         # Also in the log: a caller that stopped iterating does not see the exception.
-        telemetry.log(logging.ERROR, "%s: %s", what, scrub(str(error)))
+        telemetry.log(logging.ERROR, "%s: %s", what, excerpt(str(error)))
         if self._error is None:
             self._error = source.presentable(error)
 

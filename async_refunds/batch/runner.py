@@ -139,6 +139,12 @@ class Batch:
             requests, (Iterable, AsyncIterable)
         ):
             raise TypeError("requests must be an iterable of ids or CancelRequests")
+        if not (
+            journal is None
+            or isinstance(journal, (str, os.PathLike))
+            or (hasattr(journal, "claim") and not isinstance(journal, type))
+        ):
+            raise TypeError("journal must be the path of a file, or a Journal")
         self._refunds = refunds
         self._requests = requests
         self._concurrency = validation.whole("concurrency", concurrency, least=1)

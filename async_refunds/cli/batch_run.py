@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections import Counter
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import ExitStack, aclosing, contextmanager, suppress
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -118,7 +118,7 @@ class BatchRun:
         self._interrupted = False
         self._in_doubt = False
         self._lost = False  # what the file of the journal had
-        self._ended = False
+        self._begun = self._ended = False
 
     @property
     def incomplete(self) -> str:
@@ -134,6 +134,29 @@ class BatchRun:
 
     async def run(self, connection: Connection) -> int:
         """Cancel the refunds, write each result, and return the exit code."""
+        broken: JournalError | None = None
+        with ExitStack() as signals:
+            try:
+                await self._cancel(connection, signals)
+                self._account_for_rest()
+            except JournalError as error:
+                broken = error
+            finally:
+                self._output.table(RESULT_COLUMNS)
+                self._ended = self._begun
+        code = self._exit_code()
+        if broken is not None:
+            self._output.error(str(broken))
+            code = max(self._account_for_broken(), NOT_ALL)
+        self._summarize(broken=broken is not None)
+        return max(code, int(self._output.lost or self._lost))
+
+    async def _cancel(self, connection: Connection, signals: ExitStack) -> None:
+        """Cancel the refunds and write each result.
+
+        At its end all connections are closed: where a process may have few files open,
+        one of theirs is needed to read the journal.
+        """
         options, kept = self._options, self._kept
         self._service = connection.base_url
         loop = asyncio.get_running_loop()
@@ -148,24 +171,13 @@ class BatchRun:
                 patience=options.patience or PATIENCE,
                 timeout=options.timeout,
             )
-            broken: JournalError | None = None
-            with self._interruptible(batch):
-                try:
-                    await self._write_results(batch)
-                    self._account_for_rest()
-                except JournalError as error:
-                    broken = error
-                finally:
-                    self._output.table(RESULT_COLUMNS)
-                    self._ended = True
-            self._sent = self._sent or batch.progress().requests
-            self._seconds = self._seconds or loop.time() - began
-        code = self._exit_code()
-        if broken is not None:
-            self._output.error(str(broken))
-            code = max(self._account_for_broken(), NOT_ALL)
-        self._summarize(broken=broken is not None)
-        return max(code, int(self._output.lost or self._lost))
+            signals.enter_context(self._interruptible(batch))
+            self._begun = True
+            try:
+                await self._write_results(batch)
+            finally:
+                self._sent = batch.progress().requests
+                self._seconds = loop.time() - began
 
     def _exit_code(self) -> int:
         """Return what the outcomes are as an exit code.
@@ -239,21 +251,12 @@ class BatchRun:
             tally = self._kept.journal.tally()
             self._outcomes = Counter[str | None](tally.outcomes)
             self._open = tally.open
-            self._sent, self._rate_limited = tally.requests, tally.rate_limited
-            self._seconds, self._uncounted = tally.seconds, tally.uncounted
+            self._sent = tally.requests or self._sent
+            self._rate_limited = tally.rate_limited
+            self._seconds = tally.seconds or self._seconds
+            self._uncounted = tally.uncounted
             self._left = tally.open > 0
-            reader = self._read_anew()
-            if reader is None:
-                self._lost = True
-                self._output.error(
-                    f"the journal {self._kept.path!r} is not as this run has written "
-                    "it: it was replaced or damaged meanwhile. The results are right, "
-                    "the sums are those of this run"
-                )
-                return
-            self._sums = CanceledSums()
-            for record in reader.records():
-                self._sums.add(record.outcome, record.amount, record.currency)
+            self._read_sums(self._kept)
             return
         pending = [CancelRequest(each, account) for account, each in self._pending]
         for request in chain(pending, self._requests):
@@ -274,26 +277,45 @@ class BatchRun:
         It is read anew. A refund is in it as claimed, and so unknown, before anything
         is sent: also one whose call was broken off.
         """
-        reader = self._read_anew()
-        if reader is None:
+        assert self._kept is not None  # noqa: S101 - only a journal breaks
+        try:
+            tally = self._read_anew(self._kept).tally()
+        except JournalError:
             self._in_doubt = True
             return UNKNOWN
-        tally = reader.tally()
         self._outcomes = Counter[str | None](tally.outcomes)
         self._open = tally.open
         return exit_code(self._outcomes)
 
-    def _read_anew(self) -> JournalReader | None:
-        """Read the file of the journal; ``None`` if it is not what was written.
+    def _read_sums(self, kept: OpenJournal) -> None:
+        """Sum up what a journal holds, and see that it does hold it."""
+        sums = CanceledSums()
+        try:
+            for record in self._read_anew(kept).records():
+                sums.add(record.outcome, record.amount, record.currency)
+        except JournalError as error:
+            self._lost = True
+            self._output.error(
+                f"at the end of the run {error}. The results are right, the sums are "
+                "those of this run"
+            )
+        else:
+            self._sums = sums
 
-        Another file may be in its place by now, such as an older copy.
+    def _read_anew(self, kept: OpenJournal) -> JournalReader:
+        """Read the file of a journal.
+
+        Raises:
+            JournalError: It cannot be read, or another file is in its place by now,
+                such as an older copy.
         """
-        assert self._kept is not None  # noqa: S101 - the callers look
-        with suppress(JournalError):
-            reader = JournalReader(self._kept.path)
-            if reader.has_commit(self._kept.journal.last_commit):
-                return reader
-        return None
+        reader = JournalReader(kept.path)
+        if not reader.has_commit(kept.journal.last_commit):
+            raise JournalError(
+                f"the journal {kept.path!r} is not as this run has written it: another "
+                "file was put in its place meanwhile"
+            )
+        return reader
 
     def _summarize(self, *, broken: bool) -> None:
         if not (self._brief and exit_code(self._outcomes) == DONE):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
-
 _CODES = """
 aed afn all amd ang aoa ars aud awg azn bam bbd bdt bgn bhd bif bmd bnd bob brl bsd
 btn bwp byn bzd cad cdf chf clp cny cop crc cup cve czk djf dkk dop dzd egp ern etb
@@ -40,4 +38,7 @@ def in_major_units(amount: int, currency: str) -> str:
         decimals = 0
     elif currency in _THREE_DECIMALS:
         decimals = 3
-    return f"{Decimal(amount).scaleb(-decimals):,.{decimals}f}"
+    # Not by `Decimal`, which rounds beyond 28 digits.
+    whole, rest = divmod(abs(amount), 10**decimals)
+    sign = "-" if amount < 0 else ""
+    return f"{sign}{whole:,}" + (f".{rest:0{decimals}}" if decimals else "")

@@ -15,10 +15,10 @@ from typing import IO, TYPE_CHECKING, NoReturn, Protocol
 import msgspec
 import typer
 
-from async_refunds.protocol.redaction import mask_keys
+from async_refunds.protocol.redaction import escape_controls, is_shown, mask_keys
 
 from .exit_codes import INTERRUPTED, USAGE_ERROR
-from .tables import Table, escaped, printable
+from .tables import Table, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -184,7 +184,15 @@ class Output:
         Raises:
             OutputLostError: See the class.
         """
-        self.raw(_encoded(lines))
+        self.raw(_encoded(map(printable, lines)))
+
+    def help(self, text: str) -> None:
+        """Write lines of our own, in which a key is an example.
+
+        Raises:
+            OutputLostError: See the class.
+        """
+        self.raw(_encoded(text.splitlines()))
 
     def raw(self, data: bytes) -> None:
         """Write bytes.
@@ -219,7 +227,7 @@ class Output:
         For the emulator's, which open nothing else.
         """
         self.erase_status()
-        _write_to_stderr(f"{escaped(text)}\n")
+        _write_to_stderr(f"{escape_controls(text)}\n")
 
     def draw_status(self, text: str) -> None:
         """Draw the status line, where there is one, over the last one."""
@@ -315,17 +323,29 @@ def _write_to_stderr(text: str) -> None:
 
 
 def _json(record: Mapping[str, object]) -> bytes:
-    """Return a record as a line, without the API key that a server may echo in it."""
-    data = msgspec.json.encode(record)
-    if b"k_" in data or b"whsec_" in data:
-        data = mask_keys(data.decode()).encode()
-    return data + b"\n"
+    """Return a record as a line, without the API key that a server may echo in it.
+
+    JSON allows some of what a terminal obeys, and of what some take for ends of lines.
+    """
+    text = msgspec.json.encode(record).decode()
+    if "k_" in text or "whsec_" in text:
+        text = mask_keys(text)
+    if not text.isprintable():
+        text = "".join(each if is_shown(each) else _in_json(each) for each in text)
+    return text.encode() + b"\n"
+
+
+def _in_json(letter: str) -> str:
+    """Return the escape of a character, of two parts if it is beyond U+FFFF."""
+    units = letter.encode("utf-16-be").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
 
 
 def _encoded(lines: Iterable[str]) -> bytes:
-    """Return text in the encoding of the terminal. JSON is always UTF-8."""
+    """Return printable lines in the encoding of the terminal. JSON is always UTF-8."""
     encoding = "utf-8" if sys.stdout is None else sys.stdout.encoding
-    return "".join(f"{line}\n" for line in lines).encode(encoding, "backslashreplace")
+    text = "".join(f"{escape_controls(line)}\n" for line in lines)
+    return text.encode(encoding, "backslashreplace")
 
 
 def _open_for_append(path: str) -> int:

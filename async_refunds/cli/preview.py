@@ -18,7 +18,7 @@ from .exit_codes import INTERRUPTED, NOT_ALL
 from .money import in_major_units
 from .output import print_error, refuse, to_stderr
 from .paced_reads import STRIPE_RATE, cause
-from .tables import aligned, counted
+from .tables import aligned, counted, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -289,7 +289,8 @@ def ask(
     journal = f", and {others:,} more that {are} open in the journal" if others else ""
     warning = " Real money moves." if connection.livemode else ""
     try:
-        wanted = typer.confirm(f"Cancel {them}{journal}?{warning}", err=True)
+        question = printable(f"Cancel {them}{journal}?{warning}")
+        wanted = typer.confirm(question, err=True)
     except typer.Abort as error:
         to_stderr("")  # the answer's line is not ended yet
         if isinstance(error.__context__, KeyboardInterrupt):

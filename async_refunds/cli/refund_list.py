@@ -39,8 +39,8 @@ class RefundList:
         )
         self._db.execute("BEGIN")
 
-    def add(self, request: CancelRequest) -> None:
-        """Add a refund, unless it is in the list.
+    def add(self, request: CancelRequest) -> bool:
+        """Add a refund, unless it is in the list; tell whether it was added.
 
         Raises:
             OSError: The disk is full.
@@ -52,6 +52,7 @@ class RefundList:
             raise OSError(f"the temporary file: {error}") from error
         self.count += added
         self.duplicates += 1 - added
+        return added > 0
 
     def __iter__(self) -> Iterator[CancelRequest]:
         rows = self._db.execute(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -42,8 +43,9 @@ COLUMNS = (
 _TIMES = ("created", "known_at")
 
 # A spreadsheet takes what begins like this for a formula, which can start programs
-# (https://owasp.org/www-community/attacks/CSV_Injection).
-_FORMULA = ("=", "+", "-", "@")
+# (https://owasp.org/www-community/attacks/CSV_Injection). In some languages also in
+# full width, and after a semicolon, which separates cells there.
+_FORMULA = re.compile("(^|;)(?=\\s*[-=+@\uff0d\uff1d\uff0b\uff20])")
 
 HELP = """Show what became of each refund of a run, also while it is going on.
 
@@ -217,4 +219,4 @@ def _cell(row: dict[str, object], name: str) -> str:
     if isinstance(value, float):
         return f"{value:.3f}"
     text = printable(str(value))  # a line of the file stays one line
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    return _FORMULA.sub(r"\1'", text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
@@ -42,6 +43,10 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     def matches(self, refund: Refund) -> bool:
         """Tell whether a refund is one of them."""
         if refund.status != "requires_action":
+            return False
+        # Also where a proxy or a cache in between passes over the query of the list.
+        created = self.created
+        if not created.get("gte", 0) <= refund.created < created.get("lt", math.inf):
             return False
         if self.currencies and refund.currency not in self.currencies:
             return False
@@ -93,7 +98,8 @@ async def search(
             progress.see(refund.created)
             if wanted.matches(refund):
                 request = CancelRequest(refund.id, account)
-                matches.add(request)
+                if not matches.add(request):
+                    continue
                 found.matches.add(request, refund)
                 progress.matches = matches.count
                 if show_rows and (not output.as_table or matches.count <= MAX_ROWS):
@@ -147,7 +153,7 @@ class FilterOptions(options.OptionGroup, frozen=True, kw_only=True):
         # One moment for all bounds, so that they do not move during the search.
         now = time.time()
         window = span_seconds("--since", self.since)
-        created: CreatedRange = {"gte": int(now - window)}
+        created: CreatedRange = {"gte": max(0, int(now - window))}
         expires_by = None
         if self.older_than is not None:
             age = span_seconds("--older-than", self.older_than)
@@ -156,7 +162,7 @@ class FilterOptions(options.OptionGroup, frozen=True, kw_only=True):
                     f"--older-than {self.older_than} is not within --since "
                     f"{self.since}; nothing was sent"
                 )
-            created["lt"] = int(now - age)
+            created["lt"] = max(0, int(now - age))
         if self.expiring_within is not None:
             expires_by = now + span_seconds("--expiring-within", self.expiring_within)
         currencies = frozenset[str]()

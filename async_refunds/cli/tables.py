@@ -6,7 +6,7 @@ import textwrap
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from async_refunds.protocol.redaction import mask_keys
+from async_refunds.protocol.redaction import escape_controls, mask_keys
 
 from . import money
 
@@ -41,16 +41,7 @@ def printable(text: str) -> str:
     """Return the text without an API key, or anything that a terminal would obey."""
     if "k_" in text or "whsec_" in text:
         text = mask_keys(text)
-    return escaped(text)
-
-
-def escaped(text: str) -> str:
-    """Return the text without anything that a terminal would obey."""
-    if text.isprintable():  # as almost all are, of a hundred thousand refunds
-        return text
-    return "".join(
-        letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text
-    )
+    return escape_controls(text)
 
 
 class Table:

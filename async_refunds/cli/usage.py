@@ -62,7 +62,7 @@ def _with_our_output(option: Any) -> Any:  # noqa: ANN401 - see above
 def _show_help(ctx: Any, parameter: object, wanted: bool) -> None:  # noqa: ANN401, FBT001 - click calls it so
     del parameter
     if wanted and not ctx.resilient_parsing:
-        Output().text([ctx.get_help()])
+        Output().help(ctx.get_help())
         raise typer.Exit
 
 

@@ -15,7 +15,7 @@ from async_refunds.models import Refund
 
 from . import validation
 from .decoding import RefundPage, decode_or_none
-from .redaction import scrub
+from .redaction import excerpt
 from .requests import (
     IDEMPOTENCY_KEY,
     REPLAYED,
@@ -45,10 +45,6 @@ _FINAL = frozenset(
 # 409: another request with the same idempotency key is in progress.
 # 424: a service that Stripe depends on failed, perhaps after it had acted.
 _AMBIGUOUS_STATUSES = frozenset({408, 409, 424})
-
-# Stripe's longest message is 40,000 characters (maxLength in its schema), and a proxy's
-# page has no limit. An error message should fit one screen.
-_MESSAGE_LIMIT = 1000
 
 
 class Outcome(enum.Enum):
@@ -87,7 +83,7 @@ class Limit(enum.Enum):
 
 
 class Envelope(msgspec.Struct, frozen=True, gc=False):
-    """The fields of Stripe's error object that an error carries, scrubbed.
+    """The fields of Stripe's error object that an error carries, each an `excerpt`.
 
     All are ``None`` where the body has no error object.
     https://docs.stripe.com/api/errors
@@ -297,7 +293,7 @@ def parse_envelope(body: bytes) -> Envelope:
     if found is None:
         return Envelope()
     texts = {
-        name: scrub(text)[:_MESSAGE_LIMIT]
+        name: excerpt(text)
         for name in Envelope.__struct_fields__
         if isinstance(text := found.error.get(name), str)
     }

@@ -56,7 +56,7 @@ from .error_mapping import (
     status_details,
     subject,
 )
-from .redaction import redact_refund, scrub
+from .redaction import excerpt, redact_refund
 from .requests import Response
 
 if TYPE_CHECKING:
@@ -356,7 +356,7 @@ def _ask_again(request: Request[Refund]) -> str:
 
 
 def _shown_status(refund: Refund) -> str:
-    return scrub(str(refund.status))
+    return excerpt(str(refund.status))
 
 
 _STOP_WORDS = {

@@ -1,12 +1,14 @@
 """Keep the API key and the customer's e-mail address out of what gets printed.
 
 Logs, tracebacks and pickles travel far. So the key lives in a string whose ``repr``
-hides it, and text from Stripe is scrubbed before it becomes part of an error.
+hides it, and text from Stripe is scrubbed before it becomes part of an error. Nor does
+any of it give orders to a terminal, or begin a line of a log.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import NoReturn, Self, SupportsIndex, TypeAlias, get_type_hints, overload
 
 import msgspec
@@ -60,6 +62,10 @@ _WHOLE_ADDRESS = re.compile(
 )
 _WORD = re.compile(r"\S+")
 _ADDRESS = "[e-mail]"
+
+# Stripe's longest message is 40,000 characters (maxLength in its schema), and a proxy's
+# page has no limit. An error message should fit one screen.
+_MESSAGE_LIMIT = 1000
 
 
 class SecretStr(str):
@@ -138,6 +144,36 @@ def scrub(text: str) -> str:
         parts += [text[end : word.start()], _ADDRESS if is_address else word[0]]
         end = word.end()
     return "".join([*parts, text[end:]])
+
+
+def excerpt(text: str, longest: int = _MESSAGE_LIMIT) -> str:
+    """Return what an error or the log may quote of a text from outside.
+
+    It is scrubbed, stands on one line, and nothing in it is obeyed by a terminal.
+
+    Args:
+        text: Such as a server's or a database's.
+        longest: Characters after which it is cut.
+    """
+    return escape_controls(scrub(text)[:longest])[:longest]
+
+
+def escape_controls(text: str) -> str:
+    """Return the text on one line, without anything that a terminal would obey.
+
+    Controls, ends of lines, and what changes the direction of writing are escaped as in
+    Python's literals; letters and spaces of any script stay.
+    """
+    if text.isprintable():  # as almost all are, of a hundred thousand refunds
+        return text
+    return "".join(
+        letter if is_shown(letter) else ascii(letter)[1:-1] for letter in text
+    )
+
+
+def is_shown(letter: str) -> bool:
+    """Tell whether a character is drawn where it stands, and does nothing else."""
+    return letter.isprintable() or unicodedata.category(letter) == "Zs"
 
 
 def mask_keys(text: str) -> str:

@@ -8,7 +8,7 @@ import ssl
 
 import aiohttp
 
-from async_refunds.protocol.redaction import scrub
+from async_refunds.protocol.redaction import excerpt
 from async_refunds.protocol.requests import Cause, TransportFailure
 
 from .connections import NotConnectedError, NotPermittedError, StaleConnectionError
@@ -105,8 +105,8 @@ def _explain(error: BaseException, *, sent: bool) -> tuple[Cause, str]:
     for kinds, cause, words in _TABLE:
         if isinstance(error, kinds):
             return cause, words.format(_reason(error))
-    text = scrub(f"an unexpected {type(error).__name__}: {error}")
-    return Cause.UNEXPECTED if sent else Cause.REFUSED, text[:_DETAIL_LIMIT]
+    text = excerpt(f"an unexpected {type(error).__name__}: {error}", _DETAIL_LIMIT)
+    return Cause.UNEXPECTED if sent else Cause.REFUSED, text
 
 
 def _malformed(error: aiohttp.ClientResponseError) -> str:

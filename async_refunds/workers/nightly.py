@@ -57,6 +57,7 @@ async def sweep(
     """
     await load_key(refunds)  # the run keeps the mode
     now = time.time()
+    first, end = (int(max(0.0, now - age)) for age in (newer_than, older_than))
     connection = await Database(database).connect()
     try:
         mode = (refunds.base_url, refunds.livemode, tenant)
@@ -65,10 +66,11 @@ async def sweep(
         for account in accounts:
             found: list[str] = []
             async for refund in refunds.list(
-                created={"gt": int(now - newer_than), "lt": int(now - older_than)},
+                created={"gte": first, "lt": end},
                 stripe_account=account,
             ):
-                if refund.status == _WAITING:
+                # Also where a proxy in between passes over the query of the list.
+                if refund.status == _WAITING and first <= refund.created < end:
                     found.append(refund.id)
                 if len(found) == _CHUNK:
                     added += await _enqueue(connection, run, found, account)

@@ -22,7 +22,6 @@ from async_refunds.journal.postgres.connection import describe
 from async_refunds.journal.postgres.journal import PostgresJournal
 from async_refunds.journal.postgres.leases import Leases
 from async_refunds.protocol.error_mapping import describe_failure
-from async_refunds.protocol.redaction import scrub
 from async_refunds.protocol.requests import Response
 
 from . import notices
@@ -374,7 +373,7 @@ class ScopeWorker:
             "%s: %s; nothing of it is sent for %.0f s, or until `async-refunds fleet "
             "retry`",
             account or "the key's own account",
-            scrub(what),
+            what,
             seconds,
         )
         return seconds

@@ -54,7 +54,7 @@ EMULATOR_ROOMS: dict[str, set[str]] = {
 ENTRANCES = {"__init__", "__main__"}
 PURE = {"protocol", "results", "errors", "models"}
 PURE_LIBRARIES = {"__future__", "collections", "enum", "ipaddress", "math", "re"} | {
-    *("msgspec", "multidict", "typing", "urllib.parse", "async_refunds")
+    *("msgspec", "multidict", "typing", "unicodedata", "urllib.parse", "async_refunds")
 }
 ONLY_IN = {
     "aiohttp": {"transport", "client", "emulator", "cli"},

@@ -29,7 +29,7 @@ from async_refunds import (
 )
 from async_refunds.batch import Batch, claim_rounds, source
 from async_refunds.emulator import Emulator, Limits
-from async_refunds.journal import MemoryJournal
+from async_refunds.journal import MemoryJournal, SqliteJournal
 from tests.support.answering import answering, canceled
 from tests.support.batches import KEY, asked, canceled_many, client, emulator
 from tests.support.scripted import (
@@ -1328,6 +1328,9 @@ async def test_progress_shows_how_far_it_has_come() -> None:
         ({"requests": b"re_1"}, TypeError),
         ({"requests": 7}, TypeError),
         ({"refunds": KEY}, TypeError),
+        ({"journal": 3}, TypeError),
+        ({"journal": b"run.sqlite3"}, TypeError),
+        ({"journal": SqliteJournal}, TypeError),
     ],
 )
 async def test_bad_argument_is_refused_before_anything_is_sent(

@@ -259,6 +259,26 @@ async def test_provider_that_fails_once_is_asked_again_by_the_next_call() -> Non
         assert (await refunds.cancel(RE)).status == "canceled"
 
 
+async def test_provider_that_fails_slowly_fails_all_who_wait_for_it_at_once() -> None:
+    vault = Vault("no key")
+    vault.seconds = 5.0
+    loop = asyncio.get_running_loop()
+    async with (
+        scripted(CANCELED) as server,
+        server.client(api_key=vault.provide_later) as refunds,
+    ):
+        began = loop.time()
+        calls = [refunds.cancel(RE, timeout=8.0) for _ in range(20)]
+        ended = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(each) for each in ended} == {AuthenticationError}
+        assert all("gave no key (ValueError)" in str(each) for each in ended)
+        assert loop.time() - began < 5.5
+        assert vault.asked == 1
+        vault.keys = [OLD]
+        assert (await refunds.cancel(RE)).status == "canceled"
+    assert vault.asked == 2
+
+
 async def test_provider_that_hangs_ends_at_the_deadline_of_the_call() -> None:
     vault = Vault(OLD)
     vault.seconds = 1000.0
@@ -305,6 +325,29 @@ async def test_caller_that_is_cancelled_leaves_the_provider_to_the_next() -> Non
         first.cancel()
         assert (await second).status == "canceled"
         assert first.cancelled()
+
+
+@pytest.mark.parametrize("why", ["cancelled", "out of time"])
+async def test_caller_that_leaves_in_a_rotation_leaves_the_provider_to_the_next(
+    why: str,
+) -> None:
+    vault = Vault(OLD, NEW)
+    async with (
+        served(Rotating()) as server,
+        server.client(api_key=vault.provide_later) as refunds,
+    ):
+        await refunds.cancel(RE)
+        server.key, vault.keys, vault.seconds = NEW, [NEW], 10.0
+        hasty = None if why == "cancelled" else 5.0
+        first = asyncio.create_task(refunds.cancel(RE, timeout=hasty))
+        await asyncio.sleep(1)
+        second = asyncio.create_task(refunds.cancel(RE))
+        await asyncio.sleep(1)
+        if why == "cancelled":
+            first.cancel()
+        assert (await second).status == "canceled"
+        await asyncio.wait([first])
+    assert vault.asked == 3
 
 
 async def test_borrowed_session_carries_the_provided_key() -> None:

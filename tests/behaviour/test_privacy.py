@@ -21,6 +21,7 @@ from async_refunds import (
     RefundNotCancelableError,
     RefundsClient,
     RefundsError,
+    telemetry,
 )
 from async_refunds.protocol.redaction import SecretStr, scrub
 from async_refunds.protocol.requests import Response
@@ -145,6 +146,56 @@ async def test_no_error_gives_the_key_or_the_address_away(
     ]:
         assert not spelled(text), text
     assert any("attempt 1 failed" in text for text in log.texts) or len(attempts) < 3
+
+
+HOSTILE = "\x1b[31mX\x1b]8;;http://e\x07\x9b31m\u202e\r\nforged\u2028\x00\x7f"
+OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e]")
+"""What a terminal obeys, and what ends a line of a log."""
+
+
+@pytest.mark.parametrize(
+    ("act", "read"),
+    [
+        (answer(500, b"", {"Idempotent-Replayed": "true"}), f"requires{HOSTILE}"),
+        (answer(400, error_json()), f"pending{HOSTILE}"),
+        *(
+            (answer(status, error_json(message=HOSTILE, code=HOSTILE)), "succeeded")
+            for status in (400, 402, 409, 429)
+        ),
+    ],
+    ids=("saved", "state", "400", "402", "409", "429"),
+)
+async def test_nothing_of_an_answer_is_obeyed_by_a_terminal_or_forges_a_line(
+    act: Act, read: str, log: Lines
+) -> None:
+    waiting = answer(body=refund_json(read))
+    async with scripted(act, reads=[waiting]) as server:
+        refunds = client(server)
+        with pytest.raises(RefundsError) as caught:
+            await refunds.cancel(RE)
+        await refunds.close()
+    error = caught.value
+    fields = [vars(error).get(name) for name in ("code", "param", "type", "message")]
+    for text in [str(error), repr(error), *map(str, fields), *log.texts]:
+        assert not OBEYED.search(text), ascii(text)
+
+
+def test_name_in_a_database_begins_no_line_of_the_log(log: Lines) -> None:
+    """Whoever may write to the database of a fleet chooses how a worker is called."""
+    telemetry.log(logging.WARNING, "taken over from %s, %d open", HOSTILE, 5)
+    assert log.texts[0].startswith("taken over from ")
+    assert log.texts[0].endswith(", 5 open")
+    for text in log.texts:
+        assert not OBEYED.search(text), ascii(text)
+
+
+async def test_text_of_stripe_s_is_readable_in_any_script() -> None:
+    text = 'Rückgabe "unmöglich": 返金は\u3000できません。'
+    act = answer(402, error_json(message=f"{text}\nTwice."), {"Request-Id": "req_1"})
+    async with scripted(reads=[act]) as server, client(server) as refunds:
+        with pytest.raises(RefundsError) as caught:
+            await refunds.retrieve(RE)
+    assert str(caught.value) == f"{RE} could not be read: {text}\\nTwice."
 
 
 async def test_refund_of_an_error_says_what_it_can_without_the_address() -> None:

@@ -45,6 +45,8 @@ WRONG: dict[str, dict[str, object]] = {
     "secret of bytes": {"secrets": [SECRET, OTHER.encode()]},
     "bytes": {"secrets": SECRET.encode()},
     "number": {"secrets": 7},
+    "half a character": {"secrets": f"{SECRET}\udcff"},
+    "signature of bytes": {"signature": b"t=1"},
     "none": {"secrets": ()},
     "no tolerance": {"tolerance": 0},
 }

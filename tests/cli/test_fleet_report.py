@@ -234,3 +234,20 @@ async def test_database_that_fails_is_no_run_that_is_missing(fleet: Fleet) -> No
     failed, missing = await fleet.each(("report", "tonight"), ("report", "x"))
     assert (failed.code, missing.code) == (1, 2)
     assert failed.err.startswith("async-refunds: the database cannot be read: ")
+
+
+async def test_name_that_a_service_gave_a_run_is_obeyed_by_no_terminal(
+    fleet: Fleet, postgres_database: str
+) -> None:
+    name = "x\x1b[31m\x9b31m\u202e\r\nforged"
+    await add(fleet, "re_1", run="plain")
+    async with worker(postgres_database) as working:
+        await working.acquire()
+        (claim,) = await working.claim()
+        await working.journal.settle([(claim, result(claim, "failed"))])
+    fleet.rows("UPDATE async_refunds.runs SET name = %s", name)
+    for command in (("report", name), ("status",)):
+        shown = await on_terminal(fleet, *command)
+        assert not set("\x1b\x9b\u202e\r") & set(shown), ascii(shown)
+        assert "forged" in shown
+        assert "\nforged" not in shown

@@ -13,6 +13,7 @@ from async_refunds.journal import JournalReader, Run, SqliteJournal
 from async_refunds.results import CancelRequest
 from tests.support.small_disk import fill_disk, small_disk
 from tests.support.terminal import (
+    IN_SHELL,
     LIVE_KEY,
     TEST_KEY,
     Gate,
@@ -411,7 +412,7 @@ def put_in_place(journal: Path, older: bytes) -> None:
     ("spoil", "code", "said"),
     [
         (put_in_place, 3, "\nwhat was in flight is unknown: "),
-        (cut, 1, "is not as this run has written it: it was replaced or damaged"),
+        (cut, 1, "run.sqlite3' is damaged or cut short: put back a copy of it"),
     ],
 )
 async def test_journal_that_is_spoiled_in_mid_run_is_not_believed(
@@ -446,6 +447,30 @@ async def test_journal_that_is_spoiled_in_mid_run_is_not_believed(
     assert f"\ncanceled  {len(told)}\n" in ended.err
     sums = re.findall(r"^[a-z]{3} +(\d+) ", ended.err, re.MULTILINE)
     assert sum(map(int, sums)) == len(told)
+
+
+async def test_run_with_few_file_descriptors_can_read_its_journal_at_its_end(
+    tmp_path: Path,
+) -> None:
+    """The connections have taken all that were left, and give them back before."""
+    emulator, ids = emulator_of(60)
+    (tmp_path / "ids.txt").write_text("\n".join(ids))
+    async with emulator.serve() as behind:
+        gate = Gate(behind)
+        async with gate.serve() as base_url:
+            line = 'ulimit -n 32; exec "$0" -m async_refunds cancel --from ids.txt'
+            async with started(
+                f"{line} --journal run.sqlite3 --rate 2000 --base-url {base_url}",
+                python=IN_SHELL,
+                folder=tmp_path,
+            ) as running:
+                await gate.holds(12)
+                gate.open()
+                ended = await running.ended()
+    assert (ended.code, ended.said) == (
+        0,
+        ["outcome   refunds  what to do", "canceled  60"],
+    )
 
 
 async def test_full_disk_ends_a_run_with_what_its_journal_holds(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ from tests.support.terminal import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from async_refunds.emulator import Emulator
 
 pytestmark = pytest.mark.asyncio(loop_factories=["real"])
 
@@ -230,6 +233,76 @@ async def test_table_shows_text_as_it_is_and_obeys_none_of_it() -> None:
         "re_odd",
         r"[bold]:boom:\x1b[31m\u0141",
     ]
+
+
+HOSTILE = "\x1b[31mX\x1b]8;;http://e\x07\x9b31m\u202e\r\nforged\u2028\x00\x7f\U000e0041"
+OBEYED = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\U000e0000-\U000e007f]")
+"""What a terminal obeys, but for the ends of lines."""
+
+
+def hostile_emulator() -> tuple[Emulator, list[str]]:
+    emulator, _ = emulator_of(0)
+    ids = [
+        emulator.add_refund(refund_id="re_waits", currency=f"x{HOSTILE}"),
+        emulator.add_refund(refund_id="re_odd", status=f"odd{HOSTILE}"),
+    ]
+    emulator.add_refund(refund_id="re_more", metadata={"note": f"more{HOSTILE}"})
+    return emulator, ids
+
+
+async def test_nothing_of_a_server_is_obeyed_by_a_terminal(tmp_path: Path) -> None:
+    emulator, ids = hostile_emulator()
+    async with emulator.serve() as base_url:
+        to = ("--base-url", base_url)
+        kept = ("--journal", "run.sqlite3")
+        for words in (
+            ("cancel", *ids, "--dry-run", *to),
+            ("cancel", *ids, *kept, *to),
+            ("report", "run.sqlite3"),
+            ("report", "run.sqlite3", "--json"),
+            ("verify", "run.sqlite3", *to),
+            ("list", *to),
+            ("list", "--json", *to),
+            ("retrieve", *ids, "--json", *to),
+            ("sweep", "--older-than", "1d", "--dry-run", *to),
+        ):
+            screen = Screen()
+            async with started(
+                *words,
+                stdout=screen.terminal,
+                stderr=screen.terminal,
+                environment={"TERM": "dumb"},
+                folder=tmp_path,
+            ) as running:
+                _, shown = await screen.shows(running)
+            assert shown, words
+            assert not OBEYED.search(shown), (words, ascii(shown))
+            assert "\nforged" not in shown, words
+
+
+@pytest.mark.parametrize("how", ["-v", "ASYNC_REFUNDS_LOG"])
+async def test_nothing_of_a_server_is_obeyed_by_who_reads_the_log(how: str) -> None:
+    emulator, ids = hostile_emulator()
+    emulator.faults.script("saved_500")
+    more = {"ASYNC_REFUNDS_LOG": "debug"} if how != "-v" else {}
+    async with emulator.serve() as base_url:
+        ended = await run(
+            *("cancel", *ids[1:], *(["-v"] if how == "-v" else [])),
+            *("--patience", "0.1", "--base-url", base_url),
+            environment=more,
+        )
+    assert "is in state odd" in ended.err
+    assert not OBEYED.search(ended.err), ascii(ended.err)
+    assert "\nforged" not in ended.err
+
+
+async def test_json_for_a_program_has_the_text_itself() -> None:
+    emulator, _ = hostile_emulator()
+    async with emulator.serve() as base_url:
+        ended = await run("list", "--base-url", base_url)
+    assert not OBEYED.search(ended.out)
+    told = {line["id"]: line for line in ended.lines}
+    assert told["re_more"]["metadata"] == {"note": f"more{HOSTILE}"}
 
 
 async def test_odd_error_text_is_shown_to_people_as_it_is() -> None:

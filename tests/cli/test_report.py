@@ -178,6 +178,27 @@ async def test_spreadsheet_finds_no_formula_in_the_csv(
     assert row[3] == shown.get(status, f"'{status}")
 
 
+@pytest.mark.parametrize(
+    ("status", "shown"),
+    [
+        ("\uff1d1+1", "'\uff1d1+1"),
+        ("\uff0b1", "'\uff0b1"),
+        ("\uff0d1", "'\uff0d1"),
+        (" =1", "' =1"),
+        ("no;=1;+2; -3", "no;'=1;'+2;' -3"),
+        ("a=1; b-2", "a=1; b-2"),
+    ],
+)
+async def test_spreadsheet_of_any_language_finds_no_formula_in_the_csv(
+    tmp_path: Path, status: str, shown: str
+) -> None:
+    """Where a list is separated by semicolons, and where letters have full width."""
+    await journal_of(tmp_path / "run.sqlite3", "unknown", status=status)
+    ended = await run("report", "run.sqlite3", "--csv", key=None, folder=tmp_path)
+    _, row, _ = csv.reader(io.StringIO(ended.out, newline=""))
+    assert row[3] == shown
+
+
 async def test_money_is_in_major_units_but_in_json(tmp_path: Path) -> None:
     emulator, _ = emulator_of(0)
     ids = [

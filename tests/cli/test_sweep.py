@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import time
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
@@ -12,6 +13,7 @@ from async_refunds.cli.app import app
 from async_refunds.cli.output import Output
 from async_refunds.cli.refund_list import RefundList
 from async_refunds.cli.sweep import Filter, Found, search
+from tests.support.scripted import answer, refund_json, scripted
 from tests.support.terminal import (
     LIVE_KEY,
     Screen,
@@ -53,6 +55,10 @@ def days_old(emulator: Emulator, *ages: float, **fields: Unpack[Fields]) -> list
         (1234567, "kwd", "1,234.567"),
         (500, "isk", "5.00"),
         (10**20, "krw", "100,000,000,000,000,000,000"),
+        (10**40 + 7, "eur", f"100{12 * ',000'}.07"),
+        (-1234567, "kwd", "-1,234.567"),
+        (-5, "usd", "-0.05"),
+        (0, "kwd", "0.000"),
     ],
 )
 async def test_sum_is_in_the_currency_s_own_unit(
@@ -128,6 +134,39 @@ async def test_dry_run_shows_them_and_cancels_nothing() -> None:
     assert len(shown.splitlines()) == 5
     assert not emulator.books.cancel_requests
     assert emulator.books.requests == {"list": 4}
+
+
+async def test_list_that_passes_over_the_bounds_or_repeats_is_looked_at_again() -> None:
+    """Such as that of a cache in between, which does not look at the query."""
+    now = int(time.time())
+    ages = {"re_new": 1, "re_old": 20, "re_older": 21, "re_ancient": 181}
+    listed = [
+        json.loads(refund_json("requires_action", created=now - age * DAY, id=name))
+        for name, age in [*ages.items(), ("re_old", 20)]
+    ]
+    page = answer(body=json.dumps({"data": listed, "has_more": False}).encode())
+    async with scripted(reads=[page]) as server:
+        ended = await run(
+            *("sweep", "--older-than", "14d", "--dry-run", "--base-url", server.url)
+        )
+    assert ended.code == 0
+    assert [line["id"] for line in ended.lines] == ["re_old", "re_older"]
+    assert ended.err.startswith("2 of 5 refunds match:\n")
+    amount = listed[0]["amount"]
+    assert f"  2        {money.in_major_units(2 * amount, 'usd')}\n" in ended.err
+
+
+async def test_span_older_than_the_calendar_of_computers_is_all_time() -> None:
+    emulator, _ = emulator_of(0)
+    old = days_old(emulator, 15, 6000)
+    async with emulator.serve() as base_url:
+        command = ("sweep", "--dry-run", "--since", "99999w", "--base-url", base_url)
+        ended, none = await run_each(
+            (*command, "--older-than", "14d"), (*command, "--older-than", "9999w")
+        )
+    assert (ended.code, none.code) == (0, 0)
+    assert [line["id"] for line in ended.lines] == old
+    assert none.err == "0 of 0 refunds match; nothing to cancel\n"
 
 
 async def test_search_stops_at_the_most_wanted() -> None:

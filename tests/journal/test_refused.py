@@ -87,6 +87,23 @@ def test_missing_folder(path: Path) -> None:
         SqliteJournal.open(path / "run.sqlite3", RUN)
 
 
+def test_working_folder_that_is_gone(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = path.parent / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(JournalError, match=r"'run' .* working folder is gone"):
+        SqliteJournal.open("run", RUN)
+    with pytest.raises(JournalError, match=r"'run' .* working folder is gone"):
+        JournalReader(Path("run"))
+    begin(path)
+    with pytest.raises(JournalError, match="working folder is gone"):
+        JournalReader(path).backup("copy")
+    assert not records(path)[0].settled
+
+
 def test_folder(path: Path) -> None:
     path.mkdir()
     refused(path, "is a folder or a device, not a file")

@@ -172,6 +172,9 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception]]] = {
     "None among them": ({"secrets": [None]}, TypeError),
     "no tolerance": ({"tolerance": 0}, ValueError),
     "tolerance of text": ({"tolerance": "300"}, TypeError),
+    "signature of bytes": ({"signature": sign(BODY).encode()}, TypeError),
+    "signature that is none": ({"signature": 7}, TypeError),
+    "half a character": ({"secrets": "whsec_CANARY\udcff"}, ValueError),
 }
 
 
@@ -179,10 +182,11 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception]]] = {
 def test_argument_that_is_none_is_the_callers_mistake(
     given: dict[str, Any], error: type[Exception]
 ) -> None:
-    arguments: dict[str, Any] = {"body": BODY, "secrets": SECRET, **given}
+    right: dict[str, Any] = {"body": BODY, "signature": sign(BODY), "secrets": SECRET}
     with pytest.raises(error) as caught:
-        refund_event(signature=sign(BODY), **arguments, now=NOW)
-    assert "CANARY" not in str(caught.value)
+        refund_event(**{**right, **given}, now=NOW)
+    assert type(caught.value) is error
+    assert not shows_a_secret(caught.value)
 
 
 def shows_a_secret(error: BaseException) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,6 +15,7 @@ from async_refunds import RefundsClient
 from async_refunds.workers import add_sweep, add_tasks, new_app, supervisor, sweep
 from async_refunds.workers.app import QUEUE, WAKE, context_of
 from tests.support.batches import KEY
+from tests.support.scripted import answer, refund_json, scripted
 
 if TYPE_CHECKING:
     from procrastinate import App
@@ -269,14 +271,32 @@ async def test_sweep_enqueues_what_waits_for_long(
         for account in (None, A, None)
     ]
     stripe.add_refund(created=now - 40 * day, status="succeeded")
-    stripe.add_refund(created=now - 5 * day)
-    stripe.add_refund(created=now - 300 * day)
+    others = [stripe.add_refund(created=now - age * day) for age in (5, 300)]
     async with RefundsClient(lambda: KEY, base_url=fleet.base_url) as refunds:
         options: dict[str, Any] = {"run": "nightly", "accounts": (None, A)}
         assert await sweep(fleet.database, refunds, **options) == 3
         assert await sweep(fleet.database, refunds, **options) == 0
+        everything: dict[str, Any] = {**options, "newer_than": 1e12, "older_than": 0}
+        assert await sweep(fleet.database, refunds, **everything) == 2
     rows = await fleet.ask("SELECT refund_id, account FROM async_refunds.items")
-    assert sorted(rows) == sorted(zip(old, ("", A, ""), strict=True))
+    found = zip([*old, *others], ("", A, "", "", ""), strict=True)
+    assert sorted(rows) == sorted(found)
     assert not await fleet.value(
         "SELECT livemode FROM async_refunds.runs WHERE name = 'nightly'"
     )
+
+
+async def test_sweep_looks_itself_at_when_a_refund_was_created(fleet: Fleet) -> None:
+    """A cache or a proxy in between may pass over the bounds in the query."""
+    now, day = int(time.time()), 86_400
+    listed = [
+        json.loads(
+            refund_json("requires_action", created=now - age * day, id=f"re_{age}")
+        )
+        for age in (1, 40, 181)
+    ]
+    page = answer(body=json.dumps({"data": listed, "has_more": False}).encode())
+    async with scripted(reads=[page]) as server, server.client() as refunds:
+        assert await sweep(fleet.database, refunds, run="nightly") == 1
+    rows = await fleet.ask("SELECT refund_id FROM async_refunds.items")
+    assert rows == [("re_40",)]

@@ -15,7 +15,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 
 from async_refunds.errors import JournalError
-from async_refunds.protocol.redaction import scrub
+from async_refunds.protocol.redaction import excerpt
 
 from .outage import TRYING_AGAIN, Outage
 from .schema import EXISTS_QUERY, VERSION_QUERY, require_version
@@ -116,7 +116,7 @@ def describe(error: Exception) -> str:
     text = str(error)
     if isinstance(error, psycopg.Error):
         text = error.diag.message_primary or text
-    return " ".join(scrub(text).split()) or type(error).__name__
+    return excerpt(" ".join(text.split())) or type(error).__name__
 
 
 def is_refusal(error: psycopg.Error) -> bool:

@@ -21,7 +21,7 @@ _REASONS = {
     sqlite3.SQLITE_READONLY: "may not be written: check the permissions of the file "
     "and of its folder",
     sqlite3.SQLITE_CANTOPEN: "cannot be opened: check the permissions of the file "
-    "and of its folder",
+    "and of its folder, and how many files a process may open",
     sqlite3.SQLITE_IOERR: "cannot be read or written: a limit on the size of files, "
     "a quota, or a failing disk",
 }

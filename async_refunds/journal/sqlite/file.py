@@ -128,9 +128,20 @@ def _migrated(db: sqlite3.Connection, place: str) -> RunState:
 
 
 def resolved(path: str | os.PathLike[str]) -> str:
-    """Return the one name of a file, so that its lock has one name too."""
-    # SQLite follows a symbolic link to name the -wal, and so must we.
-    return os.path.realpath(os.fspath(path))
+    """Return the one name of a file, so that its lock has one name too.
+
+    Raises:
+        JournalError: It is given from a working folder that is gone.
+    """
+    given = os.fsdecode(path)
+    try:
+        # SQLite follows a symbolic link to name the -wal, and so must we.
+        return os.path.realpath(given)
+    except FileNotFoundError as error:
+        raise JournalError(
+            f"the journal {given!r} cannot be found, since the working folder is gone: "
+            f"give its path from the root"
+        ) from error
 
 
 def refuse(place: str, *, new: bool) -> None:
