@@ -1,8 +1,10 @@
 """Webhooks: check that an event is Stripe's, and decode the refund in it.
 
-An event closes what a call left unknown: it names the idempotency key of the request
-that caused it, so an event with the key of an `OutcomeUnknownError` was caused by that
-call (https://docs.stripe.com/webhooks, https://docs.stripe.com/api/events/object).
+An event closes what a call left unknown if it shows the refund of the call, in the same
+account, as canceled. With the idempotency key of that call, which each event names that
+a request has caused, it was that call. The key alone proves nothing: each account has
+keys of its own, and another request may have had the same
+(https://docs.stripe.com/webhooks, https://docs.stripe.com/api/events/object).
 """
 
 from __future__ import annotations

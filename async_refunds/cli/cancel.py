@@ -99,7 +99,7 @@ def cancel(
         if must_ask(api, total, send):
             preview.require_terminal()  # before there is a journal
         kept = open_journal(stack, journal, api, batch, connection)
-        output = open_output(stack, written, source, journal)
+        output = open_output(stack, written)
         code = run_batch(
             *(api, requests, batch, output),
             kept=kept,

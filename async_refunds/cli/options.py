@@ -22,6 +22,7 @@ from . import environment, interruption
 from .config import BASE_URL, Connection
 from .exit_codes import INTERRUPTED
 from .output import print_error, refuse
+from .own_files import refuse_overwriting
 from .usage import refuse_keys
 
 if TYPE_CHECKING:
@@ -321,6 +322,7 @@ def with_options(
         refuse_keys(given, shown)
         if cancels and (ignored := environment.ignored_restraint(shown.values())):
             refuse(f"{ignored}; nothing was done")
+        refuse_overwriting(given)
         try:
             for name, kind in groups.items():
                 fields = {field: given.pop(field) for field in kind.__struct_fields__}

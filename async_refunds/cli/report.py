@@ -100,8 +100,6 @@ def report(journal: options.JournalArgument, *, form: ReportForm) -> None:
     with interruptible(lambda: "the report is not complete; the journal is as it was"):
         try:
             reader = JournalReader(journal)
-            if form.page not in (None, STDOUT):
-                _refuse_same_file(form.page, journal)
             run = RunReport(
                 journal,
                 reader,
@@ -163,12 +161,6 @@ def _show(output: Output, run: RunReport, reader: RunReader) -> None:
         shown += 1
         output.record(_row(record))
     output.table(RESULT_COLUMNS)
-
-
-def _refuse_same_file(path: str, journal: str) -> None:
-    page = Path(path)
-    if page.exists() and page.samefile(journal):
-        refuse(f"--html {path!r} is the journal itself")
 
 
 def _write_page(path: str, run: RunReport, reader: RunReader, *, force: bool) -> None:

@@ -73,7 +73,7 @@ def resume(
         api = config.connect_to_run(
             journal, kept.journal.run, live=key.live, base_url=base_url
         )
-        output = open_output(stack, written, journal)
+        output = open_output(stack, written)
         code = run_batch(api, None, batch, output, kept=kept, send=send)
     raise typer.Exit(code)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -153,21 +152,14 @@ def journal_options(path: str, run: Run) -> BatchOptions:
         )
 
 
-def open_output(
-    stack: ExitStack, written: OutputOptions, *others: str | None
-) -> Output:
+def open_output(stack: ExitStack, written: OutputOptions) -> Output:
     """Open the output of a batch until the end of the stack, or refuse.
 
     Args:
         stack: Closes it.
         written: Where it is.
-        others: The files of other options, which it must not be.
     """
     path = written.output
-    if path and Path(path).resolve() in {
-        Path(each).resolve() for each in others if each
-    }:
-        refuse(f"--output {path!r} is the file of another option; nothing was sent")
     try:
         output = Output(written, path=path, rescue=True)
     except OSError as error:

@@ -188,7 +188,7 @@ def sweep(
         preview.require_terminal()
     with ExitStack() as stack:
         matches = stack.enter_context(RefundList(connection.account))
-        output = Output(written) if dry_run else open_output(stack, written, journal)
+        output = Output(written) if dry_run else open_output(stack, written)
         find(
             *(wanted, matches, output),
             connection=connection,

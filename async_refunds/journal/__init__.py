@@ -13,7 +13,7 @@ from .base import (
 )
 from .factory import open_journal
 from .memory import WINDOW, MemoryJournal
-from .sqlite import JournalReader, SqliteJournal
+from .sqlite import JournalReader, SqliteJournal, journal_files
 
 __all__ = [
     "Claim",
@@ -28,6 +28,7 @@ __all__ = [
     "SqliteJournal",
     "Tally",
     "WINDOW",
+    "journal_files",
     "open_journal",
     "require_target",
 ]

@@ -13,6 +13,7 @@ from aiohttp import web
 from async_refunds import (
     APIConnectionError,
     CallRecord,
+    IdempotencyError,
     OutcomeUnknownError,
     RateLimitError,
     RefundNotCancelableError,
@@ -64,6 +65,8 @@ async def answer_errors(
                 status, told = 202, {"status": "unknown", "key": error.idempotency_key}
             case RefundNotCancelableError():
                 status, told = 409, {"status": error.refund.status}
+            case IdempotencyError():
+                status, told = 409, {"status": "the key is another refund's"}
             case RefundNotFoundError():
                 status, told = 404, {"status": "not found"}
             case RateLimitError() | APIConnectionError():
@@ -113,7 +116,7 @@ async def webhook(request: web.Request) -> web.Response:
         request.headers.get("Stripe-Signature"),
         os.environ["STRIPE_WEBHOOK_SECRET"],
     )
-    cancellations.close(event.idempotency_key)
+    cancellations.settle(event)
     return web.json_response({"status": event.refund.status})
 
 

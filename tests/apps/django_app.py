@@ -25,6 +25,7 @@ from django.views.decorators.http import require_http_methods, require_POST
 from async_refunds import (
     APIConnectionError,
     CallRecord,
+    IdempotencyError,
     OutcomeUnknownError,
     RateLimitError,
     RefundNotCancelableError,
@@ -68,6 +69,33 @@ def refunds_client() -> RefundsClient:
     return clients[0]
 
 
+def answer(error: RefundsError) -> HttpResponse:
+    told: Mapping[str, str | None]
+    later: dict[str, str] = {}
+    match error:
+        case OutcomeUnknownError():
+            status, told = 202, {"status": "unknown", "key": error.idempotency_key}
+        case RefundNotCancelableError():
+            status, told = 409, {"status": error.refund.status}
+        case IdempotencyError():
+            status, told = 409, {"status": "the key is another refund's"}
+        case RefundNotFoundError():
+            status, told = 404, {"status": "not found"}
+        case RateLimitError() | APIConnectionError():
+            status, told, later = (
+                503,
+                {"status": "try again later"},
+                {"Retry-After": "5"},
+            )
+        case SignatureVerificationError():
+            status, told = 400, {"status": "refused"}
+        case WebhookError():
+            status, told = 200, {"status": "ignored"}
+        case _:
+            status, told = 502, {"status": "Stripe refused it"}
+    return JsonResponse(told, status=status, headers=later)
+
+
 @async_only_middleware
 def answer_errors(
     get_response: Callable[[HttpRequest], Awaitable[HttpResponse]],
@@ -79,30 +107,7 @@ def answer_errors(
         request: HttpRequest, error: Exception
     ) -> HttpResponse | None:
         del request
-        told: Mapping[str, str | None]
-        later: dict[str, str] = {}
-        match error:
-            case OutcomeUnknownError():
-                status, told = 202, {"status": "unknown", "key": error.idempotency_key}
-            case RefundNotCancelableError():
-                status, told = 409, {"status": error.refund.status}
-            case RefundNotFoundError():
-                status, told = 404, {"status": "not found"}
-            case RateLimitError() | APIConnectionError():
-                status, told, later = (
-                    503,
-                    {"status": "try again later"},
-                    {"Retry-After": "5"},
-                )
-            case SignatureVerificationError():
-                status, told = 400, {"status": "refused"}
-            case WebhookError():
-                status, told = 200, {"status": "ignored"}
-            case RefundsError():
-                status, told = 502, {"status": "Stripe refused it"}
-            case _:
-                return None
-        return JsonResponse(told, status=status, headers=later)
+        return answer(error) if isinstance(error, RefundsError) else None
 
     middleware.process_exception = process_exception  # type: ignore[attr-defined]  # Django's own way
     return middleware
@@ -139,7 +144,7 @@ async def webhook(request: HttpRequest) -> HttpResponse:
         request.headers.get("Stripe-Signature"),
         os.environ["STRIPE_WEBHOOK_SECRET"],
     )
-    cancellations.close(event.idempotency_key)
+    cancellations.settle(event)
     return JsonResponse({"status": event.refund.status})
 
 

@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from async_refunds import (
     APIConnectionError,
     CallRecord,
+    IdempotencyError,
     OutcomeUnknownError,
     RateLimitError,
     RefundNotCancelableError,
@@ -86,7 +87,7 @@ async def webhook(request: Request) -> dict[str, str]:
         request.headers.get("Stripe-Signature"),
         os.environ["STRIPE_WEBHOOK_SECRET"],
     )
-    cancellations.close(event.idempotency_key)
+    cancellations.settle(event)
     return {"status": event.refund.status or ""}
 
 
@@ -100,6 +101,11 @@ async def on_not_cancelable(
     request: Request, error: RefundNotCancelableError
 ) -> JSONResponse:
     return JSONResponse({"status": error.refund.status}, 409)
+
+
+@app.exception_handler(IdempotencyError)
+async def on_other_refund(request: Request, error: IdempotencyError) -> JSONResponse:
+    return JSONResponse({"status": "the key is another refund's"}, 409)
 
 
 @app.exception_handler(RefundNotFoundError)

@@ -19,6 +19,7 @@ from litestar.params import Parameter
 from async_refunds import (
     APIConnectionError,
     CallRecord,
+    IdempotencyError,
     OutcomeUnknownError,
     RateLimitError,
     Refund,
@@ -90,7 +91,7 @@ async def webhook(request: Request[Any, Any, State]) -> dict[str, str | None]:
         request.headers.get("Stripe-Signature"),
         os.environ["STRIPE_WEBHOOK_SECRET"],
     )
-    cancellations.close(event.idempotency_key)
+    cancellations.settle(event)
     return {"status": event.refund.status}
 
 
@@ -106,6 +107,10 @@ def on_unknown(_: object, error: OutcomeUnknownError) -> Response[Any]:
 
 def on_not_cancelable(_: object, error: RefundNotCancelableError) -> Response[Any]:
     return told(409, status=error.refund.status)
+
+
+def on_other_refund(_: object, error: IdempotencyError) -> Response[Any]:
+    return told(409, status="the key is another refund's")
 
 
 def on_not_found(_: object, error: RefundNotFoundError) -> Response[Any]:
@@ -134,6 +139,7 @@ app = Litestar(
     exception_handlers={
         OutcomeUnknownError: on_unknown,
         RefundNotCancelableError: on_not_cancelable,
+        IdempotencyError: on_other_refund,
         RefundNotFoundError: on_not_found,
         RateLimitError: on_overload,
         APIConnectionError: on_overload,

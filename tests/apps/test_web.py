@@ -97,6 +97,9 @@ def check_unknown_outcomes(shop: httpx.Client, stripe: Emulator) -> None:
     lost = shop.post(f"/refunds/{first}/cancel", headers=key)
     assert lost.status_code == 202
     assert lost.json() == {"status": "unknown", "key": "intent-1"}
+    wrong = shop.post(f"/refunds/{second}/cancel", headers=key)
+    assert wrong.status_code == 409
+    assert wrong.json() == {"status": "the key is another refund's"}
     # Overloaded, it cannot tell more of it.
     stripe.faults.script("rate_429", "rate_429")
     assert shop.post("/cancellations/intent-1").status_code == 503

@@ -24,7 +24,8 @@ from async_refunds.cli.demo import DemoReport, asking_again, report_lines
 from async_refunds.cli.fleet_demo.report import FleetDemoReport, HeldAccount
 from async_refunds.cli.fleet_demo.report import report_lines as fleet_report_lines
 from async_refunds.emulator import Emulator
-from tests.support.scripted import refusal, scripted
+from tests.support.scripted import refund_json, refusal, scripted
+from tests.support.webhooks import event, sign
 
 pytestmark = pytest.mark.unmeasured
 
@@ -311,6 +312,15 @@ def test_webhook_closes_what_is_unknown(page: Page) -> None:
     page.run(block("on_webhook"))
     with pytest.raises(SignatureVerificationError):
         page.names["on_webhook"](b"{}", "t=1,v1=00")
+    refund_id = json.loads(refund_json())["id"]
+    ours = (None, refund_id, "order-7")
+    unknown = page.names["unknown"]
+    unknown.add(ours)
+    waiting = {"object": json.loads(refund_json(status="requires_action"))}
+    for body in (event(account="acct_2"), event(data=waiting), event()):
+        assert unknown == {ours}
+        page.names["on_webhook"](body, sign(body, "whsec_...", at=int(time.time())))
+    assert not unknown
 
 
 async def test_metrics_of_prometheus(

@@ -516,13 +516,12 @@ async def test_results_go_to_a_file_after_what_it_holds(tmp_path: Path) -> None:
 async def test_file_that_cannot_be_written_is_refused_before_anything_is_sent(
     tmp_path: Path,
 ) -> None:
-    (tmp_path / "ids.txt").write_text("re_1\n")
     os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
     wrong = {
         ("pipe",): "--output 'pipe': Illegal seek",
         (".",): "--output '.': Is a directory",
-        ("./ids.txt", "--from", "ids.txt"): "'./ids.txt' is the file of another option",
-        ("a", "--journal", "a"): "--output 'a' is the file of another option",
+        ("loop",): "--output 'loop': Too many levels of symbolic links",
     }
     commands = [("cancel", "re_2", "--output", *words) for words in wrong]
     for said, ended in zip(
@@ -531,7 +530,6 @@ async def test_file_that_cannot_be_written_is_refused_before_anything_is_sent(
         assert said in ended.err
         assert ended.err.endswith("; nothing was sent\n")
         assert (ended.code, ended.out) == (2, "")
-    assert (tmp_path / "ids.txt").read_text() == "re_1\n"
 
 
 async def test_results_go_on_to_stderr_when_the_disk_of_their_file_is_full() -> None:

@@ -209,7 +209,6 @@ async def test_page_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     await journal_with(tmp_path / "run.sqlite3", ("canceled", None, ""))
     before = (tmp_path / "run.sqlite3").read_bytes()
     for path, said in (
-        ("run.sqlite3", "is the journal itself"),
         ("no/where.html", "--html 'no/where.html': No such file or directory"),
     ):
         ended = await run(

@@ -144,6 +144,16 @@ def resolved(path: str | os.PathLike[str]) -> str:
         ) from error
 
 
+def journal_files(path: str | os.PathLike[str]) -> list[str]:
+    """Return the file of a journal, and those that stand beside it while it is open.
+
+    Raises:
+        JournalError: It is given from a working folder that is gone.
+    """
+    place = resolved(path)
+    return [place, *(f"{place}-{end}" for end in _BESIDE)]
+
+
 def refuse(place: str, *, new: bool) -> None:
     """Refuse, before anything is made, a place that can hold no journal.
 
