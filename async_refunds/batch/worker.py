@@ -356,6 +356,10 @@ class _CallPacing:
         self._item.attempts += (attempt,)
         self._scheduler.record_reply(self._item, request, classification, attempt)
 
+    def attempt_broken_off(self, attempt: Attempt) -> None:
+        """Count an attempt of which no answer comes; see `CallObserver`."""
+        self._item.attempts += (attempt,)
+
     async def wait(self, request: Request[Any], seconds: float, until: float) -> bool:
         """Wait for a slot of the account's pace; see `RetryGate`."""
         until = min(until, self._give_up_at)
