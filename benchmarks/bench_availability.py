@@ -274,12 +274,7 @@ def draw(told: Report, path: Path) -> None:
 def main() -> None:
     """Measure what was asked for, and print it."""
     parser = report.parser(QUESTION, rounds=3)
-    parser.add_argument(
-        "--parts",
-        type=report.some_of(tuple(PARTS)),
-        default=tuple(PARTS),
-        help=f"by commas; default: {','.join(PARTS)}",
-    )
+    report.add_parts(parser, PARTS)
     asked = report.read(parser, Flags)
     if not asked.json:
         print(report.heading(QUESTION, f"{asked.rounds} rounds of each disturbance"))

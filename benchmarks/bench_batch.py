@@ -213,21 +213,18 @@ BESIDE = (*WAITING, "journal")
 def flags() -> Flags:
     """Read the command line."""
     parser = report.parser(QUESTION, rounds=3)
-    parser.add_argument(
-        "--parts",
-        type=report.some_of((*PARTS, *WAITING)),
-        default=",".join((*PARTS, *WAITING)),
-        help=(
-            "by commas; default: %(default)s. The last three run side by side, and "
-            "beside them the largest run of journal"
-        ),
+    report.add_parts(
+        parser,
+        (*PARTS, *WAITING),
+        more=". The last three run side by side, and beside them the largest run of "
+        "journal",
     )
-    for name, default, words in (
+    report.add_counts(
+        parser,
         ("--items", 1_000_000, "of the largest run, and of that which is resumed"),
         ("--seconds", 60, "of each half of the part pace, and of the brownout"),
         ("--kills", 100, "over all weathers"),
-    ):
-        parser.add_argument(name, type=report.count, default=default, help=words)
+    )
     asked = report.read(parser, Flags)
     if asked.plot is not None and not {"pace", "accounts", "journal"} & {*asked.parts}:
         parser.error("--plot draws pace, accounts and journal: ask for one of them")

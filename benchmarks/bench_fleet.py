@@ -234,17 +234,12 @@ PARTS: dict[str, Callable[[Bench], dict[str, float]]] = {
 def flags() -> Flags:
     """Read the command line."""
     parser = report.parser(QUESTION, rounds=3)
-    parser.add_argument(
-        "--parts",
-        type=report.some_of(tuple(PARTS)),
-        default=",".join(PARTS),
-        help="by commas; default: %(default)s",
-    )
-    for name, default, words in (
+    report.add_parts(parser, PARTS)
+    report.add_counts(
+        parser,
         ("--items", 1_000_000, "of the parts enqueue and claims"),
         ("--seconds", 15, "of a turn of the part paced"),
-    ):
-        parser.add_argument(name, type=report.count, default=default, help=words)
+    )
     return report.read(parser, Flags)
 
 

@@ -370,13 +370,7 @@ def main() -> int:
         default=3000,
         help="of each case, besides those that warm up; default: %(default)s",
     )
-    names = tuple(case.name for case in CASES)
-    parser.add_argument(
-        "--cases",
-        type=report.some_of(names),
-        default=names,
-        help=f"by commas; default: {','.join(names)}",
-    )
+    report.add_parts(parser, (case.name for case in CASES), flag="--cases")
     asked = report.read(parser, Flags)
     if not asked.json:
         how = f"{asked.calls} calls, {FAULTS:.0%} faults, {HANG_UPS:.0%} hang-ups"

@@ -86,6 +86,37 @@ def parser(question: str, *, rounds: int) -> argparse.ArgumentParser:
     return made
 
 
+def add_parts(
+    parser: argparse.ArgumentParser,
+    names: Iterable[str],
+    *,
+    flag: str = "--parts",
+    more: str = "",
+) -> None:
+    """Add a flag that asks for some parts of the benchmark; all, if it is not given.
+
+    Args:
+        parser: Of `parser`.
+        names: Of the parts.
+        flag: Its name.
+        more: What else its help says.
+    """
+    names = tuple(names)
+    by_commas = f"by commas; default: {','.join(names)}{more}"
+    parser.add_argument(flag, type=some_of(names), default=names, help=by_commas)
+
+
+def add_counts(parser: argparse.ArgumentParser, *counts: tuple[str, int, str]) -> None:
+    """Add flags that are whole numbers from 1 up.
+
+    Args:
+        parser: Of `parser`.
+        counts: Of each flag the name, the default, and what it counts.
+    """
+    for name, default, words in counts:
+        parser.add_argument(name, type=count, default=default, help=words)
+
+
 def read(parser: argparse.ArgumentParser, kind: type[F]) -> F:
     """Read the command line; a wrong one ends the program with a message.
 

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 # several every further request is wasted.
 _EVIDENCE = 3
 
-SILENCE = 5.0
-"""Seconds after which a service that never answered counts as unreachable. A restart of
-what stands before Stripe is over by then."""
+# Seconds after which a service that never answered counts as unreachable. A restart of
+# what stands before Stripe is over by then.
+_SILENCE = 5.0
 
 _NOBODY: frozenset[str] = frozenset()  # one for all: each takes 216 bytes
 
@@ -111,9 +111,8 @@ class ServiceMonitor:
             reply: The last one of them.
             now: The event loop's time.
         """
-        seconds = self._patience
-        if not (self.has_answered or outage.reached):
-            seconds = min(seconds, SILENCE)  # no network, or not the right address
+        answered = self.has_answered or outage.reached
+        seconds = longest_outage(self._patience, answered=answered)
         if not outage.lasts(seconds, now):
             return None
         what = "could not be reached" if not outage.reached else "failed"
@@ -125,6 +124,17 @@ class ServiceMonitor:
         text = f"{self._address} {what} for {now - outage.since:.0f} s: {last}"
         failure = TransportFailure(Cause.REFUSED, text, sent=False)
         return Classification(failure, Outcome.NOT_SENT, retry=False), now + seconds
+
+
+def longest_outage(patience: float, *, answered: bool) -> float:
+    """Return for how many seconds a service may only fail before it is asked no more.
+
+    Args:
+        patience: That with one that has answered.
+        answered: Whether it ever has. If not, there is no network, or the address is
+            not the right one.
+    """
+    return patience if answered else min(patience, _SILENCE)
 
 
 def refuses_key(reply: Response, *, cancel: bool) -> bool:

@@ -75,15 +75,15 @@ class Endpoint:
     Args:
         pace: Of this endpoint alone.
         clock: The event loop's time, in seconds.
-        queue: Of the account. It knows how many requests are under way, of both
+        limits: Of the account. They tell how many calls are under way, to both
             endpoints; a function that tells would take 250 bytes for each account.
     """
 
     __slots__ = (
         "_clock",
+        "_limits",
         "_line",
         "_moved",
-        "_queue",
         "closed",
         "outage",
         "pace",
@@ -94,11 +94,11 @@ class Endpoint:
         self,
         pace: RateController,
         clock: Callable[[], float],
-        queue: CountsUnderWay,
+        limits: CountsUnderWay,
     ) -> None:
         self.pace = pace
         self._clock = clock
-        self._queue = queue
+        self._limits = limits
         # Both are there while a call waits. Afterwards they would take 1.8 KB of each
         # of thousands of accounts.
         self._line: asyncio.Lock | None = None  # first come, first served
@@ -117,7 +117,7 @@ class Endpoint:
         if limit is Limit.RATE:
             self.pace.on_rate_limit(now, _sent_at(attempt, now))
         else:
-            self.pace.on_concurrency_limit(now, self._queue.under_way)
+            self.pace.on_concurrency_limit(now, self._limits.under_way)
 
     def record_other(
         self,
@@ -171,7 +171,7 @@ class Endpoint:
             self._moved.set()
 
     def _seconds_to_slot(self) -> float:
-        if self._queue.under_way >= self.pace.concurrency:
+        if self._limits.under_way >= self.pace.concurrency:
             return math.inf
         return self.pace.free_at - self._clock()
 

@@ -10,6 +10,7 @@ import msgspec
 
 from async_refunds.client import RefundsClient, begin_call
 from async_refunds.errors import APITimeoutError, RefundsError
+from async_refunds.journal import RunClosedError
 from async_refunds.models import id_of
 from async_refunds.protocol.classification import Proof
 from async_refunds.protocol.outcome import (
@@ -17,6 +18,7 @@ from async_refunds.protocol.outcome import (
     SentBefore,
     conclude,
     conclude_expired_key,
+    conclude_given_up,
     conclude_interrupted,
 )
 from async_refunds.protocol.requests import (
@@ -215,10 +217,20 @@ class CancelWorker:
                 call.attach_last_response(read.value, read.reply, key)
             conclusion = conclude_expired_key(request, read, item.attempts)
             if conclusion is None:
-                item.claim = await self._journal.rekey(item.claim)
-                item.maybe_sent = False
+                conclusion = await self._take_new_key(item, request, read)
         item.call = None
         return conclusion
+
+    async def _take_new_key(
+        self, item: Item, request: Request[Refund], read: Classification[Refund]
+    ) -> Conclusion | None:
+        """Give an item a new key; return what became of it if there is none."""
+        try:
+            item.claim = await self._journal.rekey(item.claim)
+        except RunClosedError:
+            return conclude_given_up(request, read, item.attempts)
+        item.maybe_sent = False
+        return None
 
     def _conclude_closed(self, item: Item, closing: Classification[Any]) -> Conclusion:
         """Conclude an item whose account was closed before it had an answer.

@@ -18,8 +18,8 @@ HELP = """Send nothing more of a run for good, such as one with a wrong id.
 
 What was never sent, or was refused, is told as failed: not canceled. What was
 perhaps sent is unknown, and `async-refunds resume` still asks for it, with the
-same key, so that it may yet be canceled; `async-refunds verify` only reads it. A
-closed run takes no more refunds, and is not opened again.
+same key, so that it may yet be canceled; after a day it is only read. A closed
+run takes no more refunds, and is not opened again.
 
 Only the journal is changed: nothing is sent, no API key is needed.
 
@@ -28,21 +28,23 @@ journal, or it is in use, 3 it is closed, and the outcome of some is unknown, 13
 interrupted. With 1 and 130 it is closed, or as it was: the same command again
 makes sure."""
 
+_IN_DOUBT = "perhaps it is closed: the same command again makes sure"
+
 
 @options.with_options
 def close(journal: options.JournalArgument, *, quiet: options.Quiet = False) -> None:
     """Send nothing more of a run, for good."""
     with (
-        interruptible(
-            lambda: f"perhaps {journal} is closed: the same command again makes sure"
-        ),
+        interruptible(lambda: f"{journal}: {_IN_DOUBT}"),
         ExitStack() as stack,
     ):
         kept = open_run(stack, journal, None)
         try:
             unsent = kept.journal.close_run()
         except JournalError as error:
-            print_error(f"{error}; nothing was changed")
+            # A disk may be full once that is committed.
+            closed = kept.journal.run_closed
+            print_error(f"{error}; {_IN_DOUBT if closed else 'nothing was changed'}")
             raise typer.Exit(NOT_ALL) from None
         left = kept.journal.tally().open
         said = (

@@ -340,12 +340,7 @@ def demo(
         refuse(f"--faults: {error}")
     with interruptible(lambda: f"{run.so_far()}, all of them the emulator's"):
         report = asyncio.run(run.run_with_kills() if kill else run.run(output))
-    if output.as_table:
-        output.text(report_lines(report))
-    else:
-        for line in report_lines(report):
-            output.say(line)
-        output.record(msgspec.structs.asdict(report))
+    output.report(report_lines(report), msgspec.structs.asdict(report))
     raise typer.Exit(DONE if report.good else NOT_ALL)
 
 

@@ -194,6 +194,19 @@ class Output:
         """
         self.raw(_encoded(text.splitlines()))
 
+    def report(self, lines: Iterable[str], record: Mapping[str, object]) -> None:
+        """Write lines of text, or a record, with the lines on stderr.
+
+        Raises:
+            OutputLostError: See the class.
+        """
+        if self.as_table:
+            self.text(lines)
+            return
+        for line in lines:
+            self.say(line)
+        self.record(record)
+
     def raw(self, data: bytes) -> None:
         """Write bytes.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from async_refunds.batch.closing import SILENCE
+from async_refunds.batch.closing import longest_outage
 from async_refunds.errors import (
     APIConnectionError,
     APIError,
@@ -67,10 +67,8 @@ class _Service:
         if self._failing_since is None:
             self._failing_since = began
         failing = now - self._failing_since
-        patience = self._patience
-        if not self.has_answered:  # no network, or not the right address
-            patience = min(patience, SILENCE)
-        return failing if failing >= patience else None
+        longest = longest_outage(self._patience, answered=self.has_answered)
+        return failing if failing >= longest else None
 
 
 class PacedReads:

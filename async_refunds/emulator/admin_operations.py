@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from async_refunds.emulator.api.serialization import Json
 
-    from .emulator import Emulator
+    from .controls import Controls
 
     Operations: TypeAlias = Mapping[str, Callable[..., object]]
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
 
-def admin_operations(emulator: Emulator) -> Operations:
+def admin_operations(emulator: Controls) -> Operations:
     """Return the operations by method and path below ``/_emulator``."""
 
     def requests() -> object:
@@ -46,7 +46,7 @@ def admin_operations(emulator: Emulator) -> Operations:
     }
 
 
-def _settings(emulator: Emulator) -> Operations:
+def _settings(emulator: Controls) -> Operations:
     durations = {
         "latency": emulator,
         "lock_wait": emulator,
@@ -90,7 +90,7 @@ def _settings(emulator: Emulator) -> Operations:
     }
 
 
-def _faults(emulator: Emulator) -> Operations:
+def _faults(emulator: Controls) -> Operations:
     faults = emulator.faults
 
     def show() -> object:
@@ -108,7 +108,7 @@ def _faults(emulator: Emulator) -> Operations:
     }
 
 
-def _refunds(emulator: Emulator) -> Operations:
+def _refunds(emulator: Controls) -> Operations:
     def add_account(account: str) -> object:
         emulator.add_account(account)
         return {"account": account}

@@ -7,6 +7,7 @@ from .base import (
     Leases,
     Record,
     Run,
+    RunClosedError,
     Tally,
     require_target,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "MemoryJournal",
     "Record",
     "Run",
+    "RunClosedError",
     "SqliteJournal",
     "Tally",
     "WINDOW",

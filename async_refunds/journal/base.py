@@ -30,6 +30,13 @@ class LeaseLostError(Exception):
         self.accounts = frozenset(accounts)
 
 
+class RunClosedError(Exception):
+    """The run is closed: it makes no new key, and so nothing more is sent of an item.
+
+    No failure: the item ends as not canceled.
+    """
+
+
 class Run(msgspec.Struct, frozen=True):
     """What a journal is about. It never holds the API key."""
 
@@ -228,6 +235,7 @@ class Journal(Protocol):
 
         Raises:
             LeaseLostError: Its account is not held any more; it has no new key.
+            RunClosedError: Its run gives up on what is not canceled; the same.
         """
         ...
 

@@ -303,6 +303,22 @@ def conclude_expired_key(
     )
 
 
+def conclude_given_up(
+    request: Request[Refund],
+    read: Classification[Refund],
+    attempts: tuple[Attempt, ...],
+) -> Conclusion:
+    """Return that a refund was not canceled, which waits and gets no fresh key."""
+    seen = None if read.value is None else redact_refund(read.value)
+    error = RefundsError(
+        f"{request.refund_id} was not canceled: it is still in requires_action, its "
+        "idempotency key is over a day old",
+        idempotency_key=request.idempotency_key,
+        attempts=attempts,
+    )
+    return Conclusion("failed", seen, error, settled=False)
+
+
 def conclude_interrupted(
     request: Request[Refund],
     attempts: tuple[Attempt, ...],

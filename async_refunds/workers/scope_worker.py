@@ -104,6 +104,7 @@ class ScopeWorker:
             options.name,
             ttl=options.ttl,
             deadline=options.timeout or deadline_of(refunds),
+            credentials=digest_of(refunds),
         )
         self._journal = PostgresJournal(database, self._leases)
         self._credentials = digest_of(refunds)
@@ -125,6 +126,7 @@ class ScopeWorker:
         self._reopened: dict[str | None, float] = {}  # idle since then, and asked again
         self._leaving: dict[str | None, float] = {}  # and for how long nobody takes it
         self._draining: set[str | None] = set()
+        self._refused: set[str | None] = set()  # of those that leave
         self._refusals: dict[str | None, int] = {}  # of the key, in turn
         self._counts = Counts()
         self._may_have_more = False
@@ -361,6 +363,7 @@ class ScopeWorker:
         self, account: str | None, closing: Classification[object]
     ) -> float:
         """Return how long nobody is to take an account, and say why."""
+        with_what = ""
         if not isinstance(closing.reply, Response):
             seconds, what = _OUTAGE, closing.reply.detail
         else:
@@ -368,12 +371,16 @@ class ScopeWorker:
             self._refusals[account] = before + 1
             seconds = min(_REFUSED * 2**before, _MOST_REFUSED)
             what = f"its key was refused ({describe_failure(closing)})"
+            self._refused.add(account)
+            if self._credentials:
+                with_what = " with that key"
         telemetry.log(
             logging.WARNING,
-            "%s: %s; nothing of it is sent for %.0f s, or until `async-refunds fleet "
+            "%s: %s; nothing of it is sent%s for %.0f s, or until `async-refunds fleet "
             "retry`",
             account or "the key's own account",
             what,
+            with_what,
             seconds,
         )
         return seconds
@@ -395,7 +402,7 @@ class ScopeWorker:
             self._may_have_more, self._looked_at = False, now
             self._execution.look_again()
         leaving = self._leaving.copy()
-        left_open = await self._leases.release_all(leaving)
+        left_open = await self._leases.release_all(leaving, refused=self._refused)
         if left_open and (said := notices.left_open(left_open, leaving)):
             telemetry.log(logging.WARNING, "%s", said)
         for account in leaving:
@@ -417,3 +424,4 @@ class ScopeWorker:
         self._reopened.pop(account, None)
         self._leaving.pop(account, None)
         self._draining.discard(account)
+        self._refused.discard(account)

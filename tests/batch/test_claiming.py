@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from itertools import count
 from typing import TYPE_CHECKING
 
+from async_refunds.batch.account_limits import AccountLimits
 from async_refunds.batch.account_queue import AccountQueue
 from async_refunds.batch.claim_budget import ClaimBudget
 from async_refunds.batch.closing import ServiceMonitor
@@ -191,9 +192,11 @@ async def test_retry_leaves_no_memory_behind() -> None:
 
 async def test_wait_for_a_slot_leaves_no_memory_behind() -> None:
     clock = asyncio.get_running_loop().time
-    queue = batch_queue()
+    limits = AccountLimits(
+        lambda _: RateController(rate=FAST, now=clock()), None, clock
+    )
     endpoints = [
-        Endpoint(RateController(rate=FAST, now=clock()), clock, queue)
+        Endpoint(RateController(rate=FAST, now=clock()), clock, limits)
         for _ in range(500)
     ]
     with bytes_taken() as taken:

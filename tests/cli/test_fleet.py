@@ -15,6 +15,7 @@ import pytest
 
 from async_refunds.emulator import Emulator
 from async_refunds.journal.keys import derive_key
+from async_refunds.journal.postgres.schema import VERSION
 from tests.journal import postgres
 from tests.support.fleet_commands import Fleet, on_terminal
 from tests.support.terminal import (
@@ -52,13 +53,19 @@ async def test_tables_are_made_once_and_checked(postgres_empty_database: str) ->
     assert "run `async-refunds fleet init`" in missing.err
     assert (await fleet("pause", "tonight")).code == 2
     made = await fleet("init")
-    assert (made.code, made.err) == (0, "made the tables of async_refunds, version 3\n")
+    assert (made.code, made.err) == (
+        0,
+        f"made the tables of async_refunds, version {VERSION}\n",
+    )
     again, checked, quiet = await fleet.each(
         ("init",), ("init", "--check"), ("init", "-q")
     )
-    assert (again.code, again.err) == (0, "nothing to do: the tables have version 3\n")
+    assert (again.code, again.err) == (
+        0,
+        f"nothing to do: the tables have version {VERSION}\n",
+    )
     assert (checked.code, checked.err) == (
-        *(0, "the tables of async_refunds have version 3\n"),
+        *(0, f"the tables of async_refunds have version {VERSION}\n"),
     )
     assert (quiet.code, quiet.err) == (0, "")
     fleet.rows(
@@ -80,12 +87,15 @@ async def test_tables_of_an_older_release_are_brought_up(
         connection.execute(older.read_bytes())
     checked, refused = await fleet.each(("init", "--check"), ("pause", "tonight"))
     for told in (checked.err, refused.err):
-        assert "have version 1, and this release needs version 3: run `async-" in told
+        assert (
+            f"have version 1, and this release needs version {VERSION}: run `async-"
+            in told
+        )
     assert (checked.code, refused.code) == (1, 2)
     brought = await fleet("init")
     assert brought.code == 0
     assert brought.err == (
-        "brought the tables of async_refunds from version 1 to 3: "
+        f"brought the tables of async_refunds from version 1 to {VERSION}: "
         "start its workers again\n"
     )
     assert (await fleet("init", "--check")).code == 0

@@ -21,6 +21,7 @@ from tests.support.terminal import (
     Gate,
     Screen,
     emulator_of,
+    held,
     run,
     run_each,
     run_in_shell,
@@ -58,19 +59,12 @@ async def test_interrupt_lets_what_is_under_way_end_and_accounts_for_the_rest(
     number: signal.Signals,
 ) -> None:
     emulator, ids = emulator_of(6)
-    async with emulator.serve() as behind:
-        gate = Gate(behind)
-        async with (
-            gate.serve() as base_url,
-            started(
-                *("cancel", *ids, "--concurrency", "2", "--base-url", base_url)
-            ) as running,
-        ):
-            await gate.holds(2)
-            running.process.send_signal(number)
-            await running.says("no new refund is started")
-            gate.open()
-            ended = await running.ended()
+    command = ("cancel", *ids, "--concurrency", "2")
+    async with held(emulator, 2, *command) as (gate, running):
+        running.process.send_signal(number)
+        await running.says("no new refund is started")
+        gate.open()
+        ended = await running.ended()
     assert ended.code == 130
     told = {line["refund_id"]: line for line in ended.lines}
     assert len(told) == len(ended.lines) == 6
@@ -88,20 +82,13 @@ async def test_second_interrupt_reports_what_is_under_way_as_unknown(
     number: signal.Signals,
 ) -> None:
     emulator, ids = emulator_of(4)
-    async with emulator.serve() as behind:
-        gate = Gate(behind)
-        async with (
-            gate.serve() as base_url,
-            started(
-                *("cancel", *ids, "--concurrency", "2", "--base-url", base_url)
-            ) as running,
-        ):
-            await gate.holds(2)
-            running.process.send_signal(number)
-            await running.says("no new refund is started")
-            running.process.send_signal(number)
-            ended = await running.ended()
-        again = await run("cancel", *ids, "--base-url", behind)
+    command = ("cancel", *ids, "--concurrency", "2")
+    async with held(emulator, 2, *command) as (_, running):
+        running.process.send_signal(number)
+        await running.says("no new refund is started")
+        running.process.send_signal(number)
+        ended = await running.ended()
+        again = await run("cancel", *ids, "--base-url", emulator.base_url)
     assert ended.code == 3
     told = {line["refund_id"]: line for line in ended.lines}
     assert len(told) == len(ended.lines) == 4
@@ -119,20 +106,16 @@ async def test_second_interrupt_reports_what_is_under_way_as_unknown(
 async def test_interrupted_table_is_shown_whole() -> None:
     emulator, ids = emulator_of(2)
     screen = Screen()
-    async with emulator.serve() as behind:
-        gate = Gate(behind)
-        async with (
-            gate.serve() as base_url,
-            started(
-                *("cancel", *ids, "--concurrency", "1", "--base-url", base_url),
-                stdout=screen.terminal,
-            ) as running,
-        ):
-            await gate.holds(1)
-            running.process.send_signal(signal.SIGINT)
-            await running.says("no new refund is started")
-            running.process.send_signal(signal.SIGINT)
-            ended, shown = await screen.shows(running)
+    async with held(
+        emulator,
+        1,
+        *("cancel", *ids, "--concurrency", "1"),
+        stdout=screen.terminal,
+    ) as (_, running):
+        running.process.send_signal(signal.SIGINT)
+        await running.says("no new refund is started")
+        running.process.send_signal(signal.SIGINT)
+        ended, shown = await screen.shows(running)
     assert ended.code == 3
     _, first, *rest, second = shown.splitlines()
     key = emulator.requests[0].idempotency_key

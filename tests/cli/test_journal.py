@@ -19,6 +19,7 @@ from tests.support.terminal import (
     Gate,
     Screen,
     emulator_of,
+    held,
     run,
     run_each,
     started,
@@ -343,21 +344,16 @@ async def test_journal_of_a_run_is_good_for_that_run_only(tmp_path: Path) -> Non
 
 async def test_journal_that_breaks_ends_the_run_with_what_to_do(tmp_path: Path) -> None:
     emulator, ids = emulator_of(4)
-    async with emulator.serve() as behind:
-        gate = Gate(behind)
-        async with (
-            gate.serve() as base_url,
-            started(
-                *("cancel", *ids, "--journal", "run.sqlite3", "--concurrency", "2"),
-                *("--rate", "4"),  # the third one has to wait for longer than a commit
-                *("--base-url", base_url),
-                folder=tmp_path,
-            ) as running,
-        ):
-            await gate.holds(2)
-            remove(tmp_path, "run.sqlite3*")
-            gate.open()
-            ended = await running.ended()
+    async with held(
+        emulator,
+        2,
+        *("cancel", *ids, "--journal", "run.sqlite3", "--concurrency", "2"),
+        *("--rate", "4"),  # the third one has to wait for longer than a commit
+        folder=tmp_path,
+    ) as (gate, running):
+        remove(tmp_path, "run.sqlite3*")
+        gate.open()
+        ended = await running.ended()
     assert ended.code == 3
     assert ended.out == ""
     said, then = ended.said
@@ -609,22 +605,17 @@ async def test_many_that_were_never_begun_do_not_flood_a_terminal(
     emulator, ids = emulator_of(320)
     (tmp_path / "ids.txt").write_text("\n".join(ids))
     screen = Screen()
-    async with emulator.serve() as behind:
-        gate = Gate(behind)
-        async with (
-            gate.serve() as base_url,
-            started(
-                *("cancel", "--from", "ids.txt", "--concurrency", "2"),
-                *("--base-url", base_url),
-                stdout=screen.terminal,
-                folder=tmp_path,
-            ) as running,
-        ):
-            await gate.holds(2)
-            running.process.send_signal(signal.SIGINT)
-            await running.says("no new refund is started")
-            gate.open()
-            ended, shown = await screen.shows(running)
+    async with held(
+        emulator,
+        2,
+        *("cancel", "--from", "ids.txt", "--concurrency", "2"),
+        stdout=screen.terminal,
+        folder=tmp_path,
+    ) as (gate, running):
+        running.process.send_signal(signal.SIGINT)
+        await running.says("no new refund is started")
+        gate.open()
+        ended, shown = await screen.shows(running)
     assert ended.code == 130
     assert len(shown.splitlines()) == 300
     assert shown.splitlines()[0] == (
@@ -638,21 +629,16 @@ async def test_many_that_were_never_begun_do_not_flood_a_terminal(
 async def test_interrupted_file_accounts_for_every_line(tmp_path: Path) -> None:
     emulator, ids = emulator_of(1300)
     (tmp_path / "ids.txt").write_text("\n".join(ids))
-    async with emulator.serve() as behind:
-        gate = Gate(behind)
-        async with (
-            gate.serve() as base_url,
-            started(
-                *("cancel", "--from", "ids.txt", "--concurrency", "2"),
-                *("--base-url", base_url),
-                folder=tmp_path,
-            ) as running,
-        ):
-            await gate.holds(2)
-            running.process.send_signal(signal.SIGINT)
-            await running.says("no new refund is started")
-            gate.open()
-            ended = await running.ended()
+    async with held(
+        emulator,
+        2,
+        *("cancel", "--from", "ids.txt", "--concurrency", "2"),
+        folder=tmp_path,
+    ) as (gate, running):
+        running.process.send_signal(signal.SIGINT)
+        await running.says("no new refund is started")
+        gate.open()
+        ended = await running.ended()
     assert ended.code == 130
     assert [line["refund_id"] for line in ended.lines[2:]] == ids[2:]
     assert {line["refund_id"] for line in ended.lines[:2]} == {*ids[:2]}
@@ -664,22 +650,17 @@ async def test_results_outlive_the_terminal_of_many(tmp_path: Path) -> None:
     emulator.set_status(ids[0], "succeeded")
     (tmp_path / "ids.txt").write_text("\n".join(ids))
     screen = Screen()
-    async with emulator.serve() as behind:
-        gate = Gate(behind)
-        async with (
-            gate.serve() as base_url,
-            started(
-                *("cancel", "--from", "ids.txt", "--concurrency", "1", *QUICK),
-                *("--base-url", base_url),
-                stdout=screen.terminal,
-                folder=tmp_path,
-            ) as running,
-        ):
-            await gate.holds(1)
-            screen.leave_to_process()
-            screen.unplug()
-            gate.open()
-            ended = await running.ended()
+    async with held(
+        emulator,
+        1,
+        *("cancel", "--from", "ids.txt", "--concurrency", "1", *QUICK),
+        stdout=screen.terminal,
+        folder=tmp_path,
+    ) as (gate, running):
+        screen.leave_to_process()
+        screen.unplug()
+        gate.open()
+        ended = await running.ended()
     assert ended.code == 1
     said, *told = ended.err.splitlines()[:302]
     assert said == "stdout broke (Input/output error): the results go on here"

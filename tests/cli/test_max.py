@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.terminal import Gate, emulator_of, run, started
+from tests.support.terminal import emulator_of, held, run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,20 +81,16 @@ async def test_max_that_would_take_all_of_the_rest_is_not_offered(
 
 async def test_interrupt_before_max_leaves_work(tmp_path: Path) -> None:
     emulator, ids = emulator_of(5)
-    async with emulator.serve() as behind:
-        gate = Gate(behind)
-        async with (
-            gate.serve() as base_url,
-            started(
-                *("cancel", *ids, "--max", "3", "--journal", "run.sqlite3"),
-                *("--concurrency", "1", "--base-url", base_url),
-                folder=tmp_path,
-            ) as running,
-        ):
-            await gate.holds(1)
-            running.process.send_signal(signal.SIGINT)
-            await running.says("no new refund is started")
-            gate.open()
-            ended = await running.ended()
+    async with held(
+        emulator,
+        1,
+        *("cancel", *ids, "--max", "3", "--journal", "run.sqlite3"),
+        *("--concurrency", "1"),
+        folder=tmp_path,
+    ) as (gate, running):
+        running.process.send_signal(signal.SIGINT)
+        await running.says("no new refund is started")
+        gate.open()
+        ended = await running.ended()
     assert ended.code == 130
     assert [line["outcome"] for line in ended.lines] == ["canceled"]

@@ -11,9 +11,9 @@ import pytest
 from async_refunds.cli.tables import Table
 from tests.support.terminal import (
     TEST_KEY,
-    Gate,
     Screen,
     emulator_of,
+    held,
     run,
     run_in_shell,
     started,
@@ -132,20 +132,16 @@ async def test_stderr_that_nobody_reads_takes_no_result_with_it(unread: int) -> 
 async def test_bar_s_terminal_that_is_gone_takes_no_result_with_it() -> None:
     emulator, ids = emulator_of(3)
     screen = Screen()
-    async with emulator.serve() as behind:
-        gate = Gate(behind)
-        async with (
-            gate.serve() as base_url,
-            started(
-                *("cancel", *ids, "--concurrency", "1", "--base-url", base_url),
-                stderr=screen.terminal,
-            ) as running,
-        ):
-            await gate.holds(1)
-            screen.leave_to_process()
-            screen.unplug()
-            gate.open()
-            ended = await running.ended()
+    async with held(
+        emulator,
+        1,
+        *("cancel", *ids, "--concurrency", "1"),
+        stderr=screen.terminal,
+    ) as (gate, running):
+        screen.leave_to_process()
+        screen.unplug()
+        gate.open()
+        ended = await running.ended()
     assert ended.code == 0
     assert sorted(line["refund_id"] for line in ended.lines) == sorted(ids)
 
@@ -153,19 +149,14 @@ async def test_bar_s_terminal_that_is_gone_takes_no_result_with_it() -> None:
 async def test_results_of_a_cancel_outlive_the_terminal() -> None:
     emulator, ids = emulator_of(2)
     screen = Screen()
-    async with emulator.serve() as behind:
-        gate = Gate(behind)
-        async with (
-            gate.serve() as base_url,
-            started(
-                *("cancel", *ids, "--base-url", base_url), stdout=screen.terminal
-            ) as running,
-        ):
-            await gate.holds(2)
-            screen.leave_to_process()
-            screen.unplug()
-            gate.open()
-            ended = await running.ended()
+    async with held(emulator, 2, "cancel", *ids, stdout=screen.terminal) as (
+        gate,
+        running,
+    ):
+        screen.leave_to_process()
+        screen.unplug()
+        gate.open()
+        ended = await running.ended()
     assert ended.code == 1
     said, *results = ended.err.splitlines()
     assert said == "stdout broke (Input/output error): the results go on here"

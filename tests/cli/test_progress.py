@@ -15,7 +15,7 @@ from async_refunds.cli.options import BatchOptions
 from async_refunds.cli.output import Output
 from async_refunds.cli.progress import TROUBLE, BatchProgress, batch_line, shown
 from async_refunds.results import CancelRequest
-from tests.support.terminal import Gate, Screen, emulator_of, started
+from tests.support.terminal import Screen, emulator_of, held, started
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -174,18 +174,14 @@ async def test_status_line_fits_the_terminal_and_leaves_nothing_behind(
 ) -> None:
     emulator, ids = emulator_of(3)
     screen = Screen(columns)
-    async with emulator.serve() as behind:
-        gate = Gate(behind)
-        async with (
-            gate.serve() as base_url,
-            started(
-                *("cancel", *ids, "--concurrency", "1", "--base-url", base_url),
-                stderr=screen.terminal,
-            ) as running,
-        ):
-            await gate.holds(1)
-            gate.open()
-            ended, drawn = await screen.shows(running)
+    async with held(
+        emulator,
+        1,
+        *("cancel", *ids, "--concurrency", "1"),
+        stderr=screen.terminal,
+    ) as (gate, running):
+        gate.open()
+        ended, drawn = await screen.shows(running)
     assert ended.code == 0
     frames = drawn.split("\r\x1b[K")
     assert any("0/3" in frame for frame in frames)

@@ -15,7 +15,7 @@ from async_refunds.cli.tables import printable
 from async_refunds.journal import Record
 from async_refunds.models import Refund
 from tests.support.journals import journal_with, refund
-from tests.support.terminal import Gate, emulator_of, run, started, there
+from tests.support.terminal import emulator_of, held, run, there
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -186,23 +186,19 @@ async def test_page_of_a_run_that_is_going_on_blames_nothing_in_flight(
     tmp_path: Path,
 ) -> None:
     emulator, ids = emulator_of(2)
-    async with emulator.serve() as behind:
-        gate = Gate(behind)
-        async with (
-            gate.serve() as base_url,
-            started(
-                *("cancel", *ids, "--journal", "run.sqlite3", "--base-url", base_url),
-                folder=tmp_path,
-            ) as running,
-        ):
-            await gate.holds(2)
-            await run(
-                *("report", "run.sqlite3", "--html", "a.html"),
-                key=None,
-                folder=tmp_path,
-            )
-            gate.open()
-            await running.ended()
+    async with held(
+        emulator,
+        2,
+        *("cancel", *ids, "--journal", "run.sqlite3"),
+        folder=tmp_path,
+    ) as (gate, running):
+        await run(
+            *("report", "run.sqlite3", "--html", "a.html"),
+            key=None,
+            folder=tmp_path,
+        )
+        gate.open()
+        await running.ended()
     text = Page((tmp_path / "a.html").read_text()).text
     assert "It is going on." in text
     assert "in flight\n2\nnothing yet: the run is going on" in text

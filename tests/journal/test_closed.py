@@ -6,13 +6,23 @@ import asyncio
 import os
 import signal
 import sqlite3
+import time
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
 
+from async_refunds import RefundsClient, cancel_many
+from async_refunds.emulator import Emulator
 from async_refunds.errors import InvalidRequestError, JournalError
-from async_refunds.journal import Claim, JournalReader, Record, Run, SqliteJournal
+from async_refunds.journal import (
+    Claim,
+    JournalReader,
+    Record,
+    Run,
+    RunClosedError,
+    SqliteJournal,
+)
 from async_refunds.journal.sqlite import bulk
 from async_refunds.results import CancelOutcome, CancelRequest, CancelResult
 from tests.support.journals import claimed
@@ -130,21 +140,18 @@ async def test_only_what_was_perhaps_sent_is_given_out_and_with_its_key(
 
 
 @real
-async def test_what_was_to_be_asked_for_with_another_key_and_was_not_is_failed(
-    path: Path,
-) -> None:
+async def test_closed_run_makes_no_new_key(path: Path) -> None:
     await journal_of_each_kind(path)
     with SqliteJournal.open(path) as journal:
         journal.close_run()
+    before = records(path)
     async with SqliteJournal.open(path) as journal:
-        claims = [await journal.rekey(each) for each in await claimed(journal, None, 9)]
+        claims = await claimed(journal, None, 9)
+        for claim in claims:
+            with pytest.raises(RunClosedError):
+                await journal.rekey(claim)
         await journal.give_back(claims)
-        assert journal.tally().open == 1
-    told = records(path)
-    assert told["re_in_flight"].settled
-    assert told["re_in_flight"].outcome == "failed"
-    # Its last word was that it may be canceled: only an answer changes that.
-    assert told["re_unknown"].outcome == "unknown"
+    assert records(path) == before
 
 
 @real
@@ -272,3 +279,40 @@ async def test_what_cannot_be_written_closes_nothing(
             journal.close_run()
     assert not JournalReader(path).run_closed
     assert records(path) == before
+
+
+@real
+async def test_refund_of_a_closed_run_gets_no_new_key_once_its_own_is_too_old(
+    path: Path,
+) -> None:
+    """It waits still, so it was not canceled; a new key would cancel it."""
+    stripe = Emulator()
+    ids = stripe.seed_refunds(2)
+    long_ago = time.time() - 25 * 3600
+    async with (
+        stripe.serve() as url,
+        RefundsClient("sk_test_1", base_url=url) as client,
+    ):
+        run = Run(url, livemode=False)
+        async with SqliteJournal.open(path, run, clock=lambda: long_ago) as journal:
+            await journal.add([CancelRequest(each) for each in ids])
+            journal.begin()
+            await claimed(journal, None, 2)
+        async with RefundsClient("sk_test_1", base_url=url) as before:
+            await before.cancel(ids[1])
+        with SqliteJournal.open(path) as journal:
+            assert journal.close_run() == 0
+        async with SqliteJournal.open(path) as journal:
+            told = {
+                each.refund_id: each
+                async for each in cancel_many(client, (), journal=journal)
+            }
+    assert [told[each].outcome for each in ids] == ["failed", "canceled"]
+    assert "still in requires_action" in str(told[ids[0]].error)
+    assert ids[0] not in stripe.books.cancellations
+    kept = records(path)
+    assert [(kept[each].outcome, kept[each].settled) for each in ids] == [
+        ("failed", True),
+        ("canceled", True),
+    ]
+    assert JournalReader(path).tally().open == 0

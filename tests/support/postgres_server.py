@@ -54,14 +54,17 @@ class PostgresServer:
         self._clean: list[str] = []  # used before, and as new again
 
     @contextmanager
-    def database(self, *, migrated: bool = True) -> Generator[str]:
+    def database(
+        self, *, migrated: bool = True, encoding: str | None = None
+    ) -> Generator[str]:
         """Give the address of an empty database until the end of the block.
 
         Args:
             migrated: With our tables.
+            encoding: Of one without tables, if another one than the server's.
         """
         if not migrated:
-            name = self._create(None)
+            name = self._create(None, encoding)
             try:
                 yield self.address_of(name)
             finally:
@@ -104,13 +107,14 @@ class PostgresServer:
         """Return the address of a database."""
         return make_conninfo(self._address, dbname=name)
 
-    def _create(self, template: str | None) -> str:
+    def _create(self, template: str | None, encoding: str | None = None) -> str:
         name = next(self._names)
-        self._execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
-                sql.Identifier(name), sql.Identifier(template or "template0")
-            )
+        statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
+            sql.Identifier(name), sql.Identifier(template or "template0")
         )
+        if encoding is not None:
+            statement += sql.SQL(" ENCODING {} LOCALE 'C'").format(encoding)
+        self._execute(statement)
         return name
 
     def _drop(self, name: str) -> None:

@@ -336,6 +336,28 @@ class Gate:
         requests.write_eof()
 
 
+@asynccontextmanager
+async def held(
+    emulator: Emulator, answers: int, *arguments: str, **how: Unpack[How]
+) -> AsyncGenerator[tuple[Gate, Running]]:
+    """Start a command, and wait until so many answers to it are held back.
+
+    Args:
+        emulator: What it asks, through the gate.
+        answers: How many.
+        arguments: Of the command; ``--base-url`` is added.
+        how: See `started`.
+    """
+    async with emulator.serve() as behind:
+        gate = Gate(behind)
+        async with (
+            gate.serve() as base_url,
+            started(*arguments, "--base-url", base_url, **how) as running,
+        ):
+            await gate.holds(answers)
+            yield gate, running
+
+
 def emulator_of(count: int) -> tuple[Emulator, list[str]]:
     """Make an emulator with so many refunds in requires_action, oldest first."""
     emulator = Emulator()

@@ -385,13 +385,54 @@ async def test_account_whose_key_is_refused_waits_and_says_so(
     assert sent < 30
     assert "acct_A: its key was refused (HTTP status 401)" in caplog.text
     assert (
-        "nothing of it is sent for 60 s, or until `async-refunds fleet retry`"
-        in caplog.text
+        "nothing of it is sent with that key for 60 s, or until "
+        "`async-refunds fleet retry`" in caplog.text
     )
     assert "is asked for again" not in caplog.text, "that is said already"
     assert not any(record.levelno >= logging.ERROR for record in caplog.records)
 
 
+async def test_worker_with_another_key_takes_at_once_what_one_was_refused(
+    fleet: Fleet,
+) -> None:
+    """As while a key is rotated; and the one that was refused stays away."""
+    ids = await fleet.seed(200, A)
+    fleet.stripe.expire_key("sk_test_old")
+    async with (
+        RefundsClient("sk_test_old", base_url=fleet.base_url) as old,
+        fleet.hosted(old, "old", rate=FAST),
+    ):
+        await fleet.until_found(_REFUSED)
+        sent = len(fleet.stripe.requests)
+        async with fleet.worker("new", rate=FAST):
+            await fleet.until_found(_ALL_TRIED)
+            await fleet.until_found(_GIVEN_BACK)
+            assert await fleet.value(_REFUSED), "for the one with the old key"
+            more = await fleet.seed(1, A)
+            await fleet.until(lambda: more[0] in fleet.results)
+    assert fleet.results[more[0]].outcome == "canceled"
+    canceled = fleet.stripe.books.cancellations
+    assert len(canceled) >= len(ids) - sent
+    assert max(canceled.values()) == 1
+
+
+async def test_refused_key_that_may_change_holds_up_everybody(fleet: Fleet) -> None:
+    """Nobody knows which one it was."""
+    await fleet.seed(20, A)
+    fleet.stripe.expire_key("sk_test_old")
+    async with (
+        RefundsClient(lambda: "sk_test_old", base_url=fleet.base_url) as old,
+        fleet.hosted(old, "old", rate=FAST),
+    ):
+        await fleet.until_found(_REFUSED)
+    async with fleet.worker("new", rate=FAST):
+        ids = await fleet.seed(1, B)
+        await fleet.until(lambda: ids[0] in fleet.results)
+        assert await fleet.value(_REFUSED)
+
+
+_GIVEN_BACK = "SELECT owner IS NULL FROM async_refunds.leases WHERE account = 'acct_A'"
+_ALL_TRIED = "SELECT bool_and(known_at IS NOT NULL) FROM async_refunds.items"
 _REFUSED = """SELECT not_before > clock_timestamp() + interval '50 s'
     FROM async_refunds.leases WHERE account = 'acct_A'"""
 

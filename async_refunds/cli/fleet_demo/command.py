@@ -101,12 +101,7 @@ def demonstrate(
         except psycopg.Error as error:
             output.error(f"the database: {describe(error)}")
             raise typer.Exit(NOT_ALL) from None
-    if output.as_table:
-        output.text(report_lines(report))
-    else:
-        for line in report_lines(report):
-            output.say(line)
-        output.record(msgspec.structs.asdict(report))
+    output.report(report_lines(report), msgspec.structs.asdict(report))
     return report.good
 
 

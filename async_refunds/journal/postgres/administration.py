@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from psycopg.errors import DeadlockDetected
+from psycopg.pq import TransactionStatus
+
 from async_refunds.errors import JournalError
 
 from .statements import HISTORY
@@ -254,6 +257,17 @@ def retry(
     Raises:
         JournalError: There is no such run, or it is closed.
     """
+    while True:
+        try:
+            return _retry(connection, run, outcomes, dead=dead)
+        except DeadlockDetected:  # with a claim of what was closed and opened again
+            if connection.info.transaction_status != TransactionStatus.IDLE:
+                raise  # the caller's own transaction is undone too
+
+
+def _retry(
+    connection: Database, run: str, outcomes: Collection[str], *, dead: bool
+) -> Retried:
     given: dict[str, object] = {
         "run": run,
         "outcomes": sorted(outcomes),

@@ -92,6 +92,8 @@ _SETTINGS = {
     "idle_session_timeout": "0",
     # A rate that is not known is NULL in an array.
     "array_nulls": "on",
+    # Or a time might be short of digits.
+    "extra_float_digits": "1",
     # What is claimed is sent: a crash of the server must not forget it. Those that wait
     # for a standby too, or for less, keep that.
     "synchronous_commit": "on",

@@ -30,14 +30,27 @@ BEGIN
 END $$;
 
 -- The seed of a new run's keys follows from what the run is. So one that a failover lost,
--- or that a restored backup has not got, has the same keys when it is made again.
+-- or that a restored backup has not got, has the same keys when it is made again. The
+-- checks of the table would tell what is wrong with the whole row, and so with the seed.
+-- No backslash: where a database sets standard_conforming_strings off, it is none here.
 CREATE OR REPLACE FUNCTION async_refunds.new_seed(
     name text, base_url text, livemode boolean, tenant text
-) RETURNS bytea LANGUAGE sql STABLE AS $$
-    SELECT sha256(salt || convert_to($4 || ' ' || $2
+) RETURNS bytea LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    wrong text := CASE
+        WHEN coalesce($1, '') = '' THEN 'a run needs a name'
+        WHEN ($2 ~ '^https?://[^/?#@[:space:]]+$') IS NOT TRUE
+            THEN 'base_url must be like https://api.stripe.com, with nothing behind it'
+        WHEN $3 IS NULL THEN 'livemode must be true or false'
+        WHEN ($4 ~ '^[^[:space:]]+$') IS NOT TRUE THEN 'a tenant needs a name without spaces' END;
+BEGIN
+    IF wrong IS NOT NULL THEN
+        RAISE EXCEPTION '%', wrong USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    RETURN (SELECT sha256(salt || convert_to($4 || ' ' || $2
             || CASE WHEN $3 THEN ' live ' ELSE ' test ' END || $1, 'UTF8'))
-        FROM async_refunds.meta
-$$;
+        FROM async_refunds.meta);
+END $$;
 
 CREATE OR REPLACE FUNCTION async_refunds.create_run(
     name text,
@@ -220,6 +233,7 @@ CREATE OR REPLACE VIEW async_refunds.metrics AS
             extract(epoch FROM clock_timestamp() - i.oldest)::float8
                 AS oldest_open_seconds,
             CASE WHEN l.not_before > clock_timestamp()
+                    AND (l.token IS NULL OR l.until <= clock_timestamp())
                 THEN extract(epoch FROM l.not_before - clock_timestamp())::float8
                 END AS waits_seconds,
             CASE WHEN l.retry_at > clock_timestamp()

@@ -17,7 +17,7 @@ from async_refunds.journal.base import BatchGuard, LeaseLostError, Run, check_li
 from .connection import Database, Link, describe
 from .given_out import ClaimedRow, GivenOut
 from .leases import SUSPICIOUS, TTL, Lease, Leases
-from .missing import explain, explain_lost
+from .missing import explain, explain_failover, explain_lost
 from .reader import FleetReader
 from .rows import KnownRow, LeasedClaim, UnsentRow, known_row, unsent_row
 from .statements import (
@@ -28,8 +28,8 @@ from .statements import (
     ENSURE_RUN,
     GIVE_BACK,
     HAND_OVER,
-    HOLDERS,
     MISSING,
+    NOT_TAKEN,
     REKEY,
     RUN,
     RUNS,
@@ -89,6 +89,8 @@ class PostgresJournal(BatchGuard):
         self._acquired: dict[str | None, str] = {}  # in this batch, and the token
         # Of the database's clock: when this batch began, and when it last added items.
         self._began_at = self._added_until = 0.0
+        self._timeline: str | None = None
+        """The database's history then; ``None`` if it is not told."""
         self._closed = False
 
     @classmethod
@@ -170,6 +172,7 @@ class PostgresJournal(BatchGuard):
         super().begin(credentials)
         self._acquired.clear()
         self._began_at = self._added_until = 0.0
+        self._timeline = None
 
     # --------------------------------------------------------------- operations
 
@@ -293,9 +296,11 @@ class PostgresJournal(BatchGuard):
         if self._run_id is None:
             return self.leases.accounts
         values = {"run_id": self._run_id}
-        ((now, accounts),) = await self._writer.do(Operation(ACCOUNTS, values))
+        ((now, timeline, accounts),) = await self._writer.do(
+            Operation(ACCOUNTS, values)
+        )
         if not self._began_at:
-            self._began_at = now
+            self._began_at, self._timeline = now, timeline
         self._added_until = max(now, self._added_until)
         return [account or None for account in accounts]
 
@@ -316,11 +321,13 @@ class PostgresJournal(BatchGuard):
             "added_until": self._added_until,
             "tokens": list(set(self._acquired.values())),
         }
-        for state, dead, settled, count in await self._writer.do(
+        ((timeline, state, *counts),) = await self._writer.do(
             Operation(MISSING, values)
-        ):
-            return explain(state, dead=dead, settled=settled, count=count)
-        return None
+        )
+        before = self._timeline
+        if before is not None and timeline is not None and timeline != before:
+            return explain_failover()
+        return explain(state, *counts)
 
     # ------------------------------------------------------------------- claims
 
@@ -339,11 +346,11 @@ class PostgresJournal(BatchGuard):
             self._acquired.update((lease.account, lease.token) for lease in taken)
             missing = [account for account in missing if account not in self._acquired]
             values = {"accounts": [account or "" for account in missing]}
-            held = await self._writer.do(Operation(HOLDERS, values))
-            if not held:
+            not_taken = await self._writer.do(Operation(NOT_TAKEN, values))
+            if not not_taken:
                 return  # there is nothing to do for them
             if time.monotonic() > until:
-                account, owner = held[0]
+                account, owner = not_taken[0]
                 whose = account or "the key's own account"
                 raise JournalError(f"{owner} works on {whose}: wait for its end")
             await asyncio.sleep(_POLL)

@@ -18,7 +18,7 @@ from .connection import Database, Link, describe
 from .statements import ACQUIRE, ACQUIRE_THESE, ACQUIRED, RELEASE, RENEW
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
     from types import TracebackType
 
     from .connection import Connection
@@ -72,6 +72,7 @@ class Leases:
         ttl: Seconds for which a lease is good without a renewal.
         deadline: Seconds that a request may be under way: so long after the lease of a
             worker that was killed has ended, no refund gets a new idempotency key.
+        credentials: The digest of those that it sends with; empty if they may change.
         clock: Gives monotonic seconds.
         on_lost: Called with each account that somebody else has taken over.
     """
@@ -84,6 +85,7 @@ class Leases:
         *,
         ttl: float = TTL,
         deadline: float = DEADLINE,
+        credentials: str = "",
         clock: Callable[[], float] = monotonic,
         on_lost: Callable[[str | None], object] | None = None,
     ) -> None:
@@ -91,6 +93,7 @@ class Leases:
         self.grace = ttl + deadline
         """Seconds after an unclean takeover in which no refund gets a new key."""
         self.on_lost = on_lost
+        self._credentials = credentials
         self.takeovers = 0
         """How many accounts it took from a holder that had not released them."""
         self._clock = clock
@@ -159,6 +162,7 @@ class Leases:
             "grace": self.grace,
             "limit": limit,
             "accounts": wanted,
+            "credentials": self._credentials,
         }
 
         async def work(connection: Connection, in_doubt: bool) -> list[Any]:  # noqa: FBT001 - as Link calls it
@@ -210,12 +214,18 @@ class Leases:
         await self.release_all({stripe_account: not_before}, retry_later=retry_later)
 
     async def release_all(
-        self, accounts: Mapping[str | None, float], *, retry_later: bool = True
+        self,
+        accounts: Mapping[str | None, float],
+        *,
+        refused: Collection[str | None] = (),
+        retry_later: bool = True,
     ) -> dict[str | None, float]:
         """Give accounts back; see `release`.
 
         Args:
             accounts: The accounts, and for how many seconds nobody takes each.
+            refused: Those that wait because the key was refused: not for a worker that
+                has another one, where it is known which one this is.
             retry_later: See `release`.
 
         Returns:
@@ -240,6 +250,11 @@ class Leases:
             "tokens": [lease.token for lease, _, _ in leases],
             "paces": [rate for _, rate, _ in leases],
             "not_before": [seconds for _, _, seconds in leases],
+            "refused": [
+                self._credentials or None if lease.account in refused else None
+                for lease, _, _ in leases
+            ],
+            "credentials": self._credentials,
             "retry_later": retry_later,
             "suspicious": SUSPICIOUS,
         }

@@ -21,8 +21,16 @@ def explain_lost(accounts: Iterable[str | None]) -> str:
     )
 
 
-def explain(state: str, *, dead: int, settled: int, count: int) -> str:
-    """Say why refunds have no result.
+def explain_failover() -> str:
+    """Say that the database may have forgotten refunds that this batch has added."""
+    return (
+        "the database came back without its last commits, perhaps without refunds that "
+        "were added: begin again with the same ones, and none is added twice"
+    )
+
+
+def explain(state: str, dead: int, settled: int, count: int) -> str | None:
+    """Say why refunds have no result; ``None`` if each has one.
 
     Args:
         state: Of the run.
@@ -30,6 +38,8 @@ def explain(state: str, *, dead: int, settled: int, count: int) -> str:
         settled: How many somebody else has settled meanwhile.
         count: How many there are in all.
     """
+    if not count:
+        return None
     reasons: list[str] = []
     waiting = count - dead - settled
     if state != "open":

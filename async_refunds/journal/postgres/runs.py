@@ -64,7 +64,8 @@ SELECT r.state, i.* FROM async_refunds.runs r CROSS JOIN LATERAL (
     SELECT count(*) AS open, count(*) FILTER (WHERE i.known_at IS NOT NULL) AS tried,
             count(*) FILTER (WHERE {_WAITS}) AS waiting,
             count(*) FILTER (WHERE NOT {_WAITS}
-                AND l.not_before > clock_timestamp()) AS held_back
+                AND l.not_before > clock_timestamp()
+                AND (l.token IS NULL OR l.until <= clock_timestamp())) AS held_back
         {_LEFT}
 ) i WHERE r.name = %s
 """  # noqa: S608 - our own text

@@ -12,7 +12,7 @@ from .transactions import read_committed
 if TYPE_CHECKING:
     from psycopg import Connection
 
-VERSION = 3
+VERSION = 4
 """Of the tables and functions. Each change of them raises it."""
 _OLDEST_WORKER = 3
 """The oldest version whose workers can go on with these tables: those before do not
@@ -32,6 +32,9 @@ RIGHTS_QUERY = """SELECT string_agg(
         ('SELECT', 'items'), ('UPDATE', 'items'), ('SELECT', 'timelines'),
         ('INSERT', 'timelines'), ('SELECT', 'item_numbers')) AS given (needed, name)
     WHERE NOT has_any_column_privilege('async_refunds.' || name, needed)"""
+# SQL_ASCII keeps whatever it gets. A result that cannot be kept would end each worker
+# that has its refund.
+_ENCODINGS = ("UTF8", "SQL_ASCII")
 # Any number, the same for every `migrate`: two at once take turns.
 _LOCK = "SELECT pg_advisory_xact_lock(6371642371)"
 _INIT = "run `async-refunds fleet init`"
@@ -51,7 +54,8 @@ def migrate(connection: Connection[Any]) -> int:
         was changed.
 
     Raises:
-        JournalError: Its tables are those of a newer release.
+        JournalError: Its tables are those of a newer release, or its encoding lacks
+            letters.
         psycopg.Error: They cannot be made, or changed.
     """
     with read_committed(connection):
@@ -61,9 +65,20 @@ def migrate(connection: Connection[Any]) -> int:
         if exists:
             row = connection.execute(VERSION_QUERY).fetchone()
             found = require_version(row, oldest=1, newest=VERSION)
+        if not found:
+            _require_any_letter(connection)
         if found < VERSION:
             _upgrade(connection, found)
         return found
+
+
+def _require_any_letter(connection: Connection[Any]) -> None:
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding not in _ENCODINGS:
+        raise JournalError(
+            f"the database has the encoding {encoding}, in which not every error text "
+            "could be kept: CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
+        )
 
 
 def _upgrade(connection: Connection[Any], found: int) -> None:

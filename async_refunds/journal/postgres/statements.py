@@ -56,7 +56,9 @@ def _has(items: str, runs: str = "true") -> str:
 # Nobody holds it. What ended while this worker could not renew it lives on.
 _NOT_HELD = """l.scope = %(scope)s AND l.until < clock_timestamp()
         AND l.account <> ALL (%(held)s::text[])"""
-_MAY_BE_TAKEN = f"{_NOT_HELD} AND l.not_before <= clock_timestamp()"
+# Others than those whose credentials were refused need not wait for these.
+_NOT_MINE = "l.refused <> %(credentials)s"
+_MAY_BE_TAKEN = f"{_NOT_HELD} AND (l.not_before <= clock_timestamp() OR {_NOT_MINE})"
 _LOCKED = """SELECT l.account, l.token IS NOT NULL AS taken_over, l.owner AS former
         FROM async_refunds.leases l WHERE"""
 # Which way to look for work. Of a few accounts that may be taken, each is asked whether
@@ -107,7 +109,8 @@ UPDATE async_refunds.leases l SET
     acquired_at = clock_timestamp(),
     renewed_at = clock_timestamp(),
     timeline = history.timeline,
-    not_before = '-infinity',
+    not_before = CASE WHEN {_NOT_MINE} THEN l.not_before ELSE '-infinity' END,
+    refused = CASE WHEN {_NOT_MINE} THEN l.refused END,
     retry_at = {retry_at},
     takeovers = l.takeovers + (l.token IS NOT NULL)::integer,
     all_takeovers = l.all_takeovers + (l.token IS NOT NULL)::integer,
@@ -146,11 +149,12 @@ RETURNING l.account"""
 
 # What this holder has left with a result waits one minute, then two, up to 15. While an
 # item is left that may be what ended the holders before, their number is kept.
-RELEASE = """
+RELEASE = f"""
 WITH held AS MATERIALIZED (
-    SELECT l.account, given.pace, given.not_before
+    SELECT l.account, given.pace, given.not_before, given.refused
     FROM unnest(%(accounts)s::text[], %(tokens)s::uuid[], %(paces)s::float8[],
-        %(not_before)s::float8[]) AS given (account, token, pace, not_before)
+        %(not_before)s::float8[], %(refused)s::text[])
+        AS given (account, token, pace, not_before, refused)
     JOIN async_refunds.leases l ON l.scope = %(scope)s AND l.account = given.account
         AND l.token = given.token
     ORDER BY l.account
@@ -183,7 +187,9 @@ UPDATE async_refunds.leases l SET
     pace = coalesce(found.pace, l.pace),
     not_before = CASE WHEN found.not_before > 0
         THEN clock_timestamp() + make_interval(secs => found.not_before)
-        ELSE '-infinity' END,
+        WHEN {_NOT_MINE} THEN l.not_before ELSE '-infinity' END,
+    refused = CASE WHEN found.not_before > 0 THEN found.refused
+        WHEN {_NOT_MINE} THEN l.refused END,
     retry_at = CASE WHEN l.retry_at > clock_timestamp() THEN l.retry_at WHEN left_open
         THEN clock_timestamp() + make_interval(mins => least(15, 1 << l.retries))
         ELSE '-infinity' END,
@@ -192,7 +198,7 @@ UPDATE async_refunds.leases l SET
 FROM found
 WHERE l.scope = %(scope)s AND l.account = found.account
 RETURNING l.account, CASE WHEN found.left_open
-    THEN extract(epoch FROM l.retry_at - clock_timestamp())::float8 END"""
+    THEN extract(epoch FROM l.retry_at - clock_timestamp())::float8 END"""  # noqa: S608 - our own text
 
 # Which accounts a statement writes for. Not more, and none without its lock.
 _HELD = """held AS MATERIALIZED (
@@ -471,18 +477,22 @@ ACCOUNTS = """WITH RECURSIVE names (name) AS (
             WHERE run_id = %(run_id)s::uuid AND NOT settled AND NOT dead
                 AND account > name)
         FROM names WHERE name IS NOT NULL)
-    SELECT extract(epoch FROM clock_timestamp())::float8,
+    SELECT extract(epoch FROM clock_timestamp())::float8, async_refunds.timeline(),
         ARRAY(SELECT name FROM names WHERE name IS NOT NULL)"""
 # What a batch did not come to a result of, though it was there before its input ended:
 # each item but those that were settled before, and those that it has settled itself.
-MISSING = """SELECT r.state, count(*) FILTER (WHERE i.dead),
-        count(*) FILTER (WHERE i.settled), count(*)
-    FROM async_refunds.items i JOIN async_refunds.runs r USING (run_id)
+# And in which history the database is: another one may lack what was added.
+MISSING = """SELECT async_refunds.timeline(),
+        (SELECT state FROM async_refunds.runs WHERE run_id = %(run_id)s::uuid),
+        count(*) FILTER (WHERE i.dead), count(*) FILTER (WHERE i.settled), count(*)
+    FROM async_refunds.items i
     WHERE run_id = %(run_id)s::uuid AND i.added_at <= to_timestamp(%(added_until)s)
         AND (NOT i.settled OR i.known_at >= to_timestamp(%(began_at)s))
         AND NOT coalesce(i.claimed_by = ANY (%(tokens)s::uuid[])
-            AND i.claim_number IS NULL, false)
-    GROUP BY r.state"""
-HOLDERS = """SELECT account, owner FROM async_refunds.leases
-    WHERE scope = %(scope)s AND account = ANY (%(accounts)s::text[])
-        AND until >= clock_timestamp() ORDER BY account"""
+            AND i.claim_number IS NULL, false)"""
+# Those that have something to do, and who holds or held each: a lease may have been
+# given back by now, or was locked for a moment.
+NOT_TAKEN = f"""SELECT l.account, coalesce(l.owner, 'another worker')
+    FROM async_refunds.leases l
+    WHERE l.scope = %(scope)s AND l.account = ANY (%(accounts)s::text[])
+        AND {_has("true")} ORDER BY l.account"""  # noqa: S608 - our own text

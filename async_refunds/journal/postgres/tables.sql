@@ -54,8 +54,10 @@ CREATE TABLE async_refunds.leases (
     acquired_at timestamptz,
     renewed_at timestamptz,
     timeline text,
-    -- Until then nobody takes it: its key was refused.
+    -- Until then nobody takes it: its key was refused, or Stripe could not be reached.
     not_before timestamptz NOT NULL DEFAULT '-infinity',
+    -- Digest of the credentials that were refused: who has others takes it at once.
+    refused text COLLATE "C",
     -- Until then what was left open with a result is not asked for again, and how often
     -- in turn something was left.
     retry_at timestamptz NOT NULL DEFAULT '-infinity',

@@ -327,7 +327,7 @@ class Items:
             if not (claim.maybe_sent or item.facts.settled):
                 before = item.facts.known
                 item.facts.maybe_sent = False
-                self._close_and_count(item, before)
+                self._count(before, item.facts.known)
                 items.append(item)
         self._write(db, items)
 

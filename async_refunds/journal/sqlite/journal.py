@@ -7,7 +7,14 @@ import time
 from asyncio import get_running_loop
 from typing import TYPE_CHECKING, Any, Self
 
-from async_refunds.journal.base import BatchGuard, Claim, Run, Tally, check_limits
+from async_refunds.journal.base import (
+    BatchGuard,
+    Claim,
+    Run,
+    RunClosedError,
+    Tally,
+    check_limits,
+)
 
 from .file import opened
 from .reader import all_records, read_page
@@ -200,7 +207,10 @@ class SqliteJournal(BatchGuard):
 
         Raises:
             JournalError: It is settled. Nothing is written any more, as for any error.
+            RunClosedError: The run is closed.
         """
+        if self.run_closed:
+            raise RunClosedError
         return await self._writer.do(lambda db: self._items.rekey(db, claim))
 
     async def give_back(self, claims: Sequence[Claim]) -> None:

@@ -603,6 +603,27 @@ async def test_run_alone_waits_for_the_end_of_a_lease(
         assert ids((await claiming)[None]) == ["re_1"]
 
 
+async def test_run_alone_has_what_is_freed_between_its_two_questions(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has it any more, and it was not free a moment ago."""
+    fleet.add(["re_1"])
+    async with (
+        worker(fleet.address, "host 1") as one,
+        await PostgresJournal.open(fleet.address, RUN, name="run") as alone,
+    ):
+        acquire = alone.leases.acquire
+
+        async def freed(limit: int, *, only: Iterable[str | None]) -> list[Lease]:
+            found = await acquire(limit, only=only)
+            fleet.expire()
+            return found
+
+        monkeypatch.setattr(alone.leases, "acquire", freed)
+        assert await one.acquire() == {None}
+        assert ids((await alone.claim({None: 5}))[None]) == ["re_1"]
+
+
 async def test_run_alone_is_on_its_target(fleet: Fleet) -> None:
     fleet.add(["re_1"])
     with pytest.raises(JournalError, match="give another name"):

@@ -359,3 +359,35 @@ async def test_what_is_deleted_meanwhile_is_not_said_to_be_asked_for(
         assert administration.prune(pruning, 1.0) == 1
         retried = await beside(fleet, pruning, retry)
     assert retried == administration.Retried(0, 1, paused=False)
+
+
+async def test_retry_in_a_circle_with_a_claim_is_repeated(fleet: Fleet) -> None:
+    """The claim began before what it waits for was closed, and then opened again."""
+    fleet.add(["re_1", "re_2"])
+    fleet.add(["re_3"], "acct_2")
+    async with worker(fleet.address) as one:
+        await one.acquire()
+        with begun(fleet.address) as closing, begun(fleet.address) as other:
+            closing.execute(_SETTLED)
+            closing.execute(_LEASE_OF, [""])
+            claiming = asyncio.create_task(one.journal.claim({None: 5, "acct_2": 5}))
+            await waiting_are(fleet, 1)
+            other.execute(_LEASE_OF, ["acct_2"])
+            closing.commit()
+            retrying = asyncio.create_task(asyncio.to_thread(retry, fleet.address))
+            await waiting_are(fleet, 2)
+            other.commit()
+        async with asyncio.timeout(FAR_TOO_LONG):
+            retried, claims = await retrying, await claiming
+    assert retried.opened + retried.open_already == 2
+    assert ids(claims["acct_2"]) == ["re_3"]
+
+
+_SETTLED = """UPDATE async_refunds.items SET settled = true, outcome = 'failed',
+    known_at = clock_timestamp() WHERE account = ''"""
+_LEASE_OF = "SELECT FROM async_refunds.leases WHERE account = %s FOR NO KEY UPDATE"
+
+
+async def waiting_are(fleet: Fleet, count: int) -> None:
+    while fleet.value(WAITS) < count:  # noqa: ASYNC110 - of the server
+        await asyncio.sleep(0.01)

@@ -6,20 +6,27 @@ An operator sets it with ``ALTER DATABASE name SET ...`` or ``ALTER ROLE name SE
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
+import msgspec
 import psycopg
 import pytest
 
 from async_refunds.cli.fleet.change import Change
+from async_refunds.errors import JournalError, RefundsError
 from async_refunds.journal.postgres import (
     Database,
     FleetReader,
     administration,
     migrate,
 )
-from tests.support.fleets import Fleet, defaults, ids, until, worker
+from async_refunds.journal.postgres.schema import VERSION
+from tests.support.fleets import Fleet, defaults, ids, result, until, worker
 
 from .test_closed_runs import WAITS, beside
+
+if TYPE_CHECKING:
+    from tests.support.postgres_server import PostgresServer
 
 pytestmark = pytest.mark.asyncio(loop_factories=["real"])
 
@@ -54,6 +61,7 @@ async def test_renewal_that_waits_for_another_write_is_no_outage_at_any_level(
         ("idle_in_transaction_session_timeout", "1s", "0"),
         ("idle_session_timeout", "1s", "0"),
         ("array_nulls", "off", "on"),
+        ("extra_float_digits", "-15", "1"),
         # A crash of the server would forget claims that were sent.
         ("synchronous_commit", "off", "on"),
         ("synchronous_commit", "remote_apply", "remote_apply"),
@@ -108,7 +116,7 @@ async def test_tables_are_the_same_whatever_a_backslash_means(
             migrate(connection)
         fleet = Fleet(postgres_empty_database)
         fleet.add(["re_1"])
-        with pytest.raises(psycopg.errors.CheckViolation, match="tenant"):
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match="tenant"):
             fleet.do(
                 """SELECT async_refunds.create_run('x', 'https://a', false, 'a b')"""
             )
@@ -116,6 +124,31 @@ async def test_tables_are_the_same_whatever_a_backslash_means(
     async with worker(postgres_empty_database) as one:
         await one.acquire()
         assert ids(await one.claim()) == ["re_1"]
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+async def test_tables_are_made_only_where_any_error_can_be_kept(
+    encoding: str, postgres_server: PostgresServer
+) -> None:
+    with postgres_server.database(migrated=False, encoding=encoding) as address:
+        with psycopg.connect(address, autocommit=True) as connection:
+            if encoding == "LATIN1":
+                with pytest.raises(JournalError, match="encoding LATIN1, in which"):
+                    migrate(connection)
+                return
+            migrate(connection)
+        fleet = Fleet(address)
+        fleet.add(["re_1"])
+        async with worker(address) as one:
+            await one.acquire()
+            (claim,) = await one.claim()
+            failed = msgspec.structs.replace(
+                result(claim, "failed"), error=RefundsError("返金 €")
+            )
+            await one.journal.settle([(claim, failed)])
+        (record,) = FleetReader(Database(address)).records()
+        assert record.error == "返金 €"
+        fleet.close()
 
 
 @pytest.mark.parametrize("level", ["repeatable read", "serializable"])
@@ -134,7 +167,7 @@ async def test_two_that_make_the_tables_at_once_take_turns_at_any_level(
     ):
         first.execute("SELECT 1")
         assert migrate(first) == 0  # and no commit yet
-        assert await beside(watching, first, second) == 3
+        assert await beside(watching, first, second) == VERSION
     watching.close()
 
 

@@ -224,6 +224,24 @@ async def test_what_others_add_after_the_input_has_ended_is_not_missed(
         assert list(alone.results) == ids[:1]
 
 
+async def test_database_that_came_back_without_what_was_added_is_told(
+    fleet: Fleet,
+) -> None:
+    """A standby may not have got the last commits; what it lacks cannot be counted."""
+    async with working_alone(fleet) as alone:
+        ids = alone.stripe.seed_refunds(2)
+
+        def fail_over(_: Batch) -> None:
+            fleet.do(
+                "CREATE OR REPLACE FUNCTION async_refunds.timeline() RETURNS text "
+                "LANGUAGE sql AS $$ SELECT 'another' $$"
+            )
+
+        with pytest.raises(JournalError, match="came back without its last commits"):
+            await alone.cancel(ids, on_result=fail_over)
+        assert sorted(alone.results) == sorted(ids)
+
+
 async def test_batch_that_is_stopped_misses_nothing(fleet: Fleet) -> None:
     """The caller knows that not all was begun; an account that is lost is told."""
     async with working_alone(fleet) as alone:

@@ -337,7 +337,7 @@ async def test_database_without_tables_or_with_newer_ones_is_told(
     run = Run(URL, livemode=False)
     with pytest.raises(JournalError, match="no tables of async_refunds: run"):
         await PostgresJournal.open(postgres_empty_database, run, name="run")
-    fleet.do("UPDATE async_refunds.meta SET min_worker_version = 4")
+    fleet.do("UPDATE async_refunds.meta SET min_worker_version = 99")
     with pytest.raises(JournalError, match="go on with a newer release"):
         await PostgresJournal.open(fleet.address, run, name="run")
 
@@ -348,7 +348,7 @@ async def test_worker_learns_of_newer_tables_when_it_connects_again(
     fleet.add(["re_1"])
     async with worker(fleet.address) as one:
         await one.acquire()
-        fleet.do("UPDATE async_refunds.meta SET min_worker_version = 4")
+        fleet.do("UPDATE async_refunds.meta SET min_worker_version = 99")
         fleet.do(
             """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
                 WHERE application_name = 'async_refunds'"""

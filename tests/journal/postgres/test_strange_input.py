@@ -65,14 +65,40 @@ def test_longest_ids_and_words_like_a_key_are_added(fleet: Fleet, run: str) -> N
     assert fleet.value(ENQUEUE, run, refunds, accounts) == len(refunds)
 
 
+GOOD: dict[str, object] = {
+    "name": "r",
+    "base_url": "https://a.example",
+    "livemode": False,
+    "tenant": "t",
+}
+
+
+@pytest.mark.parametrize("make", ["create_run", "ensure_run"])
 @pytest.mark.parametrize(
-    "base_url", ["https://a.example/", "HTTPS://a.example", "a.example", "https://"]
+    ("name", "value", "words"),
+    [
+        ("name", "", "a run needs a name"),
+        ("name", None, "a run needs a name"),
+        *(
+            ("base_url", value, "base_url must be like https://api.stripe.com")
+            for value in (
+                *("https://a.example/", "HTTPS://a.example", "a.example", "https://"),
+                *("https://user:Secret@a.example", None),
+            )
+        ),
+        ("livemode", None, "livemode must be true or false"),
+        ("tenant", "a b", "a tenant needs a name without spaces"),
+        ("tenant", None, "a tenant needs a name without spaces"),
+    ],
 )
-def test_run_at_an_address_that_no_client_has_is_not_made(
-    fleet: Fleet, base_url: str
+def test_run_that_no_client_can_have_is_not_made(
+    fleet: Fleet, make: str, name: str, value: object, words: str
 ) -> None:
-    with pytest.raises(psycopg.errors.CheckViolation):
-        fleet.do("SELECT async_refunds.ensure_run('r', %s, false)", base_url)
+    given = {**GOOD, name: value}
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match=words) as caught:
+        fleet.do(f"SELECT async_refunds.{make}(%s, %s, %s, %s)", *given.values())
+    assert caught.value.diag.message_detail is None, "it would tell the seed"
+    assert "Secret" not in str(caught.value)
 
 
 def test_accounts_of_one_transaction_take_no_more_locks_than_there_is_room_for(
