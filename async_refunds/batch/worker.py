@@ -98,7 +98,7 @@ class CancelWorker:
             call or another holder of its account.
 
         Raises:
-            RuntimeError: The client is closed, or of another event loop.
+            RuntimeError: The client or its session is closed, or of another event loop.
             JournalError: A new key could not be kept.
         """
         try:
