@@ -401,8 +401,8 @@ async def test_close_waits_for_workers_whatever_a_database_sets(fleet: Fleet) ->
         other.execute("SET LOCAL statement_timeout = 0")
         other.execute(_LEASE_OF, [""])
         closing = asyncio.create_task(asyncio.to_thread(close, fleet.address))
-        await waiting_are(fleet, 1)
-        fleet.do("SELECT pg_sleep(0.2)")
-        assert not closing.done()
+        while not fleet.value(f"{WAITS} AND now() - query_start > interval '100 ms'"):
+            assert not closing.done()
+            await asyncio.sleep(0.01)
         other.commit()
         assert (await closing).unsent == 1
