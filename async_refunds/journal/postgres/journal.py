@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 import time
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 import psycopg
@@ -17,7 +17,7 @@ from async_refunds.journal.base import BatchGuard, LeaseLostError, Run, check_li
 from .connection import Database, Link, describe
 from .given_out import ClaimedRow, GivenOut
 from .leases import SUSPICIOUS, TTL, Lease, Leases
-from .missing import explain, explain_failover, explain_lost
+from .missing import MissingItems, explain_lost
 from .reader import FleetReader
 from .rows import KnownRow, LeasedClaim, UnsentRow, known_row, unsent_row
 from .statements import (
@@ -28,7 +28,6 @@ from .statements import (
     ENSURE_RUN,
     GIVE_BACK,
     HAND_OVER,
-    MISSING,
     NOT_TAKEN,
     REKEY,
     RUN,
@@ -40,19 +39,13 @@ from .writer import Operation, Writer
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from psycopg.rows import TupleRow
-
     from async_refunds.journal.base import Claim, Record, Tally
     from async_refunds.results import CancelRequest, CancelResult
-
-    from .connection import Connection
 
 MOST_CLAIMS = 8
 """After so many claims in turn without a result an item is dead: whoever has it ends.
 It is not claimed again until somebody asks for that."""
 _CLOSES_WITHIN = 5.0  # seconds
-_COUNTED_WITHIN = 600.0
-"""Seconds for what reads every refund of a run. A million take less than one."""
 _OVER, _POLL = 2.0, 0.2
 """Seconds that a process waits for a lease beyond its TTL, and between two looks."""
 
@@ -93,10 +86,7 @@ class PostgresJournal(BatchGuard):
         self._claims = 0
         self._given_out = GivenOut()
         self._acquired: dict[str | None, str] = {}  # in this batch, and the token
-        # Of the database's clock: when this batch began, and when it last added items.
-        self._began_at = self._added_until = 0.0
-        self._timeline: str | None = None
-        """The database's history then; ``None`` if it is not told."""
+        self._missing = MissingItems(database, run_id)
         self._closed = False
 
     @classmethod
@@ -177,8 +167,7 @@ class PostgresJournal(BatchGuard):
         """
         super().begin(credentials)
         self._acquired.clear()
-        self._began_at = self._added_until = 0.0
-        self._timeline = None
+        self._missing.begin()
 
     # --------------------------------------------------------------- operations
 
@@ -196,7 +185,8 @@ class PostgresJournal(BatchGuard):
                 "ids": [request.refund_id for request in requests],
                 "given": [request.stripe_account for request in requests],
             }
-            ((_, self._added_until),) = await self._writer.do(Operation(ADD, values))
+            ((_, now),) = await self._writer.do(Operation(ADD, values))
+            self._missing.note_added(now)
 
     async def claim(
         self, limits: Mapping[str | None, int]
@@ -305,9 +295,7 @@ class PostgresJournal(BatchGuard):
         ((now, timeline, accounts),) = await self._writer.do(
             Operation(ACCOUNTS, values)
         )
-        if not self._began_at:
-            self._began_at, self._timeline = now, timeline
-        self._added_until = max(now, self._added_until)
+        self._missing.note_found(now, timeline)
         return [account or None for account in accounts]
 
     async def explain_missing(self, *, stopped: bool) -> str | None:
@@ -319,28 +307,7 @@ class PostgresJournal(BatchGuard):
         lost = {each for each in self._acquired if self.leases.get(each) is None}
         if stopped:
             return explain_lost(lost) if lost else None
-        values = {
-            "run_id": self._run_id,
-            "began_at": self._began_at,
-            "added_until": self._added_until,
-            "tokens": list(set(self._acquired.values())),
-        }
-        link = Link(self._database, patience=_COUNTED_WITHIN)
-        try:
-            ((timeline, state, *counts, accounts),) = await link.repeat(
-                lambda connection, _: _rows(connection, MISSING, values)
-            )
-        except psycopg.Error as error:
-            raise JournalError(
-                f"whether each refund has a result cannot be read: {describe(error)}"
-            ) from None
-        finally:
-            await link.close(within=0.0)
-        before = self._timeline
-        if before is not None and timeline is not None and timeline != before:
-            return explain_failover()
-        lost &= {account or None for account in accounts or ()}
-        return explain(state, *counts, lost=lost)
+        return await self._missing.explain(self._acquired.values(), lost)
 
     # ------------------------------------------------------------------- claims
 
@@ -493,12 +460,6 @@ class PostgresJournal(BatchGuard):
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-
-async def _rows(
-    connection: Connection, statement: str, values: dict[str, Any]
-) -> list[TupleRow]:
-    return await (await connection.execute(statement.encode(), values)).fetchall()
 
 
 def _leased(claim: Claim) -> LeasedClaim:

@@ -1,11 +1,100 @@
-"""Why a batch over PostgreSQL did not come to a result for each refund of its run."""
+"""Which refunds of its run a batch did not come to a result of, and why."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import psycopg
+
+from async_refunds.errors import JournalError
+
+from .connection import Link, describe
+from .statements import MISSING
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
+
+    from psycopg.rows import TupleRow
+
+    from .connection import Connection, Database
+
+_WITHIN = 600.0
+"""Seconds for what reads every refund of a run. A million take less than one."""
+
+
+class MissingItems:
+    """What a batch is to come to a result of, by the database's clock.
+
+    Args:
+        database: Where the run is.
+        run_id: Of the run; ``None`` for a worker, which misses nothing.
+    """
+
+    def __init__(self, database: Database, run_id: str | None) -> None:
+        self._database, self._run_id = database, run_id
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin a batch."""
+        self._began_at = self._added_until = 0.0
+        self._timeline: str | None = None
+
+    def note_found(self, now: float, timeline: str | None) -> None:
+        """Note that the batch looked for what is open.
+
+        Args:
+            now: Unix seconds of the database.
+            timeline: Its history; ``None`` if it does not tell that.
+        """
+        if not self._began_at:
+            self._began_at, self._timeline = now, timeline
+        self._added_until = max(now, self._added_until)
+
+    def note_added(self, now: float) -> None:
+        """Note that it added items. What others add later is not missed."""
+        self._added_until = now
+
+    async def explain(
+        self, tokens: Iterable[str], lost: Collection[str | None]
+    ) -> str | None:
+        """Tell what is missing, and why; ``None`` if nothing is.
+
+        Args:
+            tokens: Of the leases that the batch has had.
+            lost: The accounts of which it has lost them.
+
+        Raises:
+            JournalError: It cannot be read.
+        """
+        values = {
+            "run_id": self._run_id,
+            "began_at": self._began_at,
+            "added_until": self._added_until,
+            "tokens": list(set(tokens)),
+        }
+
+        async def read(connection: Connection, _: bool) -> list[TupleRow]:  # noqa: FBT001 - as Link calls it
+            return await (await connection.execute(MISSING, values)).fetchall()
+
+        # Not with the journal's own patience: it would take that for an outage.
+        link = Link(self._database, patience=_WITHIN)
+        try:
+            ((timeline, state, *counts, accounts),) = await link.repeat(read)
+        except psycopg.Error as error:
+            raise JournalError(
+                f"whether each refund has a result cannot be read: {describe(error)}"
+            ) from None
+        finally:
+            await link.close(within=0.0)
+        before = self._timeline
+        if before is not None and timeline is not None and timeline != before:
+            return (
+                "the database came back without its last commits, perhaps without "
+                "refunds that were added: begin again with the same ones, and none is "
+                "added twice"
+            )
+        taken = set(lost) & {account or None for account in accounts or ()}
+        return _explain(state, *counts, lost=taken)
 
 
 def explain_lost(accounts: Iterable[str | None]) -> str:
@@ -21,16 +110,8 @@ def explain_lost(accounts: Iterable[str | None]) -> str:
     )
 
 
-def explain_failover() -> str:
-    """Say that the database may have forgotten refunds that this batch has added."""
-    return (
-        "the database came back without its last commits, perhaps without refunds that "
-        "were added: begin again with the same ones, and none is added twice"
-    )
-
-
-def explain(
-    state: str, dead: int, settled: int, count: int, *, lost: Iterable[str | None]
+def _explain(
+    state: str, dead: int, settled: int, count: int, *, lost: Collection[str | None]
 ) -> str | None:
     """Say why refunds have no result; ``None`` if each has one.
 
