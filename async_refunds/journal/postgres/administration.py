@@ -26,6 +26,7 @@ KEY_SECONDS = 86_400.0
 """How long Stripe keeps a key at least, and so how long a result is never pruned:
 https://docs.stripe.com/api/idempotent_requests"""
 _PAGE = 10_000  # rows of one transaction, so that no worker waits long
+_BEFORE_ALL = ("", "")  # an account and an id
 
 _SET_STATE = """
 WITH changed AS (
@@ -52,17 +53,22 @@ _UNSENT = """
                 AND i.timeline IS DISTINCT FROM history.timeline)
             AND (history.timeline IS NOT NULL
                 OR NOT EXISTS (SELECT FROM async_refunds.timelines))
+            AND (i.account, i.refund_id) > (%(account)s, %(refund_id)s)
 """
-_ACCOUNTS_OF_PAGE = f"""
+# By the primary key from page to page: what was settled before is not read again.
+_NEXT_PAGE = f"""
 WITH {HISTORY}, page AS MATERIALIZED (
-    SELECT i.account {_UNSENT} LIMIT %(page)s
+    SELECT i.account, i.refund_id {_UNSENT}
+        ORDER BY i.account, i.refund_id LIMIT %(page)s
 )
-SELECT coalesce(array_agg(DISTINCT account), '{{}}') FROM page
+SELECT array_agg(DISTINCT account), max(account),
+    max(refund_id) FILTER (WHERE account = (SELECT max(account) FROM page)) FROM page
 """  # noqa: S608 - our own text
 _SETTLE_PAGE = f"""
 WITH {HISTORY}, page AS MATERIALIZED (
     SELECT i.ctid {_UNSENT} AND i.account = ANY(%(accounts)s::text[])
-        LIMIT %(page)s FOR UPDATE OF i
+        AND (i.account, i.refund_id) <= (%(last_account)s, %(last_refund_id)s)
+        FOR UPDATE OF i
 )
 UPDATE async_refunds.items i SET settled = true, dead = false, outcome = 'failed',
         known_at = clock_timestamp(),
@@ -208,11 +214,12 @@ def close(
     # No worker claims what is settled here. Of a run that is closed nobody does.
     with read_committed(connection):
         paused = connection.execute(_PAUSE, [run]).fetchone()
-    unsent, count = 0, 1
-    while count:
+    unsent = 0
+    after: tuple[str, str] | None = _BEFORE_ALL
+    while after is not None:
         with read_committed(connection):
             _found(connection, _STATE_FOR_CHANGE, run)
-            count = _settle_unsent(connection, run, _PAGE)
+            count, after = _settle_unsent(connection, run, after, _PAGE)
         unsent += count
         if count and on_page is not None:
             on_page(unsent)
@@ -220,7 +227,8 @@ def close(
         state, version = _found(connection, _STATE_FOR_CHANGE, run)
         connection.execute(_NO_MORE_ADDED, [f"{ADDED_WITHIN}s", run])
         connection.execute("SET LOCAL lock_timeout = 0")
-        unsent += _settle_unsent(connection, run, None)  # what was added meanwhile
+        # What was added meanwhile, before what was settled too.
+        unsent += _settle_unsent(connection, run, _BEFORE_ALL, None)[0]
         row = connection.execute(_LEFT, [run]).fetchone()
         left, dead = (0, 0) if row is None else (int(str(row[0])), int(str(row[1])))
         if not left:
@@ -232,13 +240,29 @@ def close(
     return Closed(unsent, left, dead, state == "paused")
 
 
-def _settle_unsent(connection: Database, run: str, most: int | None) -> int:
-    """Settle so many of what was never sent of a run, and return how many."""
+def _settle_unsent(
+    connection: Database, run: str, after: tuple[str, str], most: int | None
+) -> tuple[int, tuple[str, str] | None]:
+    """Settle so many of what was never sent of a run.
+
+    Returns:
+        How many were settled, and the account and the id of the last one, after which
+        the next page begins; ``None`` if there was none.
+    """
     given: dict[str, object] = {"run": run, "page": most}
-    ((accounts,),) = connection.execute(_ACCOUNTS_OF_PAGE.encode(), given)
-    given["accounts"] = accounts
+    given["account"], given["refund_id"] = after
+    page = connection.execute(_NEXT_PAGE.encode(), given)
+    ((accounts, last_account, last_id),) = page
+    if accounts is None:
+        return 0, None
+    given |= {
+        "accounts": accounts,
+        "last_account": last_account,
+        "last_refund_id": last_id,
+    }
     connection.execute(_LOCK_LEASES, given)
-    return connection.execute(_SETTLE_PAGE.encode(), given).rowcount
+    settled = connection.execute(_SETTLE_PAGE.encode(), given).rowcount
+    return settled, (str(last_account), str(last_id))
 
 
 def retry(
