@@ -48,6 +48,13 @@ def closed_run(left: int) -> str:
     return f"closed: only what was perhaps sent is asked for, {counted(left, 'refund')}"
 
 
+def given_up(count: int) -> str:
+    """Return what a close did to so many refunds that were not canceled."""
+    if not count:
+        return "nothing was left to give up"
+    return f"{counted(count, 'refund')} given up: not canceled, nor asked for any more"
+
+
 def outcome_table(outcomes: Outcomes, steps: Steps) -> list[str]:
     """Return a table of the outcomes and what to do about each."""
     rows = [
