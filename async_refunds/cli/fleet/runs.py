@@ -16,7 +16,7 @@ from async_refunds.cli.output import Output, interruptible, print_error, refuse
 from async_refunds.cli.report import ReportForm, write_report
 from async_refunds.cli.report_data import RunReport
 from async_refunds.cli.spans import span_seconds
-from async_refunds.cli.summary import CLOSED, exit_code, given_up, next_steps
+from async_refunds.cli.summary import CLOSED, exit_code, given_up, next_steps, or_close
 from async_refunds.cli.tables import counted
 from async_refunds.errors import JournalError
 from async_refunds.journal.postgres import administration
@@ -129,6 +129,7 @@ def fleet_steps(reader: RunReader, outcomes: Outcomes, retry: str) -> Steps:
     asks, waits = _worker_steps(reader)
     dead, again = reader.dead, f"`{retry} --outcome {DEAD}`"
     failed = f"read the error, fix its cause, then `{retry} --outcome failed`"
+    failed += or_close(outcomes, fleet_command("close", reader.name))
     if reader.state == "closed":
         failed = CLOSED
     if dead["unknown"] == outcomes["unknown"] > 0:
