@@ -117,7 +117,7 @@ class PreviewWriter:
             missing = isinstance(found, RefundNotFoundError)
             self.preview.statuses[NOT_FOUND if missing else NOT_READ] += 1
             if not missing:
-                what = "could not be read" if found.attempts else "given up"
+                what = "could not be read" if found.attempts else "not asked for"
                 self.preview.causes[f"{what}: {cause(request, error)}"] += 1
         else:
             refund = found
@@ -162,6 +162,8 @@ def preview_lines(preview: Preview, *, repeatable: bool) -> Iterator[str]:
     if preview.statuses[NOT_FOUND] == total:
         yield "is this the key of the right account and mode, test or live?"
     if not can:
+        if preview.statuses[NOT_READ]:
+            yield "nothing was canceled"
         return
     seconds = timedelta(seconds=max(1, round(preview.seconds)))
     yield (
