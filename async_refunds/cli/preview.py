@@ -206,20 +206,18 @@ def sum_lines(
     return aligned([head, *rows])
 
 
-def known_sums(known: Preview, total: int, *, readable: bool) -> list[str]:
+def known_sums(known: Preview, total: int) -> list[str]:
     """Return what is known of the sums of refunds before they are read.
 
     Args:
         known: Those whose amounts are known.
         total: How many they are in all.
-        readable: Whether ``--dry-run`` would read them.
     """
     count = known.counts.total()
     lines = sum_lines(known.counts, known.sums) if count else []
     if count < total:
         which = f"of {counted(total - count, 'other')} " if count else ""
-        where = ": --dry-run shows them" if readable else ""
-        lines.append(f"the sums {which}are not known yet{where}")
+        lines.append(f"the sums {which}are not known yet: --dry-run shows them")
     return lines
 
 

@@ -341,9 +341,9 @@ def test_sums_that_are_all_known_have_nothing_to_add() -> None:
     known = Preview()
     known.counts["", "eur"], known.sums["", "eur"] = 2, 105_600
     sums = ["currency  refunds  sum", "eur       2        1,056.00"]
-    assert known_sums(known, 2, readable=True) == sums
+    assert known_sums(known, 2) == sums
     more = "the sums of 1 other are not known yet: --dry-run shows them"
-    assert known_sums(known, 3, readable=True) == [*sums, more]
+    assert known_sums(known, 3) == [*sums, more]
 
 
 @real
@@ -413,7 +413,7 @@ async def test_what_the_journal_knows_of_the_sums_is_shown_before_the_question(
         "account  currency  refunds  sum",
         "acct_0   eur       1        50.00",
         "acct_1   eur       1        50.00",
-        "the sums of 4 others are not known yet",
+        "the sums of 4 others are not known yet: --dry-run shows them",
     ]
     assert question == f"Cancel {them} accounts? Real money moves. [y/N]:y"
 
