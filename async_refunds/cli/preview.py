@@ -37,6 +37,7 @@ _CAUSES_SHOWN = 3
 CANCELABLE = "requires_action"
 NOT_FOUND = "not found"
 NOT_READ = "not read"
+PERHAPS_OURS = "canceled already, perhaps by this run"
 
 
 class Preview(msgspec.Struct):
@@ -55,9 +56,11 @@ class Preview(msgspec.Struct):
     causes: Counter[str] = msgspec.field(default_factory=Counter[str])
     """Refunds that could not be read, by why."""
 
-    def add(self, request: CancelRequest, refund: Refund) -> None:
-        """Count a refund that was read."""
-        self.statuses[str(refund.status)] += 1
+    def add(
+        self, request: CancelRequest, refund: Refund, *, status: str | None = None
+    ) -> None:
+        """Count a refund that was read, in place of its status as of another one."""
+        self.statuses[status or str(refund.status)] += 1
         if refund.status == CANCELABLE:
             place = request.stripe_account or "", refund.currency
             self.counts[place] += 1
@@ -99,11 +102,15 @@ class PreviewWriter:
 
     Args:
         output: On a terminal it gets those that cannot be canceled.
+        perhaps_sent: Those that the run has perhaps canceled; each is taken from it.
     """
 
-    def __init__(self, output: Output) -> None:
+    def __init__(
+        self, output: Output, perhaps_sent: set[CancelRequest] | None = None
+    ) -> None:
         self.preview = Preview()
         self._output = output
+        self._perhaps_sent = set() if perhaps_sent is None else perhaps_sent
 
     def write(self, request: CancelRequest, found: Refund | RefundsError) -> None:
         """Count a refund, or what kept it from us, and write it.
@@ -121,7 +128,10 @@ class PreviewWriter:
                 self.preview.causes[f"{what}: {cause(request, error)}"] += 1
         else:
             refund = found
-            self.preview.add(request, refund)
+            ours = request in self._perhaps_sent and refund.status == "canceled"
+            status = PERHAPS_OURS if ours else None
+            self.preview.add(request, refund, status=status)
+        self._perhaps_sent.discard(request)
         not_read = refund is None and not isinstance(found, RefundNotFoundError)
         cancelable = refund is not None and refund.status == CANCELABLE
         # What was given up without a request is counted with its reason.
@@ -181,6 +191,8 @@ def _other_lines(preview: Preview) -> Iterator[str]:
     for status, count in preview.statuses.most_common():
         if status == NOT_FOUND:
             yield f"{count:,} {'was' if count == 1 else 'were'} {status}"
+        elif status == PERHAPS_OURS:
+            yield f"{count:,} {'is' if count == 1 else 'are'} {status}"
         elif status not in (CANCELABLE, NOT_READ):
             yield f"{count:,} cannot be canceled: {status}"
     for why, count in preview.causes.most_common(_CAUSES_SHOWN):
