@@ -230,7 +230,7 @@ class RefundsClient:
             APIConnectionError: Nothing reached Stripe.
             APIStatusError: Any other refusal.
             TypeError, ValueError: A bad argument; nothing was sent.
-            RuntimeError: The client is closed, or of another event loop.
+            RuntimeError: The client or its session is closed, or of another event loop.
         """
         request = requests.cancel_request(
             refund_id,
@@ -269,7 +269,7 @@ class RefundsClient:
             APIConnectionError: No answer came.
             APIStatusError: Stripe, or a server in front of it, refused or failed.
             TypeError, ValueError: A bad argument; nothing was sent.
-            RuntimeError: The client is closed, or of another event loop.
+            RuntimeError: The client or its session is closed, or of another event loop.
         """
         request = requests.retrieve_request(
             refund_id, expand=expand, stripe_account=self._account(stripe_account)
@@ -424,7 +424,7 @@ def begin_call(
 
     Raises:
         TypeError, ValueError: The timeout is no number of seconds.
-        RuntimeError: The client is closed, or of another event loop.
+        RuntimeError: The client or its session is closed, or of another event loop.
     """
     context = refunds._context  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the client's own module
     if timeout is None:

@@ -165,7 +165,8 @@ class Attempt(msgspec.Struct, frozen=True, gc=False):
     status: int | None
     """The HTTP status; ``None`` if no answer came."""
     failure: str | None
-    """What went wrong below HTTP (``"refused"``, ``"reset"``, ``"timeout"``, ...)."""
+    """What went wrong below HTTP (``"refused"``, ``"reset"``, ``"timeout"``, ...);
+    ``"broken_off"`` if the call was cancelled meanwhile."""
     request_id: str | None
     """``req_...``: what Stripe's support and its dashboard ask for."""
     seconds: float

@@ -99,7 +99,7 @@ async def cancel_many(
         AuthenticationError, APITimeoutError: There is a journal, and the client's
             callable gave no key; nothing was sent.
         TypeError, ValueError: An argument that cannot be right; nothing is sent.
-        RuntimeError: The client is closed, or of another event loop.
+        RuntimeError: The client or its session is closed, or of another event loop.
         Exception: What the input raised, after the results of all that it had given.
     """
     batch = Batch(

@@ -98,7 +98,7 @@ class CancelWorker:
             call or another holder of its account.
 
         Raises:
-            RuntimeError: The client is closed, or of another event loop.
+            RuntimeError: The client or its session is closed, or of another event loop.
             JournalError: A new key could not be kept.
         """
         try:
@@ -355,6 +355,10 @@ class _CallPacing:
         """Report an attempt; see `CallObserver`."""
         self._item.attempts += (attempt,)
         self._scheduler.record_reply(self._item, request, classification, attempt)
+
+    def attempt_broken_off(self, attempt: Attempt) -> None:
+        """Count an attempt of which no answer comes; see `CallObserver`."""
+        self._item.attempts += (attempt,)
 
     async def wait(self, request: Request[Any], seconds: float, until: float) -> bool:
         """Wait for a slot of the account's pace; see `RetryGate`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from logging import DEBUG
 from time import time
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -41,6 +41,8 @@ T = TypeVar("T")
 
 # How `Attempt.failure` names a good status with a body that is not the answer.
 UNREADABLE = "unreadable"
+# And an attempt whose call was cancelled meanwhile.
+BROKEN_OFF = "broken_off"
 
 # A quarter of the call, and at most ten seconds, is kept for the read that settles an
 # unknown outcome: Stripe answers a read in well under one.
@@ -151,7 +153,11 @@ class CallAttempts(msgspec.Struct, eq=False):
                 alone=before is not None and before[0] != _TOO_MANY_REQUESTS,
                 permit=self.permit,
             )
-            reply = await context.session.send(request, seconds, began, evidence)
+            try:
+                reply = await context.session.send(request, seconds, began, evidence)
+            except BaseException:
+                self._note_broken_off(request, evidence, slept, began_at)
+                raise
         else:
             reply = TransportFailure(Cause.CONNECT_TIMEOUT, "no time left", sent=False)
         result = classify(request, reply)
@@ -187,11 +193,37 @@ class CallAttempts(msgspec.Struct, eq=False):
             context.budget.record(now, first=first, succeeded=result.value is not None)
         if self.observer is not None:
             self.observer.attempt_finished(request, result, attempt)
-        if context.on_attempt is not None:
-            telemetry.call_hook("on_attempt", context.on_attempt, attempt)
+        if context.on_attempt is not None or logger.isEnabledFor(DEBUG):
+            self._tell(request, attempt)
+        return result
+
+    def _tell(self, request: Request[Any], attempt: Attempt) -> None:
+        """Tell the hook and the log of an attempt that has ended."""
+        if self.context.on_attempt is not None:
+            telemetry.call_hook("on_attempt", self.context.on_attempt, attempt)
         if logger.isEnabledFor(DEBUG):
             telemetry.log_attempt(request, attempt)
-        return result
+
+    def _note_broken_off(
+        self, request: Request[Any], evidence: SendEvidence, slept: float, at: float
+    ) -> None:
+        """Record an attempt whose end nobody waits for, if anything of it was sent."""
+        if not evidence.maybe_sent:
+            return
+        attempt = Attempt(
+            number=len(self.attempts) + 1,
+            method=request.method,
+            path=request.path,
+            status=None,
+            failure=BROKEN_OFF,
+            request_id=None,
+            seconds=max(0.0, time() - at),
+            slept=slept,
+            began_at=at,
+        )
+        self.attempts += (attempt,)
+        if self.observer is not None:
+            self.observer.attempt_broken_off(attempt)
 
     def _remember(self, failed: Classification[T]) -> Classification[T]:
         """Remember what a failed cancel leaves possible.

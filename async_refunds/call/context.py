@@ -31,6 +31,10 @@ class CallObserver(Protocol):
         """Record an attempt and what it proves."""
         ...
 
+    def attempt_broken_off(self, attempt: Attempt) -> None:
+        """Record an attempt whose call was cancelled before an answer came."""
+        ...
+
 
 class RetryGate(Protocol):
     """Decides when a retry of a call, or its settling read, may go out."""

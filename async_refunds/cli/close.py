@@ -29,14 +29,12 @@ journal, or it is in use, 3 it is closed, and the outcome of some is unknown, 13
 interrupted. With 1 and 130 it is closed, or as it was: the same command again
 makes sure."""
 
-_IN_DOUBT = "perhaps it is closed: the same command again makes sure"
-
 
 @options.with_options
 def close(journal: options.JournalArgument, *, quiet: options.Quiet = False) -> None:
     """Send nothing more of a run, for good."""
     with (
-        interruptible(lambda: f"{journal}: {_IN_DOUBT}"),
+        interruptible(lambda: _in_doubt(journal)),
         ExitStack() as stack,
     ):
         kept = open_run(stack, journal, None)
@@ -45,7 +43,9 @@ def close(journal: options.JournalArgument, *, quiet: options.Quiet = False) -> 
         except JournalError as error:
             # A disk may be full once that is committed.
             closed = kept.journal.run_closed
-            print_error(f"{error}; {_IN_DOUBT if closed else 'nothing was changed'}")
+            print_error(
+                f"{error}; {_in_doubt(journal) if closed else 'nothing was changed'}"
+            )
             raise typer.Exit(NOT_ALL) from None
         left = kept.journal.tally().open
         said = f"{journal} is closed; {given_up(unsent)}"
@@ -53,3 +53,7 @@ def close(journal: options.JournalArgument, *, quiet: options.Quiet = False) -> 
             said += f"; {counted(left, 'refund')} perhaps sent: `{kept.resume()}` asks"
         Output(options.Format(quiet=quiet)).say(said)
     raise typer.Exit(UNKNOWN if left else DONE)
+
+
+def _in_doubt(journal: str) -> str:
+    return f"perhaps {journal} is closed: the same command again makes sure"

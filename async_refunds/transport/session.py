@@ -146,8 +146,8 @@ class Session:
         """Make sure that a call may begin, here and now; return the event loop.
 
         Raises:
-            RuntimeError: Closed, or used in a second event loop, or in none of asyncio;
-                nothing was sent.
+            RuntimeError: Closed, or its borrowed session is; or used in a second event
+                loop, or in none of asyncio. Nothing was sent.
         """
         try:
             loop = asyncio.get_running_loop()
@@ -156,10 +156,14 @@ class Session:
                 "async_refunds needs asyncio, and no asyncio event loop is running "
                 "here (it does not run on trio)"
             ) from None
-        if self._loop is loop and not self._refusing:
+        closed = not self._owned and self._session is not None and self._session.closed
+        if self._loop is loop and not self._refusing and not closed:
             return loop
         if self._refusing:
             raise RuntimeError("this RefundsClient is closed")
+        if closed:
+            # Each call would fail as in an outage, whose end a batch would wait for.
+            raise RuntimeError("the session given to this RefundsClient is closed")
         if self._loop is not None:
             raise RuntimeError(
                 "this RefundsClient belongs to another event loop: make one client "

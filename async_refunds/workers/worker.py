@@ -104,6 +104,8 @@ async def work(
         JournalError: The database refuses the worker at the start (a wrong password, a
             missing database, a right that its role lacks), its tables are of another
             release, or they cannot be written.
+        RuntimeError: The client is closed, or a session that it was given; or
+            something cancelled a task of the worker, such as a hook.
         TypeError, ValueError: An argument that cannot be right.
     """
     if not (isinstance(refunds, RefundsClient) or callable(refunds)):
@@ -196,8 +198,10 @@ class _Worker:
             listening.cancel()
             await asyncio.wait([listening, looking], timeout=_GOOD_BYE)
         for task in (*self._tasks, looking):
-            if not task.cancelled() and (error := task.exception()) is not None:
-                raise error
+            _raise_error_of(task)
+        if not stop.is_set():
+            # An end without an error would look as if it was told to, with work left.
+            raise RuntimeError("a task of the worker was cancelled from outside")
 
     async def _can_begin(self, stop: asyncio.Event) -> bool:
         """Wait for the database and the key; false if it is to stop before."""
@@ -301,6 +305,11 @@ class _Worker:
     def _on_presence(self, presence: Presence) -> None:
         if presence.scope in self._scopes:
             self._scopes[presence.scope].hear(presence)
+
+
+def _raise_error_of(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        raise error
 
 
 def _scope(tenant: str, refunds: RefundsClient) -> str:

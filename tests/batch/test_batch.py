@@ -9,6 +9,7 @@ from collections import deque
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import pytest
 
 from async_refunds import (
@@ -1378,6 +1379,22 @@ async def test_client_closed_in_mid_run_leaves_what_is_known(
             await anext(results)
     assert result.outcome == outcome
     assert stripe.books.cancellations[refund_id] == after - 1
+
+
+async def test_session_that_its_owner_closes_ends_the_batch() -> None:
+    """It does not wait for Stripe to come back, as after an outage."""
+    stripe = emulator()
+    ids = stripe.seed_refunds(50)
+    async with (
+        aiohttp.ClientSession() as session,
+        client(stripe, session=session) as refunds,
+    ):
+        results = cancel_many(refunds, ids, rate=100, concurrency=1)
+        told = {(await anext(results)).refund_id}
+        await session.close()
+        with pytest.raises(RuntimeError, match="session given"):
+            told |= {result.refund_id async for result in results}
+    assert not told - stripe.books.cancellations.keys()
 
 
 async def test_batch_runs_once() -> None:

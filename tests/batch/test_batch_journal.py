@@ -707,3 +707,28 @@ async def test_batch_without_a_key_begins_no_journal(tmp_path: Path) -> None:
         with pytest.raises(AuthenticationError, match="gave no key"):
             await canceled_many(refunds, [RE], journal=path)
     assert not path.exists()
+
+
+@real
+async def test_requests_of_calls_that_were_broken_off_are_counted(
+    tmp_path: Path,
+) -> None:
+    """After a second Ctrl-C a report had none of them."""
+    stripe = Emulator()
+    ids, path = stripe.seed_refunds(5), tmp_path / "run.sqlite3"
+    stripe.latency = 3600.0
+    async with client(stripe) as refunds:
+        batch = Batch(refunds, ids, journal=path, rate=FAST)
+
+        async def consume() -> None:
+            async with aclosing(batch.results()) as results:
+                async for result in results:
+                    assert result.outcome == "unknown"
+
+        consuming = asyncio.create_task(consume())
+        while len(stripe.requests) < len(ids):  # noqa: ASYNC110 - of the emulator
+            await asyncio.sleep(0.01)
+        batch.interrupt()
+        await consuming
+    tally = JournalReader(path).tally()
+    assert (tally.requests, tally.uncounted) == (len(ids), False)

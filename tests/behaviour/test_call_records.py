@@ -166,6 +166,11 @@ async def test_cancelled_task_leaves_a_record_and_the_key_in_the_log(
     (record,) = records
     assert (record.outcome, record.error) == ("interrupted", None)
     assert {record.idempotency_key} == server.cancel_keys
+    # FAILING is answered, and the wait for a retry was broken off.
+    last = record.attempts[-1]
+    assert last.failure == ("broken_off" if act != FAILING else None)
+    assert (last.method, last.sent, last.number) == ("POST", True, len(record.attempts))
+    assert len(record.attempts) == len(server.received)
     (warning,) = logged(caplog, "WARNING")
     assert str(record.idempotency_key) in warning.getMessage()
     assert "its task was cancelled" in warning.getMessage()
@@ -184,7 +189,9 @@ async def test_cancelled_read_leaves_a_record_and_no_warning(
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-    assert [each.outcome for each in records] == ["interrupted"]
+    (record,) = records
+    assert record.outcome == "interrupted"
+    assert [each.failure for each in record.attempts] == ["broken_off"]
     assert not logged(caplog)
 
 
@@ -204,7 +211,7 @@ async def test_call_cancelled_before_it_sent_anything_is_no_warning(
         with pytest.raises(asyncio.CancelledError):
             await call
         await refunds.close()
-    assert [each.outcome for each in records] == ["interrupted"]
+    assert [(each.outcome, each.attempts) for each in records] == [("interrupted", ())]
     assert not logged(caplog)
     assert not server.received
 

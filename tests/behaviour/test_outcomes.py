@@ -736,6 +736,9 @@ class BrokenObserver:
         if request.method == "GET":
             raise MemoryError
 
+    def attempt_broken_off(self, attempt: object) -> None:
+        raise AssertionError(f"each one has ended, and not {attempt!r}")
+
 
 @pytest.mark.parametrize(
     ("act", "outcome"),

@@ -335,13 +335,16 @@ async def test_closed_client_says_so_before_anything_is_sent() -> None:
         assert not server.received
 
 
-async def test_closed_session_is_not_sent() -> None:
-    session = aiohttp.ClientSession()
-    await session.close()
-    refunds = RefundsClient(KEY, session=session)
-    with pytest.raises(APIConnectionError, match="closed") as caught:
+async def test_closed_session_says_so_before_anything_is_sent() -> None:
+    async with scripted(CANCELED) as server, aiohttp.ClientSession() as session:
+        refunds = server.client(session=session)
         await refunds.cancel(RE)
-    assert len(caught.value.attempts) == 1
+        await session.close()
+        with pytest.raises(RuntimeError, match="session given"):
+            await refunds.cancel(RE)
+        with pytest.raises(RuntimeError, match="session given"):
+            await server.client(session=session).cancel(RE)
+        assert len(server.received) == 1
 
 
 async def test_close_in_the_midst_of_a_call_leaves_an_unknown_outcome() -> None:

@@ -9,6 +9,7 @@ import logging
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import pytest
 from psycopg.conninfo import make_conninfo
 
@@ -29,6 +30,7 @@ from tests.support.scripted import CANCELED, RE, refusal, scripted
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from async_refunds import CancelResult
     from async_refunds.journal.postgres.connection import Connection
     from tests.workers.conftest import Fleet
 
@@ -501,6 +503,51 @@ async def test_closed_client_ends_the_worker(fleet: Fleet) -> None:
     await refunds.close()
     with pytest.raises(RuntimeError, match="closed"):
         await work(fleet.database, refunds)
+    assert await fleet.owners() == {}
+
+
+async def test_closed_session_ends_the_worker(fleet: Fleet) -> None:
+    """It holds no account that another worker could work on."""
+    await fleet.seed(50, A)
+    async with aiohttp.ClientSession() as session:
+        refunds = RefundsClient(KEY, session=session, base_url=fleet.base_url)
+        closing: list[asyncio.Task[None]] = []
+
+        def on_result(_: CancelResult) -> None:
+            closing.append(asyncio.create_task(session.close()))
+
+        with pytest.raises(RuntimeError, match="session given"):
+            await work(fleet.database, refunds, rate=20.0, on_result=on_result)
+    assert closing
+    assert await fleet.owners() == {}
+
+
+def _cancel_current_task() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+
+
+@pytest.mark.parametrize("in_results", [True, False])
+async def test_worker_of_which_a_task_is_cancelled_does_not_end_as_if_it_was_told_to(
+    fleet: Fleet, *, in_results: bool
+) -> None:
+    """Its process would end well, with work left."""
+    await fleet.seed(50, A)
+
+    def on_result(_: CancelResult) -> None:
+        _cancel_current_task()
+
+    async with RefundsClient(KEY, base_url=fleet.base_url) as refunds:
+
+        def client_of(_: str) -> RefundsClient:
+            _cancel_current_task()
+            return refunds
+
+        given = refunds if in_results else client_of
+        with pytest.raises(RuntimeError, match="was cancelled from outside"):
+            await work(fleet.database, given, rate=20.0, on_result=on_result)
+    assert await fleet.value("SELECT NOT bool_and(settled) FROM async_refunds.items")
     assert await fleet.owners() == {}
 
 

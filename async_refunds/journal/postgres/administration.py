@@ -219,6 +219,7 @@ def close(
     with read_committed(connection):
         state, version = _found(connection, _STATE_FOR_CHANGE, run)
         connection.execute(_NO_MORE_ADDED, [f"{ADDED_WITHIN}s", run])
+        connection.execute("SET LOCAL lock_timeout = 0")
         unsent += _settle_unsent(connection, run, None)  # what was added meanwhile
         row = connection.execute(_LEFT, [run]).fetchone()
         left, dead = (0, 0) if row is None else (int(str(row[0])), int(str(row[1])))

@@ -9,15 +9,15 @@ if TYPE_CHECKING:
 
 
 def explain_lost(accounts: Iterable[str | None]) -> str:
-    """Say that the leases of accounts were lost.
+    """Say that the leases of accounts were lost, of which something is missing.
 
     Args:
         accounts: ``None`` for the key's own.
     """
     names = sorted(account or "the key's own account" for account in accounts)
     return (
-        f"another process has taken over {', '.join(names)}: what becomes of the "
-        "refunds that have no result here, the journal tells"
+        f"another process has taken over {', '.join(names)}: what becomes of these "
+        "refunds, the journal tells"
     )
 
 
@@ -29,7 +29,9 @@ def explain_failover() -> str:
     )
 
 
-def explain(state: str, dead: int, settled: int, count: int) -> str | None:
+def explain(
+    state: str, dead: int, settled: int, count: int, *, lost: Iterable[str | None]
+) -> str | None:
     """Say why refunds have no result; ``None`` if each has one.
 
     Args:
@@ -37,6 +39,7 @@ def explain(state: str, dead: int, settled: int, count: int) -> str | None:
         dead: How many of them whoever claimed them did not come to an end with.
         settled: How many somebody else has settled meanwhile.
         count: How many there are in all.
+        lost: Their accounts of which the leases were lost.
     """
     if not count:
         return None
@@ -44,7 +47,9 @@ def explain(state: str, dead: int, settled: int, count: int) -> str | None:
     waiting = count - dead - settled
     if state != "open":
         reasons.append(f"the run is {state}")
-    elif waiting:
+    if lost:
+        reasons.append(explain_lost(lost))
+    elif waiting and state == "open":
         reasons.append(
             f"{waiting:,} cannot be claimed now: begin again with the journal later"
         )

@@ -484,7 +484,8 @@ ACCOUNTS = """WITH RECURSIVE names (name) AS (
 # And in which history the database is: another one may lack what was added.
 MISSING = """SELECT async_refunds.timeline(),
         (SELECT state FROM async_refunds.runs WHERE run_id = %(run_id)s::uuid),
-        count(*) FILTER (WHERE i.dead), count(*) FILTER (WHERE i.settled), count(*)
+        count(*) FILTER (WHERE i.dead), count(*) FILTER (WHERE i.settled), count(*),
+        array_agg(DISTINCT i.account)
     FROM async_refunds.items i
     WHERE run_id = %(run_id)s::uuid AND i.added_at <= to_timestamp(%(added_until)s)
         AND (NOT i.settled OR i.known_at >= to_timestamp(%(began_at)s))

@@ -391,3 +391,18 @@ _LEASE_OF = "SELECT FROM async_refunds.leases WHERE account = %s FOR NO KEY UPDA
 async def waiting_are(fleet: Fleet, count: int) -> None:
     while fleet.value(WAITS) < count:  # noqa: ASYNC110 - of the server
         await asyncio.sleep(0.01)
+
+
+async def test_close_waits_for_workers_whatever_a_database_sets(fleet: Fleet) -> None:
+    """It told that somebody adds refunds, or gave up where a page took long."""
+    fleet.add(["re_1"])
+    short = {"lock_timeout": "50ms", "statement_timeout": "50ms"}
+    with defaults(fleet.address, **short), begun(fleet.address) as other:
+        other.execute("SET LOCAL statement_timeout = 0")
+        other.execute(_LEASE_OF, [""])
+        closing = asyncio.create_task(asyncio.to_thread(close, fleet.address))
+        await waiting_are(fleet, 1)
+        fleet.do("SELECT pg_sleep(0.2)")
+        assert not closing.done()
+        other.commit()
+        assert (await closing).unsent == 1

@@ -210,6 +210,51 @@ async def test_account_that_another_process_has_taken_over_is_told(
         assert len(alone.results) < len(ids)
 
 
+async def test_account_that_is_lost_after_all_of_it_was_told_is_not_missed(
+    fleet: Fleet,
+) -> None:
+    async with working_alone(fleet) as alone:
+        ids = alone.stripe.seed_refunds(2)
+        others = alone.stripe.seed_refunds(2, account="acct_B")
+        for each in ids:
+            alone.enqueue([each])
+        fleet.do("SELECT async_refunds.enqueue('run', %s, %s)", others, ["acct_B"] * 2)
+
+        def lose(batch: Batch) -> None:
+            if len(alone.results) == 4:
+                assert not batch.progress().under_way
+                fleet.do("UPDATE async_refunds.leases SET token = %s", str(uuid4()))
+
+        journal = await alone.open()
+        async with journal:
+            await alone.cancel((), journal, lose)
+            await journal.leases.renew()
+            assert journal.leases.accounts == []
+            assert await journal.explain_missing(stopped=False) is None
+        assert sorted(alone.results) == sorted(ids + others)
+
+
+async def test_only_accounts_of_which_something_is_missing_are_named(
+    fleet: Fleet,
+) -> None:
+    async with working_alone(fleet) as alone:
+        ids = alone.stripe.seed_refunds(1)
+        fleet.do(
+            "SELECT async_refunds.enqueue('run', %s, %s)",
+            alone.stripe.seed_refunds(20, account="acct_B"),
+            ["acct_B"] * 20,
+        )
+
+        def lose_both(_: Batch) -> None:
+            if ids[0] in alone.results:
+                fleet.do("UPDATE async_refunds.leases SET token = %s", str(uuid4()))
+
+        with pytest.raises(JournalError) as caught:
+            await alone.cancel(ids, on_result=lose_both)
+        assert "another process has taken over acct_B: what" in str(caught.value)
+        assert f"{21 - len(alone.results)} refunds have no" in str(caught.value)
+
+
 async def test_what_others_add_after_the_input_has_ended_is_not_missed(
     fleet: Fleet,
 ) -> None:
