@@ -110,7 +110,9 @@ class PreviewWriter:
     ) -> None:
         self.preview = Preview()
         self._output = output
-        self._perhaps_sent = set() if perhaps_sent is None else perhaps_sent
+        self._perhaps_sent: set[CancelRequest] = (
+            set() if perhaps_sent is None else perhaps_sent  # filled while it is read
+        )
 
     def write(self, request: CancelRequest, found: Refund | RefundsError) -> None:
         """Count a refund, or what kept it from us, and write it.
