@@ -12,6 +12,7 @@ from . import options
 from .exit_codes import DONE, NOT_ALL, UNKNOWN
 from .output import Output, interruptible, print_error
 from .start_batch import open_run
+from .summary import given_up
 from .tables import counted
 
 HELP = """Send nothing more of a run for good, such as one with a wrong id.
@@ -47,10 +48,7 @@ def close(journal: options.JournalArgument, *, quiet: options.Quiet = False) -> 
             )
             raise typer.Exit(NOT_ALL) from None
         left = kept.journal.tally().open
-        said = (
-            f"{counted(unsent, 'refund')} of {journal} not canceled, and not asked "
-            f"for any more; {journal} is closed"
-        )
+        said = f"{journal} is closed; {given_up(unsent)}"
         if left:
             said += f"; {counted(left, 'refund')} perhaps sent: `{kept.resume()}` asks"
         Output(options.Format(quiet=quiet)).say(said)

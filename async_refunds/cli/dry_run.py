@@ -36,6 +36,7 @@ def show_preview(
     limit: int | None,
     repeatable: bool = True,
     notes: Sequence[str] = (),
+    perhaps_sent: set[CancelRequest] | None = None,
 ) -> int:
     """Show what a cancel would do, and return the exit code.
 
@@ -48,8 +49,10 @@ def show_preview(
         limit: How many of them are canceled at most.
         repeatable: Whether the list can be read again; stdin cannot.
         notes: Lines for the end.
+        perhaps_sent: Those of the requests that the run has perhaps canceled, each from
+            when it is yielded.
     """
-    writer = preview.PreviewWriter(output)
+    writer = preview.PreviewWriter(output, perhaps_sent)
     total = min(given, limit or given)
 
     def so_far() -> str:

@@ -10,7 +10,7 @@ import msgspec
 
 from async_refunds.journal import SqliteJournal
 
-from .summary import resume_command
+from .summary import close_command, resume_command
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,7 +58,7 @@ class OpenJournal(msgspec.Struct, frozen=True):
     @property
     def close(self) -> str:
         """The command that sends nothing more of the run."""
-        return shlex.join(["async-refunds", "close", self.path])
+        return close_command(self.path)
 
     @property
     def report(self) -> str:

@@ -120,7 +120,7 @@ def ask(
     if kept is not None and held is not None and held.total and requests is not None:
         lines.append(before(kept.path, held, requests.count, plan.added))
     if not found:
-        lines += preview.known_sums(plan.known, total, readable=requests is not None)
+        lines += preview.known_sums(plan.known, total)
     # Without others these are the first ones of the list.
     limited = plan.others > 0 and total < plan.given + plan.others
     preview.ask(

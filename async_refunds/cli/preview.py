@@ -37,6 +37,7 @@ _CAUSES_SHOWN = 3
 CANCELABLE = "requires_action"
 NOT_FOUND = "not found"
 NOT_READ = "not read"
+PERHAPS_OURS = "canceled already, perhaps by this run"
 
 
 class Preview(msgspec.Struct):
@@ -55,9 +56,11 @@ class Preview(msgspec.Struct):
     causes: Counter[str] = msgspec.field(default_factory=Counter[str])
     """Refunds that could not be read, by why."""
 
-    def add(self, request: CancelRequest, refund: Refund) -> None:
-        """Count a refund that was read."""
-        self.statuses[str(refund.status)] += 1
+    def add(
+        self, request: CancelRequest, refund: Refund, *, status: str | None = None
+    ) -> None:
+        """Count a refund that was read, in place of its status as of another one."""
+        self.statuses[status or str(refund.status)] += 1
         if refund.status == CANCELABLE:
             place = request.stripe_account or "", refund.currency
             self.counts[place] += 1
@@ -99,11 +102,17 @@ class PreviewWriter:
 
     Args:
         output: On a terminal it gets those that cannot be canceled.
+        perhaps_sent: Those that the run has perhaps canceled; each is taken from it.
     """
 
-    def __init__(self, output: Output) -> None:
+    def __init__(
+        self, output: Output, perhaps_sent: set[CancelRequest] | None = None
+    ) -> None:
         self.preview = Preview()
         self._output = output
+        self._perhaps_sent: set[CancelRequest] = (
+            set() if perhaps_sent is None else perhaps_sent  # filled while it is read
+        )
 
     def write(self, request: CancelRequest, found: Refund | RefundsError) -> None:
         """Count a refund, or what kept it from us, and write it.
@@ -117,11 +126,14 @@ class PreviewWriter:
             missing = isinstance(found, RefundNotFoundError)
             self.preview.statuses[NOT_FOUND if missing else NOT_READ] += 1
             if not missing:
-                what = "could not be read" if found.attempts else "given up"
+                what = "could not be read" if found.attempts else "not asked for"
                 self.preview.causes[f"{what}: {cause(request, error)}"] += 1
         else:
             refund = found
-            self.preview.add(request, refund)
+            ours = request in self._perhaps_sent and refund.status == "canceled"
+            status = PERHAPS_OURS if ours else None
+            self.preview.add(request, refund, status=status)
+        self._perhaps_sent.discard(request)
         not_read = refund is None and not isinstance(found, RefundNotFoundError)
         cancelable = refund is not None and refund.status == CANCELABLE
         # What was given up without a request is counted with its reason.
@@ -162,6 +174,8 @@ def preview_lines(preview: Preview, *, repeatable: bool) -> Iterator[str]:
     if preview.statuses[NOT_FOUND] == total:
         yield "is this the key of the right account and mode, test or live?"
     if not can:
+        if preview.statuses[NOT_READ]:
+            yield "nothing was canceled"
         return
     seconds = timedelta(seconds=max(1, round(preview.seconds)))
     yield (
@@ -179,6 +193,8 @@ def _other_lines(preview: Preview) -> Iterator[str]:
     for status, count in preview.statuses.most_common():
         if status == NOT_FOUND:
             yield f"{count:,} {'was' if count == 1 else 'were'} {status}"
+        elif status == PERHAPS_OURS:
+            yield f"{count:,} {'is' if count == 1 else 'are'} {status}"
         elif status not in (CANCELABLE, NOT_READ):
             yield f"{count:,} cannot be canceled: {status}"
     for why, count in preview.causes.most_common(_CAUSES_SHOWN):
@@ -204,20 +220,18 @@ def sum_lines(
     return aligned([head, *rows])
 
 
-def known_sums(known: Preview, total: int, *, readable: bool) -> list[str]:
+def known_sums(known: Preview, total: int) -> list[str]:
     """Return what is known of the sums of refunds before they are read.
 
     Args:
         known: Those whose amounts are known.
         total: How many they are in all.
-        readable: Whether ``--dry-run`` would read them.
     """
     count = known.counts.total()
     lines = sum_lines(known.counts, known.sums) if count else []
     if count < total:
         which = f"of {counted(total - count, 'other')} " if count else ""
-        where = ": --dry-run shows them" if readable else ""
-        lines.append(f"the sums {which}are not known yet{where}")
+        lines.append(f"the sums {which}are not known yet: --dry-run shows them")
     return lines
 
 

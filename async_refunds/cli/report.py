@@ -22,7 +22,14 @@ from .options import OptionGroup
 from .output import Output, interruptible, os_reason, refuse
 from .report_data import RunReader, RunReport
 from .report_html import html_page
-from .summary import closed_run, exit_code, next_steps, outcome_table, resume_command
+from .summary import (
+    close_command,
+    closed_run,
+    exit_code,
+    next_steps,
+    outcome_table,
+    resume_command,
+)
 from .tables import printable, utc
 
 if TYPE_CHECKING:
@@ -104,7 +111,9 @@ def report(journal: options.JournalArgument, *, form: ReportForm) -> None:
                 journal,
                 reader,
                 resume=resume_command(journal, reader.run),
-                steps=partial(next_steps, closed=reader.run_closed),
+                steps=partial(
+                    next_steps, close=close_command(journal), closed=reader.run_closed
+                ),
             )
             write_report(run, reader, form)
         except JournalError as error:

@@ -101,12 +101,27 @@ def _preview(
     if not tally.open:
         return DONE
     # What failed comes last, as when they are canceled.
-    open_ = chain(_open(reader, failed=False), _open(reader, failed=True))
-    return show_preview(api, open_, batch, output, given=tally.open, limit=limit)
+    perhaps_sent: set[CancelRequest] = set()
+    open_ = chain(
+        _open(reader, perhaps_sent, failed=False),
+        _open(reader, perhaps_sent, failed=True),
+    )
+    return show_preview(
+        *(api, open_, batch, output),
+        given=tally.open,
+        limit=limit,
+        perhaps_sent=perhaps_sent,
+    )
 
 
-def _open(reader: JournalReader, *, failed: bool) -> Iterator[CancelRequest]:
+def _open(
+    reader: JournalReader, perhaps_sent: set[CancelRequest], *, failed: bool
+) -> Iterator[CancelRequest]:
+    """Yield what is open, and note what was perhaps sent before."""
     for record in reader.records():
         has_failed = record.outcome == "failed" and record.attempts > 0
         if not record.settled and has_failed == failed:
-            yield CancelRequest(record.refund_id, record.stripe_account)
+            request = CancelRequest(record.refund_id, record.stripe_account)
+            if record.outcome == "unknown":
+                perhaps_sent.add(request)
+            yield request

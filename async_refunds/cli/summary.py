@@ -31,6 +31,11 @@ NOT_BEGUN = "not begun"
 """Counts the refunds that an interrupted batch without a journal has not begun."""
 
 
+def close_command(journal: str) -> str:
+    """Return the command that sends nothing more of the run of a journal."""
+    return shlex.join(["async-refunds", "close", journal])
+
+
 def resume_command(journal: str, run: Run, limit: int | None = None) -> str:
     """Return the command that continues the run of a journal, with so many refunds."""
     words = ["async-refunds", "resume", journal, *(["--live"] if run.livemode else [])]
@@ -48,6 +53,13 @@ def closed_run(left: int) -> str:
     return f"closed: only what was perhaps sent is asked for, {counted(left, 'refund')}"
 
 
+def given_up(count: int) -> str:
+    """Return what a close did to so many refunds that were not canceled."""
+    if not count:
+        return "nothing was left to give up"
+    return f"{counted(count, 'refund')} given up: not canceled, nor asked for any more"
+
+
 def outcome_table(outcomes: Outcomes, steps: Steps) -> list[str]:
     """Return a table of the outcomes and what to do about each."""
     rows = [
@@ -58,18 +70,31 @@ def outcome_table(outcomes: Outcomes, steps: Steps) -> list[str]:
     return aligned([["outcome", "refunds", "what to do"], *rows])
 
 
+def or_close(outcomes: Outcomes, close: str) -> str:
+    """Return the way out where all that is left has failed, such as of a wrong id."""
+    left = outcomes[None] + outcomes[IN_FLIGHT] + outcomes["unknown"]
+    return "" if left else f", or {close} gives up"
+
+
 def next_steps(
-    outcomes: Outcomes, resume: str | None, *, closed: bool = False
+    outcomes: Outcomes,
+    resume: str | None,
+    *,
+    close: str | None = None,
+    closed: bool = False,
 ) -> Steps:
     """Return what to do about each outcome, in the order of a table.
 
     Args:
         outcomes: The counts.
         resume: The command that continues the run, if there is a journal.
+        close: The command that gives up what failed, if it is to be named.
         closed: Whether nothing more of the run is sent.
     """
     again = f"`{resume}`" if resume else "run the same command again"
     failed = f"read the error, fix its cause, then {again}"
+    if close:
+        failed += or_close(outcomes, f"`{close}`")
     return {
         "canceled": "",
         "already_canceled": "nothing: canceled before this run asked",

@@ -180,7 +180,7 @@ def _conclude_ambiguous(
         found = "was not found with this API key"
     else:
         found = "could not be read"
-    why = describe_failure(last)
+    why = _lost_before(attempts) + describe_failure(last)
     seen = None if refund is None else redact_refund(refund)
     return Conclusion(
         "unknown",
@@ -369,6 +369,19 @@ def _ask_again(request: Request[Refund]) -> str:
     if request.asked_again_by is not None:
         return f"{request.asked_again_by} asks again with {key}"
     return f"call cancel again with {key} within 24 hours"
+
+
+def _lost_before(attempts: tuple[Attempt, ...]) -> str:
+    """Return how an answer was lost, if the last request does not say the same.
+
+    That may be a 409, since the lost request is still under way: a reader would look
+    for a conflict.
+    """
+    sent = [each for each in attempts if each.method == "POST"]
+    lost = next((each for each in sent if each.sent and each.failure), None)
+    if lost is None or lost.failure == sent[-1].failure:
+        return ""
+    return f"an answer was lost ({lost.failure}), then "
 
 
 def _shown_status(refund: Refund) -> str:

@@ -133,6 +133,27 @@ async def test_answer_lost_to_the_last_and_refund_still_open_is_unknown(
     assert len(caught.value.attempts) == 5
 
 
+@pytest.mark.parametrize(
+    ("acts", "why"),
+    [
+        (("stall", IN_USE), r"an answer was lost \(timeout\), then HTTP status 409"),
+        ((CUT_BODY, MISSING), r"an answer was lost \(cut_body\), then HTTP status 404"),
+        (("reset",), r"the connection broke"),
+        ((IN_USE,), "HTTP status 409"),
+    ],
+)
+async def test_unknown_outcome_names_how_an_answer_was_lost(
+    acts: tuple[Act, ...], why: str
+) -> None:
+    """A 409 comes of the lost one, and not of anybody else."""
+    async with (
+        scripted(*acts, reads=[WAITING]) as server,
+        server.client(attempt_timeout=5.0) as refunds,
+    ):
+        with pytest.raises(OutcomeUnknownError, match=f"canceled: {why}"):
+            await refunds.cancel(RE)
+
+
 FINAL_NO: dict[str, tuple[bytes, type[RefundsError], int]] = {
     "unknown id": (MISSING, RefundNotFoundError, 1),
     "no such route": (refusal(404), InvalidRequestError, 1),

@@ -20,8 +20,7 @@ pytestmark = pytest.mark.asyncio(loop_factories=["real"])
 
 JOURNAL = "run.sqlite3"
 GIVEN_UP = (
-    "refund of run.sqlite3 not canceled, and not asked for any more; run.sqlite3 is "
-    "closed"
+    "run.sqlite3 is closed; 1 refund given up: not canceled, nor asked for any more"
 )
 CLOSED = "not canceled: the run is closed, another one may have them"
 
@@ -40,6 +39,11 @@ async def test_wrong_id_is_given_up_on_for_good(tmp_path: Path) -> None:
             *("--base-url", base_url),
             folder=tmp_path,
         )
+        screen = Screen()
+        async with started(
+            "report", JOURNAL, key=None, folder=tmp_path, stdout=screen.terminal
+        ) as running:
+            _, failed = await screen.shows(running)
         closed = await run("close", JOURNAL, key=None, folder=tmp_path)
         again = await run("close", JOURNAL, key=None, folder=tmp_path)
         before = len(emulator.requests)
@@ -53,9 +57,10 @@ async def test_wrong_id_is_given_up_on_for_good(tmp_path: Path) -> None:
         "1 of 2 are open: `async-refunds resume run.sqlite3` continues with them, "
         "`async-refunds close run.sqlite3` gives up on them"
     ) in first.said
+    assert f", or `async-refunds close {JOURNAL}` gives up" in failed
     assert (closed.code, closed.out) == (0, "")
-    assert closed.said == [f"1 {GIVEN_UP}"]
-    assert again.said == [f"0 refunds {GIVEN_UP.removeprefix('refund ')}"]
+    assert closed.said == [GIVEN_UP]
+    assert again.said == ["run.sqlite3 is closed; nothing was left to give up"]
     assert (resumed.code, resumed.out) == (1, "")
     assert resumed.said == [
         f"{JOURNAL} is closed: nothing more of it is sent",
@@ -77,6 +82,26 @@ async def test_wrong_id_is_given_up_on_for_good(tmp_path: Path) -> None:
     assert error.endswith("; then its run was closed")
 
 
+async def test_report_names_close_only_where_the_rest_has_failed(
+    tmp_path: Path,
+) -> None:
+    """It would give up what has not begun, too."""
+    emulator, ids = emulator_of(1)
+    async with emulator.serve() as base_url:
+        await run(
+            *("cancel", "re_wrong", ids[0], "--journal", JOURNAL, "--max", "1"),
+            *("--base-url", base_url),
+            folder=tmp_path,
+        )
+    screen = Screen()
+    async with started(
+        "report", JOURNAL, key=None, folder=tmp_path, stdout=screen.terminal
+    ) as running:
+        _, shown = await screen.shows(running)
+    assert "fix its cause, then" in shown
+    assert "gives up" not in shown
+
+
 async def test_what_was_perhaps_sent_is_asked_for_and_nothing_else(
     tmp_path: Path,
 ) -> None:
@@ -90,7 +115,7 @@ async def test_what_was_perhaps_sent_is_asked_for_and_nothing_else(
         resumed = await run("resume", JOURNAL, folder=tmp_path)
     resume = f"`async-refunds resume {JOURNAL}`"
     assert closed.code == 3
-    assert closed.said == [f"1 {GIVEN_UP}; 1 refund perhaps sent: {resume} asks"]
+    assert closed.said == [f"{GIVEN_UP}; 1 refund perhaps sent: {resume} asks"]
     assert resumed.code == 1
     assert (
         resumed.said[0]
@@ -118,6 +143,7 @@ async def test_report_of_a_closed_journal_says_so(tmp_path: Path) -> None:
         f"{JOURNAL} is closed: only what was perhaps sent is asked for, 1 refund"
     ]
     assert CLOSED in shown
+    assert "gives up" not in shown
     page = await run("report", JOURNAL, "--html", "-", key=None, folder=tmp_path)
     assert (
         "It is closed: only what was perhaps sent is asked for, 1 refund." in page.out

@@ -296,8 +296,9 @@ async def test_run_that_was_a_mistake_is_closed(fleet: Fleet) -> None:
     begun = await fleet("close", "tonight")
     assert begun.code == 1
     assert begun.err == (
-        "2 refunds of tonight not canceled, and not asked for any more; 1 refund "
-        "perhaps sent: a worker asks again, then the same command closes tonight\n"
+        "tonight is not closed yet; 2 refunds given up: not canceled, nor asked for "
+        "any more; 1 refund perhaps sent: a worker asks again, then the same command "
+        "closes tonight\n"
     )
     state = "SELECT state FROM async_refunds.runs"
     assert fleet.rows(state) == [("open",)]
@@ -309,10 +310,7 @@ async def test_run_that_was_a_mistake_is_closed(fleet: Fleet) -> None:
     know(fleet, "re_2", "settled = true, outcome = 'not_cancelable', maybe_sent = true")
     closed = await fleet("close", "tonight")
     assert closed.code == 0
-    assert closed.err == (
-        "0 refunds of tonight not canceled, and not asked for any more; tonight is "
-        "closed\n"
-    )
+    assert closed.err == "tonight is closed; nothing was left to give up\n"
     report, added, retried, again, none = await fleet.each(
         ("report", "tonight"),
         ("enqueue", "--run", "tonight", "re_5", "--base-url", HERE),
@@ -340,8 +338,8 @@ async def test_close_says_who_asks_for_what_nobody_asks_for(fleet: Fleet) -> Non
     know(fleet, "re_1", "maybe_sent = true, claims = 8, dead = true")
     dead = await fleet("close", "tonight")
     assert dead.err == (
-        "0 refunds of tonight not canceled, and not asked for any more; 1 refund "
-        "perhaps sent: after `async-refunds fleet retry tonight --outcome dead` a "
+        "tonight is not closed yet; nothing was left to give up; 1 refund perhaps "
+        "sent: after `async-refunds fleet retry tonight --outcome dead` a "
         "worker asks again, then the same command closes tonight\n"
     )
     await fleet("pause", "tonight")
@@ -371,7 +369,7 @@ async def test_claim_that_a_failover_lost_was_perhaps_sent(fleet: Fleet) -> None
     closed = await fleet("close", "tonight")
     assert closed.code == 1
     assert (
-        "0 refunds of tonight not canceled, and not asked for any more; 1 refund"
+        "tonight is not closed yet; nothing was left to give up; 1 refund perhaps sent"
         in closed.err
     )
     assert fleet.rows("SELECT settled FROM async_refunds.items") == [(False,)]

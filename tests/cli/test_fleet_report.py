@@ -172,6 +172,20 @@ async def test_what_is_given_up_names_the_command_that_opens_it(
     assert told["unknown"] == ("2", f"maybe canceled: {WORKER}")
 
 
+async def test_run_whose_rest_only_failed_may_be_closed(fleet: Fleet) -> None:
+    await add(fleet, "re_1", "re_2")
+    retry = "`async-refunds fleet retry tonight --outcome failed`"
+    failed = f"not canceled: read the error, fix its cause, then {retry}"
+    known = "outcome = 'failed', attempts = 1, known_at = now()"
+    fleet.rows(f"UPDATE async_refunds.items SET {known} WHERE refund_id = 're_1'")  # noqa: S608 - our own text
+    _, told = await steps(fleet)
+    assert told["failed"] == ("1", failed), "it would give up the other one, too"
+    fleet.rows(f"UPDATE async_refunds.items SET {known}")  # noqa: S608 - our own text
+    _, told = await steps(fleet)
+    close = "`async-refunds fleet close tonight`"
+    assert told["failed"] == ("2", f"{failed}, or {close} gives up")
+
+
 async def test_refund_that_is_asked_for_again_is_in_doubt(
     fleet: Fleet, postgres_database: str
 ) -> None:

@@ -65,6 +65,40 @@ async def test_what_waits_names_the_command_that_asks_at_once(fleet: Fleet) -> N
     assert command in shown
 
 
+async def test_wait_for_a_worker_that_was_killed_is_shown(fleet: Fleet) -> None:
+    """What failed gets no new key while one of its requests may be under way."""
+    await add(fleet, "re_1", "re_2")
+    fleet.rows(
+        "UPDATE async_refunds.items SET known_at = now(), outcome = 'failed', "
+        "error = 're_1 was not canceled: No such refund'"
+    )
+    fleet.rows(
+        "UPDATE async_refunds.leases SET no_new_key_until = now() + interval '90 s', "
+        "retry_at = now() + interval '5 minutes'"
+    )
+    at_once = "is asked for at once"
+    assert at_once in await on_terminal(fleet, "status")
+    told = await fleet("retry", "tonight", "--outcome", "failed")
+    assert "asked for, the last in " in told.err
+    shown = await on_terminal(fleet, "status")
+    assert "waits 0:01:" in shown
+    assert "a killed worker's request may be under way" in shown
+    assert at_once not in shown, "that was done, and has no effect"
+    _, account = (await fleet("status")).lines
+    assert 0 < account["new_keys_in"] <= 90
+    waited = await fleet("wait", "tonight", "--timeout", "0.1")
+    assert "a request of a worker that was killed may be under way" in waited.err
+    # Another one needs no new key, and a worker takes the account for it.
+    fleet.rows(
+        "UPDATE async_refunds.items SET known_at = NULL WHERE refund_id = 're_2'"
+    )
+    assert "waits" not in await on_terminal(fleet, "status")
+    _, account = (await fleet("status")).lines
+    assert account["new_keys_in"] is None
+    waited = await fleet("wait", "tonight", "--timeout", "0.1")
+    assert "nothing of tonight is asked for now" not in waited.err
+
+
 async def test_idle_workers_are_named(fleet: Fleet) -> None:
     names = ["--name", "spare"], ["--name", "other"]
     command = ("fleet", "worker", "--base-url", HERE)

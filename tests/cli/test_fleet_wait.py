@@ -264,7 +264,7 @@ async def test_wait_until_all_is_settled_names_what_it_waits_for(fleet: Fleet) -
 async def test_wait_says_that_nothing_is_asked_for_now(fleet: Fleet) -> None:
     """Such as with a refused key, which nobody sees but the workers."""
     await add(fleet, "re_1", "re_2")
-    held = "nothing of tonight is asked for now: a key is refused, or Stripe cannot be "
+    held = "nothing of tonight is asked for now: a key is refused, Stripe cannot be "
     assert held not in (await fleet("wait", "tonight", "--timeout", "0.1")).err
     await failed(fleet, "re_1")
     fleet.rows("UPDATE async_refunds.leases SET not_before = now() + interval '1 min'")

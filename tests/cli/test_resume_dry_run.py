@@ -76,6 +76,23 @@ async def test_dry_run_reads_what_is_open_and_changes_nothing(tmp_path: Path) ->
     assert from_variable.lines == some.lines
 
 
+async def test_what_the_run_perhaps_canceled_itself_is_not_told_as_a_refusal(
+    tmp_path: Path,
+) -> None:
+    emulator, ids = emulator_of(5)
+    # The one that was in flight was executed; another one is somebody else's.
+    for each in ids[2:4]:
+        emulator.set_status(each, "canceled")
+    async with emulator.serve() as base_url:
+        await journal_of(tmp_path / JOURNAL, base_url, ids)
+        told = await run("resume", JOURNAL, "--dry-run", folder=tmp_path)
+    assert told.code == 0
+    assert "1 is canceled already, perhaps by this run" in told.said
+    assert "1 cannot be canceled: canceled" in told.said
+    states = {line["refund_id"]: line["status"] for line in told.lines}
+    assert states[ids[2]] == states[ids[3]] == "canceled"
+
+
 async def test_dry_run_of_a_run_that_goes_on_or_is_closed_or_done_says_so(
     tmp_path: Path,
 ) -> None:

@@ -16,7 +16,7 @@ from async_refunds.cli.output import Output, interruptible, print_error, refuse
 from async_refunds.cli.report import ReportForm, write_report
 from async_refunds.cli.report_data import RunReport
 from async_refunds.cli.spans import span_seconds
-from async_refunds.cli.summary import CLOSED, exit_code, next_steps
+from async_refunds.cli.summary import CLOSED, exit_code, given_up, next_steps, or_close
 from async_refunds.cli.tables import counted
 from async_refunds.errors import JournalError
 from async_refunds.journal.postgres import administration
@@ -129,6 +129,7 @@ def fleet_steps(reader: RunReader, outcomes: Outcomes, retry: str) -> Steps:
     asks, waits = _worker_steps(reader)
     dead, again = reader.dead, f"`{retry} --outcome {DEAD}`"
     failed = f"read the error, fix its cause, then `{retry} --outcome failed`"
+    failed += or_close(outcomes, fleet_command("close", reader.name))
     if reader.state == "closed":
         failed = CLOSED
     if dead["unknown"] == outcomes["unknown"] > 0:
@@ -223,19 +224,16 @@ def close(run: RunArgument, *, database: DatabaseOptions, quiet: Quiet = False) 
 
 
 def _closed(run: str, closed: administration.Closed) -> str:
-    said = (
-        f"{counted(closed.unsent, 'refund')} of {run} not canceled, and not asked for "
-        "any more"
-    )
+    said = given_up(closed.unsent)
     if not closed.left:
-        return f"{said}; {run} is closed"
+        return f"{run} is closed; {said}"
     commands = [fleet_command("retry", run, "--outcome", DEAD)] if closed.dead else []
     if closed.paused:
         commands.append(fleet_command("resume", run))
     who = f"after {' and '.join(commands)} a worker" if commands else "a worker"
     return (
-        f"{said}; {counted(closed.left, 'refund')} perhaps sent: {who} asks again, "
-        f"then the same command closes {run}"
+        f"{run} is not closed yet; {said}; {counted(closed.left, 'refund')} perhaps "
+        f"sent: {who} asks again, then the same command closes {run}"
     )
 
 

@@ -33,6 +33,7 @@ _AT_ONCE = (
     "`async-refunds fleet retry RUN --outcome failed,unknown`; "
     "`async-refunds fleet close RUN` gives up what failed"
 )
+_MAY_BE_UNDER_WAY = "a killed worker's request may be under way"
 # Home, and erase what is below (ECMA-48): the table is drawn over the last one.
 _REDRAW = b"\x1b[H\x1b[J"
 # What makes the scope of an account.
@@ -155,8 +156,10 @@ def _summary(accounts: Sequence[AccountStatus], there: Sequence[Presence]) -> li
     total = sum(each.open for each in accounts)
     refunds = counted(total, "refund")
     summary = f"{refunds} open of {counted(len(accounts), 'account')}, {workers}"
-    waits = any(_seconds_to_wait(each) is not None for each in accounts)
-    return [*([_AT_ONCE] if waits else []), summary]
+    sooner = any(
+        (_seconds_to_wait(each) or 0.0) > (each.new_keys_in or 0.0) for each in accounts
+    )
+    return [*([_AT_ONCE] if sooner else []), summary]
 
 
 def _runs(there: Sequence[RunStatus]) -> list[str]:
@@ -199,6 +202,8 @@ def _row(each: AccountStatus) -> dict[str, str]:
     if (waits := _seconds_to_wait(each)) is not None:
         worker = f"waits {span(waits)}"
     word = brief(each.last_word or "")
+    if waits is not None and waits == each.new_keys_in:
+        word = f"{_MAY_BE_UNDER_WAY}; {word}"
     if each.dead:
         word = f"{counted(each.dead, 'refund')} dead; {word}".removesuffix("; ")
     values = (
@@ -216,4 +221,6 @@ def _seconds_to_wait(each: AccountStatus) -> float | None:
     """Return until when nobody works on what is left of an account, if it waits."""
     if each.held:
         return None
-    return each.waits if each.waits is not None else each.retries_in
+    first = each.retries_in if each.waits is None else each.waits
+    waits = [seconds for seconds in (first, each.new_keys_in) if seconds is not None]
+    return max(waits, default=None)

@@ -169,8 +169,9 @@ class _Waiting:
         stands = left.held_back > 0 and left.open == left.waiting + left.held_back
         if stands and not self._told_held_back:
             self._output.say(
-                f"nothing of {self._run} is asked for now: a key is refused, or Stripe "
-                "cannot be reached; `async-refunds fleet status` says more"
+                f"nothing of {self._run} is asked for now: a key is refused, Stripe "
+                "cannot be reached, or a request of a worker that was killed may be "
+                "under way; `async-refunds fleet status` says more"
             )
         self._told_held_back = stands
 

@@ -241,11 +241,18 @@ CREATE OR REPLACE VIEW async_refunds.metrics AS
                 END AS retry_seconds,
             i.last_word,
             extract(epoch FROM clock_timestamp() - i.last_at)::float8
-                AS last_at_seconds
+                AS last_at_seconds,
+            -- Only where nothing else is left of it: all that is open needs a new key.
+            CASE WHEN i.open > 0 AND i.open = i.need_new_key
+                    AND l.no_new_key_until > clock_timestamp()
+                THEN extract(epoch FROM l.no_new_key_until - clock_timestamp())::float8
+                END AS new_key_seconds
         FROM async_refunds.leases l
         LEFT JOIN (
             SELECT r.scope, items.account, count(*) FILTER (WHERE NOT dead) AS open,
                     count(*) FILTER (WHERE dead) AS dead, min(added_at) AS oldest,
+                    count(*) FILTER (WHERE NOT dead AND known_at IS NOT NULL
+                        AND NOT maybe_sent) AS need_new_key,
                     max(known_at) AS last_at,
                     (array_agg(coalesce(error, outcome) ORDER BY known_at DESC)
                         FILTER (WHERE known_at IS NOT NULL))[1] AS last_word

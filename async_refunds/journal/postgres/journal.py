@@ -53,6 +53,9 @@ _OVER, _POLL = 2.0, 0.2
 class PostgresJournal(BatchGuard):
     """A `Journal` of one scope. It writes for accounts whose lease is held, no others.
 
+    `PostgresJournal.open` makes one for a run, to which a batch adds what it is given.
+    Made otherwise it is a worker's: it adds nothing, and its leases are to be closed.
+
     When a method has returned, what it did is committed; while the database is away it
     waits, however long.
 
@@ -178,7 +181,10 @@ class PostgresJournal(BatchGuard):
             JournalError: They are none of Stripe's, or no run was opened.
         """
         if self._run_id is None:
-            raise JournalError("a worker adds no items: enqueue them")
+            raise JournalError(
+                "a worker adds no items: enqueue them, or open a run with "
+                "PostgresJournal.open"
+            )
         if requests:
             values = {
                 "run_id": self._run_id,

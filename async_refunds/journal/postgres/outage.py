@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 TRYING_AGAIN = "the database is away, trying again: %s"
 WAITING = "waiting for the database: %s"
-_AGAIN = 60.0  # seconds until the same is said again
+_AGAIN = 60.0  # seconds until it is said again
 _SHORT = 10.0  # seconds: below that tenths are told
 
 _logger = logging.getLogger("async_refunds")
@@ -20,7 +20,8 @@ _logger = logging.getLogger("async_refunds")
 class Outage:
     """Warns when a database goes away, and tells when it is back for all its users.
 
-    What is said once is not said again for a minute.
+    Whatever the reasons are by then, that is said once, and again each minute: a server
+    that restarts cuts connections, refuses them, and then says that it is starting up.
 
     Args:
         clock: Gives monotonic seconds.
@@ -30,7 +31,7 @@ class Outage:
         self._clock = clock
         self._users: set[object] = set()  # for whom it is away
         self._since = 0.0
-        self._said: dict[str, float] = {}  # in this outage, and when
+        self._said_at = 0.0
         self.ended = 0
         """How many are over, and were told of."""
 
@@ -42,15 +43,12 @@ class Outage:
             what: What the user does, with ``%s`` where the reason stands.
             why: The reason, on one line.
         """
-        now = self._clock()
-        if not self._users:
-            self._since = now
-            self._said.clear()
+        now, begins = self._clock(), not self._users
         self._users.add(user)
-        recent = {text: at for text, at in self._said.items() if now - at < _AGAIN}
-        self._said = recent  # so it stays small, however the reasons vary
-        if why not in recent:
-            recent[why] = now
+        if begins:
+            self._since = now
+        if begins or now - self._said_at >= _AGAIN:
+            self._said_at = now
             _logger.warning(what, why)
 
     def back(self, user: object) -> None:

@@ -59,7 +59,7 @@ _RECORDS = f"""SELECT i.number, i.refund_id, nullif(i.account, ''), {KNOWN}, i.s
     {_CHOSEN} ORDER BY i.number"""  # noqa: S608 - our own text
 _STATUS = """SELECT scope, nullif(account, ''), owner, held, lease_age_seconds, pace,
         takeovers, open, dead, oldest_open_seconds, waits_seconds, retry_seconds,
-        last_word, last_at_seconds
+        new_key_seconds, last_word, last_at_seconds
     FROM async_refunds.metrics
     WHERE %(scope)s::text IS NULL OR scope = %(scope)s ORDER BY scope, account"""
 
@@ -91,6 +91,9 @@ class AccountStatus(msgspec.Struct, frozen=True):
     way."""
     retries_in: float | None
     """Until what was left open with a result is asked for again."""
+    new_keys_in: float | None
+    """Until what is open, all of which needs a new key, may get one: a request of a
+    worker that was killed may be under way."""
     last_word: str | None
     """The error of the last result that has left an item open."""
     last_word_age: float | None

@@ -55,6 +55,10 @@ SELECT r.name, r.scope, r.state, count(i.*) AS refunds,
 # lease of its account.
 _WAITS = """(i.known_at IS NOT NULL AND i.claim_number IS NULL
     AND l.retry_at > clock_timestamp())"""
+_NOT_BEFORE = """(l.not_before > clock_timestamp()
+    AND (l.token IS NULL OR l.until <= clock_timestamp()))"""
+_NO_NEW_KEY = """(i.known_at IS NOT NULL AND NOT i.maybe_sent
+    AND l.no_new_key_until > clock_timestamp())"""
 # By the index of what is open: nothing of what is settled, which may be nearly all.
 _LEFT = """FROM async_refunds.items i JOIN async_refunds.leases l
     ON (l.scope, l.account) = (r.scope, i.account)
@@ -63,9 +67,8 @@ _PROGRESS = f"""
 SELECT r.state, i.* FROM async_refunds.runs r CROSS JOIN LATERAL (
     SELECT count(*) AS open, count(*) FILTER (WHERE i.known_at IS NOT NULL) AS tried,
             count(*) FILTER (WHERE {_WAITS}) AS waiting,
-            count(*) FILTER (WHERE NOT {_WAITS}
-                AND l.not_before > clock_timestamp()
-                AND (l.token IS NULL OR l.until <= clock_timestamp())) AS held_back
+            count(*) FILTER (WHERE NOT {_WAITS} AND ({_NOT_BEFORE} OR {_NO_NEW_KEY}))
+                AS held_back
         {_LEFT}
 ) i WHERE r.name = %s
 """  # noqa: S608 - our own text
@@ -97,8 +100,8 @@ class RunProgress(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int
     """Those of them that are not asked for again before some time."""
     held_back: int
-    """Others, of accounts of which nothing is asked for now: the key is refused, or
-    Stripe cannot be reached."""
+    """Others that are not asked for now: the key of their account is refused, Stripe
+    cannot be reached, or a request of a worker that was killed may be under way."""
 
 
 class Waiting(msgspec.Struct, frozen=True, kw_only=True):
