@@ -76,7 +76,9 @@ EACH = pytest.mark.parametrize("command", CHANGES, ids=lambda words: words[0])
 @pytest.fixture(scope="module")
 def waiting_server() -> Generator[PostgresServer]:
     """A server whose commits wait for a standby, which never comes, if they ask."""
-    with embedded_server(synchronous_standby_names="nobody") as address:
+    with embedded_server(
+        synchronous_standby_names="nobody", synchronous_commit="local"
+    ) as address:
         yield PostgresServer(address)
 
 
