@@ -7,14 +7,22 @@ from typing import TYPE_CHECKING
 import pytest
 
 from async_refunds.journal import JournalReader, Run, SqliteJournal
-from async_refunds.results import CancelRequest
+from async_refunds.results import CancelRequest, CancelResult
 from tests.support.journals import claimed
-from tests.support.terminal import Screen, emulator_of, run, run_each, started
+from tests.support.terminal import (
+    Screen,
+    emulator_of,
+    run,
+    run_each,
+    run_in_shell,
+    started,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from async_refunds.emulator import Emulator
+    from async_refunds.journal import Claim
 
 pytestmark = pytest.mark.asyncio(loop_factories=["real"])
 
@@ -23,6 +31,12 @@ GIVEN_UP = (
     "run.sqlite3 is closed; 1 refund given up: not canceled, nor asked for any more"
 )
 CLOSED = "not canceled: the run is closed, another one may have them"
+
+
+def canceled(claim: Claim) -> CancelResult:
+    return CancelResult(
+        refund_id=claim.refund_id, stripe_account=None, outcome="canceled"
+    )
 
 
 def sent(emulator: Emulator) -> list[str]:
@@ -161,3 +175,26 @@ async def test_journal_that_is_missing_or_in_use_is_not_closed(tmp_path: Path) -
     assert "there is no journal" in missing.err
     assert "is in use by another process" in used.err
     assert not JournalReader(tmp_path / JOURNAL).run_closed
+
+
+async def test_disk_that_is_full_does_not_hide_that_a_run_is_closed(
+    tmp_path: Path,
+) -> None:
+    """The commit is in the -wal, which cannot be copied into the file."""
+    path = tmp_path / JOURNAL
+    run_of = Run("https://a.example", livemode=False)
+    async with SqliteJournal.open(path, run_of) as journal:
+        journal.load(CancelRequest(f"re_{number:06}") for number in range(5300))
+        claims = await claimed(journal, None, 5000)
+        await journal.settle([(each, canceled(each)) for each in claims])
+    blocks = path.stat().st_size // 1024
+    ended = await run_in_shell(
+        f"ulimit -f {blocks}; refunds close {JOURNAL}", key=None, folder=tmp_path
+    )
+    assert ended.code == 1
+    assert "a quota, or a failing disk" in ended.err
+    assert ended.err.endswith(
+        f"; perhaps {JOURNAL} is closed: the same command again makes sure\n"
+    )
+    reader = JournalReader(path)
+    assert (reader.run_closed, reader.tally().open) == (True, 0)

@@ -300,3 +300,15 @@ async def test_batch_that_is_stopped_misses_nothing(fleet: Fleet) -> None:
 
         with pytest.raises(JournalError, match="has taken over"):
             await alone.cancel(ids, on_result=lose_and_stop)
+
+
+async def test_end_that_cannot_be_read_is_told(fleet: Fleet) -> None:
+    async with working_alone(fleet) as alone:
+        ids = alone.stripe.seed_refunds(1)
+
+        def break_it(_: Batch) -> None:
+            fleet.do("ALTER TABLE async_refunds.items RENAME COLUMN dead TO was_dead")
+
+        with pytest.raises(JournalError, match="whether each refund has a result"):
+            await alone.cancel(ids, on_result=break_it)
+        assert list(alone.results) == ids
