@@ -214,8 +214,8 @@ def classify(request: Request[T], reply: Reply) -> Classification[T]:
       Stripe API"). What is decided before that layer, such as a 401, may not repeat it.
       Such a refusal is no `Proof`: it may be a late answer to another request on
       the same connection. It is believed if a second answer, on another connection,
-      says the same and the refund, as read, is not canceled. Or if the read is refused
-      for the same reason.
+      says the same and the refund, as read, is in a state that is known, and not
+      canceled. Or if the read is refused for the same reason.
 
     A no counts for the call only if no earlier attempt was ambiguous. The caller has to
     remember that.

@@ -66,6 +66,9 @@ if TYPE_CHECKING:
     from .requests import Request
 
 _FINAL = frozenset({"canceled", "failed", "succeeded"})
+# States in which a refund certainly was not canceled. Another word proves nothing: a
+# later version's, or one that something between Stripe and here has put there.
+_NOT_CANCELED = frozenset({"requires_action", "pending", "succeeded", "failed"})
 
 
 class SentBefore(msgspec.Struct, frozen=True):
@@ -138,8 +141,11 @@ def conclude(
     elif last.proof is Proof.KEY:
         is_no = True
     elif last.proof is Proof.TWICE:
-        found = refund is not None
-        is_no = not canceled if found else _is_refused_alike(last, read)
+        is_no = (
+            refund.status in _NOT_CANCELED
+            if refund is not None
+            else _is_refused_alike(last, read)
+        )
     else:
         is_no = False
     decide = _conclude_no if is_no else _conclude_ambiguous

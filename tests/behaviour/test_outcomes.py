@@ -276,9 +276,13 @@ async def test_second_refusal_comes_on_a_connection_that_carried_nothing_before(
         assert server.connections <= 4  # these are kept, and used again
 
 
-async def test_refusal_that_came_twice_is_not_believed_without_a_read() -> None:
+@pytest.mark.parametrize("read", [HTML, seen("a_later_word"), seen(None)])
+async def test_refusal_that_came_twice_is_not_believed_without_a_read(
+    read: bytes,
+) -> None:
+    """Nor by one that tells no state in which a refund certainly is not canceled."""
     act = UNCONFIRMED[404]
-    async with scripted(act, reads=[HTML]) as server, server.client() as refunds:
+    async with scripted(act, reads=[read]) as server, server.client() as refunds:
         with pytest.raises(OutcomeUnknownError):
             await refunds.cancel(RE)
     assert server.methods().startswith("POST POST GET")
@@ -306,8 +310,9 @@ LIMITED_SILENTLY = refusal(429, echo=False, code="rate_limit")
         (WAITING, RateLimitError),
         (LIMITED_SILENTLY, RateLimitError),
         (HTML, OutcomeUnknownError),
+        (seen("a_later_word"), OutcomeUnknownError),
     ],
-    ids=["canceled", "waiting", "limited too", "a proxy's page"],
+    ids=["canceled", "waiting", "limited too", "a proxy's page", "no known state"],
 )
 async def test_limit_is_believed_if_it_comes_twice_unless_one_read_contradicts_it(
     read: bytes, told: type[RefundsError] | None
