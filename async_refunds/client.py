@@ -66,7 +66,8 @@ class RefundsClient:
             clients, or give ``None`` for no limit.
         attempt_timeout: Seconds for one attempt, of which the wait for a connection
             may take half.
-        on_attempt: Called with each `Attempt` when it ends.
+        on_attempt: Called with each `Attempt` when it ends, but not with one whose call
+            is cancelled meanwhile: that is in the `CallRecord` only.
         on_call: Called with a `CallRecord` when a call ends, also one that was
             cancelled.
         on_call_start: Called with a `CallStart` when a call begins, in its task. May
@@ -80,7 +81,7 @@ class RefundsClient:
     """
 
     # Also a client whose construction failed has a repr, in the traceback of that.
-    _shown = False
+    _made = False
     _open = False
 
     def __init__(
@@ -146,7 +147,7 @@ class RefundsClient:
         )
         self._key_is_live = key is None or validation.is_live(key)
         self._base_url = origin
-        self._shown = True
+        self._made = True
         self._open = session is None
         self._made_at = _caller(self) if self._open else ""
         telemetry.set_up_logging()
@@ -395,7 +396,7 @@ class RefundsClient:
             )
 
     def __repr__(self) -> str:
-        if not self._shown:
+        if not self._made:
             return "<RefundsClient not made>"
         return f"<RefundsClient {'live' if self.livemode else 'test'} {self._base_url}>"
 

@@ -277,7 +277,7 @@ def conclude_expired_key(
     """Decide what a cancel of over a day ago did, from a read of the refund.
 
     Stripe may have forgotten the key, and a request that was lost a day ago will not be
-    executed any more. So the state is the whole truth.
+    executed any more. So the state is the whole truth, if it is one that is known.
 
     Returns:
         The conclusion; ``None`` if the refund still waits in ``requires_action``, so
@@ -288,11 +288,14 @@ def conclude_expired_key(
         return None
     if refund is not None and refund.status == "canceled":
         return Conclusion("canceled", refund)
-    if refund is not None and refund.status is not None:
+    if refund is not None and refund.status in _NOT_CANCELED:
         return _not_cancelable(request, None, refund, attempts)
-    found = "it was read without a status"
     if refund is None:
         found = f"it could not be read ({describe_failure(read)})"
+    elif refund.status is None:
+        found = "it was read without a status"
+    else:
+        found = f"it is in state {_shown_status(refund)}"
     seen = None if refund is None else redact_refund(refund)
     return Conclusion(
         "unknown",

@@ -98,16 +98,16 @@ class ScopeWorker:
         self._tell = tell
         self._options = options
         self._clock = asyncio.get_running_loop().time
+        self._credentials = digest_of(refunds)
         self._leases = Leases(
             database,
             scope,
             options.name,
             ttl=options.ttl,
             deadline=options.timeout or deadline_of(refunds),
-            credentials=digest_of(refunds),
+            credentials=self._credentials,
         )
         self._journal = PostgresJournal(database, self._leases)
-        self._credentials = digest_of(refunds)
         self._execution = Execution(
             refunds,
             (),

@@ -285,6 +285,24 @@ async def test_key_of_today_is_used_again_without_a_read() -> None:
     assert stripe.books.requests == {"cancel": 1}
 
 
+@pytest.mark.parametrize(
+    ("status", "words"), [("a_later_word", "a_later_word"), (None, "without a status")]
+)
+async def test_old_key_stays_unknown_while_the_state_is_none_that_is_known(
+    status: str | None, words: str
+) -> None:
+    read = answer(200, refund_json(status))
+    async with scripted(reads=[read]) as server:
+        refunds = server.client()
+        results = await canceled_many(
+            refunds, [RE], journal=Yesterday(DAY), patience=1e-9
+        )
+        await refunds.close()
+    assert results[RE].outcome == "unknown"
+    assert words in str(results[RE].error)
+    assert server.methods() == "GET"
+
+
 async def test_old_key_stays_unknown_while_the_refund_cannot_be_read() -> None:
     stripe = emulator()
     refund_id = stripe.add_refund()

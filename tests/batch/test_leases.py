@@ -789,7 +789,7 @@ async def test_batch_says_at_its_end_which_account_it_never_had() -> None:
         await journal.enqueue(lost, A)
         await journal.enqueue(others, B)
         told: list[str] = []
-        with pytest.raises(JournalError, match="has taken over acct_A: what becomes"):  # noqa: PT012 - as it ends
+        with pytest.raises(JournalError, match="has taken over acct_A: the journal"):  # noqa: PT012 - as it ends
             async for each in cancel_many(refunds, (), journal=journal):
                 told.append(each.refund_id)  # noqa: PERF401 - before it raises
     assert sorted(told) == sorted(others)
@@ -804,7 +804,7 @@ async def test_batch_without_an_end_of_leases_ends_when_one_is_lost() -> None:
     async with client(stripe) as refunds:
         await journal.enqueue(seeded(stripe, 100, A), A)
         told = sent = 0
-        with pytest.raises(JournalError, match="has taken over acct_A: what becomes"):  # noqa: PT012 - as it ends
+        with pytest.raises(JournalError, match="has taken over acct_A: the journal"):  # noqa: PT012 - as it ends
             async for _ in cancel_many(refunds, (), journal=journal, rate=10.0):
                 told += 1
                 if told == 20:

@@ -98,15 +98,15 @@ class MissingItems:
 
 
 def explain_lost(accounts: Iterable[str | None]) -> str:
-    """Say that the leases of accounts were lost, of which something is missing.
+    """Say that the leases of accounts were lost.
 
     Args:
         accounts: ``None`` for the key's own.
     """
     names = sorted(account or "the key's own account" for account in accounts)
     return (
-        f"another process has taken over {', '.join(names)}: what becomes of these "
-        "refunds, the journal tells"
+        f"another process has taken over {', '.join(names)}: the journal tells what "
+        "becomes of the refunds there"
     )
 
 

@@ -490,7 +490,8 @@ MISSING = """SELECT async_refunds.timeline(),
     WHERE run_id = %(run_id)s::uuid AND i.added_at <= to_timestamp(%(added_until)s)
         AND (NOT i.settled OR i.known_at >= to_timestamp(%(began_at)s))
         AND NOT coalesce(i.claimed_by = ANY (%(tokens)s::uuid[])
-            AND i.claim_number IS NULL, false)"""
+            AND i.claim_number IS NULL
+            AND i.known_at >= to_timestamp(%(began_at)s), false)"""
 # Those that have something to do, and who holds or held each: a lease may have been
 # given back by now, or was locked for a moment.
 NOT_TAKEN = f"""SELECT l.account, coalesce(l.owner, 'another worker')

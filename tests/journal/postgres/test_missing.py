@@ -14,6 +14,8 @@ from async_refunds.emulator import Emulator
 from async_refunds.errors import JournalError
 from async_refunds.journal import Run
 from async_refunds.journal.postgres import PostgresJournal, administration
+from async_refunds.results import CancelRequest
+from tests.support.journals import claimed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
@@ -251,7 +253,9 @@ async def test_only_accounts_of_which_something_is_missing_are_named(
 
         with pytest.raises(JournalError) as caught:
             await alone.cancel(ids, on_result=lose_both)
-        assert "another process has taken over acct_B: what" in str(caught.value)
+        assert "another process has taken over acct_B: the journal tells" in str(
+            caught.value
+        )
         assert f"{21 - len(alone.results)} refunds have no" in str(caught.value)
 
 
@@ -300,6 +304,18 @@ async def test_batch_that_is_stopped_misses_nothing(fleet: Fleet) -> None:
 
         with pytest.raises(JournalError, match="has taken over"):
             await alone.cancel(ids, on_result=lose_and_stop)
+
+
+async def test_refund_that_was_given_back_has_no_result(fleet: Fleet) -> None:
+    async with working_alone(fleet) as alone, await alone.open() as journal:
+        journal.begin()
+        await journal.accounts()
+        await journal.add([CancelRequest("re_1")])
+        await journal.give_back(await claimed(journal, None, 1))
+        missing = await journal.explain_missing(stopped=False)
+        assert missing is not None
+        assert missing.startswith("1 refund has no result here")
+        journal.end()
 
 
 async def test_end_that_cannot_be_read_is_told(fleet: Fleet) -> None:
