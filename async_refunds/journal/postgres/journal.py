@@ -16,6 +16,7 @@ from async_refunds.journal.base import BatchGuard, LeaseLostError, Run, check_li
 
 from .connection import Database, Link, describe
 from .given_out import ClaimedRow, GivenOut
+from .lease_statements import NOT_TAKEN
 from .leases import SUSPICIOUS, TTL, Lease, Leases
 from .missing import MissingItems, explain_lost
 from .reader import FleetReader
@@ -28,7 +29,6 @@ from .statements import (
     ENSURE_RUN,
     GIVE_BACK,
     HAND_OVER,
-    NOT_TAKEN,
     REKEY,
     RUN,
     RUNS,
