@@ -525,7 +525,7 @@ async def test_missing_packages_are_named(tmp_path: Path) -> None:
         (("--faults", "nosuch=1"), "--faults: no fault 'nosuch'"),
         (
             ("--database", "postgresql://u:hunter2@127.0.0.1:1/d"),
-            "the database cannot be reached: ",
+            "cannot connect to the database: ",
         ),
         (("--database", "postgres//u:hunter2@h/d"), "is no address of a PostgreSQL"),
     ],
