@@ -84,6 +84,22 @@ class Fleet:
         self._connection.close()
 
 
+def begin_history(fleet: Fleet) -> None:
+    """Let what was noted so far be of another history, as after a failover."""
+    fleet.do("UPDATE async_refunds.timelines SET timeline = 'before'")
+    fleet.do("UPDATE async_refunds.leases SET timeline = 'before'")
+    fleet.do("UPDATE async_refunds.items SET timeline = 'before'")
+
+
+def grow_old(fleet: Fleet, seconds: float) -> None:
+    """Let the database be in its history for some more seconds."""
+    fleet.do(
+        """UPDATE async_refunds.timelines SET
+            seen_at = seen_at - make_interval(secs => %s)""",
+        seconds,
+    )
+
+
 @contextmanager
 def defaults(address: str, **settings: str) -> Generator[None]:
     """Let new sessions in a database begin with these until the end of the block."""
@@ -112,6 +128,12 @@ class Worker:
     async def acquire(self, limit: int = 10) -> set[str | None]:
         """Take accounts, and return which."""
         return {lease.account for lease in await self.leases.acquire(limit)}
+
+    async def acquire_after_failover(self, fleet: Fleet) -> set[str | None]:
+        """Take accounts when what was held before has ended, and return which."""
+        assert not await self.acquire()
+        grow_old(fleet, self.leases.ttl)
+        return await self.acquire()
 
     async def claim(self, account: str | None = None, limit: int = 10) -> list[Claim]:
         """Claim of one account that is held."""

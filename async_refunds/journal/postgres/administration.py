@@ -12,7 +12,7 @@ from psycopg.pq import TransactionStatus
 
 from async_refunds.errors import JournalError
 
-from .statements import HISTORY
+from .history import HISTORY
 from .transactions import read_committed
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from uuid import uuid4
 import msgspec
 
 from .connection import Database, Link, describe
-from .statements import ACQUIRE, ACQUIRE_THESE, ACQUIRED, RELEASE, RENEW
+from .lease_statements import ACQUIRE, ACQUIRE_THESE, ACQUIRED, RELEASE, RENEW
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -151,7 +151,7 @@ class Leases:
         Raises:
             JournalError: The tables are of another release, or it was closed.
         """
-        token, sent_at = str(uuid4()), 0.0
+        token, sent_at, recalled = str(uuid4()), 0.0, False
         wanted = [account or "" for account in only]
         statement = ACQUIRE_THESE if wanted else ACQUIRE
         values = {
@@ -166,12 +166,13 @@ class Leases:
         }
 
         async def work(connection: Connection, in_doubt: bool) -> list[Any]:  # noqa: FBT001 - as Link calls it
-            nonlocal sent_at
-            sent_at = self._clock()
+            nonlocal sent_at, recalled
             if in_doubt:
                 found = await connection.execute(ACQUIRED, values)
                 if rows := await found.fetchall():
+                    recalled = True
                     return rows
+            sent_at = self._clock()
             held = [account or "" for account in self._held]
             cursor = await connection.execute(
                 statement.encode(), {**values, "held": held}
@@ -185,9 +186,12 @@ class Leases:
             self.takeovers += taken_over
             lease = Lease(account or None, token, rate, takeovers, *left)
             self._held[lease.account] = lease
-            self._good_until[lease.account] = sent_at + self.ttl
             leases.append(lease)
-        return leases
+            if not recalled:
+                self._good_until[lease.account] = sent_at + self.ttl
+        if recalled:  # it was taken nobody knows when, and may have ended
+            await self.renew()
+        return [lease for lease in leases if self._held.get(lease.account) is lease]
 
     async def release(
         self,
@@ -301,11 +305,13 @@ class Leases:
             sent_at = self._clock()
             return await (await connection.execute(RENEW, values)).fetchall()
 
-        renewed = {account or None for (account,) in await self._link.repeat(work)}
+        good = {
+            account or None: good for account, good in await self._link.repeat(work)
+        }
         for lease in leases:
-            if lease.account not in renewed:
+            if lease.account not in good:
                 self.lose(lease)
-            elif self._held.get(lease.account) is lease:
+            elif good[lease.account] and self._held.get(lease.account) is lease:
                 self._good_until[lease.account] = sent_at + self.ttl
 
     # ------------------------------------------------------------------ life

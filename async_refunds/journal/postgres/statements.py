@@ -1,4 +1,4 @@
-"""What a worker asks of the database. Each statement is a transaction of its own.
+"""The statements on items, and on the run of a journal.
 
 A lease's token is checked with each write, under a lock that lets no other worker take
 the account over before the commit. Leases are locked in the order of their accounts, so
@@ -8,197 +8,7 @@ commit is in doubt, without a second effect.
 
 from __future__ import annotations
 
-
-def _open(run: str) -> str:
-    return f"i.run_id = {run}.run_id AND NOT i.settled AND NOT i.dead"
-
-
-# The accounts of a run that have something open: from one to the next by the index, so
-# that those of which all is settled, which may be nearly all, cost nothing. Ordered by
-# the number too, as only the index of what is open is. `r` is the run.
-_OPEN_ACCOUNTS = f"""(
-    WITH RECURSIVE accounts (account) AS (
-        (SELECT i.account FROM async_refunds.items i WHERE {_open("r")}
-            ORDER BY i.account, i.number LIMIT 1)
-        UNION ALL
-        SELECT (SELECT i.account FROM async_refunds.items i WHERE {_open("r")}
-                AND i.account > accounts.account
-                ORDER BY i.account, i.number LIMIT 1)
-            FROM accounts WHERE accounts.account IS NOT NULL
-    ) SELECT account FROM accounts WHERE account IS NOT NULL)"""  # noqa: S608 - our own text
-
-
-# Since when the database is in its history, `now.timeline`, if another one may have
-# claimed items. `t`: what was noted of it.
-_SEEN_AT = """CASE WHEN t.last_number > 0 THEN t.seen_at
-            WHEN now.timeline IS NULL OR t.last_number = 0 THEN '-infinity'
-            ELSE now.at END"""
-# What may be claimed now of what is open; what failed needs a new key. `l`: the lease.
-# As in `CLAIM`, or an account would be taken in vain. The history is looked at once.
-_CLAIMABLE = f"""(i.known_at IS NULL OR l.retry_at <= clock_timestamp()
-        AND (i.maybe_sent OR clock_timestamp() >= greatest(l.no_new_key_until, (
-            SELECT {_SEEN_AT} + make_interval(secs => %(grace)s)
-            FROM (SELECT timeline, clock_timestamp() AS at FROM history) now
-            LEFT JOIN async_refunds.timelines t USING (timeline)))))"""  # noqa: S608 - our own text
-
-
-def _has(items: str, runs: str = "true") -> str:
-    """Return whether the account of `l` has some item in some open run."""
-    # OFFSET 0: asked for each account, and not joined to all items there are.
-    return f"""EXISTS (
-        SELECT FROM async_refunds.runs o CROSS JOIN LATERAL (
-            SELECT FROM async_refunds.items i
-            WHERE {_open("o")} AND i.account = l.account AND {items}
-            LIMIT 1
-        ) i WHERE o.scope = l.scope AND o.state = 'open' AND {runs} OFFSET 0)"""  # noqa: S608 - our own text
-
-
-# Nobody holds it. What ended while this worker could not renew it lives on.
-_NOT_HELD = """l.scope = %(scope)s AND l.until < clock_timestamp()
-        AND l.account <> ALL (%(held)s::text[])"""
-# Others than those whose credentials were refused need not wait for these.
-_NOT_MINE = "l.refused <> %(credentials)s"
-_MAY_BE_TAKEN = f"{_NOT_HELD} AND (l.not_before <= clock_timestamp() OR {_NOT_MINE})"
-_LOCKED = """SELECT l.account, l.token IS NOT NULL AS taken_over, l.owner AS former
-        FROM async_refunds.leases l WHERE"""
-# Which way to look for work. Of a few accounts that may be taken, each is asked whether
-# it has some. Where many may be taken, nearly all of them may be settled for good: then
-# it goes from one account with something open to the next, until there are enough.
-_FEW = f"""(SELECT count(*) <= 1000 FROM (
-        SELECT FROM async_refunds.leases l WHERE {_MAY_BE_TAKEN} LIMIT 1001) few)"""  # noqa: S608 - our own text
-_FREE_OF_FEW = f"""{_LOCKED} {_MAY_BE_TAKEN} AND {_has(_CLAIMABLE)} AND {_FEW}
-    LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED"""
-# Each lease is looked up by itself. An account with work in several runs comes once,
-# with the first of these: a plan that goes from one to the next passes over what it has
-# taken already, and another one would not.
-_FREE_OF_MANY = f"""SELECT l.* FROM (
-        SELECT run_id FROM async_refunds.runs
-        WHERE scope = %(scope)s AND state = 'open' ORDER BY run_id OFFSET 0
-    ) r CROSS JOIN LATERAL {_OPEN_ACCOUNTS} a CROSS JOIN LATERAL (
-        {_LOCKED} {_MAY_BE_TAKEN} AND l.account = a.account
-        AND {_has(_CLAIMABLE, "o.run_id = r.run_id")}
-        AND NOT {_has(_CLAIMABLE, "o.run_id < r.run_id")}
-        FOR NO KEY UPDATE SKIP LOCKED
-    ) l WHERE NOT {_FEW} LIMIT %(limit)s"""  # noqa: S608 - our own text
-_FREE = f"""SELECT * FROM ({_FREE_OF_FEW}) few
-    UNION ALL SELECT * FROM ({_FREE_OF_MANY}) many"""  # noqa: S608 - our own text
-# How much is open of an account: for people, so not beyond a thousand.
-_LEFT = f"""(SELECT count(*) FROM async_refunds.runs o CROSS JOIN LATERAL (
-        SELECT FROM async_refunds.items i
-        WHERE {_open("o")} AND i.account = l.account LIMIT 1000
-    ) i WHERE o.scope = l.scope AND o.state = 'open')"""  # noqa: S608 - our own text
-_FREE_OF_THESE = f"""{_LOCKED} {_NOT_HELD} AND l.account = ANY (%(accounts)s::text[])
-        AND {_has("true")}
-    LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED"""
-
-
-# Where a new holder begins: not with what the last one was told to keep to.
-_FOUND_PACE = "CASE WHEN l.pace > 0 THEN l.pace END"
-
-
-def _acquire(free: str, retry_at: str) -> str:
-    return f"""
-WITH history AS MATERIALIZED (SELECT async_refunds.note_timeline() AS timeline),
-free AS (
-    {free}
-)
-UPDATE async_refunds.leases l SET
-    token = %(token)s,
-    owner = %(owner)s,
-    until = clock_timestamp() + make_interval(secs => %(ttl)s),
-    acquired_at = clock_timestamp(),
-    renewed_at = clock_timestamp(),
-    timeline = history.timeline,
-    not_before = CASE WHEN {_NOT_MINE} THEN l.not_before ELSE '-infinity' END,
-    refused = CASE WHEN {_NOT_MINE} THEN l.refused END,
-    retry_at = {retry_at},
-    takeovers = l.takeovers + (l.token IS NOT NULL)::integer,
-    all_takeovers = l.all_takeovers + (l.token IS NOT NULL)::integer,
-    no_new_key_until = CASE WHEN l.token IS NULL THEN l.no_new_key_until
-        ELSE clock_timestamp() + make_interval(secs => %(grace)s) END
-FROM free, history WHERE l.scope = %(scope)s AND l.account = free.account
-RETURNING l.account, {_FOUND_PACE}, l.takeovers, free.taken_over, free.former,
-    CASE WHEN free.taken_over THEN {_LEFT} ELSE 0 END"""  # noqa: S608 - our own text
-
-
-ACQUIRE = _acquire(_FREE, "l.retry_at")
-# For whoever asks for certain accounts: they do not wait.
-ACQUIRE_THESE = _acquire(_FREE_OF_THESE, "'-infinity'")
-ACQUIRED = f"""SELECT l.account, {_FOUND_PACE}, l.takeovers, l.takeovers > 0, NULL, 0
-    FROM async_refunds.leases l
-    WHERE l.scope = %(scope)s AND l.token = %(token)s"""  # noqa: S608 - our own text
-
-RENEW = """
-WITH history AS MATERIALIZED (SELECT async_refunds.note_timeline() AS timeline),
-held AS (
-    SELECT l.account, given.pace FROM async_refunds.leases l
-    JOIN unnest(%(accounts)s::text[], %(tokens)s::uuid[], %(paces)s::float8[])
-        AS given (account, token, pace)
-        ON l.scope = %(scope)s AND l.account = given.account
-            AND l.token = given.token
-    ORDER BY l.account
-    FOR NO KEY UPDATE OF l
-)
-UPDATE async_refunds.leases l SET
-    until = clock_timestamp() + make_interval(secs => %(ttl)s),
-    renewed_at = clock_timestamp(),
-    timeline = history.timeline,
-    pace = coalesce(held.pace, l.pace)
-FROM held, history WHERE l.scope = %(scope)s AND l.account = held.account
-RETURNING l.account"""
-
-# What this holder has left with a result waits one minute, then two, up to 15. While an
-# item is left that may be what ended the holders before, their number is kept.
-RELEASE = f"""
-WITH held AS MATERIALIZED (
-    SELECT l.account, given.pace, given.not_before, given.refused
-    FROM unnest(%(accounts)s::text[], %(tokens)s::uuid[], %(paces)s::float8[],
-        %(not_before)s::float8[], %(refused)s::text[])
-        AS given (account, token, pace, not_before, refused)
-    JOIN async_refunds.leases l ON l.scope = %(scope)s AND l.account = given.account
-        AND l.token = given.token
-    ORDER BY l.account
-    FOR NO KEY UPDATE OF l
-),
-found AS MATERIALIZED (
-    SELECT held.*, %(retry_later)s::boolean AND EXISTS (
-        SELECT FROM async_refunds.runs r CROSS JOIN LATERAL (
-            SELECT FROM async_refunds.items i
-            WHERE i.run_id = r.run_id AND i.account = held.account
-                AND NOT i.settled AND NOT i.dead AND i.known_at IS NOT NULL
-            LIMIT 1
-        ) i WHERE r.scope = %(scope)s AND r.state = 'open'
-    ) AS left_open, EXISTS (
-        SELECT FROM async_refunds.runs r CROSS JOIN LATERAL (
-            SELECT FROM async_refunds.items i
-            WHERE i.run_id = r.run_id AND i.account = held.account
-                AND NOT i.settled AND NOT i.dead AND i.claims >= %(suspicious)s
-            LIMIT 1
-        ) i WHERE r.scope = %(scope)s AND r.state = 'open'
-    ) AS suspicious
-    FROM held
-)
-UPDATE async_refunds.leases l SET
-    token = NULL,
-    owner = NULL,
-    until = '-infinity',
-    takeovers = CASE WHEN l.takeovers >= %(suspicious)s AND found.suspicious
-        THEN l.takeovers ELSE 0 END,
-    pace = coalesce(found.pace, l.pace),
-    not_before = CASE WHEN found.not_before > 0
-        THEN clock_timestamp() + make_interval(secs => found.not_before)
-        WHEN {_NOT_MINE} THEN l.not_before ELSE '-infinity' END,
-    refused = CASE WHEN found.not_before > 0 THEN found.refused
-        WHEN {_NOT_MINE} THEN l.refused END,
-    retry_at = CASE WHEN l.retry_at > clock_timestamp() THEN l.retry_at WHEN left_open
-        THEN clock_timestamp() + make_interval(mins => least(15, 1 << l.retries))
-        ELSE '-infinity' END,
-    retries = CASE WHEN l.retry_at > clock_timestamp() THEN l.retries WHEN left_open
-        THEN least(l.retries + 1, 4) ELSE 0 END
-FROM found
-WHERE l.scope = %(scope)s AND l.account = found.account
-RETURNING l.account, CASE WHEN found.left_open
-    THEN extract(epoch FROM l.retry_at - clock_timestamp())::float8 END"""  # noqa: S608 - our own text
+from .history import HISTORY
 
 # Which accounts a statement writes for. Not more, and none without its lock.
 _HELD = """held AS MATERIALIZED (
@@ -209,17 +19,6 @@ _HELD = """held AS MATERIALIZED (
     ORDER BY l.account
     FOR SHARE OF l
 )"""
-# Which history the database is in, and which items another one may have claimed. While
-# the first worker has not noted a new one, that is all of them.
-HISTORY = f"""history AS MATERIALIZED (
-    SELECT now.at, now.timeline,
-        CASE WHEN now.timeline IS NULL THEN 0
-            ELSE coalesce(t.last_number, 9223372036854775807) END AS last_number,
-        {_SEEN_AT} AS seen_at
-    FROM (SELECT clock_timestamp() AS at, async_refunds.timeline() AS timeline
-        OFFSET 0) now
-    LEFT JOIN async_refunds.timelines t USING (timeline)
-)"""  # noqa: S608 - our own text
 _CLAIMED = """i.run_id::text, i.refund_id, i.number, i.generation,
     extract(epoch FROM i.claimed_at)::float8,
     extract(epoch FROM i.sent_before)::float8, i.credentials IS NOT NULL"""
@@ -492,9 +291,3 @@ MISSING = """SELECT async_refunds.timeline(),
         AND NOT coalesce(i.claimed_by = ANY (%(tokens)s::uuid[])
             AND i.claim_number IS NULL
             AND i.known_at >= to_timestamp(%(began_at)s), false)"""
-# Those that have something to do, and who holds or held each: a lease may have been
-# given back by now, or was locked for a moment.
-NOT_TAKEN = f"""SELECT l.account, coalesce(l.owner, 'another worker')
-    FROM async_refunds.leases l
-    WHERE l.scope = %(scope)s AND l.account = ANY (%(accounts)s::text[])
-        AND {_has("true")} ORDER BY l.account"""  # noqa: S608 - our own text

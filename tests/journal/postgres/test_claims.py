@@ -13,10 +13,18 @@ from async_refunds.errors import JournalError
 from async_refunds.journal import Run
 from async_refunds.journal.base import LeaseLostError
 from async_refunds.journal.keys import derive_key
-from async_refunds.journal.postgres import PostgresJournal, administration, journal
+from async_refunds.journal.postgres import PostgresJournal, administration, run_accounts
 from async_refunds.models import Attempt
 from async_refunds.results import CancelRequest
-from tests.support.fleets import SCOPE, URL, ids, result, until, worker
+from tests.support.fleets import (
+    SCOPE,
+    URL,
+    begin_history,
+    ids,
+    result,
+    until,
+    worker,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,12 +35,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.asyncio(loop_factories=["real"])
 
 RUN = Run(URL, livemode=False)
-
-
-def begin_history(fleet: Fleet) -> None:
-    """Let what was noted so far be of another history, as after a failover."""
-    fleet.do("UPDATE async_refunds.timelines SET timeline = 'before'")
-    fleet.do("UPDATE async_refunds.items SET timeline = 'before'")
 
 
 def forget_claims(fleet: Fleet) -> None:
@@ -263,7 +265,7 @@ async def test_after_a_failover_all_that_is_open_counts_as_maybe_sent(
     fleet.add(["re_1", "re_2"])
     begin_history(fleet)
     async with worker(fleet.address) as one:
-        await one.acquire()
+        await one.acquire_after_failover(fleet)
         fleet.add(["re_3"])
         claims = await one.claim()
         assert [claim.maybe_sent for claim in claims] == [True, True, False]
@@ -303,7 +305,7 @@ async def test_age_of_a_key_counts_from_the_claim_that_a_failover_may_have_forgo
         begin_history(fleet)
         fleet.do("UPDATE async_refunds.items SET claimed_at = now() - interval '22 h'")
         await one.leases.release(None)
-        await one.acquire()
+        await one.acquire_after_failover(fleet)
         (again,) = await one.claim()
         assert again.maybe_sent
         assert one.journal.now() - again.key_created_at < 60
@@ -359,7 +361,7 @@ async def test_after_a_failover_nobody_knows_with_which_credentials_it_was_claim
         assert first.same_credentials
         await one.leases.release(None)
         begin_history(fleet)
-        await one.acquire()
+        await one.acquire_after_failover(fleet)
         found = await one.claim()
         assert [claim.maybe_sent for claim in found] == [True, True]
         assert not any(claim.same_credentials for claim in found)
@@ -425,7 +427,7 @@ async def test_account_with_something_that_needs_no_new_key_is_taken_after_a_fai
         await one.settle(second, "unknown")
         await one.leases.release(None, retry_later=False)
         begin_history(fleet)
-        assert await one.acquire() == {None}
+        assert await one.acquire_after_failover(fleet) == {None}
         assert ids(await one.claim()) == ["re_2"]
 
 
@@ -559,7 +561,7 @@ async def test_run_of_a_newer_derivation_is_refused(fleet: Fleet) -> None:
 async def test_run_alone_says_who_has_the_lease(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal, "_OVER", 0.0)  # it would wait for seconds
+    monkeypatch.setattr(run_accounts, "_OVER", 0.0)  # it would wait for seconds
     fleet.add(["re_1"])
     fleet.add(["re_2"], run="other")
     async with (
@@ -580,7 +582,7 @@ async def test_run_alone_says_who_has_the_lease(
 async def test_run_alone_waits_for_the_end_of_a_lease(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal, "_OVER", 3600.0)
+    monkeypatch.setattr(run_accounts, "_OVER", 3600.0)
     fleet.add(["re_1"])
     async with (
         worker(fleet.address, "host 1") as one,

@@ -14,9 +14,17 @@ from async_refunds.journal.base import LeaseLostError
 from async_refunds.journal.postgres import PostgresJournal
 from async_refunds.journal.postgres.journal import MOST_CLAIMS
 from async_refunds.results import CancelResult
-from tests.support.fleets import URL, ids, result, until, worker
+from tests.support.fleets import (
+    URL,
+    begin_history,
+    grow_old,
+    ids,
+    result,
+    until,
+    worker,
+)
 
-from .test_claims import attempt, begin_history, forget_claims
+from .test_claims import attempt, forget_claims
 
 if TYPE_CHECKING:
     from tests.support.fleets import Fleet, Worker
@@ -374,10 +382,8 @@ async def test_key_of_an_item_that_a_failover_forgot_may_be_as_old_as_that(
     )
     async with worker(fleet.address) as one:
         await one.acquire()
-        fleet.do(
-            """UPDATE async_refunds.timelines SET seen_at = now() - interval '2 h'
-                WHERE timeline <> 'before'"""
-        )
+        grow_old(fleet, 2 * HOUR)
+        await one.acquire()
         ages = [time.time() - claim.key_created_at for claim in await one.claim()]
         assert ages == [
             pytest.approx(2 * HOUR, abs=60),
@@ -391,8 +397,8 @@ async def test_what_was_claimed_since_the_failover_is_not_forgotten(
     fleet.add(["re_1"])
     begin_history(fleet)
     async with worker(fleet.address) as one:
-        await one.acquire()
-        fleet.do("UPDATE async_refunds.timelines SET seen_at = '2020-01-01'")
+        await one.acquire_after_failover(fleet)
+        grow_old(fleet, HOUR)
         (claim,) = await one.claim()
         assert claim.maybe_sent
         await one.journal.settle([(claim, result(claim, "failed", (attempt(),)))])

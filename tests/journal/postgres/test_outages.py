@@ -22,6 +22,7 @@ from tests.support.fleets import (
     FAR_TOO_LONG,
     URL,
     Worker,
+    begin_history,
     ids,
     result,
     until,
@@ -172,6 +173,33 @@ async def test_leases_whose_commits_were_in_doubt_are_held_once(fleet: Fleet) ->
         proxy.lose_next_answer()
         await one.leases.release(one.leases.accounts[0])
         assert fleet.value(held) == 2
+
+
+@pytest.mark.parametrize("failover", [False, True])
+async def test_lease_whose_commit_was_in_doubt_for_long_counts_from_now_on(
+    fleet: Fleet,
+    failover: bool,  # noqa: FBT001 - a parameter
+) -> None:
+    fleet.add(["re_1"])
+    owner = "SELECT owner FROM async_refunds.leases"
+    async with (
+        proxied(fleet) as (proxy, address),
+        worker(address) as one,
+        worker(fleet.address, "two") as two,
+    ):
+        assert await one.acquire(1) == {None}
+        await one.leases.release(None)
+        proxy.lose_next_answer()
+        proxy.refuse()  # but for the connection that it has
+        acquiring = asyncio.create_task(one.acquire(1))
+        await until(lambda: fleet.value(owner) == "one")
+        fleet.expire()  # while the database is away
+        if failover:
+            begin_history(fleet)
+        await proxy.accept()
+        assert await acquiring == {None}
+        assert one.leases.may_send(None) is not failover, "another may have it"
+        assert await two.acquire() == set()
 
 
 async def test_added_items_whose_commit_was_in_doubt_are_there_once(
