@@ -12,7 +12,7 @@ from __future__ import annotations
 import hmac
 import re
 import time
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -20,7 +20,7 @@ from .errors import SignatureVerificationError, WebhookError
 from .models import Refund  # noqa: TC001 - a struct's field
 from .protocol import validation
 from .protocol.decoding import decode_refund
-from .protocol.redaction import SecretBytes, SecretStr
+from .protocol.redaction import SecretBytes, SecretStr, contains_key, excerpt
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -54,6 +54,18 @@ class RefundEvent(msgspec.Struct, frozen=True):
     if there was no request, or none with a key."""
     request_id: str | None
     """``req_...`` of that request."""
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"RefundEvent({shown})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        # Other programs may name a request after a customer.
+        fields = ((name, getattr(self, name)) for name in self.__struct_fields__)
+        return [
+            (name, excerpt(value) if isinstance(value, str) else value)
+            for name, value in fields
+        ]
 
 
 def refund_event(
@@ -176,7 +188,8 @@ def _decode(body: SecretBytes) -> RefundEvent:
         # The text of the error may quote the body.
         raise WebhookError("the webhook is signed, but is not an event") from None
     if event.type not in _TYPES:
-        shown = event.type if _TYPE.fullmatch(event.type) else "of an unknown type"
+        known = _TYPE.fullmatch(event.type) and not contains_key(event.type)
+        shown = event.type if known else "of an unknown type"
         del event  # a traceback may show it
         raise WebhookError(
             f"the webhook is not a refund event, but {shown}", event_type=shown

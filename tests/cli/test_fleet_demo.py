@@ -24,7 +24,14 @@ from async_refunds.cli.fleet_demo.report import (
     report_lines,
 )
 from async_refunds.cli.output import Output
-from tests.support.terminal import Screen, appears, run, started, there
+from tests.support.terminal import (
+    IN_BACKGROUND,
+    Screen,
+    appears,
+    run,
+    started,
+    there,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -368,6 +375,23 @@ async def test_interrupted_demo_leaves_no_process_and_no_folder_behind(
     assert ended.code == 130, ended.err
     assert ended.err.splitlines()[-1].startswith("async-refunds: interrupted: ")
     assert ended.err.endswith("of 9,999 refunds canceled, all of them the emulator's\n")
+    assert processes_of(folder) == {}
+    assert not there(folder, "*")
+
+
+async def test_termination_of_a_demo_in_the_background_leaves_nothing_behind(
+    folder: Path,
+) -> None:
+    async with started(
+        *("demo", "--workers", "1", "--refunds", "9999"),
+        key=None,
+        folder=folder,
+        python=IN_BACKGROUND,
+    ) as running:
+        await appears(running, folder, "demo-*/w1.log")
+        running.process.send_signal(signal.SIGTERM)
+        ended = await running.ended()
+    assert ended.code == 130, ended.err
     assert processes_of(folder) == {}
     assert not there(folder, "*")
 

@@ -82,7 +82,10 @@ def connected(
     # stderr. What is certain then, `Change` tells.
     logging.getLogger("psycopg").addHandler(logging.NullHandler())
     try:
-        connection = psycopg.connect(given.address.conninfo, autocommit=True)
+        # A statement that is prepared would be left in a session of a pooler.
+        connection = psycopg.connect(
+            given.address.conninfo, autocommit=True, prepare_threshold=None
+        )
     except psycopg.OperationalError as error:
         told = "" if given.database else f" ({_NO_ADDRESS})"
         refuse(f"cannot connect to the database: {describe(error)}{told}")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,6 +20,7 @@ from async_refunds.cli.options import (
     canceling,
 )
 from async_refunds.cli.output import Output, refuse
+from async_refunds.cli.stop_signals import on_stop
 from async_refunds.cli.tables import counted
 from async_refunds.errors import JournalError
 from async_refunds.protocol import validation
@@ -199,7 +199,7 @@ def _stopped_by_signals(
         stop: The event.
         say: Called at the first signal.
     """
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    task = asyncio.current_task()
     assert task is not None  # noqa: S101 - a coroutine runs in one
 
     def end() -> None:
@@ -209,13 +209,5 @@ def _stopped_by_signals(
         stop.set()
         say()
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    for number in numbers:
-        with suppress(NotImplementedError):  # Windows has none
-            loop.add_signal_handler(number, end)
-    try:
+    with on_stop(end):
         yield
-    finally:
-        for number in numbers:
-            with suppress(NotImplementedError):
-                loop.remove_signal_handler(number)

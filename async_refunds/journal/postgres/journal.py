@@ -16,7 +16,7 @@ from async_refunds.journal.base import BatchGuard, LeaseLostError, Run, check_li
 from .connection import Database, Link, describe
 from .given_out import ClaimedRow, GivenOut
 from .leases import SUSPICIOUS, TTL, Lease, Leases
-from .missing import MissingItems, explain_lost
+from .missing import RUN_DELETED, MissingItems, explain_lost
 from .reader import FleetReader
 from .rows import KnownRow, LeasedClaim, UnsentRow, known_row, unsent_row
 from .run_accounts import RunAccounts
@@ -175,7 +175,8 @@ class PostgresJournal(BatchGuard):
         """Add these items to the run that was opened.
 
         Raises:
-            JournalError: They are none of Stripe's, or no run was opened.
+            JournalError: They are none of Stripe's, no run was opened, or somebody
+                has deleted it.
         """
         if self._run_id is None:
             raise JournalError(
@@ -188,7 +189,10 @@ class PostgresJournal(BatchGuard):
                 "ids": [request.refund_id for request in requests],
                 "given": [request.stripe_account for request in requests],
             }
-            ((_, now),) = await self._writer.do(Operation(ADD, values))
+            added = await self._writer.do(Operation(ADD, values))
+            if not added:
+                raise JournalError(RUN_DELETED)
+            ((_, now),) = added
             self._missing.note_added(now)
 
     async def claim(

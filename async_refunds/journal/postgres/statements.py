@@ -259,10 +259,10 @@ SELECT held.wait, rekeyed.claimed_at FROM held LEFT JOIN rekeyed ON true"""  # n
 RUNS = """SELECT run_id::text, seed, derivation, extract(epoch FROM created_at)::float8
     FROM async_refunds.runs WHERE run_id = ANY (%(runs)s::uuid[])"""
 
-ADD = """SELECT async_refunds.enqueue(
-    (SELECT name FROM async_refunds.runs WHERE run_id = %(run_id)s::uuid),
-    %(ids)s::text[], %(given)s::text[]),
-    extract(epoch FROM clock_timestamp())::float8"""
+# No row once the run is deleted.
+ADD = """SELECT async_refunds.enqueue(name, %(ids)s::text[], %(given)s::text[]),
+        extract(epoch FROM clock_timestamp())::float8
+    FROM async_refunds.runs WHERE run_id = %(run_id)s::uuid"""
 ENSURE_RUN = """SELECT async_refunds.ensure_run(%(name)s, %(base_url)s, %(livemode)s,
     %(tenant)s, %(options)s::jsonb)::text"""
 RUN = """SELECT scope, options FROM async_refunds.runs
