@@ -19,17 +19,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.asyncio(loop_factories=["real"])
 
 
-@pytest.fixture(params=["few", "many"])
-def both_ways(fleet: Fleet, request: pytest.FixtureRequest) -> None:
-    """Have free accounts without work beside, so many that work is looked for first."""
-    if request.param == "many":
-        fleet.do(
-            """INSERT INTO async_refunds.leases (scope, account)
-                SELECT %s, 'acct_settled_' || n FROM generate_series(1, 1001) n""",
-            SCOPE,
-        )
-
-
 async def test_account_is_held_by_one_worker(fleet: Fleet) -> None:
     fleet.add(["re_1"])
     fleet.add(["re_1"], "acct_1")
