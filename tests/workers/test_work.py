@@ -753,3 +753,25 @@ async def test_account_that_is_held_and_not_worked_on_is_opened_again(
         batch.drop_account(A)
         await fleet.until_told(len(ids))
     assert all(len(each) == 1 for each in keys(fleet, ids))
+
+
+async def test_worker_asks_for_what_is_left_of_a_run_that_is_closing(
+    fleet: Fleet,
+) -> None:
+    """With its key; once that is a day old it reads only, and sends no new one."""
+    fresh, old, unsent = await fleet.seed(3, A)
+    sent = """UPDATE async_refunds.items SET maybe_sent = true, generation = 1,
+        claimed_at = now() - make_interval(hours => %s) WHERE refund_id = %s"""
+    for hours, refund_id in ((1, fresh), (25, old)):
+        await fleet.ask(f"{sent} RETURNING 1", hours, refund_id)
+    await fleet.ask("UPDATE async_refunds.runs SET state = 'closing' RETURNING 1")
+    async with (
+        RefundsClient(KEY, base_url=fleet.base_url) as refunds,
+        fleet.hosted(lambda _: refunds, rate=FAST),  # for each tenant with work
+    ):
+        await fleet.until_told(2)
+    outcomes = {each: result.outcome for each, result in fleet.results.items()}
+    assert outcomes == {fresh: "canceled", old: "failed"}
+    assert (asked(fleet.stripe, old), asked(fleet.stripe, unsent)) == ([], [])
+    open_ = "SELECT refund_id FROM async_refunds.items WHERE NOT settled"
+    assert await fleet.ask(open_) == [(unsent,)]
