@@ -170,7 +170,7 @@ class Database:
 
     @property
     def conninfo(self) -> str:
-        """With what we set where the user does not.
+        """The address, with our settings where it has none.
 
         Raises:
             JournalError: It is not what libpq understands, or only by mistake.
@@ -194,7 +194,7 @@ class Database:
             patience: Seconds that the database has for an answer.
 
         Raises:
-            JournalError: It has not the tables of this release.
+            JournalError: Its tables are not those of this release.
             psycopg.Error: It cannot be reached.
         """
         connection = await AsyncConnection.connect(self.conninfo, autocommit=True)

@@ -18,6 +18,7 @@ from async_refunds.journal.postgres.schema import migrate
 from async_refunds.results import CancelResult
 from tests.support.fleets import (
     URL,
+    WAITING,
     begin_history,
     grow_old,
     ids,
@@ -124,9 +125,7 @@ async def test_takeover_waits_for_what_is_under_way(fleet: Fleet, how: str) -> N
                 asking = asyncio.create_task(one.journal.rekey(claim))
             else:
                 asking = asyncio.create_task(one.journal.give_back([claim]))
-            await until(
-                lambda: fleet.value("SELECT count(*) FROM pg_locks WHERE NOT granted")
-            )
+            await until(lambda: fleet.value(WAITING))
             assert await two.acquire() == set()
         await asking
         assert await two.acquire() == {None}
@@ -557,7 +556,7 @@ async def test_no_new_key_for_a_while_after_a_failover_under_the_holder(
         await one.leases.renew()
         rekeying = asyncio.create_task(one.journal.rekey(claim))
         asked = """SELECT count(*) FROM pg_stat_activity
-            WHERE datname = current_database() AND query LIKE '%%rekeyed%%'
+            WHERE datname = current_database() AND query LIKE '%%AS wait%%'
                 AND query NOT LIKE '%%pg_stat_activity%%' AND state = 'idle'"""
         await until(lambda: fleet.value(asked))
         assert item(fleet, "generation") == (1,)

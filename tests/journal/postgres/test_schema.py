@@ -83,7 +83,7 @@ DIGESTS = {
     2: "2f4e17f091d08d69",
     3: "56d578613062686e",
     4: "746b3b5aa2293ecf",
-    5: "99965915af799af1",
+    5: "7d7523300fd021b2",
 }
 # Of the tables, indexes, constraints, functions and views, in any order.
 STRUCTURE = """
@@ -125,6 +125,7 @@ def test_older_tables_are_brought_up_and_keep_what_they_have(
         )
         older.execute("SELECT async_refunds.enqueue('r', ARRAY['re_1'], NULL)")
         older.execute("UPDATE async_refunds.items SET attempts = 3, maybe_sent = true")
+        older.execute("SELECT async_refunds.note_timeline()")
         seeds = rows(
             older, "SELECT salt, seed FROM async_refunds.meta, async_refunds.runs"
         )
@@ -142,6 +143,8 @@ def test_older_tables_are_brought_up_and_keep_what_they_have(
             " FROM async_refunds.items",
         ) == [("re_1", 3, True, False, None)]
         assert rows(older, "SELECT * FROM async_refunds.metrics") != []
+        history = "SELECT timeline = async_refunds.timeline(), last_number"
+        assert rows(older, f"{history} FROM async_refunds.timelines") == [(True, 0)]
         # A worker of before would not know what is new in them.
         assert rows(
             older, "SELECT schema_version, min_worker_version FROM async_refunds.meta"
@@ -157,8 +160,8 @@ def test_tables_that_somebody_uses_are_not_waited_for_without_an_end(
         older.execute(Path(__file__).with_name("version_1.sql").read_bytes())
         with psycopg.connect(postgres_empty_database) as other:
             other.execute(
-                "LOCK TABLE async_refunds.items, async_refunds.leases, "
-                "async_refunds.timelines IN SHARE MODE"
+                "SELECT FROM async_refunds.items, async_refunds.leases, "
+                "async_refunds.runs"
             )
             for number in range(2, VERSION + 1):
                 name = f"upgrade_{number}.sql"
@@ -329,6 +332,13 @@ def test_unknown_or_closed_run_is_refused(
     database.execute("UPDATE async_refunds.runs SET state = 'closed'")
     with pytest.raises(psycopg.errors.InvalidParameterValue, match="is closed"):
         added(database, run, ["re_1"])
+    database.execute("UPDATE async_refunds.runs SET state = 'closing'")
+    with pytest.raises(
+        psycopg.errors.InvalidParameterValue,
+        match="'nightly' is closing, and takes no more refunds",
+    ):
+        added(database, run, ["re_1"])
+    assert items(database) == []
 
 
 def test_adding_is_part_of_the_callers_transaction_and_wakes_listeners_after_it(
