@@ -228,9 +228,9 @@ BEGIN
             ) AS jobs
             WHERE pg_try_advisory_xact_lock(hashtextextended(queueing_lock, 0))
         ON CONFLICT DO NOTHING;
-EXCEPTION WHEN undefined_column OR insufficient_privilege OR not_null_violation
-        OR check_violation OR datatype_mismatch OR lock_not_available OR out_of_memory
-        OR deadlock_detected THEN
+EXCEPTION WHEN serialization_failure THEN
+    RAISE;  -- its transaction cannot be committed, and is to be repeated
+WHEN others THEN  -- also what triggers of that table raise
     RAISE WARNING 'async_refunds: no job deferred: %', SQLERRM;
 END $$;
 

@@ -83,7 +83,7 @@ DIGESTS = {
     2: "2f4e17f091d08d69",
     3: "56d578613062686e",
     4: "746b3b5aa2293ecf",
-    5: "7d7523300fd021b2",
+    5: "ff360540eec82f18",
 }
 # Of the tables, indexes, constraints, functions and views, in any order.
 STRUCTURE = """
@@ -425,6 +425,29 @@ def test_strange_table_of_that_name_fails_nobody(
     database: psycopg.Connection[Any], run: str
 ) -> None:
     database.execute("CREATE TABLE procrastinate_jobs (id integer)")
+    notices: list[str | None] = []
+    database.add_notice_handler(lambda each: notices.append(each.message_primary))
+    assert added(database, run, ["re_1"]) == 1
+    assert "no job deferred" in str(notices)
+
+
+@pytest.mark.parametrize(
+    "body", ["RAISE EXCEPTION 'no'", "PERFORM gone()", "PERFORM FROM gone"]
+)
+def test_trigger_of_that_table_fails_nobody(
+    database: psycopg.Connection[Any], run: str, body: LiteralString
+) -> None:
+    """Such as one of procrastinate's whose functions were dropped."""
+    database.execute(
+        """CREATE TABLE procrastinate_jobs (id integer, queue_name text, task_name text,
+            lock text, queueing_lock text, args jsonb)"""
+    )
+    database.execute(
+        f"""CREATE FUNCTION broken() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN {body}; END $$;
+        CREATE TRIGGER broken BEFORE INSERT ON procrastinate_jobs
+            FOR EACH ROW EXECUTE FUNCTION broken()"""
+    )
     notices: list[str | None] = []
     database.add_notice_handler(lambda each: notices.append(each.message_primary))
     assert added(database, run, ["re_1"]) == 1
