@@ -90,9 +90,9 @@ def refund_event(
     Raises:
         SignatureVerificationError: No secret made this signature for this body, or it
             is too old, or of the future. Answer 400.
-        WebhookError: Stripe's, but no refund event. ``event_type`` says what it is;
-            answer 200, so that Stripe does not send it again.
-        TypeError, ValueError: An argument that is none, such as an empty secret.
+        WebhookError: Stripe sent it, but it is no event of a refund. ``event_type``
+            says what it is; answer 200, so that Stripe does not send it again.
+        TypeError, ValueError: A bad argument, such as an empty secret.
     """
     # First of all, so that no traceback from here on can show a secret or an address.
     hidden_body, hidden_secrets = _hidden_body(body), _hidden_secrets(secrets)

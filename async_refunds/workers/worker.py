@@ -106,7 +106,7 @@ async def work(
             release, or they cannot be written.
         RuntimeError: The client is closed, or a session that it was given; or
             something cancelled a task of the worker, such as a hook.
-        TypeError, ValueError: An argument that cannot be right.
+        TypeError, ValueError: A bad argument.
     """
     if not (isinstance(refunds, RefundsClient) or callable(refunds)):
         raise TypeError("refunds must be a RefundsClient, or a function of a tenant")

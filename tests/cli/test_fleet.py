@@ -109,7 +109,10 @@ SECRET = "hunter2"
     [
         (f"postgres//u:{SECRET}@h/d", "is no address of a PostgreSQL database"),
         (f"postgresql://u:{SECRET}@h/d?foo={SECRET}", "is no address"),
-        (f"postgresql://u:{SECRET}@127.0.0.1:1/d", "cannot be reached: connection"),
+        (
+            f"postgresql://u:{SECRET}@127.0.0.1:1/d",
+            "cannot connect to the database: connection",
+        ),
     ],
 )
 async def test_database_that_is_not_there_is_told_without_its_password(

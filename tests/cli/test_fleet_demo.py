@@ -117,7 +117,7 @@ async def test_killed_worker_leaves_nothing_undone_and_nothing_is_canceled_twice
     assert story.index("200 of 200 refunds of 6 accounts canceled by 2 workers") > told
     assert f"{left[0]['open']} open" in ended.err
     assert f"taken over by {other} after " in ended.err
-    assert "  sent until then  0 requests for them" in story
+    assert "  sent meanwhile   0 requests for them" in story
     assert "  keys             one for each refund" in story
     assert story[-1] == AGREE
 
@@ -549,7 +549,7 @@ async def test_missing_packages_are_named(tmp_path: Path) -> None:
         (("--faults", "nosuch=1"), "--faults: no fault 'nosuch'"),
         (
             ("--database", "postgresql://u:hunter2@127.0.0.1:1/d"),
-            "the database cannot be reached: ",
+            "cannot connect to the database: ",
         ),
         (("--database", "postgres//u:hunter2@h/d"), "is no address of a PostgreSQL"),
     ],

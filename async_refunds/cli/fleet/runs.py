@@ -91,8 +91,8 @@ Open refunds stay, and so does what became known within the last day: Stripe
 still knows its keys. Write what you want to keep with `fleet report` first.
 
 Exit codes: 0 they are deleted, 1 the database failed, 2 wrong usage, no
-connection, or no right, 130 interrupted. With 1 and 130 stderr says how many are
-at least."""
+connection, or no right, 130 interrupted. With 1 and 130 stderr says how many
+were at least."""
 
 
 @with_options

@@ -49,8 +49,8 @@ ask for them again. An account has the worker that holds it, the seconds since
 that was last heard of, the requests a second that Stripe allows it as far as
 was found, or that --rate allows the worker, the open refunds, the time since
 the oldest was added, and the last word about one of them. Where there are
-several tenants, addresses or modes, it says which. Workers that have no account
-are named, too: a second is listened to them. --watch shows it again until
+several tenants, addresses or modes, it says which. It takes a second, in which
+workers that have no account tell their names. --watch shows it again until
 Ctrl-C.
 
 Otherwise, and with --json: one object for each run, and then one for each

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import time
 from typing import TYPE_CHECKING, Self
 
 import msgspec
@@ -16,11 +15,11 @@ from async_refunds.journal.base import BatchGuard, LeaseLostError, Run, check_li
 
 from .connection import Database, Link, describe
 from .given_out import ClaimedRow, GivenOut
-from .lease_statements import NOT_TAKEN
 from .leases import SUSPICIOUS, TTL, Lease, Leases
 from .missing import RUN_DELETED, MissingItems, explain_lost
 from .reader import FleetReader
 from .rows import KnownRow, LeasedClaim, UnsentRow, known_row, unsent_row
+from .run_accounts import RunAccounts
 from .statements import (
     ACCOUNTS,
     ADD,
@@ -46,8 +45,6 @@ MOST_CLAIMS = 8
 """After so many claims in turn without a result an item is dead: whoever has it ends.
 It is not claimed again until somebody asks for that."""
 _CLOSES_WITHIN = 5.0  # seconds
-_OVER, _POLL = 2.0, 0.2
-"""Seconds that a process waits for a lease beyond its TTL, and between two looks."""
 
 
 class PostgresJournal(BatchGuard):
@@ -88,7 +85,7 @@ class PostgresJournal(BatchGuard):
         """How many operations on an account were refused: somebody else has it now."""
         self._claims = 0
         self._given_out = GivenOut()
-        self._acquired: dict[str | None, str] = {}  # in this batch, and the token
+        self._accounts = RunAccounts(leases, self._writer)
         self._missing = MissingItems(database, run_id)
         self._closed = False
 
@@ -169,7 +166,7 @@ class PostgresJournal(BatchGuard):
             JournalError: Another batch uses this object.
         """
         super().begin(credentials)
-        self._acquired.clear()
+        self._accounts.begin()
         self._missing.begin()
 
     # --------------------------------------------------------------- operations
@@ -212,12 +209,7 @@ class PostgresJournal(BatchGuard):
         check_limits(limits)
         claims: dict[str | None, list[Claim]] = {}
         if self._run_id is not None:
-            try:
-                await self._acquire(limits)
-            except psycopg.Error as error:
-                raise JournalError(
-                    f"the leases could not be taken: {describe(error)}"
-                ) from None
+            await self._accounts.take(limits)
             claims = {account: [] for account in limits}
         self._given_out.forget_all_but(self.leases)
         wanted: dict[str | None, tuple[Lease, int]] = {}
@@ -314,36 +306,12 @@ class PostgresJournal(BatchGuard):
         Items that others have added after this batch did for the last time are not
         missed.
         """
-        lost = {each for each in self._acquired if self.leases.get(each) is None}
+        lost = self._accounts.lost
         if stopped:
             return explain_lost(lost) if lost else None
-        return await self._missing.explain(self._acquired.values(), lost)
+        return await self._missing.explain(self._accounts.tokens, lost)
 
     # ------------------------------------------------------------------- claims
-
-    async def _acquire(self, accounts: Iterable[str | None]) -> None:
-        """Take the leases of accounts, each once in a batch.
-
-        Raises:
-            JournalError: A worker has one, and does not end.
-        """
-        missing = [account for account in accounts if account not in self._acquired]
-        for account in missing:
-            await self.leases.release(account, retry_later=False)
-        until = time.monotonic() + self.leases.ttl + _OVER
-        while missing:
-            taken = await self.leases.acquire(len(missing), only=missing)
-            self._acquired.update((lease.account, lease.token) for lease in taken)
-            missing = [account for account in missing if account not in self._acquired]
-            values = {"accounts": [account or "" for account in missing]}
-            not_taken = await self._writer.do(Operation(NOT_TAKEN, values))
-            if not not_taken:
-                return  # there is nothing to do for them
-            if time.monotonic() > until:
-                account, owner = not_taken[0]
-                whose = account or "the key's own account"
-                raise JournalError(f"{owner} works on {whose}: wait for its end")
-            await asyncio.sleep(_POLL)
 
     def _page(self, lease: Lease, limit: int) -> int:
         if self._run_id is not None or lease.takeovers < SUSPICIOUS:

@@ -76,7 +76,7 @@ class MissingItems:
             "run_id": self._run_id,
             "began_at": self._began_at,
             "added_until": self._added_until,
-            "tokens": list(set(tokens)),
+            "tokens": list(tokens),
         }
 
         async def read(connection: Connection, _: bool) -> list[TupleRow]:  # noqa: FBT001 - as Link calls it

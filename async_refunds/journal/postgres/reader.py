@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,7 +13,7 @@ from async_refunds.errors import JournalError
 from async_refunds.journal.base import Record, Tally
 from async_refunds.journal.keys import derive_key
 
-from .connection import describe
+from .connection import BACKEND_QUERY, describe, is_pooled
 from .schema import check_version
 
 if TYPE_CHECKING:
@@ -163,11 +163,14 @@ class FleetReader:
 
         They are sorted once by the database, and brought from there a page at a time.
         """
-        # Held outside of a transaction: a slow reader is in the way of no vacuum.
-        with (
-            self._connected() as connection,
-            connection.cursor("records", withhold=True) as cursor,
-        ):
+        with self._connected() as connection, ExitStack() as stack:
+            row = connection.execute(BACKEND_QUERY).fetchone()
+            # Held outside of a transaction: a slow reader is in the way of no vacuum.
+            # But another session has no such cursor, or that of somebody else.
+            held = not is_pooled(connection, row)
+            if not held:
+                stack.enter_context(connection.transaction())
+            cursor = stack.enter_context(connection.cursor("records", withhold=held))
             cursor.itersize = _PAGE
             cursor.execute(_RECORDS.encode(), self._values)
             for *fields, seed, generation in cursor:

@@ -13,7 +13,7 @@ from async_refunds.errors import JournalError
 from async_refunds.journal import Run
 from async_refunds.journal.base import LeaseLostError
 from async_refunds.journal.keys import derive_key
-from async_refunds.journal.postgres import PostgresJournal, administration, journal
+from async_refunds.journal.postgres import PostgresJournal, administration, run_accounts
 from async_refunds.models import Attempt
 from async_refunds.results import CancelRequest
 from tests.support.fleets import (
@@ -561,7 +561,7 @@ async def test_run_of_a_newer_derivation_is_refused(fleet: Fleet) -> None:
 async def test_run_alone_says_who_has_the_lease(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal, "_OVER", 0.0)  # it would wait for seconds
+    monkeypatch.setattr(run_accounts, "_OVER", 0.0)  # it would wait for seconds
     fleet.add(["re_1"])
     fleet.add(["re_2"], run="other")
     async with (
@@ -582,7 +582,7 @@ async def test_run_alone_says_who_has_the_lease(
 async def test_run_alone_waits_for_the_end_of_a_lease(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal, "_OVER", 3600.0)
+    monkeypatch.setattr(run_accounts, "_OVER", 3600.0)
     fleet.add(["re_1"])
     async with (
         worker(fleet.address, "host 1") as one,
