@@ -43,7 +43,7 @@ Clients: TypeAlias = "RefundsClient | Callable[[str], RefundsClient | None]"
 """A client; or what returns the one of a tenant, ``None`` if this worker has no key."""
 
 _SCOPES = """SELECT DISTINCT tenant, scope
-    FROM async_refunds.runs WHERE state = 'open' ORDER BY scope"""
+    FROM async_refunds.runs WHERE state IN ('open', 'closing') ORDER BY scope"""
 _INTERVAL = 5.0
 """Seconds between two looks for tenants: notifications tell of most of them. So often
 metrics are told, too."""

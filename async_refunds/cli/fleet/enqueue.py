@@ -131,9 +131,9 @@ SELECT async_refunds.ensure_run('tonight', 'https://api.stripe.com', true);
 SELECT async_refunds.enqueue('tonight', ARRAY['re_...'], ARRAY['acct_...']);
 
 Exit codes: 0 they are in the run, 1 the answer was no, the database failed, or
-stdout broke, 2 wrong usage, the run is closed, no connection, or no right, 130
-interrupted. With 1 and 130 stderr says which: nothing was added, perhaps all
-were, or how many were. With --dry-run: 0 the run would take them."""
+stdout broke, 2 wrong usage, the run is closing or closed, no connection, or no
+right, 130 interrupted. With 1 and 130 stderr says which: nothing was added,
+perhaps all were, or how many were. With --dry-run: 0 the run would take them."""
 
 
 @canceling

@@ -33,9 +33,9 @@ not added again.
 
 Exit codes: 0 they are in the run, or none matches, 1 the search or the database
 failed, the run was closed meanwhile, stdout broke, or the answer was no, 2 wrong
-usage, the run is closed, no connection, or no right, 130 interrupted. With 1 and
-130 stderr says which: nothing was added, perhaps all were, or how many were. With
---dry-run: 0 searched to the end."""
+usage, the run is closing or closed, no connection, or no right, 130 interrupted.
+With 1 and 130 stderr says which: nothing was added, perhaps all were, or how many
+were. With --dry-run: 0 searched to the end."""
 
 
 @canceling

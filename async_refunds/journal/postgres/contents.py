@@ -102,5 +102,6 @@ def _find(connection: Connection[Any], name: str, scope: str) -> tuple[str, str]
             "another name"
         )
     if state not in ("open", "paused"):
-        raise JournalError(f"the run {name!r} is {state}")
+        more = ", and takes no more refunds" if state == "closing" else ""
+        raise JournalError(f"the run {name!r} is {state}{more}")
     return run_id, state

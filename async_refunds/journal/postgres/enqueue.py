@@ -108,7 +108,7 @@ async def enqueue(
     Raises:
         TypeError: Something that is no id.
         ValueError: One that cannot be the id of a refund, or of an account.
-        Exception: The driver's: there is no such run, or it is closed.
+        Exception: The driver's: there is no such run, or it is closing or closed.
     """
     added = 0
     for ids, accounts in _chunks(requests, stripe_account):

@@ -11,7 +11,13 @@ import msgspec
 import psycopg
 
 from async_refunds.errors import JournalError
-from async_refunds.journal.base import BatchGuard, LeaseLostError, Run, check_limits
+from async_refunds.journal.base import (
+    BatchGuard,
+    LeaseLostError,
+    Run,
+    RunClosedError,
+    check_limits,
+)
 
 from .connection import Database, Link, describe
 from .given_out import ClaimedRow, GivenOut
@@ -229,6 +235,7 @@ class PostgresJournal(BatchGuard):
         Raises:
             LeaseLostError: The account was taken over, or the item is not there any
                 more as it was claimed.
+            RunClosedError: The run is closing, or closed.
         """
         claim = _leased(claim)
         number = self._next_claim()
@@ -243,7 +250,9 @@ class PostgresJournal(BatchGuard):
             "credentials": self._credentials or None,
         }
         while rows := await self._writer.do(Operation(REKEY, values)):
-            ((wait, claimed_at),) = rows
+            ((wait, claimed_at, closing),) = rows
+            if closing:
+                raise RunClosedError
             if claimed_at is not None:
                 same = bool(self._credentials)
                 return self._given_out.next_key(

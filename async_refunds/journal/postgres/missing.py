@@ -138,7 +138,7 @@ def _explain(
         reasons.append(f"the run is {state}")
     if lost:
         reasons.append(explain_lost(lost))
-    elif waiting and state == "open":
+    elif waiting and state in ("open", "closing"):
         reasons.append(
             f"{waiting:,} cannot be claimed now: begin again with the journal later"
         )

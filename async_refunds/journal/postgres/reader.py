@@ -14,6 +14,7 @@ from async_refunds.journal.base import Record, Tally
 from async_refunds.journal.keys import derive_key
 
 from .connection import BACKEND_QUERY, describe, is_pooled
+from .run_states import WORKED_ON
 from .schema import check_version
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ KNOWN = """CASE WHEN i.maybe_sent
         AND (NOT i.settled OR i.outcome IS NULL OR i.outcome = 'failed')
     THEN 'unknown' ELSE i.outcome END"""
 # Claimed by whoever holds the account now, without a result yet. `l` is the lease.
-_IN_FLIGHT = """(r.state = 'open' AND NOT i.settled AND NOT i.dead
+_IN_FLIGHT = f"""(r.{WORKED_ON} AND NOT i.settled AND NOT i.dead
     AND i.claim_number IS NOT NULL AND i.claimed_by = l.token
     AND l.until > now()) IS TRUE"""
 _ITEMS = "FROM async_refunds.items i JOIN async_refunds.runs r USING (run_id)"
