@@ -16,12 +16,13 @@ from async_refunds.errors import (
     JournalError,
 )
 from async_refunds.journal import JournalReader
-from async_refunds.results import CANCELED, CancelRequest, CancelResult
+from async_refunds.results import CancelRequest, CancelResult
 
 from .exit_codes import DONE, INTERRUPTED, NOT_ALL, UNKNOWN
 from .options import CONCURRENCY, PATIENCE
 from .progress import BatchProgress, shown
 from .report_data import CanceledSums, effort
+from .result_writer import ResultWriter, result_record
 from .summary import NOT_BEGUN, exit_code, next_steps, outcome_table
 from .tables import counted
 
@@ -40,12 +41,7 @@ STOPPING = (
 )
 NOT_SENT = "interrupted, nothing was sent"
 
-RESULT_COLUMNS = ("refund_id", "outcome", "idempotency_key", "error")
-
 _TOO_MANY = 429
-
-MAX_ROWS = 300
-"""A table on a terminal has at most this many rows."""
 
 
 def why_unreached(error: APIConnectionError, refund_id: str, service: str) -> str:
@@ -96,6 +92,7 @@ class BatchRun:
         self._limit = total - done - left_out if left_out else None
         self._kept = kept
         output.kept_by = None if kept is None else kept.report
+        self._writer = ResultWriter(output, total=total, report=output.kept_by)
         self._brief = brief
         self._notes = notes
         # Those that the batch took and has not reported.
@@ -111,7 +108,6 @@ class BatchRun:
         self._uncounted = False
         self._open = 0
         self._left = False
-        self._listed = self._unlisted = 0
         self._service = ""
         self._answered = False
         self._unreached = self._refused = ""
@@ -142,7 +138,7 @@ class BatchRun:
             except JournalError as error:
                 broken = error
             finally:
-                self._output.table(RESULT_COLUMNS)
+                self._writer.end()
                 self._ended = self._begun
         code = self._exit_code()
         if broken is not None:
@@ -235,15 +231,7 @@ class BatchRun:
 
     def _write(self, outcome: str, record: dict[str, object], *, sent: bool) -> None:
         self._outcomes[outcome] += 1
-        if not self._output.as_table or self._total <= MAX_ROWS:
-            self._output.record(record)
-        elif outcome not in CANCELED:
-            self._listed += 1
-            # The journal has what was sent; without one, every such result is shown.
-            if self._listed <= MAX_ROWS or (self._kept is None and sent):
-                self._output.row(record, RESULT_COLUMNS)
-            else:
-                self._unlisted += 1
+        self._writer.write(outcome, record, sent=sent)
 
     def _account_for_rest(self) -> None:
         """Count what the journal holds, or report what was never started."""
@@ -320,6 +308,8 @@ class BatchRun:
     def _summarize(self, *, broken: bool) -> None:
         if not (self._brief and exit_code(self._outcomes) == DONE):
             self._summarize_outcomes(broken=broken)
+            if listed := self._writer.what_is_listed():
+                self._output.say(listed)
         if self._left_out:
             self._output.say(f"--max left out {counted(self._left_out, 'refund')}")
         for note in self._notes:
@@ -351,7 +341,6 @@ class BatchRun:
             say(effort(*figures, uncounted=self._uncounted))
         if kept is not None:
             self._say_what_is_open(kept, limit)
-        self._say_what_is_listed()
 
     def _say_what_is_open(self, kept: OpenJournal, limit: int | None) -> None:
         resume, say = kept.resume(limit), self._output.say
@@ -364,15 +353,6 @@ class BatchRun:
             if self._open == self._outcomes["failed"]:
                 how += f", `{kept.close}` gives up on them"
             say(f"{self._open:,} of {self._total:,} are open: {how}")
-
-    def _say_what_is_listed(self) -> None:
-        kept, say = self._kept, self._output.say
-        if self._listed:
-            where = "--output or --journal keeps them all"
-            if kept is not None:
-                where = f"`{kept.report}` has all"
-            more = f", all but {self._unlisted:,} of them" if self._unlisted else ""
-            say(f"listed are only refunds that need attention{more}; {where}")
 
     @contextmanager
     def _interruptible(self, batch: Batch) -> Generator[None]:
@@ -406,17 +386,3 @@ class BatchRun:
 def _told(outcomes: Outcomes) -> str:
     counts = [f"{count:,} {name}" for name, count in outcomes.most_common()]
     return ", ".join(counts) or "no result"
-
-
-def result_record(result: CancelResult) -> dict[str, object]:
-    """Return a result as the JSON output has it."""
-    return {
-        "refund_id": result.refund_id,
-        "stripe_account": result.stripe_account,
-        "outcome": result.outcome,
-        "status": None if result.refund is None else result.refund.status,
-        "idempotency_key": result.idempotency_key,
-        "attempts": result.requests,
-        "request_id": result.request_id,
-        "error": None if result.error is None else str(result.error),
-    }
