@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -27,6 +26,7 @@ from async_refunds.protocol.requests import Response
 from . import notices
 from .fair_share import FairShare, Presence
 from .held_accounts import HeldAccounts
+from .kept_rates import KeptRates
 from .metrics import Counts, WorkerMetrics
 
 if TYPE_CHECKING:
@@ -43,9 +43,6 @@ _OFTEN = 0.2
 """The same while the leases of a worker that was killed may end any moment."""
 _GAP = 0.05
 """Seconds between two looks at least, however often others say that there is work."""
-_NEWS = 0.1
-"""The change of an account's rate that is kept at once, so that who takes over from a
-worker that is killed begins where it was. Less is kept with the next renewal."""
 _REFUSED, _MOST_REFUSED = 60.0, 900.0
 """Seconds for which an account waits whose key is refused, doubled each time."""
 _OUTAGE = 15.0
@@ -118,6 +115,9 @@ class ScopeWorker:
             on_idle=self._on_idle,
         )
         self._held = HeldAccounts(self._leases, self._execution, self._clock)
+        self._rates = KeptRates(
+            self._leases, self._execution, options.rate, self._clock
+        )
         self._share = FairShare(
             2 * options.concurrency, ttl=options.ttl, worker=options.identity
         )
@@ -126,8 +126,6 @@ class ScopeWorker:
         self._may_take_more = False  # when others tell what they have
         self._hungry = False
         self._freed = False  # accounts, since the others were told
-        self._kept_rates: dict[str | None, float] = {}
-        self._kept_at = -math.inf
         self._timers: list[asyncio.TimerHandle] = []
         self._news = asyncio.Event()
         self._stopping = self._ending = False
@@ -206,7 +204,7 @@ class ScopeWorker:
         """Give the accounts back, and close."""
         for timer in self._timers:
             timer.cancel()
-        self._note_rates()
+        self._rates.note_all()
         await self._journal.close(within=_CLOSES_WITHIN)
         await self._leases.close(within=_CLOSES_WITHIN)
         # Its wait for the database has ended with the leases.
@@ -257,7 +255,7 @@ class ScopeWorker:
 
     async def _sweep(self) -> bool:
         """Give back and take accounts; return whether there may be more to take."""
-        await self._keep_rates()
+        await self._rates.keep()
         await self._release()
         self._held.open_again()
         now, held = self._clock(), len(self._held.at_work())
@@ -279,37 +277,9 @@ class ScopeWorker:
             self._tell()
         return bool(taken) and self._may_take_more
 
-    def _note_rates(self) -> dict[str | None, float]:
-        """Have the paces kept with the next renewal or release, and return them."""
-        rates: dict[str | None, float] = {}
-        for account in self._leases.accounts:
-            rate = self._note_rate(account)
-            if rate is not None:
-                rates[account] = rate
-        return rates
-
-    def _note_rate(self, account: str | None) -> float | None:
-        """Have the pace of an account kept, and return it."""
-        given = self._options.rate
-        rate = self._execution.rate_of(account) if given is None else given
-        if rate is not None:
-            self._leases.note_rate(account, rate, found=given is None)
-        return rate
-
-    async def _keep_rates(self) -> None:
-        """Keep the paces that are far from those that were kept last."""
-        rates, kept = self._note_rates(), self._kept_rates
-        now = self._clock()
-        if now - self._kept_at >= _INTERVAL and any(
-            abs(rate - kept.get(account, 0.0)) > _NEWS * rate
-            for account, rate in rates.items()
-        ):
-            self._kept_rates, self._kept_at = rates, now
-            await self._leases.renew()
-
     def _on_idle(self, account: str | None) -> None:
         closing = self._execution.closing_of(account)
-        self._note_rate(account)
+        self._rates.note(account)
         if closing is not None:
             wait = self._wait_after(account, closing)
             refused = isinstance(closing.reply, Response)
