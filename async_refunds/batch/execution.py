@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -14,6 +13,7 @@ from async_refunds.protocol.redaction import excerpt
 
 from . import source
 from .claiming import claim_ahead, give_back
+from .loading import InputLoader
 from .rate_control import RateController
 from .recorder import ResultRecorder
 from .scheduler import Figures, Scheduler
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from async_refunds.client import RefundsClient
     from async_refunds.journal import Journal
     from async_refunds.protocol.classification import Classification
-    from async_refunds.results import CancelRequest, CancelResult
+    from async_refunds.results import CancelResult
 
     from .source import Requests
 
@@ -82,8 +82,6 @@ class Execution:
         log_untaken: bool,
         on_idle: Callable[[str | None], object] | None = None,
     ) -> None:
-        self._refunds = refunds
-        self._requests = requests
         self._journal = journal
         self._concurrency = concurrency
         self._log_untaken = log_untaken
@@ -108,6 +106,14 @@ class Execution:
             concurrency,
             on_lost=self._scheduler.accounts.drop,
             on_kept=None if on_idle is None else self._scheduler.accounts.claims_kept,
+        )
+        self._loader = InputLoader(
+            requests,
+            journal,
+            self._scheduler.accounts,
+            self._recorder,
+            stripe_account=refunds.stripe_account,
+            on_broken=self._on_broken_input,
         )
         self._pool = WorkerPool(
             refunds,
@@ -264,29 +270,12 @@ class Execution:
             await give_back(self._journal, unsent)
 
     async def _load(self) -> None:
-        """Read the input into the journal, which makes it wait for room."""
-        async with aclosing(source.read_chunks(self._requests)) as chunks:
-            async for chunk in chunks:
-                await self._scheduler.accounts.wait_for_room()
-                await self._add(chunk.requests)
-                if chunk.error is not None:
-                    self._note(
-                        chunk.error, "the input broke off; what was read of it goes on"
-                    )
+        await self._loader.run()
         if self._input_ends:
             self._scheduler.end_input()
 
-    async def _add(self, requests: list[str | CancelRequest]) -> None:
-        good: list[CancelRequest] = []
-        for request in requests:
-            try:
-                good.append(source.checked(request, self._refunds.stripe_account))
-            except (TypeError, ValueError) as error:
-                await self._recorder.wait_for_room()
-                self._recorder.hand_out(source.refused(request, error))
-        await self._journal.add(good)
-        accounts = {request.stripe_account for request in good}
-        self._scheduler.accounts.extend(accounts, len(good))
+    def _on_broken_input(self, error: BaseException) -> None:
+        self._note(error, "the input broke off; what was read of it goes on")
 
     # -------------------------------------------------------------------- ending
 
