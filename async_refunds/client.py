@@ -228,7 +228,7 @@ class RefundsClient:
             AuthenticationError, PermissionDeniedError: The key may not do it.
             IdempotencyError: The key was used for another request.
             RateLimitError: Stripe's limit held through all retries.
-            APIConnectionError: Nothing reached Stripe.
+            APIConnectionError: No connection; nothing that was sent canceled it.
             APIStatusError: Any other refusal.
             TypeError, ValueError: A bad argument; nothing was sent.
             RuntimeError: The client or its session is closed, or of another event loop.

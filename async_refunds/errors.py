@@ -114,9 +114,11 @@ class APITimeoutError(APIConnectionError, TimeoutError):
 
 
 class APIStatusError(RefundsError):
-    """An answer that refuses, in Stripe's terms.
+    """Stripe, or a server in front of it, refused or failed.
 
-    https://docs.stripe.com/api/errors
+    ``status_code`` is the answer's. ``type``, ``code`` and ``param`` are those of
+    Stripe's error object (https://docs.stripe.com/api/errors), and ``request_id`` is
+    ``req_...``; each is ``None`` where the answer had none.
     """
 
     def __init__(self, message: str, **details: Unpack[StatusDetails]) -> None:

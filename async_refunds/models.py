@@ -17,7 +17,10 @@ from typing import Any, Literal, Self, TypeAlias
 
 import msgspec
 
-_WORD = re.compile(r"[A-Za-z0-9_]{0,255}")
+# One of Stripe's words or ids, and none of its keys, which have the same letters.
+_WORD = re.compile(
+    r"(?!.*(?:[srp]k_(?:test|live|org)|whsec)_)[a-z0-9_]{0,255}", re.IGNORECASE
+)
 
 Expandable: TypeAlias = str | dict[str, Any] | None
 """The id of another object, or the object itself if it was expanded."""
@@ -35,6 +38,18 @@ def id_of(value: Expandable) -> str | None:
     return value
 
 
+class _Details(msgspec.Struct, frozen=True):
+    """A part of a refund, whose repr shows words of Stripe's and nothing else."""
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"{type(self).__name__}({shown})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        fields = ((name, getattr(self, name)) for name in self.__struct_fields__)
+        return [(name, _plain(value)) for name, value in fields if value is not None]
+
+
 class EmailSent(msgspec.Struct, frozen=True):
     """When and to whom Stripe wrote for the customer's bank details."""
 
@@ -49,7 +64,7 @@ class EmailSent(msgspec.Struct, frozen=True):
         return [("email_sent_at", self.email_sent_at)]
 
 
-class DisplayDetails(msgspec.Struct, frozen=True):
+class DisplayDetails(_Details, frozen=True):
     """What the customer was asked for, and until when the refund waits for it."""
 
     email_sent: EmailSent
@@ -57,14 +72,14 @@ class DisplayDetails(msgspec.Struct, frozen=True):
     """Unix time in seconds; the refund turns ``failed`` then."""
 
 
-class NextAction(msgspec.Struct, frozen=True, omit_defaults=True):
+class NextAction(_Details, frozen=True, omit_defaults=True):
     """What has to happen before a refund in ``requires_action`` can go on."""
 
     type: str
     display_details: DisplayDetails | None = None
 
 
-class PresentmentDetails(msgspec.Struct, frozen=True):
+class PresentmentDetails(_Details, frozen=True):
     """The amount in the currency that the customer saw."""
 
     presentment_amount: int
@@ -72,7 +87,7 @@ class PresentmentDetails(msgspec.Struct, frozen=True):
     presentment_currency: str
 
 
-class CardDestination(msgspec.Struct, frozen=True, omit_defaults=True):
+class CardDestination(_Details, frozen=True, omit_defaults=True):
     """A refund to a card."""
 
     type: str
@@ -82,14 +97,14 @@ class CardDestination(msgspec.Struct, frozen=True, omit_defaults=True):
     reference_type: str | None = None
 
 
-class BankDestination(msgspec.Struct, frozen=True, omit_defaults=True):
+class BankDestination(_Details, frozen=True, omit_defaults=True):
     """A refund to a bank account; ``reference`` traces it there."""
 
     reference: str | None = None
     reference_status: str | None = None
 
 
-class NetworkDestination(msgspec.Struct, frozen=True, omit_defaults=True):
+class NetworkDestination(_Details, frozen=True, omit_defaults=True):
     """A refund through a payment network that may decline it."""
 
     network_decline_code: str | None = None
@@ -97,23 +112,23 @@ class NetworkDestination(msgspec.Struct, frozen=True, omit_defaults=True):
     reference_status: str | None = None
 
 
-class CryptoDestination(msgspec.Struct, frozen=True, omit_defaults=True):
+class CryptoDestination(_Details, frozen=True, omit_defaults=True):
     """A refund to a wallet; ``reference`` is the transaction."""
 
     reference: str | None = None
 
 
-class PaypalDestination(msgspec.Struct, frozen=True, omit_defaults=True):
+class PaypalDestination(_Details, frozen=True, omit_defaults=True):
     """A refund to a PayPal account."""
 
     network_decline_code: str | None = None
 
 
-class PlainDestination(msgspec.Struct, frozen=True):
+class PlainDestination(_Details, frozen=True):
     """A refund by a method for which Stripe gives no details."""
 
 
-class DestinationDetails(msgspec.Struct, frozen=True, omit_defaults=True):
+class DestinationDetails(_Details, frozen=True, omit_defaults=True):
     """Where the money went: ``type`` names the field that tells more."""
 
     type: str

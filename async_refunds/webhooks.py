@@ -12,7 +12,7 @@ from __future__ import annotations
 import hmac
 import re
 import time
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -20,7 +20,7 @@ from .errors import SignatureVerificationError, WebhookError
 from .models import Refund  # noqa: TC001 - a struct's field
 from .protocol import validation
 from .protocol.decoding import decode_refund
-from .protocol.redaction import SecretBytes, SecretStr
+from .protocol.redaction import SecretBytes, SecretStr, contains_key, excerpt
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -55,6 +55,18 @@ class RefundEvent(msgspec.Struct, frozen=True):
     request_id: str | None
     """``req_...`` of that request."""
 
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"RefundEvent({shown})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        # Other programs may name a request after a customer.
+        fields = ((name, getattr(self, name)) for name in self.__struct_fields__)
+        return [
+            (name, excerpt(value) if isinstance(value, str) else value)
+            for name, value in fields
+        ]
+
 
 def refund_event(
     body: bytes | str,
@@ -78,9 +90,9 @@ def refund_event(
     Raises:
         SignatureVerificationError: No secret made this signature for this body, or it
             is too old, or of the future. Answer 400.
-        WebhookError: Stripe's, but no refund event. ``event_type`` says what it is;
-            answer 200, so that Stripe does not send it again.
-        TypeError, ValueError: An argument that is none, such as an empty secret.
+        WebhookError: Stripe sent it, but it is no event of a refund. ``event_type``
+            says what it is; answer 200, so that Stripe does not send it again.
+        TypeError, ValueError: A bad argument, such as an empty secret.
     """
     # First of all, so that no traceback from here on can show a secret or an address.
     hidden_body, hidden_secrets = _hidden_body(body), _hidden_secrets(secrets)
@@ -176,7 +188,8 @@ def _decode(body: SecretBytes) -> RefundEvent:
         # The text of the error may quote the body.
         raise WebhookError("the webhook is signed, but is not an event") from None
     if event.type not in _TYPES:
-        shown = event.type if _TYPE.fullmatch(event.type) else "of an unknown type"
+        known = _TYPE.fullmatch(event.type) and not contains_key(event.type)
+        shown = event.type if known else "of an unknown type"
         del event  # a traceback may show it
         raise WebhookError(
             f"the webhook is not a refund event, but {shown}", event_type=shown

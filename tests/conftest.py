@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import selectors
+import signal
 import time
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
@@ -22,6 +23,11 @@ pytest_plugins = [
     "pytester",
     "tests.support.postgres",
 ]
+
+# In a background job of a script Ctrl-C is ignored. Each process that a test starts
+# would inherit that, and not hear the one that it is sent.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Long enough for the kernel to carry a packet over the loopback to a socket of the
 # same process, short enough that a suite full of time-outs stays quick.

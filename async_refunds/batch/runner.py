@@ -90,15 +90,21 @@ async def cancel_many(
         timeout: Seconds for each call, in place of the policy's deadline. It begins
             when the refund's turn has come.
 
+    Yields:
+        A `CancelResult` for each refund. Its ``outcome`` is ``canceled`` (by this
+        batch), ``already_canceled`` (by somebody else), ``not_cancelable`` (see its
+        ``refund``), ``failed`` (this batch canceled nothing: see its ``error``), or
+        ``unknown``: the refund may be canceled, and a call with the result's
+        ``idempotency_key`` finds out.
+
     Raises:
-        JournalError: The journal is of no use, or could not be written: nothing more
-            was sent, and what was under way is asked again when the run goes on. Or
-            a journal of several machines has not let it come to a result for some
-            refunds (a run that is paused, an account that another process has taken
-            over): after all other results.
+        JournalError: The journal cannot be used or written: nothing more was sent, and
+            the next run with it asks again for what was under way. Or some refunds
+            have no result, since a run in PostgreSQL is paused, or another process
+            has taken an account over: raised after all results.
         AuthenticationError, APITimeoutError: There is a journal, and the client's
             callable gave no key; nothing was sent.
-        TypeError, ValueError: An argument that cannot be right; nothing is sent.
+        TypeError, ValueError: A bad argument; nothing was sent.
         RuntimeError: The client or its session is closed, or of another event loop.
         Exception: What the input raised, after the results of all that it had given.
     """
@@ -170,7 +176,7 @@ class Batch:
             self._execution.interrupt()
 
     def progress(self) -> Progress:
-        """Return how far it has come."""
+        """Return how far the batch has come."""
         execution = self._execution
         figures = Figures() if execution is None else execution.figures()
         return Progress(

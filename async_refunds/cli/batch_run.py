@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-from contextlib import ExitStack, aclosing, contextmanager, suppress
+from contextlib import ExitStack, aclosing, contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,7 @@ from .exit_codes import DONE, INTERRUPTED, NOT_ALL, UNKNOWN
 from .options import CONCURRENCY, PATIENCE
 from .progress import BatchProgress, shown
 from .result_writer import ResultWriter, result_record
+from .stop_signals import on_stop
 from .summary import NOT_BEGUN, exit_code
 from .tables import counted
 
@@ -265,18 +265,5 @@ class BatchRun:
             batch.stop()
             self._output.say(STOPPING)
 
-        loop = asyncio.get_running_loop()
-        signals = [signal.SIGINT, signal.SIGTERM]
-        # The terminal is closed. nohup ignores this signal, and so do we then.
-        hangup = getattr(signal, "SIGHUP", None)  # Windows has none
-        if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
-            signals.append(hangup)
-        for number in signals:
-            with suppress(NotImplementedError):  # Windows has none
-                loop.add_signal_handler(number, interrupt)
-        try:
+        with on_stop(interrupt, hangup=True):
             yield
-        finally:
-            for number in signals:
-                with suppress(NotImplementedError):
-                    loop.remove_signal_handler(number)

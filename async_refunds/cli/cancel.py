@@ -28,13 +28,13 @@ _MAX_BAD_LINES = 10
 
 HELP = """Cancel refunds in requires_action, and show what became of each.
 
-Every id is checked before anything is sent. --dry-run reads the refunds and
-shows what would happen. With a live key, more than one refund is asked about.
+Checks every id before it sends anything. --dry-run reads the refunds and shows
+what would happen. With a live key, it asks before it cancels more than one.
 
 Each result has the outcome (canceled, already_canceled, not_cancelable,
-failed, unknown) and the idempotency key. After Ctrl-C no new refund is
-started, and those in flight are waited for; a second Ctrl-C reports them as
-unknown, and the exit code is then 3.
+failed, unknown) and the idempotency key. After Ctrl-C it starts no new refund
+and waits for those in flight; a second Ctrl-C reports them as unknown, and the
+exit code is then 3.
 
 Use --journal for many: after a kill at any moment, the run continues where it
 was, with the same keys. It keeps the ids and the options, never the API key.
@@ -46,7 +46,7 @@ answer was no, or stdout broke (`| head`), 2 wrong usage, 3 the outcome of some
 is unknown: run the same command again, which cancels nothing twice, 130
 interrupted with refunds left.
 With --dry-run: 0 all were read, whether or not they can be canceled, 1 some
-were not found or could not be read, such as with a refused key."""
+were not found or could not be read, or the key was refused."""
 
 
 @options.canceling

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import signal
 from typing import Annotated
 
 import typer
@@ -14,6 +12,7 @@ from async_refunds.emulator import FAULTS, Emulator, Limits
 from . import options
 from .options import Format
 from .output import Output, os_reason, refuse
+from .stop_signals import on_stop
 
 FAULTS_HELP = (
     "What goes wrong: storm:0.3 (each request, with this probability), "
@@ -91,26 +90,26 @@ def emulator(
     ids = made.seed_refunds(seed, per_charge=per_charge)
     example = ids[-1] if ids else "re_..."
 
+    def offer(base_url: str) -> None:
+        output.warn(f"{seed} refunds in requires_action at {base_url}; try:")
+        # A server on all addresses is reached from here over the loopback, the
+        # only place where plain http may carry a key.
+        here = base_url.replace("//0.0.0.0:", "//127.0.0.1:")
+        here = here.replace("//[::]:", "//[::1]:")
+        if hook is not None:
+            output.offer(f"  posts events to {webhook}, signed with {hook.secret}")
+        output.offer(
+            f"  STRIPE_API_KEY=sk_test_123 async-refunds cancel {example} "
+            f"--base-url {here}"
+        )
+        output.warn(f"  {here}/_emulator/ui shows in a browser what happens")
+
     async def run() -> None:
         stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(NotImplementedError):  # Windows has none
-                loop.add_signal_handler(number, stop.set)
-        async with made.serve(host=host, port=port) as base_url:
-            output.warn(f"{seed} refunds in requires_action at {base_url}; try:")
-            # A server on all addresses is reached from here over the loopback, the
-            # only place where plain http may carry a key.
-            here = base_url.replace("//0.0.0.0:", "//127.0.0.1:")
-            here = here.replace("//[::]:", "//[::1]:")
-            if hook is not None:
-                output.offer(f"  posts events to {webhook}, signed with {hook.secret}")
-            output.offer(
-                f"  STRIPE_API_KEY=sk_test_123 async-refunds cancel {example} "
-                f"--base-url {here}"
-            )
-            output.warn(f"  {here}/_emulator/ui shows in a browser what happens")
-            await stop.wait()
+        with on_stop(stop.set):
+            async with made.serve(host=host, port=port) as base_url:
+                offer(base_url)
+                await stop.wait()
 
     try:
         asyncio.run(run())

@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -189,6 +190,11 @@ def sweep(
     with ExitStack() as stack:
         matches = stack.enter_context(RefundList(connection.account))
         output = Output(written) if dry_run else open_output(stack, written)
+        api = options.connect(connection, account=False)
+        kept = None
+        if journal is not None and not dry_run and Path(journal).exists():
+            # What it refuses is said before the search, which may take minutes.
+            kept = open_journal(stack, journal, api, batch, connection)
         find(
             *(wanted, matches, output),
             connection=connection,
@@ -199,8 +205,8 @@ def sweep(
             output.say(f"nothing was canceled; to cancel them: {preview.act_command()}")
         if dry_run or not matches.count:
             raise typer.Exit(DONE)
-        api = options.connect(connection, account=False)
-        kept = open_journal(stack, journal, api, batch, connection)
+        if kept is None:
+            kept = open_journal(stack, journal, api, batch, connection)
         try:
             asked = plan.ask(api, matches, kept, send, found=True)
         except JournalError as error:

@@ -309,8 +309,8 @@ class ScopeWorker:
                 with_what = " with that key"
         telemetry.log(
             logging.WARNING,
-            "%s: %s; nothing of it is sent%s for %.0f s, or until `async-refunds fleet "
-            "retry`",
+            "%s: %s; nothing is sent for it%s for %.0f s, or until "
+            "`async-refunds fleet retry`",
             account or "the key's own account",
             what,
             with_what,

@@ -65,7 +65,7 @@ async def wait_for_database(database: Database, stop: asyncio.Event) -> bool:
                 what = describe(error)
                 if is_refusal(error):
                     raise JournalError(
-                        f"the database cannot be reached: {what}"
+                        f"cannot connect to the database: {what}"
                     ) from None
                 database.outage.away(stop, WAITING, what)
             except psycopg.Error as error:

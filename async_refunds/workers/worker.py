@@ -43,7 +43,7 @@ Clients: TypeAlias = "RefundsClient | Callable[[str], RefundsClient | None]"
 """A client; or what returns the one of a tenant, ``None`` if this worker has no key."""
 
 _SCOPES = """SELECT DISTINCT tenant, scope
-    FROM async_refunds.runs WHERE state = 'open' ORDER BY scope"""
+    FROM async_refunds.runs WHERE state IN ('open', 'closing') ORDER BY scope"""
 _INTERVAL = 5.0
 """Seconds between two looks for tenants: notifications tell of most of them. So often
 metrics are told, too."""
@@ -106,7 +106,7 @@ async def work(
             release, or they cannot be written.
         RuntimeError: The client is closed, or a session that it was given; or
             something cancelled a task of the worker, such as a hook.
-        TypeError, ValueError: An argument that cannot be right.
+        TypeError, ValueError: A bad argument.
     """
     if not (isinstance(refunds, RefundsClient) or callable(refunds)):
         raise TypeError("refunds must be a RefundsClient, or a function of a tenant")

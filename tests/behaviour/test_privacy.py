@@ -23,11 +23,20 @@ from async_refunds import (
     RefundsError,
     telemetry,
 )
+from async_refunds.models import (
+    CardDestination,
+    DestinationDetails,
+    DisplayDetails,
+    EmailSent,
+    NextAction,
+    PresentmentDetails,
+)
 from async_refunds.protocol.redaction import SecretStr, scrub
 from async_refunds.protocol.requests import Response
 from tests.support.canary import (
     EMAIL,
     KEY,
+    SECRET,
     Lines,
     printed,
     spelled,
@@ -371,6 +380,29 @@ def test_scrub_cuts_out_keys_and_addresses(text: str, clean: str | None) -> None
 def test_refund_shows_no_address_that_stands_where_a_word_of_stripes_should() -> None:
     refund = Refund("re_1", "refund", 1, "jpy", 1, status="a&#64;b.example")
     assert "b.example" not in repr(refund)
+
+
+@pytest.mark.parametrize("text", [KEY, f"re_{KEY}", KEY.upper(), EMAIL, SECRET])
+def test_no_part_of_a_refund_shows_a_key_or_an_address(text: str) -> None:
+    """Whatever a server puts where an id or a word of Stripe's should be."""
+    details = DestinationDetails(text, card=CardDestination(text, text, text, text))
+    asked = NextAction(text, DisplayDetails(EmailSent(1, text), 7))
+    refund = Refund(
+        *(text, "refund", 1, text, 1),
+        status=text,
+        destination_details=details,
+        next_action=asked,
+        presentment_details=PresentmentDetails(5, text),
+    )
+    console = Console(file=StringIO(), width=200)
+    parts = (refund, details, details.card, asked, refund.presentment_details)
+    for part in parts:
+        console.print(part)
+        assert text not in repr(part)
+    assert isinstance(console.file, StringIO)
+    assert text not in console.file.getvalue()
+    assert "amount=5" in repr(refund.presentment_details)
+    assert "expires_at=7" in repr(asked)
 
 
 def test_secret_may_be_copied_by_a_recorder_and_stays_hidden() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+from io import StringIO
 from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from rich.console import Console
 
 from async_refunds import SignatureVerificationError, WebhookError, refund_event
 from async_refunds.protocol.redaction import SecretBytes
@@ -39,6 +41,8 @@ WRONG: dict[str, dict[str, object]] = {
     "no JSON": signed(f"{EMAIL} {SECRET}".encode()),
     "other event": signed(event("charge.refunded", data={"object": REFUND})),
     "odd event": signed(event(f"<{EMAIL}>", account=EMAIL)),
+    "type like a key": signed(event(KEY.lower())),
+    "type like a secret": signed(event(f"a.{SECRET.lower()}")),
     "no refund": signed(event(data={"object": {"id": 7, "for": EMAIL}}, account=EMAIL)),
     "API key": {"secrets": [SECRET, KEY]},
     "empty secret": {"secrets": [SECRET, ""]},
@@ -103,6 +107,25 @@ def test_event_shows_the_address_only_where_it_is_asked_for() -> None:
     found = refund_event(BODY, sign(BODY, SECRET), SECRET, now=NOW)
     assert not spelled(repr(found))
     assert found.refund.instructions_email == EMAIL
+
+
+def test_event_shows_neither_a_key_nor_an_address_that_somebody_named_it_after() -> (
+    None
+):
+    body = event(
+        id=KEY,
+        account=KEY,
+        request={"id": KEY, "idempotency_key": EMAIL},
+        data={"object": {**REFUND, "id": KEY, "currency": SECRET}},
+    )
+    found = refund_event(body, sign(body, SECRET), SECRET, now=NOW)
+    console = Console(file=StringIO(), width=200)
+    console.print(found)
+    assert isinstance(console.file, StringIO)
+    for text in (repr(found), console.file.getvalue()):
+        assert not spelled(text), text
+        assert "refund.updated" in text
+    assert (found.id, found.idempotency_key) == (KEY, EMAIL)
 
 
 def test_signature_error_is_what_a_handler_answers_400_for() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
+from async_refunds.emulator import Emulator
 from async_refunds.journal import JournalReader, Run, SqliteJournal
 from async_refunds.results import CancelRequest, CancelResult
 from tests.support.journals import claimed
 from tests.support.terminal import (
+    LIVE_KEY,
     Screen,
     emulator_of,
     run,
@@ -21,7 +24,6 @@ from tests.support.terminal import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from async_refunds.emulator import Emulator
     from async_refunds.journal import Claim
 
 pytestmark = pytest.mark.asyncio(loop_factories=["real"])
@@ -139,6 +141,34 @@ async def test_what_was_perhaps_sent_is_asked_for_and_nothing_else(
     assert sent(emulator) == [unknown]
     assert emulator.requests[0].idempotency_key == claim.idempotency_key
     assert emulator.books.cancellations == {unknown: 1}
+
+
+@pytest.mark.parametrize("command", ["cancel", "sweep"])
+async def test_closed_journal_is_refused_before_a_search_and_before_a_question(
+    tmp_path: Path, command: str
+) -> None:
+    emulator = Emulator()
+    long_ago = int(time.time() - 20 * 86_400)
+    ids = [emulator.add_refund(livemode=True, created=long_ago) for _ in range(2)]
+    which = ids if command == "cancel" else ["--older-than", "14d"]
+    screen = Screen()
+    async with emulator.serve() as base_url:
+        run_of = Run(base_url, livemode=True)
+        async with SqliteJournal.open(tmp_path / JOURNAL, run_of) as journal:
+            journal.close_run()
+        async with started(
+            *(command, *which, "--live", "--journal", JOURNAL, "--base-url", base_url),
+            key=LIVE_KEY,
+            folder=tmp_path,
+            stdin=screen.terminal,
+            stderr=screen.terminal,
+        ) as running:
+            screen.types("n\n")
+            ended, shown = await screen.shows(running)
+    assert "is closed, and takes no more refunds" in shown
+    assert "[y/N]" not in shown
+    assert ended.code == 2
+    assert not emulator.requests
 
 
 async def test_report_of_a_closed_journal_says_so(tmp_path: Path) -> None:

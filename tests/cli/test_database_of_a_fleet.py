@@ -41,3 +41,19 @@ async def test_worker_does_not_wait_for_a_database_that_refuses_it(
     assert ended.code == 2
     assert 'database "test_missing" does not exist' in ended.err
     assert "waiting" not in ended.err
+
+
+async def test_missing_address_is_told_with_how_to_give_one() -> None:
+    nobody = {"PGHOST": "127.0.0.1", "PGPORT": "1"}
+    told = "(neither --database nor ASYNC_REFUNDS_DATABASE=postgresql://user@host/name"
+    ended = await run("fleet", "status", environment=nobody)
+    assert ended.code == 2
+    assert told in ended.err
+    given = await run(
+        "fleet",
+        "status",
+        environment={"ASYNC_REFUNDS_DATABASE": "host=127.0.0.1 port=1"},
+    )
+    assert given.code == 2
+    assert "cannot connect to the database: connection failed" in given.err
+    assert "neither" not in given.err

@@ -109,7 +109,10 @@ SECRET = "hunter2"
     [
         (f"postgres//u:{SECRET}@h/d", "is no address of a PostgreSQL database"),
         (f"postgresql://u:{SECRET}@h/d?foo={SECRET}", "is no address"),
-        (f"postgresql://u:{SECRET}@127.0.0.1:1/d", "cannot be reached: connection"),
+        (
+            f"postgresql://u:{SECRET}@127.0.0.1:1/d",
+            "cannot connect to the database: connection",
+        ),
     ],
 )
 async def test_database_that_is_not_there_is_told_without_its_password(
@@ -296,17 +299,11 @@ async def test_run_that_was_a_mistake_is_closed(fleet: Fleet) -> None:
     begun = await fleet("close", "tonight")
     assert begun.code == 1
     assert begun.err == (
-        "tonight is not closed yet; 2 refunds given up: not canceled, nor asked for "
-        "any more; 1 refund perhaps sent: a worker asks again, then the same command "
-        "closes tonight\n"
+        "tonight is closing; 2 refunds given up: not canceled, nor asked for any more; "
+        "1 refund perhaps sent: a worker asks again, with the same key, and then it is "
+        "closed\n"
     )
-    state = "SELECT state FROM async_refunds.runs"
-    assert fleet.rows(state) == [("open",)]
-    await fleet("pause", "tonight")
-    paused = await fleet("close", "tonight")
-    assert paused.code == 1
-    assert "after `async-refunds fleet resume tonight` a worker asks" in paused.err
-    assert fleet.rows(state) == [("paused",)]
+    assert fleet.rows("SELECT state FROM async_refunds.runs") == [("closing",)]
     know(fleet, "re_2", "settled = true, outcome = 'not_cancelable', maybe_sent = true")
     closed = await fleet("close", "tonight")
     assert closed.code == 0
@@ -338,15 +335,14 @@ async def test_close_says_who_asks_for_what_nobody_asks_for(fleet: Fleet) -> Non
     know(fleet, "re_1", "maybe_sent = true, claims = 8, dead = true")
     dead = await fleet("close", "tonight")
     assert dead.err == (
-        "tonight is not closed yet; nothing was left to give up; 1 refund perhaps "
-        "sent: after `async-refunds fleet retry tonight --outcome dead` a "
-        "worker asks again, then the same command closes tonight\n"
+        "tonight is closing; nothing was left to give up; 1 refund perhaps sent: after "
+        "`async-refunds fleet retry tonight --outcome dead` a worker asks again, with "
+        "the same key, and then it is closed\n"
     )
-    await fleet("pause", "tonight")
-    paused = await fleet("close", "tonight")
-    both = "dead` and `async-refunds fleet resume tonight` a worker asks again"
-    assert both in paused.err
-    assert (dead.code, paused.code) == (1, 1)
+    assert dead.code == 1
+    opened = await fleet("retry", "tonight", "--outcome", "dead,unknown")
+    assert opened.err == "1 refund of tonight is asked for at once\n"
+    assert "sent: a worker asks again" in (await fleet("close", "tonight")).err
 
 
 async def test_close_says_that_somebody_adds_without_an_end(fleet: Fleet) -> None:
@@ -357,7 +353,7 @@ async def test_close_says_that_somebody_adds_without_an_end(fleet: Fleet) -> Non
     assert closed.code == 1
     assert closed.err == (
         "async-refunds: somebody adds refunds to tonight in a transaction that does "
-        "not end: tonight is paused, at least 1 refund not asked for any more: the "
+        "not end: tonight is closing, at least 1 refund not asked for any more: the "
         "same command again goes on\n"
     )
 
@@ -369,7 +365,7 @@ async def test_claim_that_a_failover_lost_was_perhaps_sent(fleet: Fleet) -> None
     closed = await fleet("close", "tonight")
     assert closed.code == 1
     assert (
-        "tonight is not closed yet; nothing was left to give up; 1 refund perhaps sent"
+        "tonight is closing; nothing was left to give up; 1 refund perhaps sent"
         in closed.err
     )
     assert fleet.rows("SELECT settled FROM async_refunds.items") == [(False,)]
@@ -383,7 +379,13 @@ async def test_role_that_may_not_tell_the_history_takes_nothing_for_unsent(
         "CREATE OR REPLACE FUNCTION async_refunds.timeline() RETURNS text "
         "LANGUAGE sql AS 'SELECT NULL::text'"
     )
-    assert "1 refund perhaps sent" in (await fleet("close", "tonight")).err
+    closed = await fleet("close", "tonight")
+    assert closed.code == 1
+    assert closed.err == (
+        "tonight is closing; nothing was left to give up; 1 refund of which this role "
+        "cannot tell whether they were sent: nobody asks, and `async-refunds fleet "
+        "init --check` says how a role can tell, that then closes it\n"
+    )
     fleet.rows("DELETE FROM async_refunds.timelines")  # nobody may tell it
     assert (await fleet("close", "tonight")).code == 0
 

@@ -52,8 +52,8 @@ CHANGES: dict[tuple[str, ...], tuple[str, str]] = {
         "SELECT state = 'open' FROM async_refunds.runs",
     ),
     ("close", "tonight"): (
-        "perhaps tonight is paused: the same command again goes on",
-        "SELECT state = 'paused' FROM async_refunds.runs",
+        "perhaps tonight is closing: the same command again goes on",
+        "SELECT state = 'closing' FROM async_refunds.runs",
     ),
     ("retry", "tonight", "--outcome", "failed"): (
         "perhaps they are asked for: the same command again makes sure",

@@ -24,7 +24,14 @@ from async_refunds.cli.fleet_demo.report import (
     report_lines,
 )
 from async_refunds.cli.output import Output
-from tests.support.terminal import Screen, appears, run, started, there
+from tests.support.terminal import (
+    IN_BACKGROUND,
+    Screen,
+    appears,
+    run,
+    started,
+    there,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -110,7 +117,7 @@ async def test_killed_worker_leaves_nothing_undone_and_nothing_is_canceled_twice
     assert story.index("200 of 200 refunds of 6 accounts canceled by 2 workers") > told
     assert f"{left[0]['open']} open" in ended.err
     assert f"taken over by {other} after " in ended.err
-    assert "  sent until then  0 requests for them" in story
+    assert "  sent meanwhile   0 requests for them" in story
     assert "  keys             one for each refund" in story
     assert story[-1] == AGREE
 
@@ -372,6 +379,23 @@ async def test_interrupted_demo_leaves_no_process_and_no_folder_behind(
     assert not there(folder, "*")
 
 
+async def test_termination_of_a_demo_in_the_background_leaves_nothing_behind(
+    folder: Path,
+) -> None:
+    async with started(
+        *("demo", "--workers", "1", "--refunds", "9999"),
+        key=None,
+        folder=folder,
+        python=IN_BACKGROUND,
+    ) as running:
+        await appears(running, folder, "demo-*/w1.log")
+        running.process.send_signal(signal.SIGTERM)
+        ended = await running.ended()
+    assert ended.code == 130, ended.err
+    assert processes_of(folder) == {}
+    assert not there(folder, "*")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other kernels do not do that")
 @pytest.mark.parametrize(
     ("how", "moment"),
@@ -525,7 +549,7 @@ async def test_missing_packages_are_named(tmp_path: Path) -> None:
         (("--faults", "nosuch=1"), "--faults: no fault 'nosuch'"),
         (
             ("--database", "postgresql://u:hunter2@127.0.0.1:1/d"),
-            "the database cannot be reached: ",
+            "cannot connect to the database: ",
         ),
         (("--database", "postgres//u:hunter2@h/d"), "is no address of a PostgreSQL"),
     ],

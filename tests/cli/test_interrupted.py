@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import asyncio
 import re
 import signal
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
@@ -15,6 +17,7 @@ from async_refunds.cli.app import app
 from async_refunds.journal import JournalReader, Run, SqliteJournal
 from async_refunds.results import CancelRequest
 from tests.support.terminal import (
+    IN_BACKGROUND,
     LIVE_KEY,
     TEST_KEY,
     Ended,
@@ -29,8 +32,6 @@ from tests.support.terminal import (
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from async_refunds.emulator import Emulator
 
 real = pytest.mark.asyncio(loop_factories=["real"])
@@ -51,6 +52,61 @@ async def test_hangup_that_is_ignored_ends_nothing() -> None:
         )
     assert ended.code == 0
     assert [line["outcome"] for line in ended.lines] == ["canceled"]
+
+
+@real
+async def test_ctrl_c_that_is_ignored_ends_nothing_and_a_termination_does() -> None:
+    emulator, ids = emulator_of(3)
+    command = ("cancel", *ids, "--concurrency", "1")
+    async with held(emulator, 1, *command, python=IN_BACKGROUND) as (gate, running):
+        running.process.send_signal(signal.SIGINT)
+        gate.open()
+        ended = await running.ended()
+    assert (ended.code, "interrupted" in ended.err) == (0, False)
+    assert emulator.books.cancellations == dict.fromkeys(ids, 1)
+    emulator, ids = emulator_of(3)
+    command = ("cancel", *ids, "--concurrency", "1")
+    async with held(emulator, 1, *command, python=IN_BACKGROUND) as (gate, running):
+        running.process.send_signal(signal.SIGTERM)
+        await running.says("no new refund is started")
+        gate.open()
+        ended = await running.ended()
+    assert ended.code == 130
+
+
+@real
+async def test_emulator_in_the_background_ends_by_a_termination_alone() -> None:
+    async with started(
+        *("emulator", "--port", "0", "--seed", "2"), key=None, python=IN_BACKGROUND
+    ) as emulator:
+        base_url = (await emulator.says(r"at (http\S+);"))[1]
+        emulator.process.send_signal(signal.SIGINT)
+        listed = await run("list", "--base-url", base_url)
+        emulator.process.send_signal(signal.SIGTERM)
+        ended = await emulator.ended()
+    assert (listed.code, len(listed.lines)) == (0, 2)
+    assert ended.code == 0
+
+
+# A Ctrl-C that the whole suite is deaf for: then a test that sends one would hang.
+DEAF = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+os.execv(sys.executable, [sys.executable, "-m", "pytest", "-q", *sys.argv[1:]])
+"""
+
+
+@real
+async def test_interrupts_of_this_suite_are_heard_where_ctrl_c_is_ignored() -> None:
+    one = "test_emulator_serves_what_its_hint_says_until_interrupted"
+    place = Path(__file__).with_name("test_emulator.py")
+    async with asyncio.timeout(60):
+        ended = await run(
+            *("-n", "1", "-p", "no:cacheprovider", f"{place}::{one}"),
+            python=("-c", DEAF),
+            environment={"PYTEST_ADDOPTS": ""},  # coverage is of the outer one
+        )
+    assert (ended.code, "1 passed" in ended.out) == (0, True), ended.out
 
 
 @real

@@ -22,7 +22,7 @@ EMAIL = "canary.of@the-customer.example"
 
 def spelled(text: str) -> bool:
     """Tell whether a text shows one of the canaries."""
-    return "CANARY" in text or "canary.of" in text
+    return any(each in text for each in ("CANARY", "canaryof", "canary.of"))
 
 
 class Lines(logging.Handler):

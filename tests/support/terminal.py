@@ -43,6 +43,14 @@ IN_SHELL = (
     "-c",
     "import os, sys; os.execv('/bin/sh', ['sh', '-c', sys.argv[1], sys.executable])",
 )
+# The command as a job in the background of a script, for which a shell ignores Ctrl-C.
+IN_BACKGROUND = (
+    "-c",
+    (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+        "runpy.run_module('async_refunds', run_name='__main__', alter_sys=True)"
+    ),
+)
 
 
 class How(TypedDict, total=False):

@@ -385,7 +385,7 @@ async def test_account_whose_key_is_refused_waits_and_says_so(
     assert sent < 30
     assert "acct_A: its key was refused (HTTP status 401)" in caplog.text
     assert (
-        "nothing of it is sent with that key for 60 s, or until "
+        "nothing is sent for it with that key for 60 s, or until "
         "`async-refunds fleet retry`" in caplog.text
     )
     assert "is asked for again" not in caplog.text, "that is said already"
@@ -629,7 +629,7 @@ async def test_account_waits_a_little_while_stripe_cannot_be_reached(
         told = len(fleet.workers[0].results)
         assert told < 50, "what was not tried is not failed"
         await fleet.until_found("SELECT bool_and(settled) FROM async_refunds.items")
-    assert "nothing of it is sent for 15 s" in caplog.text
+    assert "nothing is sent for it for 15 s" in caplog.text
     assert len(fleet.stripe.books.cancellations) == 50
     assert len(ids) == 50
 

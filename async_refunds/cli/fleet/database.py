@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
     from .change import Change, Connection
 
+_NO_ADDRESS = (
+    "neither --database nor ASYNC_REFUNDS_DATABASE=postgresql://user@host/name is given"
+)
+
 RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="The name given to enqueue --run.")
 ]
@@ -78,9 +82,13 @@ def connected(
     # stderr. What is certain then, `Change` tells.
     logging.getLogger("psycopg").addHandler(logging.NullHandler())
     try:
-        connection = psycopg.connect(given.address.conninfo, autocommit=True)
+        # A statement that is prepared would be left in a session of a pooler.
+        connection = psycopg.connect(
+            given.address.conninfo, autocommit=True, prepare_threshold=None
+        )
     except psycopg.OperationalError as error:
-        refuse(f"the database cannot be reached: {describe(error)}")
+        told = "" if given.database else f" ({_NO_ADDRESS})"
+        refuse(f"cannot connect to the database: {describe(error)}{told}")
     try:
         with connection:
             if checked:

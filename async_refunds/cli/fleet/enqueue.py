@@ -42,8 +42,8 @@ class TenantOptions(OptionGroup, frozen=True, kw_only=True):
         str,
         typer.Option(
             metavar="NAME",
-            help="Whose key it needs: the workers of this tenant have it. For "
-            "platforms with the keys of several.",
+            help="Whose API key it needs, on a platform with the keys of several: only "
+            "workers of this tenant take it.",
         ),
     ] = "default"
 
@@ -112,20 +112,20 @@ def _origin(base_url: str, *, livemode: bool) -> str:
 
 HELP = """Add refunds to a run; workers cancel them from then on.
 
-The run is made at the first time. What is in it already is not added again, so
-repeating the command adds nothing. All are added or none. No API key is
-needed; in live mode, more than one refund is asked about.
+The first time makes the run. What is in it already is not added again, so
+repeating the command adds nothing. All are added or none. It needs no API key;
+in live mode, it asks before it adds more than one.
 
-From SQL, in the transaction of your own that decides it; the first makes the
-run, in live mode (true), and does nothing if it is there:
+From SQL, in your own transaction; the first statement makes the run, in live
+mode (true), unless it is there, and the second may leave the accounts out:
 
 \b
 SELECT async_refunds.ensure_run('tonight', 'https://api.stripe.com', true);
 SELECT async_refunds.enqueue('tonight', ARRAY['re_...'], ARRAY['acct_...']);
 
 Exit codes: 0 they are in the run, 1 the answer was no, the database failed, or
-stdout broke, 2 wrong usage, the run is closed, no connection, or no right, 130
-interrupted. With 1 and 130 stderr says which: nothing was added, perhaps all
+stdout broke, 2 wrong usage, the run is closing or closed, no connection, or no
+right, 130 interrupted. With 1 and 130 stderr says which: nothing was added, perhaps all
 were, or how many were."""
 
 
@@ -158,7 +158,8 @@ def enqueue(
     priority: Annotated[
         int,
         typer.Option(
-            metavar="N", help="Of a new run: the smallest number of an account first."
+            metavar="N",
+            help="Of a new run: workers take the smallest number of an account first.",
         ),
     ] = 0,
     yes: Annotated[bool, typer.Option("--yes", help="Add without asking.")] = False,

@@ -62,11 +62,12 @@ is open: perhaps, if the database did not answer any more."""
 CLOSE_HELP = """Send nothing more of a run for good, such as one made by mistake.
 
 What was never sent is told as failed: not canceled. What was perhaps sent goes on
-to be asked for by workers, with the same keys; once all of it has an end, the
-same command closes the run. A closed run takes no more refunds, is not opened
-again, and `fleet status` does not show it; `fleet report` does.
+to be asked for by workers, with the same keys and never with a new one: after a
+day it is only read. Until all of it has an end, the run is closing; then it is
+closed by itself. It takes no more refunds, and is not opened again. `fleet
+status` does not show it once it is closed; `fleet report` does.
 
-Exit codes: 0 it is closed, 1 not yet, or the database failed, 2 no such run, no
+Exit codes: 0 it is closed, 1 it is closing, or the database failed, 2 no such run, no
 connection, or no right, 130 interrupted. With 1 and 130 stderr says what is
 certain, and the same command goes on."""
 
@@ -76,7 +77,8 @@ RETRY_HELP = """Ask at once, again, for refunds that were not canceled.
 since), not_cancelable (its state forbade it, and may have changed: a bank that
 returns the money makes it wait again), unknown (asked for again at once, with
 the same key), dead (eight workers in turn ended while they had it: look into
-their logs first). Nothing is canceled twice.
+their logs first). Nothing is canceled twice. A run that is closing has only
+unknown and dead ones to ask for.
 
 Workers ask for those that failed, or are unknown, by themselves too, but later.
 
@@ -91,8 +93,8 @@ Open refunds stay, and so does what became known within the last day: Stripe
 still knows its keys. Write what you want to keep with `fleet report` first.
 
 Exit codes: 0 they are deleted, 1 the database failed, 2 wrong usage, no
-connection, or no right, 130 interrupted. With 1 and 130 stderr says how many are
-at least."""
+connection, or no right, 130 interrupted. With 1 and 130 stderr says how many
+were at least."""
 
 
 @with_options
@@ -130,8 +132,12 @@ def fleet_steps(reader: RunReader, outcomes: Outcomes, retry: str) -> Steps:
     dead, again = reader.dead, f"`{retry} --outcome {DEAD}`"
     failed = f"read the error, fix its cause, then `{retry} --outcome failed`"
     failed += or_close(outcomes, fleet_command("close", reader.name))
-    if reader.state == "closed":
-        failed = CLOSED
+    not_cancelable = (
+        f"nothing can be; if its state changes, `{retry} --outcome not_cancelable`"
+    )
+    steps = next_steps(outcomes, None)
+    if reader.run_closed:
+        failed, not_cancelable = CLOSED, steps["not_cancelable"]
     if dead["unknown"] == outcomes["unknown"] > 0:
         asks = f"dead until {again}"
     elif dead["unknown"]:
@@ -139,10 +145,8 @@ def fleet_steps(reader: RunReader, outcomes: Outcomes, retry: str) -> Steps:
     if dead[None]:
         waits += f"; {dead[None]:,} dead until {again}"
     return {
-        **next_steps(outcomes, None),
-        "not_cancelable": (
-            f"nothing can be; if its state changes, `{retry} --outcome not_cancelable`"
-        ),
+        **steps,
+        "not_cancelable": not_cancelable,
         "failed": f"not canceled: {failed}",
         "unknown": f"maybe canceled: {asks}; nothing is canceled twice",
         None: waits,
@@ -159,6 +163,9 @@ def _worker_steps(reader: RunReader) -> tuple[str, str]:
         )
     if reader.state == "closed":
         return "the run is closed, no worker asks", "nothing: the run is closed"
+    if reader.state == "closing":
+        close = fleet_command("close", reader.name)
+        return "a worker asks again, with the same key", f"not canceled: {close}"
     return (
         "a worker asks again",
         "nothing yet: workers take it in turn (`async-refunds fleet status`)",
@@ -206,10 +213,10 @@ def close(run: RunArgument, *, database: DatabaseOptions, quiet: Quiet = False) 
 
     def note(unsent: int) -> None:
         settled = f"{counted(unsent, 'refund')} not asked for any more"
-        change.done(f"{run} is paused, at least {settled}: {again}")
+        change.done(f"{run} is closing, at least {settled}: {again}")
 
     with change.told(), connected(database, change=change) as connection:
-        change.done(f"perhaps {run} is paused: {again}")
+        change.done(f"perhaps {run} is closing: {again}")
         try:
             closed = administration.close(connection, run, on_page=note)
         except psycopg.errors.LockNotAvailable:
@@ -220,21 +227,29 @@ def close(run: RunArgument, *, database: DatabaseOptions, quiet: Quiet = False) 
             raise typer.Exit(NOT_ALL) from None
         change.done(_closed(run, closed))
         Output(Format(quiet=quiet)).say(change.said)
-        raise typer.Exit(NOT_ALL if closed.left else DONE)
+        raise typer.Exit(NOT_ALL if closed.left or closed.untold else DONE)
 
 
 def _closed(run: str, closed: administration.Closed) -> str:
     said = given_up(closed.unsent)
-    if not closed.left:
+    if not (closed.left or closed.untold):
         return f"{run} is closed; {said}"
-    commands = [fleet_command("retry", run, "--outcome", DEAD)] if closed.dead else []
-    if closed.paused:
-        commands.append(fleet_command("resume", run))
-    who = f"after {' and '.join(commands)} a worker" if commands else "a worker"
-    return (
-        f"{run} is not closed yet; {said}; {counted(closed.left, 'refund')} perhaps "
-        f"sent: {who} asks again, then the same command closes {run}"
-    )
+    said = f"{run} is closing; {said}"
+    if closed.left:
+        retry = fleet_command("retry", run, "--outcome", DEAD)
+        who = f"after {retry} a worker" if closed.dead else "a worker"
+        said += (
+            f"; {counted(closed.left, 'refund')} perhaps sent: {who} asks again, with "
+            "the same key"
+        )
+        said += "" if closed.untold else ", and then it is closed"
+    if closed.untold:
+        said += (
+            f"; {counted(closed.untold, 'refund')} of which this role cannot tell "
+            "whether they were sent: nobody asks, and `async-refunds fleet init "
+            "--check` says how a role can tell, that then closes it"
+        )
+    return said
 
 
 @canceling

@@ -43,15 +43,15 @@ _COLUMNS = ("worker", "heard_of", "pace", "open", "oldest", "last_word")
 
 HELP = """Show who works on which account, and what is open.
 
-A run is open, paused, or done: all of its refunds are settled; a closed one is
-not shown. Of its open refunds, those to retry failed or are unknown: workers
-ask for them again. An account has the worker that holds it, the seconds since
-that was last heard of, the requests a second that Stripe allows it as far as
-was found, or that --rate allows the worker, the open refunds, the time since
-the oldest was added, and the last word about one of them. Where there are
-several tenants, addresses or modes, it says which. Workers that have no account
-are named, too: a second is listened to them. --watch shows it again until
-Ctrl-C.
+A run is open, paused, closing (only what was perhaps sent is asked for), or
+done: all of its refunds are settled; a closed one is not shown. Of its open
+refunds, those to retry failed or are unknown: workers ask for them again. An
+account has the worker that holds it, the seconds since that was last heard of,
+the requests a second that Stripe allows it as far as was found, or that --rate
+allows the worker, the open refunds, the time since the oldest was added, and
+the last word about one of them. Where there are several tenants, addresses or
+modes, it says which. It takes a second, in which workers that have no account
+tell their names. --watch shows it again until Ctrl-C.
 
 Otherwise, and with --json: one object for each run, and then one for each
 account. A monitoring system finds the accounts in the view async_refunds.metrics.

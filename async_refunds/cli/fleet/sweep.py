@@ -24,10 +24,10 @@ workers cancel what it adds. Run it every night: what is in the run already is
 not added again.
 
 Exit codes: 0 they are in the run, or none matches, 1 the search or the database
-failed, the run is closed, stdout broke, or the answer was no, 2 wrong usage, no
-connection, or no right, 130 interrupted. With 1 and 130 stderr says which:
-nothing was added, perhaps all were, or how many were. With --dry-run: 0
-searched to the end."""
+failed, the run is closing or closed, stdout broke, or the answer was no, 2
+wrong usage, no connection, or no right, 130 interrupted. With 1 and 130 stderr
+says which: nothing was added, perhaps all were, or how many were. With
+--dry-run: 0 searched to the end."""
 
 
 @canceling

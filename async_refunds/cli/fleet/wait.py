@@ -36,8 +36,8 @@ _INTERVAL, _SHARE = 0.5, 0.1
 
 HELP = """Wait until each refund of a run has a result.
 
-What failed, or is unknown, workers ask for again by themselves, after up to a
-quarter of an hour, for ever if need be. When nothing else is left, the command
+Workers ask by themselves, again and again, for what failed or is unknown, after
+up to a quarter of an hour each time. When nothing else is left, the command
 ends, and names it; with --settled it goes on waiting. `fleet close` gives up
 what failed. What is dead has a result too. The progress goes to stderr, what
 became of the refunds to stdout.

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,6 +20,7 @@ from async_refunds.cli.options import (
     canceling,
 )
 from async_refunds.cli.output import Output, refuse
+from async_refunds.cli.stop_signals import on_stop
 from async_refunds.cli.tables import counted
 from async_refunds.errors import JournalError
 from async_refunds.protocol import validation
@@ -38,13 +38,14 @@ HELP = """Cancel what is enqueued, together with other workers, until it is stop
 
 Takes accounts that nobody works on, a few at a time, finds the pace that Stripe
 allows each, and goes on with what a worker that died has left, with the same
-idempotency keys. Only runs of its --tenant, --base-url and mode are its own.
+idempotency keys. It takes only runs of its --tenant, --base-url and
+mode.
 
-SIGTERM or Ctrl-C: it begins nothing more, gives what is under way three seconds
-to end, and its accounts back, within ten seconds in all. A second one ends it
-at once. What was not answered is left to the next worker that has its account,
-which asks with the same key: nothing is canceled twice. While the database is
-away it waits for it.
+On SIGTERM or Ctrl-C it begins nothing more, gives what is under way three
+seconds to end, and gives its accounts back, all within ten seconds. A second
+one ends it at once. What was not answered is left to the next worker that has
+its account, which asks with the same key: nothing is canceled twice. It waits
+for a database that is away.
 
 The API key comes from STRIPE_API_KEY. Warnings go to stderr; what became of
 each refund is in `fleet report`.
@@ -79,15 +80,16 @@ class WorkerOptions(TargetOptions, frozen=True, kw_only=True):
     name: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="What status calls it. [default: host and process]"
+            metavar="NAME",
+            help="How `fleet status` names it. [default: host and process]",
         ),
     ] = None
     lease: Annotated[
         float,
         typer.Option(
             metavar="SECONDS",
-            help="How long others leave the accounts of a worker that is not heard of "
-            "any more to it. The same for all workers.",
+            help="After how long without a sign of a worker others take over its "
+            "accounts. The same for all workers.",
         ),
     ] = 30.0
 
@@ -197,7 +199,7 @@ def _stopped_by_signals(
         stop: The event.
         say: Called at the first signal.
     """
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    task = asyncio.current_task()
     assert task is not None  # noqa: S101 - a coroutine runs in one
 
     def end() -> None:
@@ -207,13 +209,5 @@ def _stopped_by_signals(
         stop.set()
         say()
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    for number in numbers:
-        with suppress(NotImplementedError):  # Windows has none
-            loop.add_signal_handler(number, end)
-    try:
+    with on_stop(end):
         yield
-    finally:
-        for number in numbers:
-            with suppress(NotImplementedError):
-                loop.remove_signal_handler(number)

@@ -127,11 +127,18 @@ def _own_database(given: str | None, output: Output) -> Generator[str]:
 
 @contextmanager
 def _ended_as_by_ctrl_c() -> Generator[None]:
-    """Let the end of a session, or of a service, leave nothing behind either."""
+    """Let the end of a session, or of a service, leave nothing behind either.
+
+    What `nohup` ignores stays ignored. Ctrl-C does not, where a shell ignores it for a
+    job in the background: it is what the other signals become.
+    """
     before = {
         number: signal.signal(number, _end)
         for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN
     }
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:

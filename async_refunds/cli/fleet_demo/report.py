@@ -106,7 +106,7 @@ def report_lines(report: FleetDemoReport) -> Iterator[str]:
         )
         yield from (f"    {line}" for line in _held_lines(report.held))
         sent = counted(report.sent_after_kill, "request")
-        yield f"  sent until then  {sent} for them"
+        yield f"  sent meanwhile   {sent} for them"
     two = report.refunds_with_two_keys
     yield f"  keys             one for each refund{f', two for {two:,}' if two else ''}"
     yield f"  requests         {report.requests:,}, of which {report.retries:,} retries"

@@ -12,7 +12,8 @@ from psycopg.pq import TransactionStatus
 
 from async_refunds.errors import JournalError
 
-from .history import HISTORY
+from .history import HISTORY, PERHAPS_SENT
+from .run_states import STATE, given_up
 from .transactions import read_committed
 
 if TYPE_CHECKING:
@@ -36,21 +37,14 @@ WITH changed AS (
 )
 SELECT pg_notify('async_refunds', scope) FROM changed
 """
-_STATE = "SELECT state FROM async_refunds.runs WHERE name = %s"
-# Returns the version of the row: with each change it is another one.
-_PAUSE = """UPDATE async_refunds.runs SET state = 'paused'
-    WHERE name = %s AND state = 'open' RETURNING xmin::text"""
+_STATE = f"SELECT {STATE} FROM async_refunds.runs r WHERE name = %s"  # noqa: S608 - our own text
 # Those that settle or open refunds of a run do so one after another.
-_STATE_FOR_CHANGE = """SELECT state, xmin::text FROM async_refunds.runs
-    WHERE name = %s FOR NO KEY UPDATE"""
-# What was claimed in commits that a failover lost may have been sent, and its row does
-# not say so. A role that may not tell the history, where others have, cannot know.
-_UNSENT = """
+_STATE_FOR_CHANGE = f"{_STATE} FOR NO KEY UPDATE"
+# A role that may not tell the history, where others have, cannot know what was sent.
+_UNSENT = f"""
     FROM async_refunds.items i
         JOIN async_refunds.runs r USING (run_id) CROSS JOIN history
-        WHERE r.name = %(run)s AND NOT i.settled AND NOT i.maybe_sent
-            AND NOT (i.number <= history.last_number
-                AND i.timeline IS DISTINCT FROM history.timeline)
+        WHERE r.name = %(run)s AND NOT i.settled AND NOT {PERHAPS_SENT}
             AND (history.timeline IS NOT NULL
                 OR NOT EXISTS (SELECT FROM async_refunds.timelines))
             AND (i.account, i.refund_id) > (%(account)s, %(refund_id)s)
@@ -72,15 +66,16 @@ WITH {HISTORY}, page AS MATERIALIZED (
 )
 UPDATE async_refunds.items i SET settled = true, dead = false, outcome = 'failed',
         known_at = clock_timestamp(),
-        error = coalesce(i.error || '; then', i.refund_id || ' was not canceled:')
-            || ' its run was closed'
+        error = {given_up("i.error")}
     FROM page WHERE i.ctid = page.ctid
 """  # noqa: S608 - our own text
-_LEFT = """
-SELECT count(*), count(*) FILTER (WHERE i.dead)
+_LEFT = f"""
+WITH {HISTORY}
+SELECT count(*) FILTER (WHERE {PERHAPS_SENT}), count(*) FILTER (WHERE i.dead),
+        count(*) FILTER (WHERE NOT {PERHAPS_SENT})
     FROM async_refunds.items i JOIN async_refunds.runs r USING (run_id)
     WHERE r.name = %s AND NOT i.settled
-"""
+"""  # noqa: S608 - our own text
 # Those that add to it hold the same lock, shared, to the ends of their transactions.
 _NO_MORE_ADDED = """
 SELECT set_config('lock_timeout', %s, true), pg_advisory_xact_lock(
@@ -88,6 +83,15 @@ SELECT set_config('lock_timeout', %s, true), pg_advisory_xact_lock(
 """
 ADDED_WITHIN = 5.0
 """Seconds for the transactions that add to a run to end. Later ones wait for it."""
+# Workers that wait for a paused run have something to ask for.
+_BEGIN_CLOSE = """
+WITH changed AS (
+    UPDATE async_refunds.runs SET state = 'closing'
+        WHERE name = %s AND state IN ('open', 'paused')
+        RETURNING scope
+)
+SELECT pg_notify('async_refunds', scope) FROM changed
+"""
 _CLOSE = "UPDATE async_refunds.runs SET state = 'closed' WHERE name = %s"
 # Leases are locked in the order of their accounts by all, and by those that write what
 # workers may write before that: so nobody waits for somebody who waits for him.
@@ -96,20 +100,30 @@ SELECT FROM async_refunds.leases l JOIN async_refunds.runs r USING (scope)
     WHERE r.name = %(run)s AND l.account = ANY(%(accounts)s::text[])
     ORDER BY l.account FOR NO KEY UPDATE OF l
 """
-# Only what nobody has under way is written. A definite no of its state may have been
+# Waits for those who write what they have in hand of a run. Whoever comes later knows
+# that it is closing, see `CLOSING`.
+_LOCK_ALL_LEASES = """
+SELECT FROM async_refunds.leases l JOIN async_refunds.runs r USING (scope)
+    WHERE r.name = %s AND EXISTS (SELECT FROM async_refunds.items i
+        WHERE i.run_id = r.run_id AND i.account = l.account AND NOT i.settled)
+    ORDER BY l.account FOR NO KEY UPDATE OF l
+"""
+# Only what nobody has under way is written. In a run that is closing nothing gets a new
+# key. Else a definite no of its state may have been
 # saved under its key, for a day: the next claim takes a new one.
 _OPEN_AGAIN = """
 WITH wanted AS MATERIALIZED (
     SELECT i.run_id, i.account, i.refund_id, i.settled, i.dead,
-            i.outcome = 'not_cancelable' OR i.outcome IS NOT NULL AND NOT i.maybe_sent
-                AS needs_new_key
+            NOT %(closing)s AND (i.outcome = 'not_cancelable'
+                OR i.outcome IS NOT NULL AND NOT i.maybe_sent) AS needs_new_key
         FROM async_refunds.items i JOIN async_refunds.runs r USING (run_id)
         WHERE r.name = %(run)s
             AND (i.dead AND %(dead)s OR NOT i.dead AND i.outcome = ANY(%(outcomes)s))
 ), opened AS (
     UPDATE async_refunds.items i SET settled = false, dead = false, claims = 0,
             claimed_by = NULL,
-            maybe_sent = i.maybe_sent AND outcome IS DISTINCT FROM 'not_cancelable'
+            maybe_sent = i.maybe_sent
+                AND (%(closing)s OR outcome IS DISTINCT FROM 'not_cancelable')
         FROM wanted w WHERE (i.settled OR i.dead) AND (i.run_id, i.account, i.refund_id)
             = (w.run_id, w.account, w.refund_id)
         RETURNING i.refund_id
@@ -164,11 +178,12 @@ def set_state(connection: Database, run: str, state: Literal["open", "paused"]) 
     A worker claims no more of a paused run. What it has under way it finishes.
 
     Raises:
-        JournalError: There is no such run, or it is closed.
+        JournalError: There is no such run, or it is closing, or closed.
     """
     if not connection.execute(_SET_STATE, {"run": run, "state": state}).fetchall():
-        _found(connection, _STATE, run)
-        raise JournalError(f"{run!r} is closed")
+        (found,) = _found(connection, _STATE, run)
+        only = ": only what was perhaps sent is asked for" if found == "closing" else ""
+        raise JournalError(f"{run!r} is {found}{only}")
 
 
 def _found(connection: Database, query: str, run: str) -> tuple[object, ...]:
@@ -184,22 +199,23 @@ class Closed(NamedTuple):
     unsent: int
     """Refunds that are told as failed now, since nothing of them was sent."""
     left: int
-    """Refunds that were perhaps sent: with one of them the run is not closed yet."""
+    """Refunds that were perhaps sent: with one of them the run is closing."""
     dead: int
     """Those of them that no worker asks for again by itself."""
-    paused: bool
-    """Whether it is paused, by somebody else, so that no worker asks for these."""
+    untold: int = 0
+    """Others, of which this role cannot tell whether they were sent. Nobody asks for
+    them; whoever can tell has to close the run."""
 
 
 def close(
     connection: Database, run: str, *, on_page: Callable[[int], object] | None = None
 ) -> Closed:
-    """Have nothing more of a run sent, and close it unless something was perhaps sent.
+    """Have nothing more of a run sent but what was perhaps sent, and take no more.
 
     What was never sent is settled as ``failed``. What was perhaps sent goes on to be
-    asked for by workers; once that has an end, the same again closes the run. The run
-    is paused in the meantime, and stays so if this does not come to its end, or if
-    somebody pauses it meanwhile. Two at once each go on with what the other one leaves.
+    asked for by workers, and gets no new key; when that has an end, the run is closed.
+    It is closing from the first moment, also if this does not come to its end: the same
+    again goes on. Two at once each go on with what the other one leaves.
 
     Args:
         connection: To the database.
@@ -211,9 +227,8 @@ def close(
         psycopg.errors.LockNotAvailable: Somebody adds to it in a transaction that does
             not end.
     """
-    # No worker claims what is settled here. Of a run that is closed nobody does.
     with read_committed(connection):
-        paused = connection.execute(_PAUSE, [run]).fetchone()
+        connection.execute(_BEGIN_CLOSE, [run])
     unsent = 0
     after: tuple[str, str] | None = _BEFORE_ALL
     while after is not None:
@@ -224,20 +239,17 @@ def close(
         if count and on_page is not None:
             on_page(unsent)
     with read_committed(connection):
-        state, version = _found(connection, _STATE_FOR_CHANGE, run)
+        _found(connection, _STATE_FOR_CHANGE, run)
         connection.execute(_NO_MORE_ADDED, [f"{ADDED_WITHIN}s", run])
         connection.execute("SET LOCAL lock_timeout = 0")
+        connection.execute(_LOCK_ALL_LEASES, [run])
         # What was added meanwhile, before what was settled too.
         unsent += _settle_unsent(connection, run, _BEFORE_ALL, None)[0]
-        row = connection.execute(_LEFT, [run]).fetchone()
-        left, dead = (0, 0) if row is None else (int(str(row[0])), int(str(row[1])))
-        if not left:
+        ((left, dead, untold),) = connection.execute(_LEFT.encode(), [run])
+        closed = Closed(unsent, *(int(str(count)) for count in (left, dead, untold)))
+        if not closed.left + closed.untold:
             connection.execute(_CLOSE, [run])
-            state = "closed"
-        elif paused == (version,):  # nobody else has changed it since
-            set_state(connection, run, "open")
-            state = "open"
-    return Closed(unsent, left, dead, state == "paused")
+    return closed
 
 
 def _settle_unsent(
@@ -280,7 +292,8 @@ def retry(
         How many of them were opened, and how many were open; and if it is paused.
 
     Raises:
-        JournalError: There is no such run, or it is closed.
+        JournalError: There is no such run, or it is closed; or it is closing, and they
+            would need a new key.
     """
     while True:
         try:
@@ -299,9 +312,15 @@ def _retry(
         "dead": dead,
     }
     with read_committed(connection):
-        state, _ = _found(connection, _STATE_FOR_CHANGE, run)
+        (state,) = _found(connection, _STATE_FOR_CHANGE, run)
         if state == "closed":
             raise JournalError(f"{run!r} is closed")
+        if state == "closing" and not {"unknown"}.issuperset(outcomes):
+            raise JournalError(
+                f"{run!r} is closing: only what is unknown or dead is asked for again, "
+                "with the same key"
+            )
+        given["closing"] = state == "closing"
         ((opened, already, accounts, need_new_key),) = connection.execute(
             _OPEN_AGAIN, given
         )

@@ -98,6 +98,7 @@ _SETTINGS = {
     # for a standby too, or for less, keep that.
     "synchronous_commit": "on",
 }
+BACKEND_QUERY = "SELECT pg_backend_pid()"
 # Only what differs and what the server knows.
 _SET_UP = """SELECT set_config(name, value, false)
     FROM unnest(%s::text[], %s::text[]) AS ours (name, value)
@@ -129,6 +130,17 @@ def is_refusal(error: psycopg.Error) -> bool:
     return _REFUSAL.search(str(error)) is not None
 
 
+def is_pooled(connection: psycopg.BaseConnection[Any], row: tuple[int] | None) -> bool:
+    """Tell by what `BACKEND_QUERY` finds whether a pooler (PgBouncer) is in between.
+
+    It makes up the process whose statements a client may ask to cancel. Each
+    transaction may be in another session then, and what was left in one, such as a
+    prepared statement or a cursor, is found by others.
+    """
+    assert row is not None  # noqa: S101 - the query has one row
+    return row[0] != connection.info.backend_pid
+
+
 def _is_torn(given: Mapping[str, object]) -> bool:
     """Tell whether an address has part of a password where a host or a port belongs.
 
@@ -158,7 +170,7 @@ class Database:
 
     @property
     def conninfo(self) -> str:
-        """With what we set where the user does not.
+        """The address, with our settings where it has none.
 
         Raises:
             JournalError: It is not what libpq understands, or only by mistake.
@@ -182,12 +194,16 @@ class Database:
             patience: Seconds that the database has for an answer.
 
         Raises:
-            JournalError: It has not the tables of this release.
+            JournalError: Its tables are not those of this release.
             psycopg.Error: It cannot be reached.
         """
         connection = await AsyncConnection.connect(self.conninfo, autocommit=True)
         try:
             with answering_within(patience, connection):
+                cursor = await connection.execute(BACKEND_QUERY)
+                if is_pooled(connection, await cursor.fetchone()):
+                    # Another session may have another statement of the same name.
+                    connection.prepare_threshold = None
                 await connection.execute(
                     _SET_UP, (list(_SETTINGS), list(_SETTINGS.values()))
                 )

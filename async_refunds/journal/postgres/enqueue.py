@@ -108,7 +108,7 @@ async def enqueue(
     Raises:
         TypeError: Something that is no id.
         ValueError: One that cannot be the id of a refund, or of an account.
-        Exception: The driver's: there is no such run, or it is closed.
+        Exception: The driver's: there is no such run, or it is closing or closed.
     """
     added = 0
     for ids, accounts in _chunks(requests, stripe_account):
@@ -133,7 +133,8 @@ async def _send(
         statement = text(query.format(**{name: f":{name}" for name in values}))
         return (await connection.execute(statement, values)).scalar_one()
     marks = query.format(**{name: f"%({name})s" for name in values})
-    cursor = await connection.execute(marks.encode(), values)
+    # One that is prepared would be left in a pooler's session, for whoever is next.
+    cursor = await connection.execute(marks.encode(), values, prepare=False)
     return (await cursor.fetchone())[0]
 
 

@@ -109,6 +109,13 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT hashtextextended('async_refunds ' || run_id, 0)
 $$;
 
+-- The runs of a scope that are closing by now, not as of the beginning of a statement
+-- that has waited for a lease since: VOLATILE takes a new look.
+CREATE OR REPLACE FUNCTION async_refunds.closing_runs(scope text) RETURNS SETOF uuid
+LANGUAGE sql VOLATILE STRICT AS $$
+    SELECT run_id FROM async_refunds.runs WHERE runs.scope = $1 AND state = 'closing'
+$$;
+
 -- Add refunds to a run, in the caller's transaction, and return how many were not there.
 -- No row of the run and no lease that is there is locked, so it waits for no worker.
 CREATE OR REPLACE FUNCTION async_refunds.enqueue(
@@ -116,6 +123,7 @@ CREATE OR REPLACE FUNCTION async_refunds.enqueue(
 ) RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
     found async_refunds.runs;
+    found_state text;
     wrong text;
     added bigint;
     touched text[];
@@ -136,8 +144,10 @@ BEGIN
                 found.livemode, found.seed)
             ON CONFLICT DO NOTHING;
     END IF;
-    IF (SELECT state FROM async_refunds.runs r WHERE r.name = run) = 'closed' THEN
-        RAISE EXCEPTION 'the run % is closed', quote_literal(run)
+    SELECT state INTO found_state FROM async_refunds.runs r WHERE r.name = run;
+    IF found_state IN ('closing', 'closed') THEN
+        RAISE EXCEPTION 'the run % is %', quote_literal(run), CASE found_state
+            WHEN 'closing' THEN 'closing, and takes no more refunds' ELSE 'closed' END
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
     IF accounts IS NOT NULL AND cardinality(accounts) <> cardinality(ids) THEN

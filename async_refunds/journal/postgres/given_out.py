@@ -81,8 +81,10 @@ class GivenOut:
         # A failover may have forgotten that it was given out.
         if item.dead or (item.run_id, item.refund_id) in pending:
             return None
+        run = self._runs.get(item.run_id)
+        if run is None:  # somebody deleted it meanwhile
+            return None
         pending.add((item.run_id, item.refund_id))
-        run = self._runs[item.run_id]
         fresh = item.sent_before is None
         created_at = item.claimed_at if item.sent_before is None else item.sent_before
         return LeasedClaim(

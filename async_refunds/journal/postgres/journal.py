@@ -11,12 +11,18 @@ import msgspec
 import psycopg
 
 from async_refunds.errors import JournalError
-from async_refunds.journal.base import BatchGuard, LeaseLostError, Run, check_limits
+from async_refunds.journal.base import (
+    BatchGuard,
+    LeaseLostError,
+    Run,
+    RunClosedError,
+    check_limits,
+)
 
 from .connection import Database, Link, describe
 from .given_out import ClaimedRow, GivenOut
 from .leases import SUSPICIOUS, TTL, Lease, Leases
-from .missing import MissingItems, explain_lost
+from .missing import RUN_DELETED, MissingItems, explain_lost
 from .reader import FleetReader
 from .rows import KnownRow, LeasedClaim, UnsentRow, known_row, unsent_row
 from .run_accounts import RunAccounts
@@ -175,7 +181,8 @@ class PostgresJournal(BatchGuard):
         """Add these items to the run that was opened.
 
         Raises:
-            JournalError: They are none of Stripe's, or no run was opened.
+            JournalError: They are none of Stripe's, no run was opened, or somebody
+                has deleted it.
         """
         if self._run_id is None:
             raise JournalError(
@@ -188,7 +195,10 @@ class PostgresJournal(BatchGuard):
                 "ids": [request.refund_id for request in requests],
                 "given": [request.stripe_account for request in requests],
             }
-            ((_, now),) = await self._writer.do(Operation(ADD, values))
+            added = await self._writer.do(Operation(ADD, values))
+            if not added:
+                raise JournalError(RUN_DELETED)
+            ((_, now),) = added
             self._missing.note_added(now)
 
     async def claim(
@@ -225,6 +235,7 @@ class PostgresJournal(BatchGuard):
         Raises:
             LeaseLostError: The account was taken over, or the item is not there any
                 more as it was claimed.
+            RunClosedError: The run is closing, or closed.
         """
         claim = _leased(claim)
         number = self._next_claim()
@@ -239,7 +250,9 @@ class PostgresJournal(BatchGuard):
             "credentials": self._credentials or None,
         }
         while rows := await self._writer.do(Operation(REKEY, values)):
-            ((wait, claimed_at),) = rows
+            ((wait, claimed_at, closing),) = rows
+            if closing:
+                raise RunClosedError
             if claimed_at is not None:
                 same = bool(self._credentials)
                 return self._given_out.next_key(

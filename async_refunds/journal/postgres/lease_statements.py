@@ -7,7 +7,8 @@ second effect.
 
 from __future__ import annotations
 
-from .history import NOTED_HISTORY
+from .history import HISTORY, NOTED_HISTORY, PERHAPS_SENT
+from .run_states import WORKED_ON
 
 
 def _open(run: str) -> str:
@@ -37,14 +38,18 @@ _CLAIMABLE = """(i.known_at IS NULL OR l.retry_at <= clock_timestamp()
 
 
 def _has(items: str, runs: str = "true") -> str:
-    """Return whether the account of `l` has some item in some open run."""
+    """Return whether the account of `l` has some item that is claimed from some run.
+
+    Of a run that is closing only what was perhaps sent is.
+    """
     # OFFSET 0: asked for each account, and not joined to all items there are.
     return f"""EXISTS (
         SELECT FROM async_refunds.runs o CROSS JOIN LATERAL (
             SELECT FROM async_refunds.items i
             WHERE {_open("o")} AND i.account = l.account AND {items}
+                AND (o.state = 'open' OR {PERHAPS_SENT})
             LIMIT 1
-        ) i WHERE o.scope = l.scope AND o.state = 'open' AND {runs} OFFSET 0)"""  # noqa: S608 - our own text
+        ) i WHERE o.scope = l.scope AND o.{WORKED_ON} AND {runs} OFFSET 0)"""  # noqa: S608 - our own text
 
 
 # Nobody holds it. What ended while this worker could not renew it lives on.
@@ -69,7 +74,7 @@ _FREE_OF_FEW = f"""{_LOCKED} {_MAY_BE_TAKEN} AND {_has(_CLAIMABLE)} AND {_FEW}
 # taken already, and another one would not.
 _FREE_OF_MANY = f"""SELECT l.* FROM (
         SELECT run_id FROM async_refunds.runs
-        WHERE scope = %(scope)s AND state = 'open' ORDER BY run_id OFFSET 0
+        WHERE scope = %(scope)s AND {WORKED_ON} ORDER BY run_id OFFSET 0
     ) r CROSS JOIN LATERAL {_OPEN_ACCOUNTS} a CROSS JOIN LATERAL (
         {_LOCKED} {_MAY_BE_TAKEN} AND l.account = a.account
         AND {_has(_CLAIMABLE, "o.run_id = r.run_id")}
@@ -82,7 +87,7 @@ _FREE = f"""SELECT * FROM ({_FREE_OF_FEW}) few
 _LEFT = f"""(SELECT count(*) FROM async_refunds.runs o CROSS JOIN LATERAL (
         SELECT FROM async_refunds.items i
         WHERE {_open("o")} AND i.account = l.account LIMIT 1000
-    ) i WHERE o.scope = l.scope AND o.state = 'open')"""  # noqa: S608 - our own text
+    ) i WHERE o.scope = l.scope AND o.{WORKED_ON})"""  # noqa: S608 - our own text
 _FREE_OF_THESE = f"""{_LOCKED} {_NOT_HELD} AND l.account = ANY (%(accounts)s::text[])
         AND {_has("true")}
     LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED"""
@@ -171,14 +176,14 @@ found AS MATERIALIZED (
             WHERE i.run_id = r.run_id AND i.account = held.account
                 AND NOT i.settled AND NOT i.dead AND i.known_at IS NOT NULL
             LIMIT 1
-        ) i WHERE r.scope = %(scope)s AND r.state = 'open'
+        ) i WHERE r.scope = %(scope)s AND r.{WORKED_ON}
     ) AS left_open, EXISTS (
         SELECT FROM async_refunds.runs r CROSS JOIN LATERAL (
             SELECT FROM async_refunds.items i
             WHERE i.run_id = r.run_id AND i.account = held.account
                 AND NOT i.settled AND NOT i.dead AND i.claims >= %(suspicious)s
             LIMIT 1
-        ) i WHERE r.scope = %(scope)s AND r.state = 'open'
+        ) i WHERE r.scope = %(scope)s AND r.{WORKED_ON}
     ) AS suspicious
     FROM held
 )
@@ -206,7 +211,8 @@ RETURNING l.account, CASE WHEN found.left_open
 
 # Those that have something to do, and who holds or held each: a lease may have been
 # given back by now, or was locked for a moment.
-NOT_TAKEN = f"""SELECT l.account, coalesce(l.owner, 'another worker')
+NOT_TAKEN = f"""WITH {HISTORY}
+SELECT l.account, coalesce(l.owner, 'another worker')
     FROM async_refunds.leases l
     WHERE l.scope = %(scope)s AND l.account = ANY (%(accounts)s::text[])
         AND {_has("true")} ORDER BY l.account"""  # noqa: S608 - our own text

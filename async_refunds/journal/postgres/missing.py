@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
     from .connection import Connection, Database
 
+RUN_DELETED = (
+    "the run was deleted from the database meanwhile: what becomes of its refunds that "
+    "have no result here is told by nobody; begin another run with them, and none is "
+    "canceled twice"
+)
+
 _WITHIN = 600.0
 """Seconds for what reads every refund of a run. A million take less than one."""
 
@@ -93,6 +99,8 @@ class MissingItems:
                 "refunds that were added: begin again with the same ones, and none is "
                 "added twice"
             )
+        if state is None:
+            return RUN_DELETED  # with its refunds, or without
         taken = set(lost) & {account or None for account in accounts or ()}
         return _explain(state, *counts, lost=taken)
 
@@ -130,7 +138,7 @@ def _explain(
         reasons.append(f"the run is {state}")
     if lost:
         reasons.append(explain_lost(lost))
-    elif waiting and state == "open":
+    elif waiting and state in ("open", "closing"):
         reasons.append(
             f"{waiting:,} cannot be claimed now: begin again with the journal later"
         )

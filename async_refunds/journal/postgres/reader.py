@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,7 +13,8 @@ from async_refunds.errors import JournalError
 from async_refunds.journal.base import Record, Tally
 from async_refunds.journal.keys import derive_key
 
-from .connection import describe
+from .connection import BACKEND_QUERY, describe, is_pooled
+from .run_states import WORKED_ON
 from .schema import check_version
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ KNOWN = """CASE WHEN i.maybe_sent
         AND (NOT i.settled OR i.outcome IS NULL OR i.outcome = 'failed')
     THEN 'unknown' ELSE i.outcome END"""
 # Claimed by whoever holds the account now, without a result yet. `l` is the lease.
-_IN_FLIGHT = """(r.state = 'open' AND NOT i.settled AND NOT i.dead
+_IN_FLIGHT = f"""(r.{WORKED_ON} AND NOT i.settled AND NOT i.dead
     AND i.claim_number IS NOT NULL AND i.claimed_by = l.token
     AND l.until > now()) IS TRUE"""
 _ITEMS = "FROM async_refunds.items i JOIN async_refunds.runs r USING (run_id)"
@@ -163,11 +164,14 @@ class FleetReader:
 
         They are sorted once by the database, and brought from there a page at a time.
         """
-        # Held outside of a transaction: a slow reader is in the way of no vacuum.
-        with (
-            self._connected() as connection,
-            connection.cursor("records", withhold=True) as cursor,
-        ):
+        with self._connected() as connection, ExitStack() as stack:
+            row = connection.execute(BACKEND_QUERY).fetchone()
+            # Held outside of a transaction: a slow reader is in the way of no vacuum.
+            # But another session has no such cursor, or that of somebody else.
+            held = not is_pooled(connection, row)
+            if not held:
+                stack.enter_context(connection.transaction())
+            cursor = stack.enter_context(connection.cursor("records", withhold=held))
             cursor.itersize = _PAGE
             cursor.execute(_RECORDS.encode(), self._values)
             for *fields, seed, generation in cursor:

@@ -13,6 +13,7 @@ from async_refunds.errors import JournalError
 from async_refunds.journal.base import Run
 
 from .reader import KNOWN, FleetReader
+from .run_states import STATE, WORKED_ON
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,19 +24,19 @@ if TYPE_CHECKING:
 
     from .connection import Database
 
-_RUN = """
-SELECT run_id::text, base_url, livemode, options, state
-    FROM async_refunds.runs WHERE name = %s
-"""
-_IN_USE = """
+_RUN = f"""
+SELECT run_id::text, base_url, livemode, options, {STATE}
+    FROM async_refunds.runs r WHERE name = %s
+"""  # noqa: S608 - our own text
+_IN_USE = f"""
 SELECT EXISTS (
     SELECT FROM async_refunds.items i
         JOIN async_refunds.runs r USING (run_id)
         JOIN async_refunds.leases l ON (l.scope, l.account) = (r.scope, i.account)
-        WHERE r.name = %s AND r.state = 'open' AND NOT i.settled AND NOT i.dead
+        WHERE r.name = %s AND r.{WORKED_ON} AND NOT i.settled AND NOT i.dead
             AND l.token IS NOT NULL AND l.until > clock_timestamp()
 )
-"""
+"""  # noqa: S608 - our own text
 _DEAD = f"""
 SELECT {KNOWN}, count(*) FROM async_refunds.items i
     WHERE i.run_id = %s::uuid AND i.dead GROUP BY 1
@@ -48,7 +49,9 @@ SELECT r.name, r.scope, r.state, count(i.*) AS refunds,
             AND i.known_at IS NOT NULL) AS tried
     FROM async_refunds.runs r LEFT JOIN async_refunds.items i USING (run_id)
     WHERE r.state <> 'closed'
-    GROUP BY r.run_id ORDER BY r.created_at
+    GROUP BY r.run_id
+    HAVING r.state <> 'closing' OR count(i.*) FILTER (WHERE NOT i.settled) > 0
+    ORDER BY r.created_at
 """
 
 # Asked for in vain, and not again before some time; nobody has it in hand. `l` is the
@@ -92,7 +95,7 @@ class RunProgress(msgspec.Struct, frozen=True, kw_only=True):
     """What is left of a run."""
 
     state: str
-    """``open``, ``paused`` or ``closed``."""
+    """``open``, ``paused``, ``closing`` or ``closed``."""
     open: int
     """How many refunds workers ask for by themselves, now or later."""
     tried: int
@@ -145,7 +148,7 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     scope: str
     state: str
-    """``open`` or ``paused``."""
+    """``open``, ``paused`` or ``closing``."""
     refunds: int
     settled: int
     dead: int
@@ -191,13 +194,13 @@ class RunReader:
         run_id, base_url, livemode, options, state = row
         self.name = name
         self.state: str = state
-        """``open``, ``paused`` or ``closed``."""
-        self.run_closed = state == "closed"
-        """Whether nothing more of it is sent."""
+        """``open``, ``paused``, ``closing`` or ``closed``."""
+        self.run_closed = state in ("closing", "closed")
+        """Whether nothing more of it is sent, but what was perhaps sent."""
         self.run = Run(base_url, livemode, options)
         """What it is about."""
         self.in_use = connection.execute(_IN_USE, [name]).fetchone() == (True,)
-        """Whether it is open, and a worker holds an account with something left."""
+        """Whether a worker holds an account of which it asks for something."""
         self.dead: Counter[str | None] = Counter(
             dict(connection.execute(_DEAD.encode(), [run_id]).fetchall())
         )

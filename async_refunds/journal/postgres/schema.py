@@ -12,7 +12,7 @@ from .transactions import read_committed
 if TYPE_CHECKING:
     from psycopg import Connection
 
-VERSION = 4
+VERSION = 5
 """Of the tables and functions. Each change of them raises it."""
 _OLDEST_WORKER = 3
 """The oldest version whose workers can go on with these tables: those before do not

@@ -8,7 +8,8 @@ commit is in doubt, without a second effect.
 
 from __future__ import annotations
 
-from .history import HISTORY
+from .history import HISTORY, PERHAPS_SENT
+from .run_states import CLOSING, WORKED_ON, given_up
 
 # Which accounts a statement writes for. Not more, and none without its lock.
 _HELD = """held AS MATERIALIZED (
@@ -22,10 +23,11 @@ _HELD = """held AS MATERIALIZED (
 _CLAIMED = """i.run_id::text, i.refund_id, i.number, i.generation,
     extract(epoch FROM i.claimed_at)::float8,
     extract(epoch FROM i.sent_before)::float8, i.credentials IS NOT NULL"""
-_OPEN = """i.run_id = r.run_id AND i.account = w.account AND NOT i.settled
+_OPEN = f"""i.run_id = r.run_id AND i.account = w.account AND NOT i.settled
     AND NOT i.dead AND i.claimed_by IS DISTINCT FROM w.token
     AND (i.known_at IS NULL OR w.retry_at <= w.at)
-    AND (i.maybe_sent OR i.outcome IS NULL OR w.may_make_keys)"""
+    AND (i.maybe_sent OR i.outcome IS NULL OR w.may_make_keys)
+    AND (r.state = 'open' OR {PERHAPS_SENT})"""
 _FAILED = "(i.outcome = 'failed' AND i.attempts > 0) IS TRUE"
 
 
@@ -35,7 +37,7 @@ def _next(phase: int, condition: str) -> str:
             SELECT i.ctid, i.run_id, i.number FROM async_refunds.items i
             WHERE {_OPEN} AND {condition}
             ORDER BY i.number LIMIT w.most
-        ) i WHERE r.scope = %(scope)s AND r.state = 'open'
+        ) i WHERE r.scope = %(scope)s AND r.{WORKED_ON}
             AND (%(run_id)s::uuid IS NULL OR r.run_id = %(run_id)s::uuid)
         ORDER BY r.priority, i.number LIMIT w.most)"""  # noqa: S608 - our own text
 
@@ -139,12 +141,22 @@ WHERE EXISTS (SELECT FROM claimed)
 ORDER BY {_FAILED}, i.priority, i.number"""  # noqa: S608 - our own text
 
 # A row that this holder has settled or given back already is left alone. After a
-# failover it may have forgotten the claim: then the claim's key counts.
+# failover it may have forgotten the claim: then the claim's key counts. In a run that
+# is closing a definite no is the end.
 SETTLE = f"""
 WITH {_HELD},
+known AS MATERIALIZED (
+    SELECT * FROM json_to_recordset(%(rows)s::json) AS known (
+        run_id uuid, account text, refund_id text, token uuid, generation integer,
+        settled boolean, maybe_sent boolean, attempts integer, rate_limited integer,
+        outcome text, status text, idempotency_key text, amount bigint, currency text,
+        created bigint, charge text, payment_intent text,
+        failure_balance_transaction text, request_id text, error text, seconds float8)
+),
+{CLOSING},
 settled AS (
     UPDATE async_refunds.items i SET
-        settled = known.settled,
+        settled = known.settled OR closing.run_id IS NOT NULL,
         maybe_sent = known.maybe_sent,
         generation = greatest(i.generation, known.generation),
         claims = 0,
@@ -165,16 +177,13 @@ settled AS (
         failure_balance_transaction = coalesce(
             known.failure_balance_transaction, i.failure_balance_transaction),
         request_id = coalesce(known.request_id, i.request_id),
-        error = known.error,
+        error = CASE WHEN closing.run_id IS NULL THEN known.error
+            ELSE {given_up("known.error")} END,
         seconds = known.seconds,
         known_at = clock_timestamp()
-    FROM json_to_recordset(%(rows)s::json) AS known (
-        run_id uuid, account text, refund_id text, token uuid, generation integer,
-        settled boolean, maybe_sent boolean, attempts integer, rate_limited integer,
-        outcome text, status text, idempotency_key text, amount bigint, currency text,
-        created bigint, charge text, payment_intent text,
-        failure_balance_transaction text, request_id text, error text, seconds float8)
-    JOIN held USING (account, token)
+    FROM known JOIN held USING (account, token)
+    LEFT JOIN closing ON closing.run_id = known.run_id
+        AND NOT known.settled AND NOT known.maybe_sent
     WHERE i.run_id = known.run_id AND i.account = known.account
         AND i.refund_id = known.refund_id AND NOT i.settled
         AND NOT (i.claimed_by IS NOT DISTINCT FROM held.token
@@ -182,18 +191,26 @@ settled AS (
 )
 SELECT account, token::text FROM held"""  # noqa: S608 - our own text
 
-# Never sent: as before the claim.
+# Never sent: as before the claim. A run that is closing gives up on it, which is no
+# result of its holder's.
+_GIVEN_UP = "(closing.run_id IS NOT NULL AND i.sent_before IS NULL)"
 GIVE_BACK = f"""
 WITH {_HELD},
+{CLOSING},
 given_back AS (
     UPDATE async_refunds.items i SET
+        settled = {_GIVEN_UP},
+        outcome = CASE WHEN {_GIVEN_UP} THEN 'failed' ELSE i.outcome END,
+        error = CASE WHEN {_GIVEN_UP} THEN {given_up("i.error")} ELSE i.error END,
+        known_at = CASE WHEN {_GIVEN_UP} THEN clock_timestamp() ELSE i.known_at END,
+        claimed_by = CASE WHEN NOT {_GIVEN_UP} THEN i.claimed_by END,
         maybe_sent = i.sent_before IS NOT NULL,
         claimed_at = coalesce(i.sent_before, i.claimed_at),
         claims = greatest(0, i.claims - 1),
         claim_number = NULL
     FROM json_to_recordset(%(rows)s::json) AS claim (
         run_id uuid, account text, refund_id text, token uuid, claim_number bigint)
-    JOIN held USING (account, token)
+    JOIN held USING (account, token) LEFT JOIN closing USING (run_id)
     WHERE i.run_id = claim.run_id AND i.account = claim.account
         AND i.refund_id = claim.refund_id AND NOT i.settled
         AND i.claimed_by = held.token AND i.claim_number = claim.claim_number
@@ -224,7 +241,8 @@ handed_over AS (
 SELECT account, token::text FROM held"""  # noqa: S608 - our own text
 
 # Conditional on the generation that the claim had. While a former holder may have a
-# request under way, it says how many seconds that may take and changes nothing.
+# request under way, it says how many seconds that may take and changes nothing. Nor
+# does it change anything in a run that is closing.
 REKEY = f"""
 WITH {HISTORY},
 held AS MATERIALIZED (
@@ -236,6 +254,7 @@ held AS MATERIALIZED (
     WHERE l.scope = %(scope)s AND l.account = %(account)s AND l.token = %(token)s
     FOR SHARE OF l
 ),
+{CLOSING},
 rekeyed AS (
     UPDATE async_refunds.items i SET
         generation = %(generation)s + 1,
@@ -247,22 +266,24 @@ rekeyed AS (
         claim_number = %(claim_number)s,
         timeline = history.timeline
     FROM held, history
-    WHERE held.wait = 0 AND i.run_id = %(run_id)s::uuid AND i.account = held.account
+    WHERE held.wait = 0 AND %(run_id)s::uuid NOT IN (SELECT run_id FROM closing)
+        AND i.run_id = %(run_id)s::uuid AND i.account = held.account
         AND i.refund_id = %(refund_id)s AND NOT i.settled
         AND (i.generation <= %(generation)s OR (
             i.generation = %(generation)s + 1 AND i.claimed_by = held.token
             AND i.claim_number = %(claim_number)s))
     RETURNING extract(epoch FROM i.claimed_at)::float8 AS claimed_at
 )
-SELECT held.wait, rekeyed.claimed_at FROM held LEFT JOIN rekeyed ON true"""  # noqa: S608 - our own text
+SELECT held.wait, rekeyed.claimed_at, %(run_id)s::uuid IN (SELECT run_id FROM closing)
+FROM held LEFT JOIN rekeyed ON true"""  # noqa: S608 - our own text
 
 RUNS = """SELECT run_id::text, seed, derivation, extract(epoch FROM created_at)::float8
     FROM async_refunds.runs WHERE run_id = ANY (%(runs)s::uuid[])"""
 
-ADD = """SELECT async_refunds.enqueue(
-    (SELECT name FROM async_refunds.runs WHERE run_id = %(run_id)s::uuid),
-    %(ids)s::text[], %(given)s::text[]),
-    extract(epoch FROM clock_timestamp())::float8"""
+# No row once the run is deleted.
+ADD = """SELECT async_refunds.enqueue(name, %(ids)s::text[], %(given)s::text[]),
+        extract(epoch FROM clock_timestamp())::float8
+    FROM async_refunds.runs WHERE run_id = %(run_id)s::uuid"""
 ENSURE_RUN = """SELECT async_refunds.ensure_run(%(name)s, %(base_url)s, %(livemode)s,
     %(tenant)s, %(options)s::jsonb)::text"""
 RUN = """SELECT scope, options FROM async_refunds.runs

@@ -37,12 +37,16 @@ CREATE TABLE async_refunds.runs (
     options jsonb NOT NULL DEFAULT '{}',
     seed bytea NOT NULL,  -- of its keys, see async_refunds.new_seed()
     derivation integer NOT NULL DEFAULT 1,
-    state text NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'paused', 'closed')),
+    -- Of one that is closing no refund gets a new key: only what was perhaps sent is
+    -- asked for. Once all of it is settled, that is as good as closed.
+    state text NOT NULL DEFAULT 'open'
+        CHECK (state IN ('open', 'paused', 'closing', 'closed')),
     -- The items of the smallest number go first.
     priority integer NOT NULL DEFAULT 0,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
-CREATE INDEX runs_of_scope ON async_refunds.runs (scope) WHERE state = 'open';
+CREATE INDEX runs_of_scope ON async_refunds.runs (scope)
+    WHERE state IN ('open', 'closing');
 
 -- Who works on an account. One without a token is free.
 CREATE TABLE async_refunds.leases (

@@ -75,7 +75,7 @@ async def test_close_waits_for_those_who_add_and_settles_what_they_added(
     with psycopg.connect(fleet.address) as adding:
         adding.execute("SELECT async_refunds.enqueue('run', '{re_2}')")
         closed = await beside(fleet, adding, lambda: close(fleet.address))
-    assert closed == administration.Closed(unsent=2, left=0, dead=0, paused=False)
+    assert closed == administration.Closed(unsent=2, left=0, dead=0)
     assert fleet.rows("SELECT DISTINCT outcome, settled FROM async_refunds.items") == [
         ("failed", True)
     ]
@@ -107,7 +107,7 @@ async def test_close_sees_what_it_waited_for_at_any_level(fleet: Fleet) -> None:
     with psycopg.connect(fleet.address) as adding:
         adding.execute("SELECT async_refunds.enqueue('run', '{re_2}')")
         closed = await beside(fleet, adding, lambda: close(fleet.address, **level))
-    assert closed == administration.Closed(unsent=2, left=0, dead=0, paused=False)
+    assert closed == administration.Closed(unsent=2, left=0, dead=0)
     assert fleet.value("SELECT bool_and(settled) FROM async_refunds.items")
 
 
@@ -135,7 +135,7 @@ async def test_close_gives_up_on_a_transaction_that_does_not_end(
         adding.execute("SELECT async_refunds.enqueue('run', '{re_2}')")
         with pytest.raises(psycopg.errors.LockNotAvailable):
             close(fleet.address)
-    assert fleet.value(STATE) == "paused"
+    assert fleet.value(STATE) == "closing"
     assert close(fleet.address).unsent == 1, "the other one was told before"
     assert fleet.value(STATE) == "closed"
 
@@ -145,31 +145,29 @@ async def test_two_that_close_a_run_at_once_both_have_it_closed(fleet: Fleet) ->
     with begun(fleet.address) as closing:
         assert administration.close(closing, "run").unsent == 1
         other = await beside(fleet, closing, lambda: close(fleet.address))
-    assert other == administration.Closed(unsent=0, left=0, dead=0, paused=False)
+    assert other == administration.Closed(unsent=0, left=0, dead=0)
     assert fleet.value(STATE) == "closed"
 
 
-async def test_close_leaves_no_connection_and_no_run_as_it_was_not(
-    fleet: Fleet,
-) -> None:
+async def test_close_leaves_no_connection_as_it_was_not(fleet: Fleet) -> None:
     fleet.add(["re_1"])
     fleet.do("UPDATE async_refunds.items SET maybe_sent = true")
     with psycopg.connect(fleet.address, autocommit=True) as connection:
         connection.isolation_level = IsolationLevel.SERIALIZABLE
-        assert not administration.close(connection, "run").paused
+        assert administration.close(connection, "run").left == 1
         assert connection.isolation_level == IsolationLevel.SERIALIZABLE
-    assert fleet.value(STATE) == "open"
+    assert fleet.value(STATE) == "closing"
 
 
-async def test_two_that_close_at_once_leave_no_run_paused(fleet: Fleet) -> None:
-    """One has paused it, and opens it again after the first word of the other one."""
+async def test_two_that_close_at_once_both_leave_it_closing(fleet: Fleet) -> None:
+    """One comes to its end after the first word of the other one."""
     fleet.add(["re_1", "re_2"])
     fleet.do("UPDATE async_refunds.items SET maybe_sent = (refund_id = 're_2')")
-    paused, may_end, ended = (threading.Event() for _ in range(3))
+    begun_to_close, may_end, ended = (threading.Event() for _ in range(3))
 
     def first() -> None:
         def wait(_: int) -> None:
-            paused.set()
+            begun_to_close.set()
             may_end.wait(FAR_TOO_LONG)
 
         with psycopg.connect(fleet.address, autocommit=True) as connection:
@@ -187,29 +185,40 @@ async def test_two_that_close_at_once_leave_no_run_paused(fleet: Fleet) -> None:
             return super().execute(*args, **options)
 
     closing = asyncio.create_task(asyncio.to_thread(first))
-    await asyncio.to_thread(paused.wait, FAR_TOO_LONG)
+    await asyncio.to_thread(begun_to_close.wait, FAR_TOO_LONG)
     with Late.connect(fleet.address, autocommit=True) as late:
         other = await asyncio.to_thread(administration.close, late, "run")
     await closing
-    assert other == administration.Closed(unsent=0, left=1, dead=0, paused=False)
-    assert fleet.value(STATE) == "open"
+    assert other == administration.Closed(unsent=0, left=1, dead=0)
+    assert fleet.value(STATE) == "closing"
 
 
 @pytest.mark.parametrize("state", ["open", "paused"])
-async def test_what_somebody_says_while_a_run_is_closed_counts(
+async def test_run_that_is_being_closed_is_neither_opened_nor_paused(
     state: Literal["open", "paused"], fleet: Fleet
 ) -> None:
+    """From the first moment, and also by somebody who says so meanwhile."""
     fleet.add(["re_1", "re_2"])
     fleet.do("UPDATE async_refunds.items SET maybe_sent = (refund_id = 're_2')")
+    said: list[str] = []
 
     def say(_: int) -> None:
-        with psycopg.connect(fleet.address, autocommit=True) as connection:
+        with (
+            psycopg.connect(fleet.address, autocommit=True) as connection,
+            pytest.raises(JournalError) as refused,
+        ):
             administration.set_state(connection, "run", state)
+        said.append(str(refused.value))
 
     with psycopg.connect(fleet.address, autocommit=True) as connection:
         closed = administration.close(connection, "run", on_page=say)
-    assert closed == administration.Closed(1, 1, 0, paused=state == "paused")
-    assert fleet.value(STATE) == state
+    assert closed == administration.Closed(unsent=1, left=1, dead=0)
+    assert said == ["'run' is closing: only what was perhaps sent is asked for"]
+    assert fleet.value(STATE) == "closing"
+    # Once all of it is settled, that is as good as closed.
+    fleet.do("UPDATE async_refunds.items SET settled = true")
+    say(1)
+    assert said[1:] == ["'run' is closed"]
 
 
 async def test_close_that_another_one_is_at_waits_for_it(
@@ -223,7 +232,7 @@ async def test_close_that_another_one_is_at_waits_for_it(
     with begun(fleet.address) as closing:
         administration.close(closing, "run")
         other = await beside(fleet, closing, lambda: close(fleet.address))
-    assert other == administration.Closed(unsent=0, left=1, dead=0, paused=True)
+    assert other == administration.Closed(unsent=0, left=1, dead=0)
 
 
 async def test_nothing_is_opened_again_in_a_run_that_is_being_closed(
@@ -239,7 +248,7 @@ async def test_nothing_is_opened_again_in_a_run_that_is_being_closed(
     with begun(fleet.address) as opening:
         assert administration.retry(opening, "run", ["failed"]).opened == 1
         closed = await beside(fleet, opening, lambda: close(fleet.address))
-    assert closed == administration.Closed(unsent=1, left=0, dead=0, paused=False)
+    assert closed == administration.Closed(unsent=1, left=0, dead=0)
     fleet.do("UPDATE async_refunds.runs SET state = 'open'")
     with begun(fleet.address) as closing:
         administration.close(closing, "run")

@@ -515,7 +515,7 @@ async def test_no_new_key_for_a_while_after_a_failover_under_the_holder(
         await one.leases.renew()
         rekeying = asyncio.create_task(one.journal.rekey(claim))
         asked = """SELECT count(*) FROM pg_stat_activity
-            WHERE datname = current_database() AND query LIKE '%%rekeyed%%'
+            WHERE datname = current_database() AND query LIKE '%%AS wait%%'
                 AND query NOT LIKE '%%pg_stat_activity%%' AND state = 'idle'"""
         await until(lambda: fleet.value(asked))
         assert item(fleet, "generation") == (1,)

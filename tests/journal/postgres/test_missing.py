@@ -14,6 +14,7 @@ from async_refunds.emulator import Emulator
 from async_refunds.errors import JournalError
 from async_refunds.journal import Run
 from async_refunds.journal.postgres import PostgresJournal, administration
+from async_refunds.journal.postgres.given_out import GivenOut
 from async_refunds.results import CancelRequest
 from tests.support.journals import claimed
 
@@ -149,6 +150,48 @@ async def test_run_that_is_closed_in_mid_run_is_told(fleet: Fleet) -> None:
         assert 0 < missing < len(ids)
         assert f"{missing} refunds have no result here" in str(caught.value)
         assert "settled by another process" in str(caught.value)
+
+
+@pytest.mark.parametrize("tables", [("runs",), ("runs", "items")])
+async def test_run_that_is_deleted_in_mid_run_is_told(
+    fleet: Fleet, tables: tuple[str, ...]
+) -> None:
+    """By hand: no command of ours does that."""
+    async with working_alone(fleet) as alone:
+        ids = alone.stripe.seed_refunds(30)
+        alone.enqueue(ids)
+
+        def delete(_: Batch) -> None:
+            for each in tables:
+                fleet.do(f"DELETE FROM async_refunds.{each}")  # noqa: S608 - ours
+
+        with pytest.raises(JournalError, match=r"^the run was deleted from the"):
+            await alone.cancel((), on_result=delete)
+        assert 0 < len(alone.results) < len(ids)
+
+
+async def test_nothing_is_added_to_a_run_that_was_deleted(fleet: Fleet) -> None:
+    async with working_alone(fleet) as alone, await alone.open() as journal:
+        fleet.do("DELETE FROM async_refunds.runs")
+        with pytest.raises(JournalError, match=r"^the run was deleted from the"):
+            await journal.add([CancelRequest("re_1")])
+
+
+async def test_refund_whose_run_is_deleted_while_it_is_claimed_is_not_given_out(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with working_alone(fleet) as alone, await alone.open() as journal:
+        await journal.add([CancelRequest("re_1")])
+        learn = GivenOut.learn_runs
+
+        def deleted(self: GivenOut, rows: object) -> None:
+            """What is read of a run that was deleted since the claim."""
+            del rows
+            learn(self, [])
+            fleet.do("DELETE FROM async_refunds.runs")
+
+        monkeypatch.setattr(GivenOut, "learn_runs", deleted)
+        assert await claimed(journal, None, 1) == []
 
 
 async def test_dead_refund_is_told(fleet: Fleet) -> None:

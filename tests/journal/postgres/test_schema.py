@@ -79,7 +79,12 @@ def test_newer_tables_are_refused(database: psycopg.Connection[Any]) -> None:
 
 
 # Of the tables and functions, by their version.
-DIGESTS = {2: "2f4e17f091d08d69", 3: "56d578613062686e", 4: "746b3b5aa2293ecf"}
+DIGESTS = {
+    2: "2f4e17f091d08d69",
+    3: "56d578613062686e",
+    4: "746b3b5aa2293ecf",
+    5: "84b2797884cb3ce8",
+}
 # Of the tables, indexes, constraints, functions and views, in any order.
 STRUCTURE = """
     SELECT table_name || ' ' || column_name || ' ' || data_type || ' ' || is_nullable
@@ -140,7 +145,7 @@ def test_older_tables_are_brought_up_and_keep_what_they_have(
         # A worker of before would not know what is new in them.
         assert rows(
             older, "SELECT schema_version, min_worker_version FROM async_refunds.meta"
-        ) == [(4, 3)]
+        ) == [(5, 3)]
         assert migrate(older) == VERSION
 
 
@@ -151,7 +156,10 @@ def test_tables_that_somebody_uses_are_not_waited_for_without_an_end(
     with psycopg.connect(postgres_empty_database, autocommit=True) as older:
         older.execute(Path(__file__).with_name("version_1.sql").read_bytes())
         with psycopg.connect(postgres_empty_database) as other:
-            other.execute("SELECT FROM async_refunds.items, async_refunds.leases")
+            other.execute(
+                "SELECT FROM async_refunds.items, async_refunds.leases, "
+                "async_refunds.runs"
+            )
             for number in range(2, VERSION + 1):
                 name = f"upgrade_{number}.sql"
                 upgrade = Path(schema.__file__).with_name(name).read_text()
@@ -321,6 +329,13 @@ def test_unknown_or_closed_run_is_refused(
     database.execute("UPDATE async_refunds.runs SET state = 'closed'")
     with pytest.raises(psycopg.errors.InvalidParameterValue, match="is closed"):
         added(database, run, ["re_1"])
+    database.execute("UPDATE async_refunds.runs SET state = 'closing'")
+    with pytest.raises(
+        psycopg.errors.InvalidParameterValue,
+        match="'nightly' is closing, and takes no more refunds",
+    ):
+        added(database, run, ["re_1"])
+    assert items(database) == []
 
 
 def test_adding_is_part_of_the_callers_transaction_and_wakes_listeners_after_it(

@@ -1,0 +1,11 @@
+-- From version 4, where a run that was being closed was paused, and then open again. Its
+-- workers take nothing of one that is closing.
+
+SET LOCAL lock_timeout = '10s';
+
+ALTER TABLE async_refunds.runs DROP CONSTRAINT runs_state_check,
+    ADD CONSTRAINT runs_state_check
+        CHECK (state IN ('open', 'paused', 'closing', 'closed'));
+DROP INDEX async_refunds.runs_of_scope;
+CREATE INDEX runs_of_scope ON async_refunds.runs (scope)
+    WHERE state IN ('open', 'closing');
