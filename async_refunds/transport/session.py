@@ -31,11 +31,10 @@ from .connections import (
     SendEvidence,
     SendTracker,
     closes_coroutine,
-    is_cancelled,
     send_evidence,
 )
 from .deadlines import Deadlines
-from .failures import BEFORE_SENDING, CLOSED, NO_CONNECTION_FREE, failure_for
+from .failures import CLOSED, NO_CONNECTION_FREE, failure_for
 from .own_session import new_session
 
 if TYPE_CHECKING:
@@ -239,7 +238,7 @@ class Session:
                 error, task
             ):
                 raise  # meant for the process, or for the coroutine itself
-            return _failed(error, evidence, waited)
+            return failure_for(error, evidence, waited)
         finally:
             # First without a call: a nearly full stack may have no room for one.
             limiter.free += 1
@@ -344,20 +343,3 @@ async def _read(content: aiohttp.StreamReader) -> bytes:
 
 def _connect_within(seconds: float) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(connect=seconds, ceil_threshold=_NO_CEILING)
-
-
-def _failed(
-    error: BaseException, evidence: SendEvidence, waited: float
-) -> TransportFailure:
-    sent = evidence.sent
-    if isinstance(error, asyncio.CancelledError):
-        if is_cancelled():
-            raise error
-        # A session that is closed cancels what waits in it. Passed on, that would end
-        # the caller's task without a word.
-        return TransportFailure(Cause.CLOSED, "the session was closed", sent=sent)
-    if not evidence.started:
-        # aiohttp failed before it looked for a connection; or a test has put canned
-        # answers in place of aiohttp's sending, where only the class tells.
-        sent = not isinstance(error, (*BEFORE_SENDING, RecursionError, MemoryError))
-    return failure_for(error, sent=sent, waited=waited)
