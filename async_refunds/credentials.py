@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import inspect
+import os
+import re
 from typing import TYPE_CHECKING, TypeAlias
 
 from . import telemetry
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from .transport.session import Session
+
+# A variable of the environment that is missing. A key begins with small letters.
+_VARIABLE = re.compile(r"[A-Z][A-Z_]{0,63}")
 
 KeyProvider: TypeAlias = "Callable[[], str | Awaitable[str]]"
 
@@ -118,12 +124,12 @@ class ProvidedKey:
 
     async def _provide(self) -> SecretStr:
         task, key = asyncio.current_task(), None
+        failure = ""
         try:
             given = self._provider()
             found = await given if inspect.isawaitable(given) else given
             secret = SecretStr(found) if isinstance(found, str) else type(found)
             del given, found
-            key = SecretStr(validation.api_key(secret))
         except (KeyboardInterrupt, SystemExit):
             raise  # meant for the process
         except BaseException as error:
@@ -131,12 +137,40 @@ class ProvidedKey:
                 isinstance(error, asyncio.CancelledError) and is_cancelled()
             ):
                 raise
-            self._failure = type(error).__name__
+            failure = _cause(error)
+        else:
+            key, failure = _checked(secret)
         self._answers += 1
         # Outside of the `except`: the provider's error and its frames may show a key.
         if key is None:
-            raise _no_key(self._failure)
+            self._failure = failure
+            raise _no_key(failure)
         return key
+
+
+def _checked(given: SecretStr | type) -> tuple[SecretStr | None, str]:
+    """Return the key that a provider gave, or why it is none."""
+    if isinstance(given, type):
+        return None, f"it gave {given.__name__}, not str"
+    try:
+        return SecretStr(validation.api_key(given)), ""
+    except ValueError as error:
+        return None, str(error)  # which does not hold it
+
+
+def _cause(error: BaseException) -> str:
+    """Return what may be told of a provider's error: no text that may hold a key."""
+    name = type(error).__name__
+    if isinstance(error, KeyError) and len(error.args) == 1:
+        (missing,) = error.args
+        if isinstance(missing, str) and _VARIABLE.fullmatch(missing):
+            return f"{name}: {missing}"
+    # Other modules have numbers of their own, such as those of TLS.
+    if isinstance(error, OSError) and type(error).__module__ == "builtins":
+        number = error.errno or 0
+        if number in errno.errorcode:
+            return f"{name}: {os.strerror(number)}"
+    return name
 
 
 def _no_key(failure: str) -> AuthenticationError:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from async_refunds import telemetry
 from async_refunds.errors import JournalError
-from async_refunds.journal import LeaseLostError
 from async_refunds.protocol.redaction import excerpt
 
 from . import source
 from .claiming import claim_ahead, give_back
+from .loading import InputLoader
 from .rate_control import RateController
 from .recorder import ResultRecorder
 from .scheduler import Figures, Scheduler
-from .worker import CancelWorker
+from .worker_pool import WorkerPool
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -27,9 +26,8 @@ if TYPE_CHECKING:
     from async_refunds.client import RefundsClient
     from async_refunds.journal import Journal
     from async_refunds.protocol.classification import Classification
-    from async_refunds.results import CancelRequest, CancelResult
+    from async_refunds.results import CancelResult
 
-    from .item import Item
     from .source import Requests
 
 Work: TypeAlias = "Callable[[], Coroutine[object, object, None]]"
@@ -84,8 +82,6 @@ class Execution:
         log_untaken: bool,
         on_idle: Callable[[str | None], object] | None = None,
     ) -> None:
-        self._refunds = refunds
-        self._requests = requests
         self._journal = journal
         self._concurrency = concurrency
         self._log_untaken = log_untaken
@@ -111,19 +107,25 @@ class Execution:
             on_lost=self._scheduler.accounts.drop,
             on_kept=None if on_idle is None else self._scheduler.accounts.claims_kept,
         )
-        self._worker = CancelWorker(
+        self._loader = InputLoader(
+            requests,
+            journal,
+            self._scheduler.accounts,
+            self._recorder,
+            stripe_account=refunds.stripe_account,
+            on_broken=self._on_broken_input,
+        )
+        self._pool = WorkerPool(
             refunds,
             journal,
             self._scheduler,
-            clock=clock,
-            hand_over=self._hand_over,
+            self._recorder,
             patience=patience,
             timeout=timeout,
             kept=not log_untaken,
         )
         self._error: BaseException | None = None
-        self._calling: set[asyncio.Task[None]] = set()
-        self._interrupted = self._stopped = False  # by the caller
+        self._stopped = False  # by the caller
         self._dismissed: set[asyncio.Task[None]] = set()  # cancelled by us
         self._restarts = _RESTARTS
         self._giving_back: asyncio.Task[None] | None = None
@@ -189,9 +191,7 @@ class Execution:
         Those of accounts that are drained are left to the next holder.
         """
         self.stop()
-        self._interrupted = True
-        for task in self._calling:
-            task.cancel()
+        self._pool.interrupt()
 
     async def results(self) -> AsyncGenerator[CancelResult]:
         """Run, and yield the result of each refund once it is recorded.
@@ -207,7 +207,7 @@ class Execution:
         self._claiming = self._start(
             partial(claim_ahead, self._journal, self._scheduler.accounts)
         )
-        self._workers = [self._start(self._work) for _ in range(self._concurrency)]
+        self._workers = [self._start(self._pool.work) for _ in range(self._concurrency)]
         self._recording = self._start(self._recorder.run, essential=True)
         self._finishing = self._start(self._finish, essential=True)
         try:
@@ -270,73 +270,12 @@ class Execution:
             await give_back(self._journal, unsent)
 
     async def _load(self) -> None:
-        """Read the input into the journal, which makes it wait for room."""
-        async with aclosing(source.read_chunks(self._requests)) as chunks:
-            async for chunk in chunks:
-                await self._scheduler.accounts.wait_for_room()
-                await self._add(chunk.requests)
-                if chunk.error is not None:
-                    self._note(
-                        chunk.error, "the input broke off; what was read of it goes on"
-                    )
+        await self._loader.run()
         if self._input_ends:
             self._scheduler.end_input()
 
-    async def _add(self, requests: list[str | CancelRequest]) -> None:
-        good: list[CancelRequest] = []
-        for request in requests:
-            try:
-                good.append(source.checked(request, self._refunds.stripe_account))
-            except (TypeError, ValueError) as error:
-                await self._recorder.wait_for_room()
-                self._recorder.hand_out(source.refused(request, error))
-        await self._journal.add(good)
-        accounts = {request.stripe_account for request in good}
-        self._scheduler.accounts.extend(accounts, len(good))
-
-    async def _work(self) -> None:
-        while True:
-            await self._recorder.wait_for_room()
-            if (item := await self._scheduler.next_item()) is None:
-                return
-            await self._process(item)
-
-    async def _process(self, item: Item) -> None:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - a worker is one
-        self._calling.add(task)
-        try:
-            result = await self._worker.process(item)
-        except LeaseLostError as lost:
-            self._scheduler.accounts.drop(lost.accounts)
-            self._scheduler.release(item)
-            return
-        except BaseException as error:
-            # What is known of the item is kept, whatever ended its call.
-            known = self._worker.last_known(item)
-            is_ours = isinstance(error, asyncio.CancelledError) and self._interrupted
-            if known is None:
-                self._scheduler.return_claim(item)
-            elif not is_ours:
-                self._record(item, known)
-            elif (left := self._worker.end_interrupted(item, known)) is not None:
-                self._record(item, left)
-            if not is_ours:
-                raise
-            task.uncancel()
-            return
-        finally:
-            self._calling.discard(task)
-        if result is not None:
-            self._record(item, result)
-
-    def _record(self, item: Item, result: CancelResult) -> None:
-        if self._scheduler.record_result(item):
-            self._recorder.record(item.claim, result)
-
-    def _hand_over(self, item: Item, known: CancelResult) -> None:
-        if self._scheduler.record_result(item):
-            self._recorder.hand_over(item.claim, known)
+    def _on_broken_input(self, error: BaseException) -> None:
+        self._note(error, "the input broke off; what was read of it goes on")
 
     # -------------------------------------------------------------------- ending
 

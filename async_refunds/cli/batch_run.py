@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from contextlib import ExitStack, aclosing, contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -14,15 +13,15 @@ from async_refunds.errors import (
     AuthenticationError,
     JournalError,
 )
-from async_refunds.journal import JournalReader
-from async_refunds.results import CANCELED, CancelRequest, CancelResult
+from async_refunds.results import CancelRequest, CancelResult
 
+from .batch_figures import BatchFigures
 from .exit_codes import DONE, INTERRUPTED, NOT_ALL, UNKNOWN
 from .options import CONCURRENCY, PATIENCE
 from .progress import BatchProgress, shown
-from .report_data import CanceledSums, effort
+from .result_writer import ResultWriter, result_record
 from .stop_signals import on_stop
-from .summary import NOT_BEGUN, exit_code, next_steps, outcome_table
+from .summary import NOT_BEGUN, exit_code
 from .tables import counted
 
 if TYPE_CHECKING:
@@ -32,20 +31,12 @@ if TYPE_CHECKING:
     from .journals import OpenJournal
     from .options import BatchOptions
     from .output import Output
-    from .summary import Outcomes
 
 STOPPING = (
     "interrupted: no new refund is started, those in flight are waited for "
     "(interrupt again to report them as unknown)"
 )
 NOT_SENT = "interrupted, nothing was sent"
-
-RESULT_COLUMNS = ("refund_id", "outcome", "idempotency_key", "error")
-
-_TOO_MANY = 429
-
-MAX_ROWS = 300
-"""A table on a terminal has at most this many rows."""
 
 
 def why_unreached(error: APIConnectionError, refund_id: str, service: str) -> str:
@@ -96,28 +87,18 @@ class BatchRun:
         self._limit = total - done - left_out if left_out else None
         self._kept = kept
         output.kept_by = None if kept is None else kept.report
+        self._writer = ResultWriter(output, total=total, report=output.kept_by)
         self._brief = brief
         self._notes = notes
         # Those that the batch took and has not reported.
         self._pending: dict[tuple[str | None, str], None] = {}
         self._requests = self._noting(requests)
-        # Of this run, and with a journal in the end of all of its runs.
-        self._outcomes: Outcomes = Counter()
-        self._this_time: Outcomes = self._outcomes
-        # Of this run or, with a journal, of all of its runs.
-        self._sums = CanceledSums()
-        self._sent = self._rate_limited = 0
-        self._seconds = 0.0
-        self._uncounted = False
-        self._open = 0
+        self._figures = BatchFigures()
         self._left = False
-        self._listed = self._unlisted = 0
         self._service = ""
         self._answered = False
         self._unreached = self._refused = ""
         self._interrupted = False
-        self._in_doubt = False
-        self._lost = False  # what the file of the journal had
         self._begun = self._ended = False
 
     @property
@@ -130,7 +111,7 @@ class BatchRun:
     @property
     def interrupted_code(self) -> int:
         """The exit code then: an unknown outcome comes before the interrupt."""
-        return UNKNOWN if self._outcomes["unknown"] else INTERRUPTED
+        return UNKNOWN if self._figures.outcomes["unknown"] else INTERRUPTED
 
     async def run(self, connection: Connection) -> int:
         """Cancel the refunds, write each result, and return the exit code."""
@@ -142,14 +123,15 @@ class BatchRun:
             except JournalError as error:
                 broken = error
             finally:
-                self._output.table(RESULT_COLUMNS)
+                self._writer.end()
                 self._ended = self._begun
         code = self._exit_code()
         if broken is not None:
             self._output.error(str(broken))
-            code = max(self._account_for_broken(), NOT_ALL)
+            assert self._kept is not None  # noqa: S101 - only a journal breaks
+            code = max(self._figures.read_broken(self._kept), NOT_ALL)
         self._summarize(broken=broken is not None)
-        return max(code, int(self._output.lost or self._lost))
+        return max(code, int(self._output.lost or bool(self._figures.lost)))
 
     async def _cancel(self, connection: Connection, signals: ExitStack) -> None:
         """Cancel the refunds and write each result.
@@ -176,8 +158,8 @@ class BatchRun:
             try:
                 await self._write_results(batch)
             finally:
-                self._sent = batch.progress().requests
-                self._seconds = loop.time() - began
+                self._figures.sent = batch.progress().requests
+                self._figures.seconds = loop.time() - began
 
     def _exit_code(self) -> int:
         """Return what the outcomes are as an exit code.
@@ -185,11 +167,12 @@ class BatchRun:
         What --max left out was not asked for. Of the refunds of a journal that were,
         each must have a result; and an unknown outcome of whichever comes first.
         """
-        code = exit_code(self._outcomes)
+        code = exit_code(self._figures.outcomes)
         if self._left_out and code != UNKNOWN:
-            code = exit_code(self._this_time)
+            this_time = self._figures.this_time
+            code = exit_code(this_time)
             asked = self._total - self._done - self._left_out
-            if self._this_time.total() < asked:
+            if this_time.total() < asked:
                 code = NOT_ALL
         if code == NOT_ALL and self._interrupted and self._left:
             return INTERRUPTED
@@ -214,13 +197,7 @@ class BatchRun:
             async for result in results:
                 self._pending.pop((result.stripe_account, result.refund_id), None)
                 self._note_cause(result)
-                self._rate_limited += sum(
-                    attempt.status == _TOO_MANY for attempt in result.attempts
-                )
-                if result.refund is not None:
-                    self._sums.add(
-                        result.outcome, result.refund.amount, result.refund.currency
-                    )
+                self._figures.add(result)
                 self._write(result.outcome, result_record(result), sent=True)
 
     def _note_cause(self, result: CancelResult) -> None:
@@ -234,29 +211,16 @@ class BatchRun:
             self._refused = f"the API key was refused: {why}"
 
     def _write(self, outcome: str, record: dict[str, object], *, sent: bool) -> None:
-        self._outcomes[outcome] += 1
-        if not self._output.as_table or self._total <= MAX_ROWS:
-            self._output.record(record)
-        elif outcome not in CANCELED:
-            self._listed += 1
-            # The journal has what was sent; without one, every such result is shown.
-            if self._listed <= MAX_ROWS or (self._kept is None and sent):
-                self._output.row(record, RESULT_COLUMNS)
-            else:
-                self._unlisted += 1
+        self._figures.outcomes[outcome] += 1
+        self._writer.write(outcome, record, sent=sent)
 
     def _account_for_rest(self) -> None:
         """Count what the journal holds, or report what was never started."""
         if self._kept is not None:
-            tally = self._kept.journal.tally()
-            self._outcomes = Counter[str | None](tally.outcomes)
-            self._open = tally.open
-            self._sent = tally.requests or self._sent
-            self._rate_limited = tally.rate_limited
-            self._seconds = tally.seconds or self._seconds
-            self._uncounted = tally.uncounted
-            self._left = tally.open > 0
-            self._read_sums(self._kept)
+            self._figures.read_journal(self._kept)
+            self._left = self._figures.open > 0
+            if self._figures.lost:
+                self._output.error(self._figures.lost)
             return
         pending = [CancelRequest(each, account) for account, each in self._pending]
         for request in chain(pending, self._requests):
@@ -271,108 +235,23 @@ class BatchRun:
                 shown["outcome"] = NOT_BEGUN  # a program reads one of `CancelOutcome`
             self._write(NOT_BEGUN, shown, sent=False)
 
-    def _account_for_broken(self) -> int:
-        """Count what a journal holds that took no more; return the exit code.
-
-        It is read anew. A refund is in it as claimed, and so unknown, before anything
-        is sent: also one whose call was broken off.
-        """
-        assert self._kept is not None  # noqa: S101 - only a journal breaks
-        try:
-            tally = self._read_anew(self._kept).tally()
-        except JournalError:
-            self._in_doubt = True
-            return UNKNOWN
-        self._outcomes = Counter[str | None](tally.outcomes)
-        self._open = tally.open
-        return exit_code(self._outcomes)
-
-    def _read_sums(self, kept: OpenJournal) -> None:
-        """Sum up what a journal holds, and see that it does hold it."""
-        sums = CanceledSums()
-        try:
-            for record in self._read_anew(kept).records():
-                sums.add(record.outcome, record.amount, record.currency)
-        except JournalError as error:
-            self._lost = True
-            self._output.error(
-                f"at the end of the run {error}. The results are right, the sums are "
-                "those of this run"
-            )
-        else:
-            self._sums = sums
-
-    def _read_anew(self, kept: OpenJournal) -> JournalReader:
-        """Read the file of a journal.
-
-        Raises:
-            JournalError: It cannot be read, or another file is in its place by now,
-                such as an older copy.
-        """
-        reader = JournalReader(kept.path)
-        if not reader.has_commit(kept.journal.last_commit):
-            raise JournalError(
-                f"the journal {kept.path!r} is not as this run has written it: another "
-                "file was put in its place meanwhile"
-            )
-        return reader
-
     def _summarize(self, *, broken: bool) -> None:
-        if not (self._brief and exit_code(self._outcomes) == DONE):
-            self._summarize_outcomes(broken=broken)
-        if self._left_out:
-            self._output.say(f"--max left out {counted(self._left_out, 'refund')}")
-        for note in self._notes:
-            self._output.say(note)
-
-    def _summarize_outcomes(self, *, broken: bool) -> None:
-        kept, say = self._kept, self._output.say
-        limit = self._limit
-        if limit is not None and not broken and self._open <= limit:
-            limit = None  # it would take all
-        resume = None if kept is None else kept.resume(limit)
-        closed = kept is not None and kept.journal.run_closed
-        if self._unreached and not self._answered:
-            say(self._unreached)
-        if self._refused:
-            say(self._refused)
-        held = self._outcomes.total() - self._outcomes[None]
-        if kept is not None and not broken and self._this_time.total() < held:
-            say(f"this time: {_told(self._this_time)}; in all {kept.path} holds:")
-        if self._outcomes:
-            for line in outcome_table(
-                self._outcomes, next_steps(self._outcomes, resume, closed=closed)
+        say = self._output.say
+        if not (self._brief and exit_code(self._figures.outcomes) == DONE):
+            if self._unreached and not self._answered:
+                say(self._unreached)
+            if self._refused:
+                say(self._refused)
+            for line in self._figures.summary(
+                self._total, self._kept, self._limit, broken=broken
             ):
                 say(line)
-            for line in self._sums.tables():
-                say(line)
-        if self._sent:
-            figures = self._sent, self._rate_limited, self._seconds
-            say(effort(*figures, uncounted=self._uncounted))
-        if kept is not None:
-            self._say_what_is_open(kept, limit)
-        self._say_what_is_listed()
-
-    def _say_what_is_open(self, kept: OpenJournal, limit: int | None) -> None:
-        resume, say = kept.resume(limit), self._output.say
-        if self._in_doubt:
-            say(f"what was in flight is unknown: `{resume}` asks with the same keys")
-        elif self._open:
-            how = f"`{resume}` continues with them"
-            if limit is not None:
-                how = f"`{resume}` takes the next {limit:,}, `{kept.resume()}` all"
-            if self._open == self._outcomes["failed"]:
-                how += f", `{kept.close}` gives up on them"
-            say(f"{self._open:,} of {self._total:,} are open: {how}")
-
-    def _say_what_is_listed(self) -> None:
-        kept, say = self._kept, self._output.say
-        if self._listed:
-            where = "--output or --journal keeps them all"
-            if kept is not None:
-                where = f"`{kept.report}` has all"
-            more = f", all but {self._unlisted:,} of them" if self._unlisted else ""
-            say(f"listed are only refunds that need attention{more}; {where}")
+            if listed := self._writer.what_is_listed():
+                say(listed)
+        if self._left_out:
+            say(f"--max left out {counted(self._left_out, 'refund')}")
+        for note in self._notes:
+            say(note)
 
     @contextmanager
     def _interruptible(self, batch: Batch) -> Generator[None]:
@@ -388,22 +267,3 @@ class BatchRun:
 
         with on_stop(interrupt, hangup=True):
             yield
-
-
-def _told(outcomes: Outcomes) -> str:
-    counts = [f"{count:,} {name}" for name, count in outcomes.most_common()]
-    return ", ".join(counts) or "no result"
-
-
-def result_record(result: CancelResult) -> dict[str, object]:
-    """Return a result as the JSON output has it."""
-    return {
-        "refund_id": result.refund_id,
-        "stripe_account": result.stripe_account,
-        "outcome": result.outcome,
-        "status": None if result.refund is None else result.refund.status,
-        "idempotency_key": result.idempotency_key,
-        "attempts": result.requests,
-        "request_id": result.request_id,
-        "error": None if result.error is None else str(result.error),
-    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -11,8 +11,6 @@ from .tables import counted
 
 if TYPE_CHECKING:
     from typing import Self
-
-    from async_refunds.journal import Tally
 
     from .config import Connection
     from .journals import OpenJournal
@@ -69,7 +67,21 @@ class Plan(msgspec.Struct):
         return min(total, limit or total)
 
 
-def before(name: str, held: Tally, given: int, added: int) -> str:
+class Held(Protocol):
+    """What a journal or a run holds, such as a `Tally`."""
+
+    @property
+    def total(self) -> int:
+        """All refunds."""
+        ...
+
+    @property
+    def open(self) -> int:
+        """Those that are not settled."""
+        ...
+
+
+def before(name: str, held: Held, given: int, added: int) -> str:
     """Return what a journal holds before refunds are added to it.
 
     Args:

@@ -16,12 +16,12 @@ from async_refunds.journal import JournalReader
 from async_refunds.results import CANCELED
 
 from . import options
-from .batch_run import MAX_ROWS, RESULT_COLUMNS
 from .money import in_major_units
 from .options import OptionGroup
 from .output import Output, interruptible, os_reason, refuse
 from .report_data import RunReader, RunReport
 from .report_html import html_page
+from .result_writer import MAX_ROWS, RESULT_COLUMNS
 from .summary import (
     close_command,
     closed_run,

@@ -16,12 +16,12 @@ from async_refunds.errors import JournalError, RefundsError
 from async_refunds.results import CancelRequest
 
 from . import money, options, plan, preview
-from .batch_run import MAX_ROWS
 from .exit_codes import DONE, NOT_ALL
 from .lookup import REFUND_COLUMNS, show
 from .output import Output, interruptible, print_error, refuse
 from .progress import SearchProgress
 from .refund_list import RefundList
+from .result_writer import MAX_ROWS
 from .spans import span_seconds
 from .start_batch import open_journal, open_output, run_batch
 from .tables import counted

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import ssl
+from typing import TYPE_CHECKING
 
 import aiohttp
 
 from async_refunds.protocol.redaction import excerpt
 from async_refunds.protocol.requests import Cause, TransportFailure
 
-from .connections import NotConnectedError, NotPermittedError, StaleConnectionError
+from .connections import (
+    NotConnectedError,
+    NotPermittedError,
+    StaleConnectionError,
+    is_cancelled,
+)
+
+if TYPE_CHECKING:
+    from .connections import SendEvidence
 
 # Not an error of its own: an earlier attempt may have been executed.
 CLOSED = TransportFailure(Cause.CLOSED, "the session is closed", sent=False)
@@ -67,7 +77,7 @@ _TABLE: tuple[tuple[tuple[type[Exception], ...], Cause, str], ...] = (
 
 # aiohttp raises these before it has a connection to write to. They prove nothing in a
 # session that runs its owner's hooks, which may raise the same after the answer.
-BEFORE_SENDING = (
+_BEFORE_SENDING = (
     aiohttp.ClientConnectorError,
     aiohttp.ClientHttpProxyError,
     aiohttp.ConnectionTimeoutError,
@@ -79,15 +89,29 @@ BEFORE_SENDING = (
 
 
 def failure_for(
-    error: BaseException, *, sent: bool, waited: float = 0.0
+    error: BaseException, evidence: SendEvidence, waited: float
 ) -> TransportFailure:
     """Return the failure that an exception stands for.
 
     Args:
         error: What an attempt raised.
-        sent: Whether any byte of the request may have gone out.
+        evidence: Whether any byte of the request may have gone out.
         waited: Seconds that the own pool had no connection free.
+
+    Raises:
+        asyncio.CancelledError: The current task was cancelled.
     """
+    sent = evidence.sent
+    if isinstance(error, asyncio.CancelledError):
+        if is_cancelled():
+            raise error
+        # A session that is closed cancels what waits in it. Passed on, that would end
+        # the caller's task without a word.
+        return TransportFailure(Cause.CLOSED, "the session was closed", sent=sent)
+    if not evidence.started:
+        # aiohttp failed before it looked for a connection; or a test has put canned
+        # answers in place of aiohttp's sending, where only the class tells.
+        sent = not isinstance(error, (*_BEFORE_SENDING, RecursionError, MemoryError))
     cause, detail = _explain(error, sent=sent)
     return TransportFailure(cause, detail, sent=sent, waited=waited)
 

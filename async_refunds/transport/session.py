@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import sys
 from typing import TYPE_CHECKING, Any
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
-from aiohttp.hdrs import ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HOST
+from aiohttp.hdrs import AUTHORIZATION, CONTENT_TYPE
 from multidict import CIMultiDict, istr
 from yarl import URL
 
@@ -25,38 +24,29 @@ from async_refunds.protocol.requests import (
     TransportFailure,
 )
 
+from .borrowed_session import check_borrowed
 from .connections import (
     ConnectionLimiter,
     FreshConnector,
     SendEvidence,
     SendTracker,
     closes_coroutine,
-    is_cancelled,
     send_evidence,
 )
 from .deadlines import Deadlines
-from .failures import BEFORE_SENDING, CLOSED, NO_CONNECTION_FREE, failure_for
+from .failures import CLOSED, NO_CONNECTION_FREE, failure_for
+from .own_session import new_session
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable, Mapping
-
-    from aiohttp.typedefs import LooseHeaders
+    from collections.abc import Awaitable, Mapping
 
     from async_refunds.protocol.requests import Reply, Request
 
 BODY_LIMIT = 1024 * 1024
 """Bytes. A page of 100 refunds with three expansions each stays below it."""
 
-HEADER_LIMIT = 256 * 1024
-"""Bytes of one header. aiohttp's default of 8 KiB would lose an answer to which a proxy
-has added a long policy header."""
-
 # Folded once, not for every request.
 _STRIPE_ACCOUNT = istr("Stripe-Account")
-
-# A default of the session would be sent where a call names none, and act on another
-# account than the caller means.
-_RESERVED = frozenset({"idempotency-key", "stripe-account", "stripe-context"})
 
 # aiohttp rounds time-outs over five seconds up to a whole second, to wake up less
 # often. With one deadline for the whole call they have to be exact.
@@ -68,21 +58,6 @@ class Body(list[bytes]):
 
     def __repr__(self) -> str:
         return f"<{len(self)} chunks>"
-
-
-class PreparedRequest(aiohttp.ClientRequest):
-    """A request whose headers the session has prepared, so that aiohttp adds none.
-
-    aiohttp would build the Host header, add the others to it one by one, and look which
-    of its own are missing: 4 % of a cancel.
-    """
-
-    def update_headers(self, headers: LooseHeaders | None) -> None:
-        """Take the headers of the session and of the request, merged by the session."""
-        self.headers = CIMultiDict(headers or ())
-
-    def update_auto_headers(self, skip_auto_headers: Iterable[str] | None) -> None:
-        """Add none: the session has them."""
 
 
 class Session:
@@ -114,7 +89,7 @@ class Session:
         borrowed: aiohttp.ClientSession | None,
     ) -> None:
         if borrowed is not None:
-            _check(borrowed, origin)
+            check_borrowed(borrowed, origin)
         self.origin = origin
         """``scheme://host[:port]``."""
         self._origin = URL(origin)
@@ -177,32 +152,17 @@ class Session:
         else:
             connector = FreshConnector()
             limiter = ConnectionLimiter(connector.limit, waits)
-            self._session = self._new_session(connector)
+            self._session = new_session(self._origin, self._own_headers, connector)
         self._deadlines, self._limiter = deadlines, limiter
         # Last: an error before this (a RecursionError, say) leaves it unopened.
         self._loop = loop
         return loop
 
-    def _new_session(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
-        host = self._origin.host_port_subcomponent
-        assert host is not None  # noqa: S101 - only a relative URL has none
-        return aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            # Host first, as RFC 9110 (7.2) recommends.
-            headers=CIMultiDict(
-                {HOST: host, ACCEPT_ENCODING: "gzip, deflate", **self._own_headers}
-            ),
-            request_class=PreparedRequest,
-            max_line_size=HEADER_LIMIT,
-            max_field_size=HEADER_LIMIT,
-            max_headers=1024,
-        )
-
     def _session_of_single_use(self) -> aiohttp.ClientSession:
         """Return a session that opens a connection for each request."""
         if self._single_use is None:
-            self._single_use = self._new_session(FreshConnector(force_close=True))
+            connector = FreshConnector(force_close=True)
+            self._single_use = new_session(self._origin, self._own_headers, connector)
         return self._single_use
 
     @property
@@ -278,7 +238,7 @@ class Session:
                 error, task
             ):
                 raise  # meant for the process, or for the coroutine itself
-            return _failed(error, evidence, waited)
+            return failure_for(error, evidence, waited)
         finally:
             # First without a call: a nearly full stack may have no room for one.
             limiter.free += 1
@@ -366,34 +326,6 @@ class Session:
                 await self._single_use.close()
 
 
-def _check(session: aiohttp.ClientSession, origin: str) -> None:
-    if not isinstance(session, aiohttp.ClientSession):
-        raise TypeError("session must be an aiohttp.ClientSession")
-    if session.auth is not None:
-        raise ValueError(
-            "session has an auth of its own, which aiohttp refuses to combine with "
-            "the API key's"
-        )
-    # aiohttp has no public name for the proxy that a session was made with.
-    proxied = getattr(session, "_default_proxy", None) is not None
-    if origin.startswith("http:") and (
-        proxied or (session.trust_env and _environment_has_proxy(origin))
-    ):
-        raise ValueError(
-            "session goes through a proxy (proxy or trust_env), which would see the "
-            "API key on plain http"
-        )
-    if taken := sorted(_RESERVED & {name.casefold() for name in session.headers}):
-        raise ValueError(
-            f"session has {taken[0]} among its headers, which belongs to the call"
-        )
-
-
-def _environment_has_proxy(origin: str) -> bool:
-    url = URL(origin)
-    return url.scheme in getproxies() and not proxy_bypass(url.host or "")
-
-
 def authorization(api_key: str) -> SecretStr:
     """Return the value of the header that carries the key, hidden from reprs."""
     return SecretStr(f"Bearer {api_key}")
@@ -411,20 +343,3 @@ async def _read(content: aiohttp.StreamReader) -> bytes:
 
 def _connect_within(seconds: float) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(connect=seconds, ceil_threshold=_NO_CEILING)
-
-
-def _failed(
-    error: BaseException, evidence: SendEvidence, waited: float
-) -> TransportFailure:
-    sent = evidence.sent
-    if isinstance(error, asyncio.CancelledError):
-        if is_cancelled():
-            raise error
-        # A session that is closed cancels what waits in it. Passed on, that would end
-        # the caller's task without a word.
-        return TransportFailure(Cause.CLOSED, "the session was closed", sent=sent)
-    if not evidence.started:
-        # aiohttp failed before it looked for a connection; or a test has put canned
-        # answers in place of aiohttp's sending, where only the class tells.
-        sent = not isinstance(error, (*BEFORE_SENDING, RecursionError, MemoryError))
-    return failure_for(error, sent=sent, waited=waited)

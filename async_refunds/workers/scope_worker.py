@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -26,6 +25,8 @@ from async_refunds.protocol.requests import Response
 
 from . import notices
 from .fair_share import FairShare, Presence
+from .held_accounts import HeldAccounts
+from .kept_rates import KeptRates
 from .metrics import Counts, WorkerMetrics
 
 if TYPE_CHECKING:
@@ -42,12 +43,6 @@ _OFTEN = 0.2
 """The same while the leases of a worker that was killed may end any moment."""
 _GAP = 0.05
 """Seconds between two looks at least, however often others say that there is work."""
-_NEWS = 0.1
-"""The change of an account's rate that is kept at once, so that who takes over from a
-worker that is killed begins where it was. Less is kept with the next renewal."""
-_LINGER = 1.0
-"""Seconds for which an account without work is kept: more of it often follows. So long,
-at most, what is added to one that waits for its last calls waits for a look at it."""
 _REFUSED, _MOST_REFUSED = 60.0, 900.0
 """Seconds for which an account waits whose key is refused, doubled each time."""
 _OUTAGE = 15.0
@@ -119,23 +114,18 @@ class ScopeWorker:
             log_untaken=False,
             on_idle=self._on_idle,
         )
+        self._held = HeldAccounts(self._leases, self._execution, self._clock)
+        self._rates = KeptRates(
+            self._leases, self._execution, options.rate, self._clock
+        )
         self._share = FairShare(
             2 * options.concurrency, ttl=options.ttl, worker=options.identity
         )
-        self._idle: dict[str | None, float] = {}  # and since when
-        self._reopened: dict[str | None, float] = {}  # idle since then, and asked again
-        self._leaving: dict[str | None, float] = {}  # and for how long nobody takes it
-        self._draining: set[str | None] = set()
-        self._refused: set[str | None] = set()  # of those that leave
         self._refusals: dict[str | None, int] = {}  # of the key, in turn
         self._counts = Counts()
-        self._may_have_more = False
-        self._looked_at = -math.inf  # for more of the accounts at work
         self._may_take_more = False  # when others tell what they have
         self._hungry = False
         self._freed = False  # accounts, since the others were told
-        self._kept_rates: dict[str | None, float] = {}
-        self._kept_at = -math.inf
         self._timers: list[asyncio.TimerHandle] = []
         self._news = asyncio.Event()
         self._stopping = self._ending = False
@@ -148,7 +138,7 @@ class ScopeWorker:
         return Presence(
             self.scope,
             self._options.identity,
-            self._at_work(),
+            len(self._held.at_work()),
             self._hungry,
             leaving=self._stopping,
             freed=freed,
@@ -169,11 +159,6 @@ class ScopeWorker:
             rate_limited=self._counts.rate_limited,
         )
 
-    def _at_work(self) -> int:
-        """Return how many accounts it holds that are not about to be given back."""
-        away = self._idle.keys() | self._leaving.keys() | self._draining
-        return sum(account not in away for account in self._leases.accounts)
-
     def hear(self, presence: Presence) -> None:
         """Note what another worker tells."""
         if presence.worker == self._options.identity:
@@ -186,7 +171,7 @@ class ScopeWorker:
 
     def wake(self) -> None:
         """Look for work now."""
-        self._may_have_more = True
+        self._held.note_more()
         self._news.set()
 
     # ------------------------------------------------------------------ the life
@@ -219,7 +204,7 @@ class ScopeWorker:
         """Give the accounts back, and close."""
         for timer in self._timers:
             timer.cancel()
-        self._note_rates()
+        self._rates.note_all()
         await self._journal.close(within=_CLOSES_WITHIN)
         await self._leases.close(within=_CLOSES_WITHIN)
         # Its wait for the database has ended with the leases.
@@ -238,7 +223,7 @@ class ScopeWorker:
             return
         self._stopping = True
         for account in self._leases.accounts:
-            self._drain(account)
+            self._held.drain(account)
         self._news.set()
         loop = asyncio.get_running_loop()
         self._timers = [
@@ -270,21 +255,21 @@ class ScopeWorker:
 
     async def _sweep(self) -> bool:
         """Give back and take accounts; return whether there may be more to take."""
-        await self._keep_rates()
+        await self._rates.keep()
         await self._release()
-        self._go_on()
-        now, held = self._clock(), self._at_work()
-        self._hand_over(self._share.hand_over(held, len(self._draining), now))
+        self._held.open_again()
+        now, held = self._clock(), len(self._held.at_work())
+        # Some may be for workers that have less than their share.
+        self._held.drain_some(self._share.hand_over(held, self._held.draining, now))
         room = 0 if self._stopping else self._share.room(held, now)
         taken = await self._leases.acquire(room) if room else []
         for line in notices.takeovers(taken):
             telemetry.log(logging.WARNING, "%s", line)
         for lease in taken:
-            self._forget(lease.account)
             if self._stopping:  # since then
-                self._leaving[lease.account] = 0.0
+                self._held.decline(lease.account)
             else:
-                self._execution.open_account(lease.account)
+                self._held.open(lease.account)
         self._may_take_more = len(taken) == room
         hungry = self._share.is_short(held + len(taken), len(taken), now)
         if taken or hungry != self._hungry:
@@ -292,72 +277,21 @@ class ScopeWorker:
             self._tell()
         return bool(taken) and self._may_take_more
 
-    def _go_on(self) -> None:
-        """Open what is held and not worked on.
-
-        An account may be lost and won again before a result of the first time is
-        refused. The batch drops it then, though the new lease is good.
-        """
-        away = self._idle.keys() | self._leaving.keys() | self._draining
-        for account in self._leases.accounts:
-            if account not in away and not self._execution.works_on(account):
-                self._execution.open_account(account)
-
-    def _note_rates(self) -> dict[str | None, float]:
-        """Have the paces kept with the next renewal or release, and return them."""
-        rates: dict[str | None, float] = {}
-        for account in self._leases.accounts:
-            rate = self._note_rate(account)
-            if rate is not None:
-                rates[account] = rate
-        return rates
-
-    def _note_rate(self, account: str | None) -> float | None:
-        """Have the pace of an account kept, and return it."""
-        given = self._options.rate
-        rate = self._execution.rate_of(account) if given is None else given
-        if rate is not None:
-            self._leases.note_rate(account, rate, found=given is None)
-        return rate
-
-    async def _keep_rates(self) -> None:
-        """Keep the paces that are far from those that were kept last."""
-        rates, kept = self._note_rates(), self._kept_rates
-        now = self._clock()
-        if now - self._kept_at >= _INTERVAL and any(
-            abs(rate - kept.get(account, 0.0)) > _NEWS * rate
-            for account, rate in rates.items()
-        ):
-            self._kept_rates, self._kept_at = rates, now
-            await self._leases.renew()
-
-    def _hand_over(self, count: int) -> None:
-        """Drain so many accounts, for workers that have less than their share."""
-        away = self._idle.keys() | self._leaving.keys() | self._draining
-        held = [account for account in self._leases.accounts if account not in away]
-        for account in held[len(held) - count :]:
-            self._drain(account)
-
-    def _drain(self, account: str | None) -> None:
-        """Begin nothing more of an account, and give it back when its calls end."""
-        self._draining.add(account)
-        self._execution.drain_account(account)
-        if not self._execution.works_on(account):  # it was idle, or lost and won again
-            self._leaving.setdefault(account, 0.0)
-
     def _on_idle(self, account: str | None) -> None:
         closing = self._execution.closing_of(account)
-        self._note_rate(account)
-        if closing is None:
-            self._refusals.pop(account, None)
+        self._rates.note(account)
         if closing is not None:
-            self._leaving[account] = self._wait_after(account, closing)
+            wait = self._wait_after(account, closing)
+            refused = isinstance(closing.reply, Response)
+            self._held.leave(account, wait, refused=refused)
             self._news.set()
-        elif account in self._draining or self._stopping:
-            self._leaving[account] = 0.0
+            return
+        self._refusals.pop(account, None)
+        if self._stopping:
+            self._held.leave(account)
             self._news.set()
-        else:
-            self._idle[account] = self._reopened.pop(account, self._clock())
+        elif not self._held.keep_idle(account):
+            self._news.set()
 
     def _wait_after(
         self, account: str | None, closing: Classification[object]
@@ -371,7 +305,6 @@ class ScopeWorker:
             self._refusals[account] = before + 1
             seconds = min(_REFUSED * 2**before, _MOST_REFUSED)
             what = f"its key was refused ({describe_failure(closing)})"
-            self._refused.add(account)
             if self._credentials:
                 with_what = " with that key"
         telemetry.log(
@@ -386,28 +319,7 @@ class ScopeWorker:
         return seconds
 
     async def _release(self) -> None:
-        """Give back the accounts of which nothing is left to do for now."""
-        now, held = self._clock(), set(self._leases.accounts)
-        for account in (self._draining | self._reopened.keys()) - held:
-            self._forget(account)  # it was lost
-        for account, since in list(self._idle.items()):
-            if now - since >= _LINGER:
-                del self._idle[account]
-                self._leaving[account] = 0.0
-            elif self._may_have_more:
-                del self._idle[account]
-                self._reopened[account] = since
-                self._execution.open_account(account)
-        if self._may_have_more or now - self._looked_at >= _LINGER:
-            self._may_have_more, self._looked_at = False, now
-            self._execution.look_again()
-        leaving = self._leaving.copy()
-        left_open = await self._leases.release_all(leaving, refused=self._refused)
-        if left_open and (said := notices.left_open(left_open, leaving)):
-            telemetry.log(logging.WARNING, "%s", said)
-        for account in leaving:
-            self._forget(account)
-        if leaving:
+        if await self._held.release():
             self._freed = True
             self._tell()
 
@@ -418,10 +330,3 @@ class ScopeWorker:
             await self._release()
             if self._leases.accounts and not self._ending:
                 await self._news.wait()
-
-    def _forget(self, account: str | None) -> None:
-        self._idle.pop(account, None)
-        self._reopened.pop(account, None)
-        self._leaving.pop(account, None)
-        self._draining.discard(account)
-        self._refused.discard(account)

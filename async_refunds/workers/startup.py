@@ -97,7 +97,7 @@ async def wait_for_key(refunds: RefundsClient, stop: asyncio.Event) -> bool:
         Whether there is a key; else the worker is to stop.
     """
     stopping = asyncio.create_task(stop.wait())
-    told = False
+    told = ""
     try:
         while not stop.is_set():
             loading = asyncio.create_task(load_key(refunds))
@@ -109,9 +109,9 @@ async def wait_for_key(refunds: RefundsClient, stop: asyncio.Event) -> bool:
                     return False
                 loading.result()
             except (AuthenticationError, APITimeoutError) as error:
-                if not told:
+                if told != str(error):
+                    told = str(error)
                     telemetry.log(logging.WARNING, "%s; trying again", error)
-                    told = True
             else:
                 return True
             finally:

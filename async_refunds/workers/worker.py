@@ -14,7 +14,7 @@ import psycopg
 
 from async_refunds import telemetry
 from async_refunds.client import RefundsClient, load_key
-from async_refunds.errors import JournalError
+from async_refunds.errors import JournalError, RefundsError
 from async_refunds.journal.postgres.connection import (
     TRANSIENT,
     Database,
@@ -269,7 +269,12 @@ class _Worker:
             if client is not None:
                 await load_key(client, _PATIENCE)
         except Exception as error:  # noqa: BLE001 - the other tenants' runs go on
-            client, why = None, f" ({describe(error)})"
+            # The text alone may be no more than "'STRIPE_API_KEY'".
+            named = "" if isinstance(error, RefundsError) else type(error).__name__
+            client, why = (
+                None,
+                f" ({': '.join(filter(None, [named, describe(error)]))})",
+            )
         if client is not None and _scope(tenant, client) == scope:
             self._ask_at.pop(scope, None)
             self._begin(scope, client)

@@ -9,7 +9,13 @@ import aiohttp
 import pytest
 from aioresponses import aioresponses
 
-from async_refunds import RefundNotFoundError, RefundsClient
+from async_refunds import (
+    APIConnectionError,
+    OutcomeUnknownError,
+    RefundNotFoundError,
+    RefundsClient,
+    RetryPolicy,
+)
 from tests.support.scripted import KEY, RE, error_json, refund_json
 
 if TYPE_CHECKING:
@@ -51,6 +57,30 @@ async def test_canned_failure_and_then_success_is_one_key() -> None:
         None,
         None,
     ]
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (
+            aiohttp.ClientConnectorError(Mock(), OSError(111, "refused")),
+            APIConnectionError,
+        ),
+        (aiohttp.ConnectionTimeoutError(), APIConnectionError),
+        (MemoryError(), APIConnectionError),
+        (aiohttp.ClientOSError(104, "reset"), OutcomeUnknownError),
+        (aiohttp.ServerTimeoutError(), OutcomeUnknownError),
+    ],
+)
+async def test_canned_failure_says_whether_something_was_sent(
+    error: BaseException, raised: type[Exception]
+) -> None:
+    with aioresponses() as canned:
+        canned.post(URL, exception=error)
+        retry = RetryPolicy(max_retries=0)
+        async with RefundsClient(KEY, retry=retry) as refunds:
+            with pytest.raises(raised):
+                await refunds.cancel(RE)
 
 
 async def test_canned_answer_to_another_key_is_not_believed() -> None:

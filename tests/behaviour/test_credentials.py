@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -14,6 +16,7 @@ from async_refunds import (
     AuthenticationError,
     CallRecord,
     RefundsClient,
+    cancel_many,
 )
 from tests.support.scripted import (
     CANCELED,
@@ -178,15 +181,48 @@ async def raises_later() -> str:
     raise LookupError(f"the vault is shut: {secret}")
 
 
-WRONG: dict[str, Callable[[], Any]] = {
-    "raises": raises,
-    "raises later": raises_later,
-    "raises what closes a coroutine": leaves,
-    "None": lambda: None,
-    "bytes": OLD.encode,
-    "publishable": lambda: "pk_test_CANARYpublic",
-    "white space": lambda: f"{OLD}\n",
-    "another thing": lambda: [OLD],
+def file_that_is_missing() -> str:
+    return Path(f"/nowhere/{OLD}").read_text()
+
+
+def variable_that_is_missing() -> str:
+    return {"OTHER": OLD}["STRIPE_API_KEY"]
+
+
+def key_that_is_missing() -> str:
+    return {"OTHER": OLD}[OLD]
+
+
+def host_that_is_none() -> str:
+    raise ssl.SSLError(1, OLD)
+
+
+# And what is told of it.
+WRONG: dict[str, tuple[Callable[[], Any], str]] = {
+    "raises": (raises, "LookupError"),
+    "raises later": (raises_later, "LookupError"),
+    "raises what closes a coroutine": (leaves, "GeneratorExit"),
+    "no file": (
+        file_that_is_missing,
+        "FileNotFoundError: No such file or directory",
+    ),
+    "no variable": (variable_that_is_missing, "KeyError: STRIPE_API_KEY"),
+    "no entry": (key_that_is_missing, "KeyError"),
+    "no TLS": (host_that_is_none, "SSLError"),
+    "None": (lambda: None, "it gave NoneType, not str"),
+    "bytes": (OLD.encode, "it gave bytes, not str"),
+    "publishable": (
+        lambda: "pk_test_CANARYpublic",
+        (
+            "api_key is a publishable key (pk_...), which cannot cancel refunds: use a "
+            "secret key (sk_...) or a restricted one (rk_...)"
+        ),
+    ),
+    "white space": (
+        lambda: f"{OLD}\n",
+        "api_key has white space around it: strip it off",
+    ),
+    "another thing": (lambda: [OLD], "it gave list, not str"),
 }
 
 
@@ -198,18 +234,20 @@ def shown(error: BaseException) -> str:
     return "\n".join([*frames, repr(error), str(vars(error))])
 
 
-@pytest.mark.parametrize("provider", WRONG.values(), ids=WRONG.keys())
+@pytest.mark.parametrize(("provider", "why"), WRONG.values(), ids=WRONG.keys())
 @pytest.mark.parametrize("method", ["cancel", "retrieve"])
-async def test_provider_that_gives_no_key_sends_nothing_and_shows_nothing(
-    provider: Callable[[], Any], method: str
+async def test_provider_that_gives_no_key_sends_nothing_and_says_why_without_it(
+    provider: Callable[[], Any], why: str, method: str
 ) -> None:
     records: list[CallRecord] = []
     async with (
         scripted(CANCELED) as server,
         server.client(api_key=provider, on_call=records.append) as refunds,
     ):
-        with pytest.raises(AuthenticationError, match="nothing was sent") as caught:
+        with pytest.raises(AuthenticationError) as caught:
             await getattr(refunds, method)(RE)
+    said = f"the api_key callable gave no key ({why}); nothing was sent"
+    assert str(caught.value) == said
     assert "CANARY" not in shown(caught.value)
     assert not server.received
     assert caught.value.attempts == ()
@@ -217,6 +255,41 @@ async def test_provider_that_gives_no_key_sends_nothing_and_shows_nothing(
         ("failed", "AuthenticationError")
     ]
     assert caught.value.idempotency_key == records[0].idempotency_key
+
+
+async def test_batch_tells_of_each_refund_why_there_was_no_key() -> None:
+    async with (
+        scripted(CANCELED) as server,
+        server.client(api_key=variable_that_is_missing) as refunds,
+    ):
+        results = [each async for each in cancel_many(refunds, [RE, "re_2"])]
+    assert [each.outcome for each in results] == ["failed"] * 2
+    assert all(
+        "(KeyError: STRIPE_API_KEY); nothing was" in str(e.error) for e in results
+    )
+    assert not server.received
+
+
+async def test_log_tells_why_there_is_no_other_key(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    keys = iter([OLD])
+
+    def provide() -> str:
+        for key in keys:
+            return key
+        raise PermissionError(13, OLD, OLD)
+
+    async with (
+        served(Rotating()) as server,
+        server.client(api_key=provide) as refunds,
+    ):
+        await refunds.cancel(RE)
+        server.key = NEW
+        with pytest.raises(AuthenticationError):
+            await refunds.cancel(RE)
+    assert "(PermissionError: Permission denied); nothing was sent" in caplog.text
+    assert "CANARY" not in caplog.text
 
 
 async def test_key_that_changed_while_a_call_waited_to_send_is_renewed() -> None:
@@ -271,7 +344,7 @@ async def test_provider_that_fails_slowly_fails_all_who_wait_for_it_at_once() ->
         calls = [refunds.cancel(RE, timeout=8.0) for _ in range(20)]
         ended = await asyncio.gather(*calls, return_exceptions=True)
         assert {type(each) for each in ended} == {AuthenticationError}
-        assert all("gave no key (ValueError)" in str(each) for each in ended)
+        assert all("gave no key (api_key must be" in str(each) for each in ended)
         assert loop.time() - began < 5.5
         assert vault.asked == 1
         vault.keys = [OLD]

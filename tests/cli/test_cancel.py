@@ -7,7 +7,8 @@ from typer.testing import CliRunner
 
 from async_refunds import APIConnectionError
 from async_refunds.cli.app import app
-from async_refunds.cli.batch_run import result_record, why_unreached
+from async_refunds.cli.batch_run import why_unreached
+from async_refunds.cli.result_writer import result_record
 from async_refunds.models import Refund
 from async_refunds.results import CancelResult
 from tests.support.terminal import LIVE_KEY, Screen, emulator_of, run, started

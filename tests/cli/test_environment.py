@@ -273,17 +273,17 @@ async def test_variable_that_would_hold_back_is_not_passed_over(tmp_path: Path) 
 
 async def test_fleet_is_held_back_too() -> None:
     pytest.importorskip("psycopg")
+    enqueue = ("enqueue", "re_1", "--run", "tonight")
     commands = (
-        ("enqueue", "re_1", "--run", "tonight"),
         ("worker",),
         ("retry", "tonight", "--outcome", "failed"),
         ("resume", "tonight"),
     )
-    for variable, option in (
-        ("ASYNC_REFUNDS_DRY_RUN", "--dry-run"),
-        ("ASYNC_REFUNDS_MAX", "--max"),
+    for variable, option, those in (
+        ("ASYNC_REFUNDS_DRY_RUN", "--dry-run", commands),
+        ("ASYNC_REFUNDS_MAX", "--max", (*commands, enqueue)),
     ):
-        for command in commands:
+        for command in those:
             ended = await run("fleet", *command, environment={variable: "1"})
             assert ended.code == 2
             said = f"{variable} is set, and this command has no {option}: unset it"

@@ -22,6 +22,7 @@ from tests.support.terminal import (
     LIVE_KEY,
     Screen,
     emulator_of,
+    held,
     run,
     run_each,
     started,
@@ -235,6 +236,117 @@ async def test_enqueue_refuses_before_it_adds(fleet: Fleet) -> None:
     codes = [each.code for each in (none, account, tenant, http, other, bad)]
     assert codes == [2] * 6
     assert items(fleet) == [("re_1", "")]
+
+
+async def test_dry_run_says_what_would_be_added_and_adds_nothing(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    source = tmp_path / "ids.csv"
+    source.write_text("refund_id,stripe_account\nre_1,acct_2\nre_2,\nre_2,\nre_3,\n")
+    command = ("enqueue", "--run", "tonight", "--base-url", HERE)
+    dry = (*command, "--from", str(source), "--dry-run")
+    kept = "SELECT xmin::text, r FROM async_refunds.runs r"
+    first = await fleet(*dry)
+    assert (first.code, items(fleet), fleet.rows(kept)) == (0, [], [])
+    assert first.lines == [{"run": "tonight", "to_add": 3, "already_there": 0}]
+    adds = "nothing was added: the same command without --dry-run adds them"
+    twice = "4 refunds given, 1 of them given before; each is canceled once"
+    assert first.err.splitlines() == [
+        f"test mode, {HERE}",
+        "tonight is not there yet: it is made with 3 refunds",
+        *(adds, twice),
+    ]
+    await fleet(*command, "re_1", "re_2", "re_9")
+    know(fleet, "re_9", "settled = true, outcome = 'canceled'")
+    fleet.rows("UPDATE async_refunds.runs SET state = 'paused'")
+    before = items(fleet), fleet.rows(kept)
+    fleet.environment["ASYNC_REFUNDS_DRY_RUN"] = "1"
+    some, all_of_them = await fleet.each(dry[:-1], (*command, "re_2"))
+    assert some.lines == [{"run": "tonight", "to_add": 2, "already_there": 1}]
+    assert some.err.splitlines()[1:] == [
+        "tonight holds 3 refunds already, 2 of them open; 2 of the 3 given are added",
+        "tonight is paused: workers begin nothing of it",
+        *(adds, twice),
+    ]
+    assert all_of_them.err.endswith("\nnothing was added\n")
+    assert (items(fleet), fleet.rows(kept)) == before
+
+
+async def test_dry_run_refuses_what_the_command_would(fleet: Fleet) -> None:
+    command = ("enqueue", "--run", "tonight", "--base-url", HERE)
+    await fleet(*command, "re_1")
+    bad, other, *live = await fleet.each(
+        (*command, "re_2", "ch_3", "--dry-run"),
+        (*command, "re_2", "--tenant", "shop2", "--dry-run"),
+        ("enqueue", "--run", "live", "re_1", "re_2", "--live", "--dry-run"),
+    )
+    assert (bad.code, other.code) == (2, 2)
+    assert "'ch_3'" in bad.err
+    assert bad.err.endswith("; nothing was added\n")
+    assert other.err == (
+        f"async-refunds: the run 'tonight' is on 'default {HERE} test', and this one "
+        f"is on 'shop2 {HERE} test': give another name; nothing was added\n"
+    )
+    assert live[0].code == 0, "nobody is asked: nothing happens"
+    for state, told in (
+        ("closing", "closing, and takes no more refunds"),
+        ("closed", "closed"),
+    ):
+        fleet.rows("UPDATE async_refunds.runs SET state = %s", state)
+        refused = await fleet(*command, "re_2", "--dry-run")
+        assert refused.code == 2
+        assert refused.err == (
+            f"async-refunds: the run 'tonight' is {told}; nothing was added\n"
+        )
+
+
+@pytest.mark.parametrize("command", ["enqueue", "sweep"])
+async def test_run_that_takes_none_is_refused_before_a_question_and_a_search(
+    fleet: Fleet, command: str
+) -> None:
+    emulator = Emulator()
+    long_ago = int(time.time() - 20 * 86_400)
+    ids = [emulator.add_refund(livemode=True, created=long_ago) for _ in range(2)]
+    which = ids if command == "enqueue" else ["--older-than", "14d"]
+    screen = Screen()
+    async with emulator.serve() as base_url:
+        fleet.rows("SELECT async_refunds.ensure_run('tonight', %s, true)", base_url)
+        fleet.rows("UPDATE async_refunds.runs SET state = 'closed'")
+        async with started(
+            *("fleet", command, "--run", "tonight", *which, "--live"),
+            *("--base-url", base_url),
+            key=LIVE_KEY,
+            environment=fleet.environment,
+            stdin=screen.terminal,
+            stderr=screen.terminal,
+        ) as running:
+            screen.types("n\n")
+            ended, shown = await screen.shows(running)
+    assert "the run 'tonight' is closed; nothing was added" in shown
+    assert "[y/N]" not in shown
+    assert ended.code == 2
+    assert not emulator.requests
+
+
+async def test_run_that_is_closed_during_a_search_is_told_after_it(
+    fleet: Fleet,
+) -> None:
+    emulator = Emulator()
+    emulator.add_refund(created=int(time.time() - 20 * 86_400))
+    async with held(
+        *(emulator, 1, "fleet", "sweep", "--run", "tonight", "--older-than", "14d"),
+        "--yes",
+        environment=fleet.environment,
+    ) as (gate, running):
+        url = gate.base_url
+        fleet.rows("SELECT async_refunds.ensure_run('tonight', %s, false)", url)
+        assert (await fleet("close", "tonight")).code == 0
+        gate.open()
+        ended = await running.ended()
+    assert ended.code == 1, "not 2, which says that nothing was sent"
+    assert ended.err.endswith(
+        "\nasync-refunds: the run 'tonight' is closed; nothing was added\n"
+    )
 
 
 async def test_live_refunds_are_asked_about(fleet: Fleet) -> None:
@@ -637,14 +749,6 @@ async def test_old_refunds_are_found_and_added(fleet: Fleet) -> None:
         assert (dry.code, none.code, asked.code, spaced.code) == (0, 0, 2, 2)
         assert items(fleet) == []
         assert {each["id"] for each in dry.lines} == {*old}
-        fleet.rows("SELECT async_refunds.ensure_run('shut', %s, false)", base_url)
-        assert (await fleet("close", "shut")).code == 0
-        late = await run(*command[:3], "shut", *command[4:], *to, **how)
-        # Not 2, which says that nothing was sent.
-        assert late.code == 1
-        assert late.err.endswith(
-            "\nasync-refunds: the run 'shut' is closed; nothing was added\n"
-        )
         ended = await run(*command, *to, "--max", "1", **how)
         again = await run(*command, *to, **how)
         screen = Screen()

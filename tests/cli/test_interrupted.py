@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from async_refunds.batch import Batch
-from async_refunds.cli import batch_run
+from async_refunds.cli import batch_figures
 from async_refunds.cli.app import app
 from async_refunds.journal import JournalReader, Run, SqliteJournal
 from async_refunds.results import CancelRequest
@@ -319,7 +319,7 @@ def test_interrupt_around_a_batch_says_what_was_done(
         before.setattr(Batch, "__init__", raise_interrupt)
         assert interrupted(*command) == ("async-refunds: interrupted: nothing was sent")
     with monkeypatch.context() as after:
-        after.setattr(batch_run, "outcome_table", raise_interrupt)
+        after.setattr(batch_figures, "outcome_table", raise_interrupt)
         assert interrupted(*command) == (
             "async-refunds: interrupted: every result is written"
         )

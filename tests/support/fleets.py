@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 FAR_TOO_LONG = 30.0
 """Seconds after which a test gives up what waits, and never ends by itself."""
+WAITING = """SELECT count(*) FROM pg_locks WHERE NOT granted AND pid IN (
+    SELECT pid FROM pg_locks JOIN pg_database d ON d.oid = database
+    WHERE datname = current_database())"""
+"""How many statements wait for a lock: other databases of the server are of others."""
 URL = "https://a.example"
 SCOPE = f"default {URL} test"
 

@@ -288,13 +288,16 @@ class Gate:
         self._tasks: set[asyncio.Task[None]] = set()
         self._holds = asyncio.Queue[None]()
         self._open = asyncio.Event()
+        self.base_url = ""
+        """Of the gate, once it serves."""
 
     @asynccontextmanager
     async def serve(self) -> AsyncGenerator[str]:
         """Give the base URL of the gate."""
         server = await asyncio.start_server(self._enter, "127.0.0.1", 0)
+        self.base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         try:
-            yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            yield self.base_url
         finally:
             server.close()
             for task in self._tasks:

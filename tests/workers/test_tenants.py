@@ -64,7 +64,9 @@ async def test_tenant_without_a_key_is_asked_for_again_and_told_once(
     assert asked == ["default"] * 5
     (told,) = [each for each in caplog.messages if "no key for" in each]
     assert told.startswith("no key for default ")
-    assert told.endswith("its runs wait for others (no answer, sk_test_*** to default)")
+    assert told.endswith(
+        "its runs wait for others (OSError: no answer, sk_test_*** to default)"
+    )
 
 
 async def test_tenant_without_a_key_is_not_asked_for_at_each_look(

@@ -19,7 +19,7 @@ from async_refunds.emulator import Limits
 from async_refunds.journal.postgres import PostgresJournal
 from async_refunds.journal.postgres.connection import Database, Link
 from async_refunds.journal.postgres.leases import Leases
-from async_refunds.workers import scope_worker, work
+from async_refunds.workers import held_accounts, scope_worker, work
 from async_refunds.workers.channel import Channel
 from async_refunds.workers.fair_share import FairShare
 from async_refunds.workers.scope_worker import ScopeWorker
@@ -83,7 +83,7 @@ async def test_worker_cancels_what_is_there_and_what_comes(fleet: Fleet) -> None
 async def test_more_of_an_account_soon_after_goes_on_with_its_lease(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scope_worker, "_LINGER", 600.0)
+    monkeypatch.setattr(held_accounts, "_LINGER", 600.0)
     token = "SELECT token FROM async_refunds.leases WHERE account = 'acct_A'"
     await fleet.seed(2, A)
     async with fleet.worker(rate=FAST):
@@ -92,7 +92,7 @@ async def test_more_of_an_account_soon_after_goes_on_with_its_lease(
         await fleet.seed(2, A)
         await fleet.until_told(4)
         assert await fleet.value(token) == before
-        monkeypatch.setattr(scope_worker, "_LINGER", 0.1)
+        monkeypatch.setattr(held_accounts, "_LINGER", 0.1)
         await fleet.until_found(f"SELECT ({token}) IS NULL")
 
 
@@ -106,7 +106,7 @@ async def test_more_of_an_account_does_not_wait_for_what_it_has_under_way(
 ) -> None:
     """Also where no notifications come."""
     if notified:
-        monkeypatch.setattr(scope_worker, "_LINGER", 600.0)
+        monkeypatch.setattr(held_accounts, "_LINGER", 600.0)
     else:
         monkeypatch.setattr(Channel, "run", _hear_nothing)
     fleet.stripe.faults.script("stall")

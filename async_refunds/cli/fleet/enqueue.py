@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from async_refunds.cli import options, preview
+from async_refunds.cli import options, plan, preview
 from async_refunds.cli.cancel import collect
 from async_refunds.cli.config import BASE_URL, mode_name
 from async_refunds.cli.exit_codes import DONE
@@ -17,6 +17,8 @@ from async_refunds.cli.options import OptionGroup, canceling
 from async_refunds.cli.output import Output, refuse
 from async_refunds.cli.refund_list import RefundList
 from async_refunds.cli.tables import counted
+from async_refunds.errors import JournalError
+from async_refunds.journal.postgres.contents import require_run, run_contents
 from async_refunds.protocol import validation
 
 from .change import Change
@@ -94,6 +96,11 @@ class Target(msgspec.Struct, frozen=True):
         """``live`` or ``test``."""
         return mode_name(self.livemode)
 
+    @property
+    def scope(self) -> str:
+        """As the tables have it."""
+        return f"{self.tenant} {self.base_url} {self.mode}"
+
 
 class Added(msgspec.Struct, frozen=True):
     """What became of the refunds that were given."""
@@ -125,8 +132,8 @@ SELECT async_refunds.enqueue('tonight', ARRAY['re_...'], ARRAY['acct_...']);
 
 Exit codes: 0 they are in the run, 1 the answer was no, the database failed, or
 stdout broke, 2 wrong usage, the run is closing or closed, no connection, or no
-right, 130 interrupted. With 1 and 130 stderr says which: nothing was added, perhaps all
-were, or how many were."""
+right, 130 interrupted. With 1 and 130 stderr says which: nothing was added,
+perhaps all were, or how many were. With --dry-run: 0 the run would take them."""
 
 
 @canceling
@@ -163,6 +170,9 @@ def enqueue(
         ),
     ] = 0,
     yes: Annotated[bool, typer.Option("--yes", help="Add without asking.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be added; add nothing.")
+    ] = False,
     target: TargetOptions,
     database: DatabaseOptions,
     form: options.Format,
@@ -188,12 +198,20 @@ def enqueue(
         )
         origin = _origin(target.base_url, livemode=target.live)
         where = Target(origin, target.live, target.tenant)
-        if where.livemode and requests.count > 1 and not yes:
+        asks = where.livemode and requests.count > 1 and not (yes or dry_run)
+        if asks:
             preview.require_terminal(dry_run=False)
+        connection = stack.enter_context(connected(database, change=change))
+        if dry_run:
+            _show_plan(Output(form), connection, run, where, requests)
+            for note in notes:
+                Output(form).say(note)
+            raise typer.Exit(DONE)
+        require_open(connection, run, where)
+        if asks:
             preview.ask(
                 *(where, requests.count, 0), accounts=requests.accounts(), sums=()
             )
-        connection = stack.enter_context(connected(database, change=change))
         added = add(connection, run, where, priority, requests, change=change)
         tell(Output(form), added, change, notes)
         raise typer.Exit(DONE)
@@ -235,6 +253,43 @@ def add(
     more = f"; {there:,} were in it already" if there else ""
     change.done(f"{counted(added, 'refund')} added to {run}{more}")
     return Added(run, added, there)
+
+
+def require_open(connection: Connection, run: str, target: Target) -> None:
+    """Refuse a run that takes no refunds, before a question or a search."""
+    try:
+        require_run(connection, run, target.scope)
+    except JournalError as error:
+        refuse(f"{error}; nothing was added")
+
+
+def _show_plan(
+    output: Output,
+    connection: Connection,
+    run: str,
+    target: Target,
+    requests: RefundList,
+) -> None:
+    """Show what adding refunds would do, or refuse; nothing is changed."""
+    try:
+        held = run_contents(connection, run, target.scope, requests)
+    except JournalError as error:
+        refuse(f"{error}; nothing was added")
+    given = requests.count
+    added = given - held.there
+    if not output.as_table:
+        output.record({"run": run, "to_add": added, "already_there": held.there})
+    output.say(f"{target.mode} mode, {target.base_url}")
+    if held.state is None:
+        output.say(
+            f"{run} is not there yet: it is made with {counted(given, 'refund')}"
+        )
+    else:
+        output.say(plan.before(run, held, given, added))
+    if held.state == "paused":
+        output.say(f"{run} is paused: workers begin nothing of it")
+    rest = ": the same command without --dry-run adds them" if added else ""
+    output.say(f"nothing was added{rest}")
 
 
 def tell(output: Output, added: Added, change: Change, notes: list[str]) -> None:

@@ -15,7 +15,15 @@ from async_refunds.cli.sweep import FilterOptions, find
 
 from .change import Change
 from .database import DatabaseOptions, connected
-from .enqueue import PERHAPS_ADDED, RunOption, Target, TenantOptions, add, tell
+from .enqueue import (
+    PERHAPS_ADDED,
+    RunOption,
+    Target,
+    TenantOptions,
+    add,
+    require_open,
+    tell,
+)
 
 HELP = """Find refunds in requires_action that are old or expire soon; enqueue them.
 
@@ -24,10 +32,10 @@ workers cancel what it adds. Run it every night: what is in the run already is
 not added again.
 
 Exit codes: 0 they are in the run, or none matches, 1 the search or the database
-failed, the run is closing or closed, stdout broke, or the answer was no, 2
-wrong usage, no connection, or no right, 130 interrupted. With 1 and 130 stderr
-says which: nothing was added, perhaps all were, or how many were. With
---dry-run: 0 searched to the end."""
+failed, the run was closed meanwhile, stdout broke, or the answer was no, 2 wrong
+usage, the run is closing or closed, no connection, or no right, 130 interrupted.
+With 1 and 130 stderr says which: nothing was added, perhaps all were, or how many
+were. With --dry-run: 0 searched to the end."""
 
 
 @canceling
@@ -52,6 +60,8 @@ def sweep(
         if not dry_run:  # which adds nothing anyway
             stack.enter_context(change.told())
         matches = stack.enter_context(RefundList(connection.account))
+        api = options.connect(connection, account=False)
+        target = Target(api.base_url, api.livemode, tenant.tenant)
         # Before the search: it may take minutes.
         db = None
         if not dry_run:
@@ -59,6 +69,7 @@ def sweep(
             db = stack.enter_context(
                 connected(database, change=change, refused=NOT_ALL)
             )
+            require_open(db, run, target)
         find(
             *(wanted, matches, output),
             connection=connection,
@@ -67,10 +78,8 @@ def sweep(
         )
         if db is None or not matches.count:
             raise typer.Exit(DONE)
-        api = options.connect(connection, account=False)
         if not send.yes:
             preview.ask(api, matches.count, 0, accounts=matches.accounts(), sums=())
-        target = Target(api.base_url, api.livemode, tenant.tenant)
         added = add(db, run, target, 0, matches, change=change)
         tell(output, added, change, [])
         raise typer.Exit(DONE)

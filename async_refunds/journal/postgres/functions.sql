@@ -2,11 +2,13 @@
 -- result of a function, the columns of a view) an upgrade_N.sql drops before.
 
 -- The history that the database is in, or NULL if it may not tell. A promoted standby
--- and a restored backup begin a new one.
+-- and a restored backup of the server begin a new timeline. A dump that is restored makes
+-- the tables anew, perhaps in the timeline of before.
 CREATE OR REPLACE FUNCTION async_refunds.timeline() RETURNS text LANGUAGE plpgsql AS $$
 BEGIN
     RETURN (SELECT system_identifier FROM pg_control_system())
-        || '/' || left(pg_walfile_name(pg_current_wal_lsn()), 8);
+        || '/' || left(pg_walfile_name(pg_current_wal_lsn()), 8)
+        || '/' || to_regclass('async_refunds.items')::oid;
 EXCEPTION WHEN insufficient_privilege OR undefined_function OR feature_not_supported
         OR object_not_in_prerequisite_state THEN
     RETURN NULL;
@@ -226,9 +228,9 @@ BEGIN
             ) AS jobs
             WHERE pg_try_advisory_xact_lock(hashtextextended(queueing_lock, 0))
         ON CONFLICT DO NOTHING;
-EXCEPTION WHEN undefined_column OR insufficient_privilege OR not_null_violation
-        OR check_violation OR datatype_mismatch OR lock_not_available OR out_of_memory
-        OR deadlock_detected THEN
+EXCEPTION WHEN serialization_failure THEN
+    RAISE;  -- its transaction cannot be committed, and is to be repeated
+WHEN others THEN  -- also what triggers of that table raise
     RAISE WARNING 'async_refunds: no job deferred: %', SQLERRM;
 END $$;
 

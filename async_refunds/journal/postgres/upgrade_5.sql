@@ -9,3 +9,7 @@ ALTER TABLE async_refunds.runs DROP CONSTRAINT runs_state_check,
 DROP INDEX async_refunds.runs_of_scope;
 CREATE INDEX runs_of_scope ON async_refunds.runs (scope)
     WHERE state IN ('open', 'closing');
+
+-- A history did not name the table.
+UPDATE async_refunds.timelines
+    SET timeline = timeline || '/' || 'async_refunds.items'::regclass::oid;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -11,53 +11,31 @@ from async_refunds.journal.base import Claim
 from async_refunds.journal.facts import Facts
 from async_refunds.journal.keys import derive_key
 
-from .bulk import in_bulks, repeated, write_rows
+from .bulk import write_rows
 from .errors import closed, damaged
+from .open_items import OpenItems, open_accounts
 from .rows import ITEM_COLUMNS, WRITTEN_COLUMNS, DamagedRowError, Item, checksum
 from .schema import create, write_state
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from async_refunds.journal.base import Tally
     from async_refunds.results import CancelOutcome, CancelResult
 
     from .claim_pages import ClaimPages
+    from .open_items import NextItem
     from .rows import RunState
 
 _ADD = "INSERT OR IGNORE INTO items (refund_id, stripe_account, crc)"
 _ADDED = "SELECT count(*), coalesce(sum(crc), 0) FROM items WHERE number > ?"
-# As one value, which takes one step. The index of open items has them by account and
-# number. IS finds NULL too.
-_NEXT = """SELECT json_group_array(
-        json_array(number, refund_id, settled, hex(facts), crc))
-    FROM (SELECT number, refund_id, settled, facts, crc FROM items
-        WHERE stripe_account IS ? AND settled = 0 AND number > ? AND failed_at = 0
-        ORDER BY number LIMIT ?)"""
-_Next: TypeAlias = "tuple[int, str, int, str, int]"
-_decode_next = msgspec.json.Decoder(list[tuple[int, str, int, str, int]]).decode
-# Those that were asked for and failed, but in this batch.
-_NEXT_FAILED = f"""SELECT {ITEM_COLUMNS} FROM items
-    WHERE stripe_account IS ? AND settled = 0 AND number > ?
-    AND failed_at > 0 AND failed_at NOT BETWEEN ? AND ?
-    ORDER BY number LIMIT ?"""  # noqa: S608 - our own names
 _ONE = f"SELECT {ITEM_COLUMNS} FROM items WHERE number = ?"  # noqa: S608 - our own names
 # The row is there: of what is inserted only the number counts.
 _WRITE = f"INSERT INTO items ({', '.join(WRITTEN_COLUMNS)}, number, refund_id)"
 _WRITTEN = "ON CONFLICT (number) DO UPDATE SET " + ", ".join(
     f"{name} = excluded.{name}" for name in WRITTEN_COLUMNS
 )
-_OWN = """SELECT EXISTS (SELECT 1 FROM items
-    WHERE stripe_account IS NULL AND settled = 0)"""
-# From account to account by the index, not over each of their items.
-_ACCOUNTS = """WITH RECURSIVE names (name) AS (
-    SELECT min(stripe_account) FROM items WHERE settled = 0
-    UNION ALL
-    SELECT (SELECT min(stripe_account) FROM items
-            WHERE settled = 0 AND stripe_account > name)
-        FROM names WHERE name IS NOT NULL)
-    SELECT name FROM names WHERE name IS NOT NULL"""
 _OPEN = f"""SELECT {ITEM_COLUMNS} FROM items WHERE settled = 0 AND number > ?
     ORDER BY number LIMIT ?"""  # noqa: S608 - our own names
 _PAGE = 1000  # rows that are settled at once: some milliseconds, and little memory
@@ -97,10 +75,7 @@ class Items:
         self._closed = self.closed = state.closed
         """Whether the run takes no more items, as of the last commit."""
         self._counts = state.counts
-        # The last number claimed, by account, and of those that had failed before.
-        self._last: dict[str | None, int] = {}
-        self._last_failed: dict[str | None, int] = {}
-        self._began_at = clock()
+        self._open_items = OpenItems(clock())
         self._claimed: dict[int, Item] = {}  # as written, of those that have facts
         # The checksums of those that were given out for the first time, by number.
         self._first: dict[int, int] = {}
@@ -115,14 +90,12 @@ class Items:
     def start(self, credentials: str) -> None:
         """Begin a batch: claims begin again with the oldest items."""
         self._credentials = credentials
-        self._last.clear()
+        self._open_items.begin(self._clock())
         self._claimed.clear()
         self._first.clear()
         self._untold.clear()
         self._state.begin_batch()
         self._pages.begin()
-        self._last_failed.clear()
-        self._began_at = self._clock()
         self._at_work_since = None
 
     # ----------------------------------------------------------- a transaction
@@ -188,10 +161,12 @@ class Items:
         again: list[Item] = []
         begun: list[str | None] = []
         claims: dict[str | None, list[Claim]] = {}
-        for account, limit, rows in self._next(db, limits):
+        for account, limit, rows in self._open_items.next(db, limits):
             given = self._claim_rows(account, rows, now, again, begun)
             if len(given) < limit:
-                failed = self._next_failed(db, account, limit - len(given), now)
+                more = limit - len(given)
+                rows_failed = self._open_items.next_failed(db, account, more, now)
+                failed = [self._checked(row) for row in rows_failed]
                 given += [self._claim_again(item, now) for item in failed]
                 again += failed
             claims[account] = given
@@ -209,27 +184,10 @@ class Items:
         elif state.credentials != mine:
             state.note_credentials("")
 
-    def _next(
-        self, db: sqlite3.Connection, limits: Mapping[str | None, int]
-    ) -> Iterator[tuple[str | None, int, list[_Next]]]:
-        """Yield the next open items of accounts, but those that had failed."""
-        for part in in_bulks(list(limits.items())):
-            wanted = [
-                value
-                for account, limit in part
-                for value in (account, self._last.get(account, 0), limit)
-            ]
-            (found,) = db.execute(repeated(_NEXT, len(part)), wanted)
-            for (account, limit), encoded in zip(part, found, strict=True):
-                rows = _decode_next(encoded)
-                if rows:
-                    self._last[account] = rows[-1][0]
-                yield account, limit, rows
-
     def _claim_rows(
         self,
         account: str | None,
-        rows: list[_Next],
+        rows: list[NextItem],
         now: float,
         again: list[Item],
         begun: list[str | None],
@@ -265,16 +223,6 @@ class Items:
             self._pages.add(account, rows[-1][0], first, now)
             begun.append(account)
         return claims
-
-    def _next_failed(
-        self, db: sqlite3.Connection, account: str | None, limit: int, now: float
-    ) -> list[Item]:
-        last = self._last_failed.get(account, 0)
-        values = (account, last, self._began_at, now, limit)
-        rows = db.execute(_NEXT_FAILED, values).fetchall()
-        if rows:
-            self._last_failed[account] = rows[-1][0]
-        return [self._checked(row) for row in rows]
 
     def _claim_again(self, item: Item, now: float) -> Claim:
         self._claimed[item.number] = item
@@ -374,9 +322,7 @@ class Items:
 
     def accounts(self, db: sqlite3.Connection) -> list[str | None]:
         """Return the accounts that have open items."""
-        ((own,),) = db.execute(_OWN)
-        named = [name for (name,) in db.execute(_ACCOUNTS)]
-        return [None, *named] if own else named
+        return open_accounts(db)
 
     # ------------------------------------------------------------------- items
 

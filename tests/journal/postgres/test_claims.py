@@ -19,6 +19,7 @@ from async_refunds.results import CancelRequest
 from tests.support.fleets import (
     SCOPE,
     URL,
+    WAITING,
     begin_history,
     ids,
     result,
@@ -186,8 +187,7 @@ async def test_takeover_waits_for_a_write_under_way(fleet: Fleet) -> None:
             # The item is locked: the write has its lease, and waits.
             reader.execute("SELECT FROM async_refunds.items FOR UPDATE")
             settling = asyncio.create_task(one.settle(claim))
-            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-            await until(lambda: fleet.value(waiting))
+            await until(lambda: fleet.value(WAITING))
             assert await two.acquire() == set()
         await settling
         fleet.add(["re_2"])

@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from async_refunds.journal import Run
 from async_refunds.journal.base import LeaseLostError
 from async_refunds.journal.postgres import PostgresJournal
 from async_refunds.journal.postgres.journal import MOST_CLAIMS
+from async_refunds.journal.postgres.schema import migrate
 from async_refunds.results import CancelResult
 from tests.support.fleets import (
     URL,
+    WAITING,
     begin_history,
     grow_old,
     ids,
@@ -34,6 +37,7 @@ pytestmark = pytest.mark.asyncio(loop_factories=["real"])
 HOUR = 3600.0
 AN_HOUR_AGO = """UPDATE async_refunds.items
     SET claimed_at = claimed_at - interval '1 h'"""
+TABLES = ("meta", "timelines", "runs", "leases", "items")
 NO_GRACE = "UPDATE async_refunds.leases SET no_new_key_until = '-infinity'"
 
 
@@ -44,6 +48,16 @@ def item(fleet: Fleet, columns: str, refund_id: str = "re_1") -> tuple[Any, ...]
         refund_id,
     )
     return tuple(row)
+
+
+def copy_out(fleet: Fleet, table: str) -> bytes:
+    """Return the rows of a table as ``pg_dump`` has them."""
+    with psycopg.connect(fleet.address) as connection:
+        statement = sql.SQL("COPY async_refunds.{} TO STDOUT").format(
+            sql.Identifier(table)
+        )
+        with connection.cursor().copy(statement) as rows:
+            return b"".join(bytes(row) for row in rows)
 
 
 async def hold_again(one: Worker) -> None:
@@ -111,9 +125,7 @@ async def test_takeover_waits_for_what_is_under_way(fleet: Fleet, how: str) -> N
                 asking = asyncio.create_task(one.journal.rekey(claim))
             else:
                 asking = asyncio.create_task(one.journal.give_back([claim]))
-            await until(
-                lambda: fleet.value("SELECT count(*) FROM pg_locks WHERE NOT granted")
-            )
+            await until(lambda: fleet.value(WAITING))
             assert await two.acquire() == set()
         await asking
         assert await two.acquire() == {None}
@@ -425,11 +437,40 @@ async def test_new_history_is_noted_by_whoever_sees_it_first(
         assert fleet.rows(noted) == [(True, 1)]
 
 
-async def test_history_is_named_by_the_system_and_its_timeline(fleet: Fleet) -> None:
+async def test_history_is_named_by_system_timeline_and_table(fleet: Fleet) -> None:
     named = """SELECT system_identifier || '/'
             || lpad(upper(to_hex(timeline_id)), 8, '0')
+            || '/' || 'async_refunds.items'::regclass::oid
         FROM pg_control_system(), pg_control_checkpoint()"""
     assert fleet.value("SELECT async_refunds.timeline()") == fleet.value(named)
+
+
+async def test_dump_that_is_restored_on_its_server_begins_a_history(
+    fleet: Fleet,
+) -> None:
+    """The server's timeline goes on there, and what was claimed since is forgotten."""
+    fleet.add(["re_1"])
+    dump = {name: copy_out(fleet, name) for name in TABLES}
+    async with worker(fleet.address) as one:
+        await one.acquire()
+        (lost,) = await one.claim()
+    fleet.do("DROP SCHEMA async_refunds CASCADE")
+    with psycopg.connect(fleet.address) as connection:
+        migrate(connection)
+        connection.execute("DELETE FROM async_refunds.meta")
+        connection.execute("DELETE FROM async_refunds.timelines")
+        for name, rows in dump.items():
+            statement = sql.SQL("COPY async_refunds.{} FROM STDIN").format(
+                sql.Identifier(name)
+            )
+            with connection.cursor().copy(statement) as copying:
+                copying.write(rows)
+        connection.execute("SELECT nextval('async_refunds.item_numbers')")
+    async with worker(fleet.address, "two") as two:
+        await two.acquire_after_failover(fleet)
+        (claim,) = await two.claim()
+        assert claim.idempotency_key == lost.idempotency_key
+        assert claim.maybe_sent
 
 
 async def test_times_are_of_the_database_though_this_clock_is_wrong(

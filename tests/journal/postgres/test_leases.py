@@ -11,7 +11,7 @@ import pytest
 from async_refunds.errors import JournalError
 from async_refunds.journal.postgres import Database, Leases
 from async_refunds.journal.postgres.leases import monotonic
-from tests.support.fleets import SCOPE, ids, until, worker
+from tests.support.fleets import SCOPE, WAITING, ids, until, worker
 
 if TYPE_CHECKING:
     from tests.support.fleets import Fleet
@@ -162,8 +162,7 @@ async def test_lease_counts_from_when_its_renewal_was_sent(fleet: Fleet) -> None
         fleet.do("BEGIN")
         fleet.do("SELECT FROM async_refunds.leases FOR UPDATE")
         renewing = asyncio.create_task(one.leases.renew())
-        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-        await until(lambda: fleet.value(waiting))
+        await until(lambda: fleet.value(WAITING))
         one.clock.now += 20  # the database takes long
         fleet.do("COMMIT")
         await renewing
@@ -318,8 +317,7 @@ async def test_lease_counts_from_when_it_was_asked_for(fleet: Fleet) -> None:
         fleet.do("BEGIN")
         fleet.do("LOCK TABLE async_refunds.leases")
         acquiring = asyncio.create_task(one.acquire())
-        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-        await until(lambda: fleet.value(waiting))
+        await until(lambda: fleet.value(WAITING))
         one.clock.now += 20  # the database takes long
         fleet.do("COMMIT")
         assert await acquiring == {None}
@@ -338,8 +336,7 @@ async def test_account_that_is_released_while_it_is_renewed_may_send_nothing(
         fleet.do("BEGIN")
         fleet.do("SELECT FROM async_refunds.leases FOR UPDATE")
         renewing = asyncio.create_task(one.leases.renew())
-        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-        await until(lambda: fleet.value(waiting))
+        await until(lambda: fleet.value(WAITING))
         releasing = asyncio.create_task(one.leases.release(None))
         await asyncio.sleep(0)
         fleet.do("COMMIT")

@@ -83,7 +83,7 @@ DIGESTS = {
     2: "2f4e17f091d08d69",
     3: "56d578613062686e",
     4: "746b3b5aa2293ecf",
-    5: "84b2797884cb3ce8",
+    5: "ff360540eec82f18",
 }
 # Of the tables, indexes, constraints, functions and views, in any order.
 STRUCTURE = """
@@ -125,6 +125,7 @@ def test_older_tables_are_brought_up_and_keep_what_they_have(
         )
         older.execute("SELECT async_refunds.enqueue('r', ARRAY['re_1'], NULL)")
         older.execute("UPDATE async_refunds.items SET attempts = 3, maybe_sent = true")
+        older.execute("SELECT async_refunds.note_timeline()")
         seeds = rows(
             older, "SELECT salt, seed FROM async_refunds.meta, async_refunds.runs"
         )
@@ -142,6 +143,8 @@ def test_older_tables_are_brought_up_and_keep_what_they_have(
             " FROM async_refunds.items",
         ) == [("re_1", 3, True, False, None)]
         assert rows(older, "SELECT * FROM async_refunds.metrics") != []
+        history = "SELECT timeline = async_refunds.timeline(), last_number"
+        assert rows(older, f"{history} FROM async_refunds.timelines") == [(True, 0)]
         # A worker of before would not know what is new in them.
         assert rows(
             older, "SELECT schema_version, min_worker_version FROM async_refunds.meta"
@@ -422,6 +425,29 @@ def test_strange_table_of_that_name_fails_nobody(
     database: psycopg.Connection[Any], run: str
 ) -> None:
     database.execute("CREATE TABLE procrastinate_jobs (id integer)")
+    notices: list[str | None] = []
+    database.add_notice_handler(lambda each: notices.append(each.message_primary))
+    assert added(database, run, ["re_1"]) == 1
+    assert "no job deferred" in str(notices)
+
+
+@pytest.mark.parametrize(
+    "body", ["RAISE EXCEPTION 'no'", "PERFORM gone()", "PERFORM FROM gone"]
+)
+def test_trigger_of_that_table_fails_nobody(
+    database: psycopg.Connection[Any], run: str, body: LiteralString
+) -> None:
+    """Such as one of procrastinate's whose functions were dropped."""
+    database.execute(
+        """CREATE TABLE procrastinate_jobs (id integer, queue_name text, task_name text,
+            lock text, queueing_lock text, args jsonb)"""
+    )
+    database.execute(
+        f"""CREATE FUNCTION broken() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN {body}; END $$;
+        CREATE TRIGGER broken BEFORE INSERT ON procrastinate_jobs
+            FOR EACH ROW EXECUTE FUNCTION broken()"""
+    )
     notices: list[str | None] = []
     database.add_notice_handler(lambda each: notices.append(each.message_primary))
     assert added(database, run, ["re_1"]) == 1
