@@ -47,7 +47,8 @@ connection, or no right, 3 the outcome of some is unknown, 130 interrupted."""
 
 PAUSE_HELP = """Let the workers begin nothing more of a run.
 
-What is under way is finished. Other runs go on. `fleet resume` goes on with it.
+What they have in hand is finished: of each account about as many as it sends in
+a second. Other runs go on. `fleet resume` goes on with it.
 
 Exit codes: 0 it is paused, 1 the database failed, 2 no such run, no
 connection, or no right, 130 interrupted. With 1 and 130 stderr says whether it
@@ -63,15 +64,17 @@ CLOSE_HELP = """Send nothing more of a run for good, such as one made by mistake
 
 What was never sent is told as failed: not canceled. What was perhaps sent goes on
 to be asked for by workers, with the same keys and never with a new one: after a
-day it is only read. Until all of it has an end, the run is closing; then it is
-closed by itself. It takes no more refunds, and is not opened again. `fleet
-status` does not show it once it is closed; `fleet report` does.
+day it is only read. That includes what workers have in hand when it begins, of
+each account about as many as it sends in a second, and they may cancel it still.
+Until all of it has an end, the run is closing; then it is closed by itself. It
+takes no more refunds, and is not opened again. `fleet status` does not show it
+once it is closed; `fleet report` does.
 
-Exit codes: 0 it is closed, 1 it is closing, or the database failed, 2 no such run, no
-connection, or no right, 130 interrupted. With 1 and 130 stderr says what is
-certain, and the same command goes on."""
+Exit codes: 0 it is closed, 1 it is closing, or the database failed, 2 no such
+run, no connection, or no right, 130 interrupted. With 1 and 130 stderr says what
+is certain, and the same command goes on."""
 
-RETRY_HELP = """Ask at once, again, for refunds that were not canceled.
+RETRY_HELP = """Ask again at once for refunds that were not canceled.
 
 --outcome says which: failed (canceled nothing, for a reason that was fixed
 since), not_cancelable (its state forbade it, and may have changed: a bank that
