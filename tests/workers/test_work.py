@@ -10,6 +10,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
@@ -24,7 +25,7 @@ from async_refunds.workers.channel import Channel
 from async_refunds.workers.fair_share import FairShare
 from async_refunds.workers.scope_worker import ScopeWorker
 from tests.support.batches import KEY, asked
-from tests.support.fleets import FAR_TOO_LONG
+from tests.support.fleets import FAR_TOO_LONG, WAITING
 from tests.support.scripted import CANCELED, RE, refusal, scripted
 
 if TYPE_CHECKING:
@@ -208,6 +209,36 @@ async def test_account_goes_to_the_others_while_a_call_for_another_one_lasts(
 _BOTH_LISTEN = """SELECT count(*) = 2 FROM pg_stat_activity
     WHERE datname = current_database() AND application_name = 'async_refunds'
         AND query LIKE '%pg_notify%'"""
+
+
+async def test_account_that_was_taken_while_the_worker_was_told_to_stop_goes_back(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it begins: its next holder need not wait for any call."""
+    monkeypatch.setattr(scope_worker, "_END_OF_CALLS", 600.0)
+    monkeypatch.setattr(scope_worker, "_END_OF_JOURNAL", 600.0)
+    stopped = asyncio.Event()
+    stop = ScopeWorker.stop
+
+    def note(self: ScopeWorker) -> None:
+        stop(self)
+        stopped.set()
+
+    monkeypatch.setattr(ScopeWorker, "stop", note)
+    await fleet.seed(5, A)
+    async with (
+        await psycopg.AsyncConnection.connect(fleet.database) as locking,
+        fleet.worker(rate=FAST, ttl=600.0) as worker,
+    ):
+        await locking.execute("LOCK TABLE async_refunds.leases IN SHARE MODE")
+        await fleet.until_found(f"SELECT ({WAITING}) > 0")
+        worker.stop.set()
+        await stopped.wait()
+        await locking.rollback()
+        await worker.task
+    assert not fleet.stripe.requests
+    taken = "SELECT acquired_at IS NOT NULL, token FROM async_refunds.leases"
+    assert await fleet.ask(taken) == [(True, None)]
 
 
 _ATTEMPTS = "SELECT sum(attempts) FROM async_refunds.items"
