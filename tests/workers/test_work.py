@@ -10,6 +10,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+import msgspec
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
@@ -45,6 +46,11 @@ TTL = 0.6
 
 def keys(fleet: Fleet, ids: list[str]) -> list[set[str | None]]:
     return [set(asked(fleet.stripe, each)) for each in ids]
+
+
+def scope(fleet: Fleet) -> str:
+    """Return the scope of its run."""
+    return f"default {fleet.base_url} test"
 
 
 def watch(monkeypatch: pytest.MonkeyPatch, owner: type, *names: str) -> Counter[str]:
@@ -95,6 +101,18 @@ async def test_more_of_an_account_soon_after_goes_on_with_its_lease(
         assert await fleet.value(token) == before
         monkeypatch.setattr(held_accounts, "_LINGER", 0.1)
         await fleet.until_found(f"SELECT ({token}) IS NULL")
+
+
+async def test_idle_account_goes_also_while_others_get_work_all_the_time(
+    fleet: Fleet,
+) -> None:
+    """Each time it is asked for more, and has none; that keeps it no longer."""
+    await fleet.seed(1, A)
+    async with fleet.worker(rate=FAST, ttl=600.0):
+        await fleet.until_told(1)
+        async with asyncio.timeout(FAR_TOO_LONG):
+            while await fleet.value("SELECT count(token) FROM async_refunds.leases"):
+                await fleet.ask("SELECT pg_notify('async_refunds', %s)", scope(fleet))
 
 
 async def _hear_nothing(channel: Channel) -> None:
@@ -171,6 +189,23 @@ async def test_accounts_of_a_worker_that_ends_go_to_the_others_at_once(
     assert len(staying.results) == 100 - told
     assert fleet.results.keys() == set(ids)
     assert fleet.stripe.books.requests["cancel"] == 100
+
+
+async def test_account_that_is_handed_over_is_given_back_as_soon_as_it_has_ended(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not with the next look for work: another worker waits for it."""
+    monkeypatch.setattr(scope_worker, "_INTERVAL", 600.0)
+    held = "SELECT count(token) FROM async_refunds.leases"
+    for name in (A, B):
+        await fleet.seed(100, name)
+    async with fleet.worker(rate=5.0, ttl=600.0):
+        await fleet.until(lambda: len(fleet.stripe.requests) >= 4)
+        assert await fleet.value(held) == 2
+        other = {"scope": scope(fleet), "worker": "other", "held": 0, "hungry": True}
+        word = msgspec.json.encode(other).decode()
+        await fleet.ask("SELECT pg_notify('async_refunds_workers', %s)", word)
+        await fleet.until_found(f"SELECT ({held}) = 1")
 
 
 def keep_all(*_: object) -> int:
