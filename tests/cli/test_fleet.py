@@ -300,6 +300,32 @@ async def test_dry_run_refuses_what_the_command_would(fleet: Fleet) -> None:
         )
 
 
+async def test_bad_lines_of_a_list_are_skipped_if_that_is_wanted(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    source = tmp_path / "ids.txt"
+    source.write_text("re_1\nnone\nre_2\n")
+    command = ("enqueue", "--run", "tonight", "--from", str(source))
+    command += ("--base-url", HERE, "--priority", "-3")
+    refused, dry = await fleet.each(command, (*command, "--skip-bad", "--dry-run"))
+    assert refused.code == 2
+    assert "nothing was added: fix it, or leave it out with --skip-bad" in refused.err
+    assert dry.lines == [{"run": "tonight", "to_add": 2, "already_there": 0}]
+    added = await fleet(*command, "--skip-bad")
+    assert added.code == 0
+    for told in (dry, added):
+        assert told.err.endswith(f"\n1 line of {source} was skipped\n")
+    assert [name for name, _ in items(fleet)] == ["re_1", "re_2"]
+    assert fleet.rows("SELECT priority FROM async_refunds.runs") == [(-3,)]
+
+
+async def test_enqueue_tells_a_person_in_words_only(fleet: Fleet) -> None:
+    command = ("enqueue", "--run", "tonight", "re_1", "--base-url", HERE)
+    for more in ((), ("--dry-run",)):
+        assert await on_terminal(fleet, *command, *more) == ""
+    assert items(fleet) == [("re_1", "")]
+
+
 @pytest.mark.parametrize("command", ["enqueue", "sweep"])
 async def test_run_that_takes_none_is_refused_before_a_question_and_a_search(
     fleet: Fleet, command: str
@@ -351,6 +377,9 @@ async def test_run_that_is_closed_during_a_search_is_told_after_it(
 
 async def test_live_refunds_are_asked_about(fleet: Fleet) -> None:
     command = ("enqueue", "--run", "live", "re_1", "re_2", "--live")
+    command += ("--account", "acct_1")
+    one = await fleet("enqueue", "--run", "one", "re_1", "--live")
+    assert (one.code, one.err) == (0, "1 refund added to one\n")
     refused = await fleet(*command)
     assert refused.code == 2
     assert refused.err == (
@@ -373,8 +402,8 @@ async def test_live_refunds_are_asked_about(fleet: Fleet) -> None:
             shown = await showing
         assert ended.code == code
         assert "live mode, https://api.stripe.com" in shown
-        assert "Cancel these 2 refunds? Real money moves." in shown
-        assert len(items(fleet)) == (2 if code == 0 else 0)
+        assert "Cancel these 2 refunds of acct_1? Real money moves." in shown
+        assert len(items(fleet)) == 1 + (2 if code == 0 else 0)
     assert (await fleet(*command, "--yes")).err.startswith("0 refunds added to live")
 
 
@@ -740,14 +769,14 @@ async def test_old_refunds_are_found_and_added(fleet: Fleet) -> None:
         to = ("--base-url", f"{base_url}/", "--account", "acct_1", "--yes")
         how: Any = {"environment": fleet.environment}
         dry, none, asked, spaced = await run_each(
-            (*command, *to, "--dry-run"),
+            (*command, *to[:-1], "--dry-run"),
             (*command, *to, "--currency", "gbp"),
             (*command, *to[:-1]),
             (*command, *to, "--tenant", ""),
             **how,
         )
         assert (dry.code, none.code, asked.code, spaced.code) == (0, 0, 2, 2)
-        assert items(fleet) == []
+        assert fleet.rows("SELECT name FROM async_refunds.runs") == []
         assert {each["id"] for each in dry.lines} == {*old}
         ended = await run(*command, *to, "--max", "1", **how)
         again = await run(*command, *to, **how)
