@@ -290,11 +290,14 @@ async def test_list_that_cannot_be_read_cancels_nothing() -> None:
     assert ended.err.endswith("nothing was canceled\n")
 
 
-async def test_dry_run_that_nobody_reads_to_its_end_ends_without_a_word() -> None:
+@pytest.mark.parametrize("sweep", ["sweep", "fleet sweep --run tonight"])
+async def test_dry_run_that_nobody_reads_to_its_end_ends_without_a_word(
+    sweep: str,
+) -> None:
     emulator, _ = emulator_of(0)
     days_old(emulator, *(15 + n / 100 for n in range(300)))
     async with emulator.serve() as base_url:
-        command = f"refunds sweep --older-than 14d --dry-run --base-url {base_url}"
+        command = f"refunds {sweep} --older-than 14d --dry-run --base-url {base_url}"
         ended = await run_in_shell(f"{{ {command}; echo code $? >&2; }} | head -1")
         full = await run_in_shell(f"{command} >/dev/full")
     assert len(ended.lines) == 1
