@@ -305,8 +305,8 @@ async def test_bad_lines_of_a_list_are_skipped_if_that_is_wanted(
 ) -> None:
     source = tmp_path / "ids.txt"
     source.write_text("re_1\nnone\nre_2\n")
-    command = ("enqueue", "--run", "tonight", "--from", str(source))
-    command += ("--base-url", HERE, "--priority", "-3")
+    which = ("--run", "tonight", "--from", str(source), "--priority", "-3")
+    command = ("enqueue", *which, "--base-url", HERE)
     refused, dry = await fleet.each(command, (*command, "--skip-bad", "--dry-run"))
     assert refused.code == 2
     assert "nothing was added: fix it, or leave it out with --skip-bad" in refused.err
@@ -376,8 +376,8 @@ async def test_run_that_is_closed_during_a_search_is_told_after_it(
 
 
 async def test_live_refunds_are_asked_about(fleet: Fleet) -> None:
-    command = ("enqueue", "--run", "live", "re_1", "re_2", "--live")
-    command += ("--account", "acct_1")
+    which = ("--live", "--account", "acct_1")
+    command = ("enqueue", "--run", "live", "re_1", "re_2", *which)
     one = await fleet("enqueue", "--run", "one", "re_1", "--live")
     assert (one.code, one.err) == (0, "1 refund added to one\n")
     refused = await fleet(*command)
