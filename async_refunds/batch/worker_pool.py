@@ -97,8 +97,7 @@ class WorkerPool:
                 self._record(item, left)
             if not is_ours:
                 raise
-            task.uncancel()
-            return
+            return  # and `work` ends: an interrupted batch gives out no more items
         finally:
             self._calling.discard(task)
         if result is not None:

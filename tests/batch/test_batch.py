@@ -1175,6 +1175,31 @@ async def test_slow_reader_of_the_results_slows_the_batch_down() -> None:
     assert stripe.books.requests["cancel"] == 200
 
 
+async def test_input_of_nothing_but_bad_ids_is_read_as_its_results_are_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No worker has them, and no journal, which hold up the reading otherwise."""
+    monkeypatch.setattr(source, "CHUNK", 20)
+    stripe = emulator()
+    read = 0
+
+    def reading() -> Iterator[str]:
+        nonlocal read
+        for read in range(1, 1001):  # noqa: B007 - the test looks at it
+            yield "no id"
+
+    async with (
+        client(stripe) as refunds,
+        aclosing(cancel_many(refunds, reading(), concurrency=5)) as results,
+    ):
+        for told in range(1, 1001):
+            assert (await anext(results)).outcome == "failed"
+            await asyncio.sleep(1)
+            assert read <= told + 5 + 20
+    assert read == 1000
+    assert not stripe.requests
+
+
 def test_loop_that_ends_with_a_batch_left_open_ends(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

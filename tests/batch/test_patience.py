@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 import socket
 from collections import Counter
@@ -15,7 +16,7 @@ from async_refunds.journal import MemoryJournal
 from tests.support.answering import answering, canceled
 from tests.support.batches import KEY, canceled_many
 from tests.support.leased import long_batch
-from tests.support.scripted import answer, refund_json
+from tests.support.scripted import answer, refund_json, refusal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
@@ -172,6 +173,32 @@ async def test_account_that_goes_for_an_outage_says_so_however_late_its_calls_en
         batch.open(None)
         await batch.until_idle()
     assert batch.closings[None] is not None
+
+
+async def test_settling_read_that_has_no_turn_is_left_to_a_later_call() -> None:
+    """The reads are held back after an outage of theirs, which the cancels outlive."""
+    reads = itertools.count()
+
+    def respond(method: str, refund_id: str) -> bytes:
+        if method == "POST":
+            return refusal(400, type="invalid_request_error", message="Charges must")
+        if next(reads) < 20:
+            return answer(503, b"{}")
+        return answer(200, refund_json("succeeded", id=refund_id))
+
+    ids = [f"re_{number}" for number in range(30)]
+    async with (
+        answering(respond) as base_url,
+        RefundsClient(KEY, base_url=base_url) as refunds,
+    ):
+        found = await canceled_many(
+            refunds, ids, timeout=2.0, concurrency=30, rate=1000.0
+        )
+    first_two = {
+        tuple(each.method for each in result.attempts[:2]) for result in found.values()
+    }
+    assert first_two == {("POST", "GET"), ("POST", "POST")}
+    assert {result.outcome for result in found.values()} == {"not_cancelable"}
 
 
 @pytest.mark.parametrize("body", ["another refund", "not canceled"])

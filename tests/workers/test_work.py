@@ -10,6 +10,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+import msgspec
+import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
@@ -24,7 +26,7 @@ from async_refunds.workers.channel import Channel
 from async_refunds.workers.fair_share import FairShare
 from async_refunds.workers.scope_worker import ScopeWorker
 from tests.support.batches import KEY, asked
-from tests.support.fleets import FAR_TOO_LONG
+from tests.support.fleets import FAR_TOO_LONG, WAITING
 from tests.support.scripted import CANCELED, RE, refusal, scripted
 
 if TYPE_CHECKING:
@@ -44,6 +46,11 @@ TTL = 0.6
 
 def keys(fleet: Fleet, ids: list[str]) -> list[set[str | None]]:
     return [set(asked(fleet.stripe, each)) for each in ids]
+
+
+def scope(fleet: Fleet) -> str:
+    """Return the scope of its run."""
+    return f"default {fleet.base_url} test"
 
 
 def watch(monkeypatch: pytest.MonkeyPatch, owner: type, *names: str) -> Counter[str]:
@@ -94,6 +101,18 @@ async def test_more_of_an_account_soon_after_goes_on_with_its_lease(
         assert await fleet.value(token) == before
         monkeypatch.setattr(held_accounts, "_LINGER", 0.1)
         await fleet.until_found(f"SELECT ({token}) IS NULL")
+
+
+async def test_idle_account_goes_also_while_others_get_work_all_the_time(
+    fleet: Fleet,
+) -> None:
+    """Each time it is asked for more, and has none; that keeps it no longer."""
+    await fleet.seed(1, A)
+    async with fleet.worker(rate=FAST, ttl=600.0):
+        await fleet.until_told(1)
+        async with asyncio.timeout(FAR_TOO_LONG):
+            while await fleet.value("SELECT count(token) FROM async_refunds.leases"):
+                await fleet.ask("SELECT pg_notify('async_refunds', %s)", scope(fleet))
 
 
 async def _hear_nothing(channel: Channel) -> None:
@@ -172,6 +191,23 @@ async def test_accounts_of_a_worker_that_ends_go_to_the_others_at_once(
     assert fleet.stripe.books.requests["cancel"] == 100
 
 
+async def test_account_that_is_handed_over_is_given_back_as_soon_as_it_has_ended(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not with the next look for work: another worker waits for it."""
+    monkeypatch.setattr(scope_worker, "_INTERVAL", 600.0)
+    held = "SELECT count(token) FROM async_refunds.leases"
+    for name in (A, B):
+        await fleet.seed(100, name)
+    async with fleet.worker(rate=5.0, ttl=600.0):
+        await fleet.until(lambda: len(fleet.stripe.requests) >= 4)
+        assert await fleet.value(held) == 2
+        other = {"scope": scope(fleet), "worker": "other", "held": 0, "hungry": True}
+        word = msgspec.json.encode(other).decode()
+        await fleet.ask("SELECT pg_notify('async_refunds_workers', %s)", word)
+        await fleet.until_found(f"SELECT ({held}) = 1")
+
+
 def keep_all(*_: object) -> int:
     return 0
 
@@ -208,6 +244,36 @@ async def test_account_goes_to_the_others_while_a_call_for_another_one_lasts(
 _BOTH_LISTEN = """SELECT count(*) = 2 FROM pg_stat_activity
     WHERE datname = current_database() AND application_name = 'async_refunds'
         AND query LIKE '%pg_notify%'"""
+
+
+async def test_account_that_was_taken_while_the_worker_was_told_to_stop_goes_back(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it begins: its next holder need not wait for any call."""
+    monkeypatch.setattr(scope_worker, "_END_OF_CALLS", 600.0)
+    monkeypatch.setattr(scope_worker, "_END_OF_JOURNAL", 600.0)
+    stopped = asyncio.Event()
+    stop = ScopeWorker.stop
+
+    def note(self: ScopeWorker) -> None:
+        stop(self)
+        stopped.set()
+
+    monkeypatch.setattr(ScopeWorker, "stop", note)
+    await fleet.seed(5, A)
+    async with (
+        await psycopg.AsyncConnection.connect(fleet.database) as locking,
+        fleet.worker(rate=FAST, ttl=600.0) as worker,
+    ):
+        await locking.execute("LOCK TABLE async_refunds.leases IN SHARE MODE")
+        await fleet.until_found(f"SELECT ({WAITING}) > 0")
+        worker.stop.set()
+        await stopped.wait()
+        await locking.rollback()
+        await worker.task
+    assert not fleet.stripe.requests
+    taken = "SELECT acquired_at IS NOT NULL, token FROM async_refunds.leases"
+    assert await fleet.ask(taken) == [(True, None)]
 
 
 _ATTEMPTS = "SELECT sum(attempts) FROM async_refunds.items"
