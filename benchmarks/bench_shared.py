@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import count, pairwise
 from pathlib import Path
@@ -368,15 +368,19 @@ def _enqueue(
 def _standing_still(folder: Path) -> Generator[None]:
     """Let no process of a database server run."""
     server = int((folder / "postmaster.pid").read_text().split()[0])
+    os.kill(server, signal.SIGSTOP)  # first: it starts no others then
     children = Path(f"/proc/{server}/task/{server}/children").read_text().split()
-    processes = [server, *map(int, children)]
-    for each in processes:
-        os.kill(each, signal.SIGSTOP)
+    stopped = [server]
+    for each in map(int, children):
+        with suppress(ProcessLookupError):  # one that was about to end
+            os.kill(each, signal.SIGSTOP)
+            stopped.append(each)
     try:
         yield
     finally:
-        for each in processes:
-            os.kill(each, signal.SIGCONT)
+        for each in stopped:
+            with suppress(ProcessLookupError):
+                os.kill(each, signal.SIGCONT)
 
 
 def _until_full(times: Sequence[float], back: float, pace: float) -> float:

@@ -97,7 +97,8 @@ class WorkerPool:
                 self._record(item, left)
             if not is_ours:
                 raise
-            return  # and `work` ends: an interrupted batch gives out no more items
+            task.uncancel()
+            return
         finally:
             self._calling.discard(task)
         if result is not None:
