@@ -833,7 +833,7 @@ async def test_worker_asks_for_what_is_left_of_a_run_that_is_closing(
     await fleet.ask("UPDATE async_refunds.runs SET state = 'closing' RETURNING 1")
     async with (
         RefundsClient(KEY, base_url=fleet.base_url) as refunds,
-        fleet.hosted(lambda _: refunds, rate=FAST),  # for each tenant with work
+        fleet.hosted({"default": refunds}.get, rate=FAST),  # tenants with work
     ):
         await fleet.until_told(2)
     outcomes = {each: result.outcome for each, result in fleet.results.items()}
