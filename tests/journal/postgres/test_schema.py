@@ -12,7 +12,7 @@ import pytest
 from procrastinate.schema import SchemaManager
 
 from async_refunds.errors import JournalError
-from async_refunds.journal.postgres import schema
+from async_refunds.journal.postgres import administration, schema
 from async_refunds.journal.postgres.schema import VERSION, check_version, migrate
 
 if TYPE_CHECKING:
@@ -150,6 +150,28 @@ def test_older_tables_are_brought_up_and_keep_what_they_have(
             older, "SELECT schema_version, min_worker_version FROM async_refunds.meta"
         ) == [(5, 3)]
         assert migrate(older) == VERSION
+
+
+def test_what_was_asked_for_since_a_failover_is_known_after_an_upgrade(
+    postgres_empty_database: str,
+) -> None:
+    """Its history has another name then. `close` would leave it to be sent again."""
+    with psycopg.connect(postgres_empty_database, autocommit=True) as older:
+        older.execute(Path(__file__).with_name("version_1.sql").read_bytes())
+        older.execute(
+            "SELECT async_refunds.create_run('r', 'https://a.example', false)"
+        )
+        older.execute("SELECT async_refunds.enqueue('r', ARRAY['re_1', 're_2'], NULL)")
+        older.execute("UPDATE async_refunds.timelines SET timeline = 'before'")
+        older.execute("SELECT async_refunds.note_timeline()")
+        older.execute(
+            "UPDATE async_refunds.items SET generation = 1, outcome = 'failed', "
+            "known_at = now(), timeline = CASE refund_id "
+            "WHEN 're_1' THEN async_refunds.timeline() ELSE 'before' END"
+        )
+        migrate(older)
+        closed = administration.close(older, "r")
+        assert closed == administration.Closed(unsent=1, left=1, dead=0)
 
 
 def test_tables_that_somebody_uses_are_not_waited_for_without_an_end(
