@@ -210,9 +210,10 @@ RETURNING l.account, CASE WHEN found.left_open
     THEN extract(epoch FROM l.retry_at - clock_timestamp())::float8 END"""  # noqa: S608 - our own text
 
 # Those that have something to do, and who holds or held each: a lease may have been
-# given back by now, or was locked for a moment.
+# given back by now, or was locked for a moment. And when this history began.
 NOT_TAKEN = f"""WITH {HISTORY}
-SELECT l.account, coalesce(l.owner, 'another worker')
-    FROM async_refunds.leases l
+SELECT l.account, coalesce(l.owner, 'another worker'),
+        extract(epoch FROM history.seen_at)::float8
+    FROM async_refunds.leases l CROSS JOIN history
     WHERE l.scope = %(scope)s AND l.account = ANY (%(accounts)s::text[])
         AND {_has("true")} ORDER BY l.account"""  # noqa: S608 - our own text

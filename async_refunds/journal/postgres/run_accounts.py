@@ -53,7 +53,8 @@ class RunAccounts:
     async def take(self, accounts: Iterable[str | None]) -> None:
         """Take those that the batch has not had yet and that have something open.
 
-        Waits for a holder that does not renew its lease: it was killed.
+        Waits for a holder that does not renew its lease: it was killed. After a
+        failover also for what was perhaps held before it, which ends as late.
 
         Raises:
             JournalError: A worker has one, and does not end; or the database refuses.
@@ -62,7 +63,7 @@ class RunAccounts:
         try:
             for account in missing:  # of the batch before
                 await self._leases.release(account, retry_later=False)
-            until = time.monotonic() + self._leases.ttl + _OVER
+            until, history = 0.0, None
             while missing:
                 taken = await self._leases.acquire(len(missing), only=missing)
                 self._tokens.update((lease.account, lease.token) for lease in taken)
@@ -71,8 +72,11 @@ class RunAccounts:
                 not_taken = await self._writer.do(Operation(NOT_TAKEN, values))
                 if not not_taken:
                     return  # there is nothing to do for them
+                account, owner, began_at = not_taken[0]
+                if began_at != history:  # at first, and after a failover
+                    history = began_at
+                    until = time.monotonic() + self._leases.ttl + _OVER
                 if time.monotonic() > until:
-                    account, owner = not_taken[0]
                     whose = account or "the key's own account"
                     raise JournalError(f"{owner} works on {whose}: wait for its end")
                 await asyncio.sleep(_POLL)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from async_refunds.journal.base import Run
-from async_refunds.journal.postgres import PostgresJournal
+from async_refunds.journal.postgres import PostgresJournal, run_accounts
 from tests.support.fleets import (
     URL,
+    Clock,
     begin_history,
     grow_old,
     ids,
@@ -19,6 +21,9 @@ from tests.support.fleets import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from async_refunds.journal.postgres import Lease
     from tests.support.fleets import Fleet
 
 pytestmark = pytest.mark.asyncio(loop_factories=["real"])
@@ -69,6 +74,43 @@ async def test_batch_waits_for_what_was_perhaps_held(fleet: Fleet) -> None:
             assert fleet.rows(OWNERS) == [(None,)]
             grow_old(fleet, TTL)
             assert ids((await claiming)[None]) == ["re_1"]
+
+
+async def test_batch_waits_as_long_if_the_failover_comes_while_it_waits(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet.add(["re_1"])
+    clock = Clock()
+    monkeypatch.setattr(run_accounts, "time", SimpleNamespace(monotonic=clock))
+    run = Run(URL, livemode=False)
+    async with (
+        worker(fleet.address) as one,
+        await PostgresJournal.open(fleet.address, run, name="run", ttl=TTL) as batch,
+    ):
+        await one.acquire()
+        acquire, looks = batch.leases.acquire, 0
+
+        async def counted(limit: int, *, only: Iterable[str | None]) -> list[Lease]:
+            nonlocal looks
+            looks += 1
+            return await acquire(limit, only=only)
+
+        async def look_twice() -> None:
+            before = looks
+            await until(lambda: looks >= before + 2 or claiming.done())
+
+        monkeypatch.setattr(batch.leases, "acquire", counted)
+        claiming = asyncio.create_task(batch.claim({None: 1}))
+        await look_twice()
+        clock.now += TTL
+        begin_history(fleet)
+        forget_leases(fleet)
+        await look_twice()
+        clock.now += TTL
+        await look_twice()
+        assert not claiming.done()
+        grow_old(fleet, TTL)
+        assert ids((await claiming)[None]) == ["re_1"]
 
 
 async def test_what_is_held_in_this_history_is_known(fleet: Fleet) -> None:
