@@ -191,7 +191,7 @@ async def test_new_key_is_refused_at_once_though_others_would_wait(
     """A former holder may have a request under way: that is waited for otherwise."""
     async with worker(fleet.address) as one:
         claim = await claims_one(fleet, one)
-        fleet.do("UPDATE async_refunds.leases SET no_new_key_until = 'infinity'")
+        fleet.do("UPDATE async_refunds.leases SET no_new_key_until = now() + '1 h'")
         fleet.do(BEGUN)
         with pytest.raises(RunClosedError):
             await one.journal.rekey(claim)
@@ -293,7 +293,7 @@ async def test_dead_one_is_opened_again_with_its_key(fleet: Fleet) -> None:
         "UPDATE async_refunds.items SET dead = true, outcome = 'not_cancelable', "
         "claims = 9"
     )
-    fleet.do("UPDATE async_refunds.leases SET no_new_key_until = 'infinity'")
+    fleet.do("UPDATE async_refunds.leases SET no_new_key_until = now() + '1 h'")
     assert close(fleet) == administration.Closed(unsent=0, left=1, dead=1)
     retried = administer(fleet.address, administration.retry, [], dead=True)
     assert retried == administration.Retried(1, 0, paused=False)
